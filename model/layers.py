@@ -1,0 +1,276 @@
+"""Weight-normalised layers with data-dependent initialisation, and residual blocks.
+
+Weight normalisation (Salimans & Kingma 2016, arXiv:1602.07868): w = g v / ||v||, one norm for
+each output unit. A mask is applied to v before the norm, so that hidden entries do not dilute
+the gain. A unit whose whole mask is zero has w = 0: it is its bias alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+# Large enough to be added in bfloat16 products, small against any norm that training reaches.
+NORM_EPS = 1e-12
+
+
+class WeightNormLayer(nn.Module):
+    """What linear, convolution and transposed convolution share: `v`, `g`, `bias`, the fold.
+
+    `init_scale` is the standard deviation that data-dependent initialisation gives to each
+    unit's pre-activation; `bias_start`, where given, is the value at which the bias starts and
+    that the initialisation leaves alone.
+    """
+
+    out_dim = 0  # the axis of `v` that counts output units
+
+    def __init__(
+        self,
+        v: Tensor,
+        units: int,
+        *,
+        mask: Tensor | None = None,
+        init_scale: float = 1.0,
+        bias_start: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.v = nn.Parameter(v)
+        self.g = nn.Parameter(torch.ones(units))
+        self.bias = nn.Parameter(torch.full((units,), bias_start or 0.0))
+        self.init_scale = init_scale
+        self.bias_start = bias_start
+        self.register_buffer("mask", mask, persistent=False)
+        self.mask: Tensor | None
+
+    def direction(self) -> Tensor:
+        """Give v / ||v|| with the mask applied, zero for a unit that the mask hides whole."""
+        v = self.v if self.mask is None else self.v * self.mask
+        dims = [d for d in range(v.dim()) if d != self.out_dim]
+        squared = v.square().sum(dim=dims, keepdim=True)
+        return v * torch.rsqrt(squared + NORM_EPS)
+
+    def weight(self) -> Tensor:
+        """Give the effective weight, shaped as `v`."""
+        shape = [1] * self.v.dim()
+        shape[self.out_dim] = -1
+        return self.direction() * self.g.view(shape)
+
+    def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute the layer's product; subclasses say which."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the normalised weight and the bias; units are axis 1 of the result."""
+        return self.apply_weight(x, self.weight(), self.bias)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Set g and bias so that pre-activations have mean 0 and deviation `init_scale` on `x`.
+
+        Salimans & Kingma 2016, section 3. Units that do not vary on `x` keep a gain of 1.
+        """
+        t = self.apply_weight(x, self.direction(), None)
+        dims = [d for d in range(t.dim()) if d != 1]
+        std = t.std(dim=dims)
+        gain = torch.where(std > 1e-6, self.init_scale / std.clamp_min(1e-6), torch.ones_like(std))
+        self.g.copy_(gain)
+        if self.bias_start is None:
+            self.bias.copy_(-t.mean(dim=dims) * gain)
+
+    def folded(self) -> nn.Module:
+        """Give the plain torch layer that computes the same function."""
+        raise NotImplementedError
+
+
+def _plain_copy(layer: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
+    layer.weight = nn.Parameter(weight.detach().clone())
+    layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
+
+
+class Linear(WeightNormLayer):
+    """A weight-normalised, optionally masked, affine map `[B, in] -> [B, out]`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        mask: Tensor | None = None,
+        init_scale: float = 1.0,
+        bias_start: float | None = None,
+    ) -> None:
+        v = torch.randn(out_features, in_features) * 0.05
+        super().__init__(v, out_features, mask=mask, init_scale=init_scale, bias_start=bias_start)
+
+    def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See the base class."""
+        return F.linear(x, weight, bias)
+
+    def folded(self) -> nn.Module:
+        """See the base class."""
+        plain = nn.Linear(self.v.shape[1], self.v.shape[0])
+        return _plain_copy(plain, self.weight(), self.bias)
+
+
+class Conv(WeightNormLayer):
+    """A weight-normalised 3x3 convolution, stride 1 or 2, `[B, in, H, W] -> [B, out, H', W']`."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int = 1, init_scale: float = 1.0
+    ) -> None:
+        v = torch.randn(out_channels, in_channels, 3, 3) * 0.05
+        super().__init__(v, out_channels, init_scale=init_scale)
+        self.stride = stride
+
+    def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See the base class."""
+        return F.conv2d(x, weight, bias, stride=self.stride, padding=1)
+
+    def folded(self) -> nn.Module:
+        """See the base class."""
+        out_channels, in_channels = self.v.shape[:2]
+        plain = nn.Conv2d(in_channels, out_channels, 3, stride=self.stride, padding=1)
+        return _plain_copy(plain, self.weight(), self.bias)
+
+
+class ConvTranspose(WeightNormLayer):
+    """A weight-normalised 3x3 transposed convolution of stride 2.
+
+    `output_padding` (0 or 1 an axis) picks which of the two sizes that stride 2 maps to the
+    input's size is restored: H' = 2 H - 1 + output_padding.
+    """
+
+    out_dim = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        output_padding: tuple[int, int],
+        init_scale: float = 1.0,
+    ) -> None:
+        v = torch.randn(in_channels, out_channels, 3, 3) * 0.05
+        super().__init__(v, out_channels, init_scale=init_scale)
+        self.output_padding = output_padding
+
+    def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See the base class."""
+        return F.conv_transpose2d(
+            x, weight, bias, stride=2, padding=1, output_padding=self.output_padding
+        )
+
+    def folded(self) -> nn.Module:
+        """See the base class."""
+        in_channels, out_channels = self.v.shape[:2]
+        plain = nn.ConvTranspose2d(
+            in_channels,
+            out_channels,
+            3,
+            stride=2,
+            padding=1,
+            output_padding=self.output_padding,
+        )
+        return _plain_copy(plain, self.weight(), self.bias)
+
+
+class ResidualBlock(nn.Module):
+    """`skip(x) + second(elu(first(elu(x))))`: a pre-activation residual unit (He et al. 2016).
+
+    Where the size or the number of maps changes, `first` and `skip` are both strided or
+    transposed convolutions (paper, Appendix B); else `skip` is None, the identity.
+    `activate_input` is False for the block that reads the image itself.
+    """
+
+    def __init__(
+        self,
+        first: nn.Module,
+        second: nn.Module,
+        skip: nn.Module | None,
+        *,
+        activate_input: bool = True,
+    ) -> None:
+        super().__init__()
+        self.first = first
+        self.second = second
+        self.skip = skip
+        self.activate_input = activate_input
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, C, H, W] -> [B, C', H', W']`."""
+        a = F.elu(x) if self.activate_input else x
+        shortcut = x if self.skip is None else self.skip(a)
+        out: Tensor = shortcut + self.second(F.elu(self.first(a)))
+        return out
+
+
+# The branch starts small, so that a fresh block is close to its shortcut.
+BRANCH_INIT_SCALE = 0.1
+
+
+def same_block(channels: int) -> ResidualBlock:
+    """A block that keeps maps and size."""
+    second = Conv(channels, channels, init_scale=BRANCH_INIT_SCALE)
+    return ResidualBlock(Conv(channels, channels), second, None)
+
+
+def down_block(in_channels: int, out_channels: int, *, first_layer: bool = False) -> ResidualBlock:
+    """A block of stride 2: H' = ceil(H / 2)."""
+    return ResidualBlock(
+        Conv(in_channels, out_channels, stride=2),
+        Conv(out_channels, out_channels, init_scale=BRANCH_INIT_SCALE),
+        Conv(in_channels, out_channels, stride=2),
+        activate_input=not first_layer,
+    )
+
+
+def up_block(in_channels: int, out_channels: int, output_padding: tuple[int, int]) -> ResidualBlock:
+    """A block of stride 1/2, the mirror of `down_block`."""
+    inner = max(in_channels, out_channels)  # the last block's output is one map: keep its inside
+    return ResidualBlock(
+        ConvTranspose(in_channels, inner, output_padding=output_padding),
+        Conv(inner, out_channels, init_scale=BRANCH_INIT_SCALE),
+        ConvTranspose(in_channels, out_channels, output_padding=output_padding),
+    )
+
+
+@contextmanager
+def data_dependent_init(model: nn.Module) -> Iterator[None]:
+    """Initialise every weight-normalised layer from the data of the forward pass made inside.
+
+    Layers are set in the order in which they are reached, each from inputs that the already
+    initialised ones computed (Salimans & Kingma 2016, section 3). Run it in eager mode,
+    before compiling or wrapping the model; the layers themselves know no mode.
+    """
+
+    def hook(layer: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> Tensor:
+        if not isinstance(layer, WeightNormLayer):
+            raise TypeError(f"{type(layer).__name__} is not weight-normalised")
+        layer.initialize(args[0])
+        return layer.forward(args[0])
+
+    handles: list[RemovableHandle] = [
+        layer.register_forward_hook(hook)
+        for layer in model.modules()
+        if isinstance(layer, WeightNormLayer)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def fold_weight_norm(module: nn.Module) -> None:
+    """Replace, in place, every weight-normalised layer below `module` by its plain equal."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, WeightNormLayer):
+            setattr(module, name, child.folded())
+        else:
+            fold_weight_norm(child)

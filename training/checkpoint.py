@@ -1,0 +1,287 @@
+"""Checkpoints that survive a crash, a full disk and a damaged file.
+
+    RUN/checkpoints/step-00001200/{model,ema,optim}.safetensors, state.json
+    RUN/checkpoints/latest          the name of the newest, as text
+
+A checkpoint is written under another name, flushed to the disk and renamed; then the pointer is
+replaced; only then are older ones removed. Tensors are safetensors and everything else is JSON:
+nothing that is loaded can run code. `state.json` holds the SHA-256 of every file and of itself.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from model import build_model
+from model.config import config_from_dict
+from model.contract import DensityModel
+from training.errors import CheckpointError
+
+__all__ = ["Checkpoint", "load_checkpoint", "load_run", "save_checkpoint"]
+
+FORMAT = 1
+FOLDER = "checkpoints"
+POINTER = "latest"
+STATE_FILE = "state.json"
+TENSOR_FILES = ("model", "ema", "optim")
+TEMPORARY = ".writing-"
+NAME = re.compile(r"step-(\d{8,})")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one checkpoint holds; tensors on the CPU.
+
+    `faults` names newer checkpoints that could not be used, each with its reason: empty where all
+    is well.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    optim: dict[str, Tensor]
+    state: dict[str, Any]
+    path: Path
+    faults: tuple[str, ...] = field(default=())
+
+
+def save_checkpoint(
+    run_dir: Path,
+    step: int,
+    *,
+    model_state: Mapping[str, Tensor],
+    ema_state: Mapping[str, Tensor],
+    optim_tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    keep: int = 2,
+) -> Path:
+    """Write the checkpoint of `step` and return its directory; the newest `keep` are kept.
+
+    `state` is whatever else a resumed run needs, as JSON (finite numbers only). Checkpoints of
+    later steps are removed with the old ones: they belong to a run that was left behind. Raises
+    `CheckpointError`, with every earlier checkpoint still in place, where the disk refuses.
+    """
+    if keep < 1:
+        raise ValueError(f"keep is at least 1, not {keep}")
+    folder = run_dir / FOLDER
+    tensors = dict(zip(TENSOR_FILES, (model_state, ema_state, optim_tensors), strict=True))
+    contents = {f"{name}.safetensors": _packed(part) for name, part in tensors.items()}
+    contents[STATE_FILE] = _state_file(step, state, contents)
+    path = folder / f"step-{step:08d}"
+    try:
+        _write_directory(path, contents)
+        _write_pointer(folder, path.name)
+    except OSError as error:
+        raise CheckpointError(
+            f"The checkpoint of step {step} could not be written to {folder} ({error}). Earlier "
+            f"checkpoints are untouched ({_names(folder)}): make room there and use --resume."
+        ) from error
+    older = [other for other in _newest_first(folder) if _step(other) < step]
+    _remove(set(_newest_first(folder)) - {path, *older[: keep - 1]})
+    return path
+
+
+def _packed(tensors: Mapping[str, Tensor]) -> bytes:
+    # Clones, because safetensors refuses tensors that share memory (tied weights, views).
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return safetensors.torch.save(plain)
+
+
+def _state_file(step: int, state: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
+    sums = {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()}
+    content = {"format": FORMAT, "step": step, "state": dict(state), "files": sums}
+    record = {"content": content, "sha256": _sha256(_canonical(content))}
+    return json.dumps(record, indent=1, sort_keys=True, allow_nan=False).encode()
+
+
+def _canonical(content: object) -> bytes:
+    return json.dumps(content, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write_directory(path: Path, contents: Mapping[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove(path.parent.glob(f"{TEMPORARY}*"))  # what a process that was killed left behind
+    temporary = path.parent / f"{TEMPORARY}{path.name}"
+    replaced = path.parent / f"{TEMPORARY}replaced-{path.name}"
+    try:
+        temporary.mkdir()
+        for name, data in contents.items():
+            _write_file(temporary / name, data)
+        _sync(temporary)
+        if path.exists():  # the same step once more: a directory is never renamed onto a full one
+            path.rename(replaced)
+        temporary.rename(path)
+        _sync(path.parent)
+    finally:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        _remove([temporary, replaced])
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_pointer(folder: Path, name: str) -> None:
+    temporary = folder / f"{TEMPORARY}{POINTER}"
+    try:
+        _write_file(temporary, f"{name}\n".encode())
+        temporary.replace(folder / POINTER)
+        _sync(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the system can (Windows cannot)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The newest good checkpoint of the run directory `path`, or the one checkpoint that `path`
+    itself is.
+
+    A damaged newest checkpoint is passed over with a logged warning for the one before it. Raises
+    `CheckpointError` where there is none, or none that is whole.
+    """
+    if (path / STATE_FILE).is_file():
+        return _read(path)
+    candidates = _candidates(path / FOLDER)
+    if not candidates:
+        raise CheckpointError(f"There are no checkpoints in {path}: is it the directory of a run?")
+    faults: list[str] = []
+    for candidate in candidates:
+        try:
+            found = _read(candidate)
+        except CheckpointError as error:
+            logger.warning("%s Trying the one before it.", error)
+            faults.append(str(error))
+        else:
+            return replace(found, faults=tuple(faults))
+    raise CheckpointError(f"No checkpoint in {path} is whole. {' '.join(faults)}")
+
+
+def load_run(
+    path: Path, *, weights: Literal["ema", "raw"] = "ema"
+) -> tuple[dict[str, Any], DensityModel, Checkpoint]:
+    """A run's configuration, its model in eval mode on the CPU, and the checkpoint its weights are
+    from.
+
+    `path` is a run directory or one checkpoint in it. `weights` chooses the averaged ("ema") or the
+    last ("raw") parameters; buffers are always the last. Raises `CheckpointError`.
+    """
+    run_dir = path.parent.parent if (path / STATE_FILE).is_file() else path
+    config = _run_config(run_dir / "config.json")
+    checkpoint = load_checkpoint(path)
+    model = build_model(config_from_dict(config["model"]))
+    try:
+        model.load_state_dict(checkpoint.model)
+        if weights == "ema":
+            model.load_state_dict({**checkpoint.model, **checkpoint.ema})
+    except RuntimeError as error:  # torch's word for names and shapes that do not fit
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit the model that config.json describes: {error}"
+        ) from error
+    return config, model.eval(), checkpoint
+
+
+def _run_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}): is this the directory of a run?"
+        ) from error
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise CheckpointError(f"{path} describes no model: it has no object called 'model'.")
+    return config
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Checkpoints in the order to try them: what the pointer names, then the others, newest
+    first."""
+    names = _newest_first(folder)
+    try:
+        pointed = folder / (folder / POINTER).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return names
+    return sorted(names, key=lambda path: path != pointed)  # stable: only the pointed one moves
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if NAME.fullmatch(path.name))
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _names(folder: Path) -> str:
+    return ", ".join(path.name for path in _newest_first(folder)) or "there are none"
+
+
+def _read(path: Path) -> Checkpoint:
+    try:
+        content = _verified_content((path / STATE_FILE).read_bytes())
+        model, ema, optim = (
+            _tensors(path / f"{name}.safetensors", content) for name in TENSOR_FILES
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The checkpoint {path} is damaged or incomplete: {error}."
+        ) from error
+    return Checkpoint(content["step"], model, ema, optim, content["state"], path)
+
+
+def _verified_content(data: bytes) -> dict[str, Any]:
+    record = json.loads(data)
+    content: dict[str, Any] = record["content"]
+    if _sha256(_canonical(content)) != record["sha256"]:
+        raise ValueError(f"the SHA-256 of {STATE_FILE} is not what it says")
+    if content["format"] != FORMAT:
+        raise ValueError(f"its format is {content['format']}, this program reads {FORMAT}")
+    return content
+
+
+def _tensors(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    data = path.read_bytes()
+    if _sha256(data) != content["files"][path.name]["sha256"]:
+        raise ValueError(f"the SHA-256 of {path.name} is not what {STATE_FILE} says")
+    return safetensors.torch.load(data)

@@ -1,0 +1,183 @@
+"""A run's configuration: the model, the data, the optimisation; frozen, validated, JSON.
+
+What changes the mathematics of a run stands in `RunConfig` and is kept in its `config.json`.
+What only changes how fast it is computed stands in `Runtime` and may differ at every resume.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from model.config import ConfigError, ConvVaeConfig, ModelConfig, config_from_dict, preset, require
+
+Schedule = Literal["constant", "cosine", "trapezoid"]
+Switch = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images: "mnist", "fashion-mnist" or "folder:PATH" (with its `size` and `channels`)."""
+
+    name: str = "mnist"
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimiser, its schedule, and the averaging of weights.
+
+    The learning rate rises linearly over `warmup_steps`; then it is constant, or follows a
+    cosine to zero at the last step, or ("trapezoid") stays and falls linearly to zero over the
+    last `decay_fraction` of all steps, so that a run can be lengthened until the fall begins.
+    A step whose gradient norm is not finite, or above `skip_factor` times its running mean, is
+    skipped (0: only the former).
+    """
+
+    kind: Literal["adamax", "adam"] = "adamax"
+    learning_rate: float = 0.002
+    batch_size: int = 128
+    warmup_steps: int = 400
+    schedule: Schedule = "trapezoid"
+    decay_fraction: float = 0.4
+    weight_decay: float = 0.0
+    ema_decay: float = 0.999
+    skip_factor: float = 10.0
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("adamax", "adam"), f"optim.kind is adamax or adam, not {self.kind!r}")
+        require(
+            self.schedule in ("constant", "cosine", "trapezoid"),
+            f"optim.schedule is constant, cosine or trapezoid, not {self.schedule!r}",
+        )
+        require(
+            math.isfinite(self.learning_rate) and self.learning_rate > 0,
+            f"optim.learning_rate must be positive, not {self.learning_rate}",
+        )
+        require(self.batch_size >= 1, f"optim.batch_size must be positive, not {self.batch_size}")
+        require(self.warmup_steps >= 0, "optim.warmup_steps must not be negative")
+        require(0 < self.decay_fraction <= 1, "optim.decay_fraction must be in (0, 1]")
+        require(0 <= self.ema_decay < 1, f"optim.ema_decay must be in [0, 1), not {self.ema_decay}")
+        require(self.weight_decay >= 0, "optim.weight_decay must not be negative")
+        require(
+            self.skip_factor == 0 or self.skip_factor > 1,
+            f"optim.skip_factor must be 0 (off) or above 1, not {self.skip_factor}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, from which seed, towards which objective."""
+
+    epochs: int = 100
+    seed: int = 0
+    free_bits_nats: float = 0.0
+    kl_warmup_epochs: float = 5.0
+    kl_warmup_start: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, f"train.epochs must be at least 1, not {self.epochs}")
+        require(0 <= self.seed < 2**63, f"train.seed must be in [0, 2^63), not {self.seed}")
+        require(self.free_bits_nats >= 0, "train.free_bits_nats must not be negative")
+        require(self.kl_warmup_epochs >= 0, "train.kl_warmup_epochs must not be negative")
+        require(0 <= self.kl_warmup_start <= 1, "train.kl_warmup_start must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All that determines a run's numbers on one machine."""
+
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    preset: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the configuration as JSON values."""
+        return {
+            "preset": self.preset,
+            "model": self.model.to_dict(),
+            "data": asdict(self.data),
+            "optim": asdict(self.optim),
+            "train": asdict(self.train),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """How a run is computed: no number in it is part of the run's definition.
+
+    `compile` and `bf16`: "auto" turns each on where it pays (a long run; a processor or GPU with
+    bfloat16 products). `threads`: 0 leaves torch's choice.
+    """
+
+    device: str = "auto"
+    compile: Switch = "auto"
+    bf16: Switch = "auto"
+    channels_last: bool = True
+    threads: int = 0
+
+
+def _part(cls: type[Any], values: Mapping[str, Any], what: str) -> Any:
+    known = {f.name for f in fields(cls)}
+    unknown = sorted(set(values) - known)
+    require(not unknown, f"{what} has no field {', '.join(unknown)}; it has {sorted(known)}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def run_config_from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """Rebuild a `RunConfig` from `to_dict`'s output; raises `ConfigError` naming what is wrong."""
+    unknown = sorted(set(values) - {"preset", "model", "data", "optim", "train"})
+    require(not unknown, f"a run's configuration has no part {', '.join(unknown)}")
+    require("model" in values, "a run's configuration needs the part 'model'")
+    return RunConfig(
+        preset=values.get("preset", ""),
+        model=config_from_dict(values["model"]),
+        data=_part(DataConfig, values.get("data", {}), "data"),
+        optim=_part(OptimConfig, values.get("optim", {}), "optim"),
+        train=_part(TrainConfig, values.get("train", {}), "train"),
+    )
+
+
+_DATA_OF_PRESET = {"fashion-mnist": "fashion-mnist"}
+
+
+def run_preset(name: str) -> RunConfig:
+    """The run that a preset's name stands for: its architecture, its data, its settings."""
+    data = DataConfig(name=_DATA_OF_PRESET.get(name, "mnist"))
+    return RunConfig(model=preset(name), data=data, preset=name)
+
+
+def for_images(config: RunConfig, shape: tuple[int, int, int]) -> RunConfig:
+    """Fit a convolutional preset to images `(C, H, W)`.
+
+    Stride-2 blocks are added, each of the last one's width, until the smallest side is at most
+    7 pixels, or removed while it would vanish.
+    """
+    if shape == config.model.image_shape:
+        return config
+    channels = list(config.model.channels)
+    smallest = min(shape[1:])
+    while len(channels) > 1 and smallest < 2 ** len(channels):
+        channels.pop()
+    while math.ceil(smallest / 2 ** len(channels)) > 7:
+        channels.append(channels[-1])
+    model: ConvVaeConfig = replace(config.model, image_shape=shape, channels=tuple(channels))
+    return replace(config, model=model)
+
+
+__all__ = [
+    "ConfigError",
+    "DataConfig",
+    "OptimConfig",
+    "RunConfig",
+    "Runtime",
+    "TrainConfig",
+    "for_images",
+    "run_config_from_dict",
+    "run_preset",
+]

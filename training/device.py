@@ -1,0 +1,87 @@
+"""Where and how tensors are computed: device, precision, memory layout, compilation."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from training.config import Runtime
+from training.errors import TrainingError
+
+# Compilation takes a minute or so: shorter runs are done sooner without it.
+COMPILE_PAYS_AFTER_STEPS = 3000
+
+logger = logging.getLogger(__name__)
+M = TypeVar("M", bound=nn.Module)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `name` stands for; "auto" is a GPU where there is one.
+
+    Raises `TrainingError` where CUDA is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if name.startswith("cuda") and not available:
+        raise TrainingError("no CUDA device is available to torch; use --device cpu")
+    return torch.device(name)
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capability = torch.backends.cpu.get_cpu_capability()
+    return capability.startswith("AVX512") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The decisions, and what applies them."""
+
+    device: torch.device
+    bf16: bool
+    channels_last: bool
+    runtime: Runtime
+
+    def place(self, model: M) -> M:
+        """Move a model to the device and the memory layout."""
+        if self.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model.to(self.device)
+
+    def layout(self, x: Tensor) -> Tensor:
+        """Give images the layout that the model has."""
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """bfloat16 products; densities stay float32 by their own hand."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def compile(self, model: nn.Module, steps: int) -> nn.Module:
+        """Compile the forward and backward pass where asked for, or where it pays."""
+        wanted = self.runtime.compile
+        has_compiler = self.device.type == "cuda" or shutil.which("g++") is not None
+        pays = has_compiler and steps >= COMPILE_PAYS_AFTER_STEPS
+        if wanted == "off" or (wanted == "auto" and not pays):
+            return model
+        if not has_compiler:
+            raise TrainingError("--compile on needs a C++ compiler (g++); install one or use off")
+        compiled: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+        return compiled
+
+
+def prepare(runtime: Runtime) -> Backend:
+    """Decide on the backend; sets torch's number of threads where `runtime` names one."""
+    if runtime.threads > 0:
+        torch.set_num_threads(runtime.threads)
+    device = choose_device(runtime.device)
+    bf16 = runtime.bf16 == "on" or (runtime.bf16 == "auto" and bf16_pays(device))
+    return Backend(device, bf16, runtime.channels_last, runtime)

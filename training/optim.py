@@ -1,0 +1,158 @@
+"""The optimiser, its schedules, Polyak averaging, and the guard against bad steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from training.config import OptimConfig, TrainConfig
+from training.errors import TrainingError
+
+# The running mean of the gradient's norm looks about a hundred steps back ...
+NORM_DECAY = 0.99
+# ... and is trusted after as many.
+NORM_SETTLED = 100
+# So many exploding steps in a row are no accident but a new level: take them.
+ESCAPE_AFTER = 20
+# So many steps in a row without a finite gradient, and nothing will get better.
+DIVERGED_AFTER = 100
+
+
+def build_optimizer(
+    config: OptimConfig, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Adamax or Adam (Kingma & Ba 2015) at the configured rate; the schedule is set each step."""
+    cls = {"adamax": torch.optim.Adamax, "adam": torch.optim.Adam}[config.kind]
+    return cls(
+        list(parameters),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        foreach=True,
+    )
+
+
+def learning_rate_at(config: OptimConfig, step: int, total_steps: int) -> float:
+    """The learning rate of step `step` (from 0) of `total_steps`."""
+    rate = config.learning_rate
+    if step < config.warmup_steps:
+        return rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return rate
+    if config.schedule == "cosine":
+        span = max(1, total_steps - config.warmup_steps)
+        return rate * 0.5 * (1 + math.cos(math.pi * (step - config.warmup_steps) / span))
+    fall = max(1.0, config.decay_fraction * total_steps)
+    return rate * min(1.0, (total_steps - step) / fall)
+
+
+def kl_weight_at(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """The weight of the KL penalty: linear from `kl_warmup_start` to 1 over the warm-up."""
+    span = config.kl_warmup_epochs * steps_per_epoch
+    if step >= span:
+        return 1.0
+    return config.kl_warmup_start + (1 - config.kl_warmup_start) * step / span
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state as tensors named `parameter|key`."""
+    return {
+        f"{name}|{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` gave; none at all leaves the optimiser fresh.
+
+    Raises `TrainingError` where a tensor belongs to no parameter of the model.
+    """
+    parameters = dict(model.named_parameters())
+    for full_name, value in tensors.items():
+        name, _, key = full_name.partition("|")
+        if name not in parameters:
+            raise TrainingError(f"the optimiser's state names {name!r}, which the model lacks")
+        target = parameters[name]
+        device = "cpu" if key == "step" else target.device
+        optimizer.state[target][key] = value.to(device).clone()
+
+
+class Ema:
+    """Polyak averaging: an exponential moving average of parameters, held by a second model.
+
+    The decay rises as (1 + t) / (10 + t) up to its value, so that early averages forget the
+    initialisation.
+    """
+
+    def __init__(self, model: nn.Module, average: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.source = list(model.parameters())
+        self.target = list(average.parameters())
+        for parameter in self.target:
+            parameter.requires_grad_(requires_grad=False)
+
+    @torch.no_grad()
+    def update(self, updates_done: int) -> None:
+        """Move the average towards the parameters after update number `updates_done`."""
+        decay = min(self.decay, (1 + updates_done) / (10 + updates_done))
+        torch._foreach_lerp_(self.target, self.source, 1 - decay)
+
+
+@dataclass
+class StepGuard:
+    """Decides whether a step is taken: never with a gradient that is not finite or explodes.
+
+    Its five numbers are the state that a resumed run needs.
+    """
+
+    factor: float
+    mean_norm: float = 0.0
+    taken: int = 0
+    skipped_nonfinite: int = 0
+    skipped_exploding: int = 0
+    in_a_row: int = 0
+
+    @property
+    def skipped(self) -> int:
+        """All steps skipped so far."""
+        return self.skipped_nonfinite + self.skipped_exploding
+
+    def allows(self, loss: float, norm: float) -> bool:
+        """Judge a step by its loss and its gradient's norm, and count it.
+
+        Raises `TrainingError` when training has diverged for good.
+        """
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.skipped_nonfinite += 1
+            self.in_a_row += 1
+            if self.in_a_row >= DIVERGED_AFTER:
+                raise TrainingError(
+                    f"{self.in_a_row} steps in a row had no finite gradient: training has "
+                    "diverged. Go on from the last checkpoint with a lower --learning-rate."
+                )
+            return False
+        settled = self.factor > 0 and self.taken >= NORM_SETTLED
+        if settled and norm > self.factor * self.mean_norm and self.in_a_row < ESCAPE_AFTER:
+            self.skipped_exploding += 1
+            self.in_a_row += 1
+            return False
+        self.in_a_row = 0
+        self.taken += 1
+        weight = max(1 - NORM_DECAY, 1 / self.taken)
+        self.mean_norm += weight * (norm - self.mean_norm)
+        return True
+
+    def state(self) -> dict[str, float]:
+        """Give what `restore` takes."""
+        return {k: v for k, v in vars(self).items() if k != "factor"}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Put back what `state` gave."""
+        for key in self.state():
+            setattr(self, key, type(getattr(self, key))(state[key]))
