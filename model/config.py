@@ -7,7 +7,7 @@ unknown and contradictory values by name, and says nothing of training.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal
 
 LikelihoodKind = Literal["bernoulli", "discretized_logistic"]
@@ -107,12 +107,14 @@ MODELS: dict[str, type[ModelConfig]] = {cls.kind: cls for cls in (ConvVaeConfig,
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    values = {"kind": config.kind, **asdict(config)}
-    for name in ("posterior",):
-        if hasattr(config, name):
-            part = getattr(config, name)
-            values[name] = {"kind": part.kind, **asdict(part)}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    values = {"kind": config.kind, **{f.name: getattr(config, f.name) for f in fields(config)}}
+    return {k: _plain_value(v) for k, v in values.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if is_dataclass(value):
+        return _plain(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _build(registry: Mapping[str, type[Any]], values: Mapping[str, Any], what: str) -> Any:
@@ -121,7 +123,9 @@ def _build(registry: Mapping[str, type[Any]], values: Mapping[str, Any], what: s
         raise ConfigError(f"{what}.kind must be one of {', '.join(registry)}, not {kind!r}")
     cls = registry[str(kind)]
     known = {f.name for f in fields(cls)}
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "kind"}
+    given: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "kind"
+    }
     unknown = sorted(set(given) - known)
     require(
         not unknown,

@@ -119,7 +119,7 @@ class DiscretizedLogistic:
         return (x + 0.5) / 256 - 0.5
 
     def _split(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_scale = at_least_float32(params).split(self.channels, dim=1)
+        mean, log_scale = at_least_float32(params).chunk(2, dim=1)
         return mean, log_scale.clamp_min(self.min_log_scale)
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:

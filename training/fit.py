@@ -19,7 +19,7 @@ from training.checkpoint import load_checkpoint
 from training.config import RunConfig, Runtime, for_images, run_config_from_dict
 from training.data import ImageData, load_dataset
 from training.errors import TrainingError
-from training.loop import Stop, Trainer
+from training.loop import Trainer
 from training.progress import shown
 from training.records import Recorder
 from training.sheets import reconstruction_sheet, sample_sheet, save_sheet
@@ -216,7 +216,7 @@ def _train(
     console: Console,
 ) -> str:
     interrupts = Interrupts()
-    stop = Stop(_stopper(interrupts, trainer, budget_minutes))
+    stop = _stopper(interrupts, trainer, budget_minutes)
     epochs = trainer.config.train.epochs
     reason, saved_at = "done", time.monotonic()
     with (
@@ -225,7 +225,7 @@ def _train(
             console, recorder, total_steps=trainer.total_steps, step=trainer.step, epochs=epochs
         ) as observer,
     ):
-        for reason in trainer.run(observer, stop, validation):  # noqa: B007 - its last is told
+        for reason in trainer.run(observer, stop, validation):
             if reason == "epoch" and time.monotonic() - saved_at < CHECKPOINT_EVERY_SECONDS:
                 continue
             trainer.save(run_dir)
@@ -245,9 +245,8 @@ def _stopper(
             started.append(time.monotonic())
         if interrupts.reason:
             return interrupts.reason
-        if budget_minutes is not None and started:
-            if time.monotonic() - started[0] >= 60 * budget_minutes:
-                return "budget"
-        return ""
+        if budget_minutes is None or not started:
+            return ""
+        return "budget" if time.monotonic() - started[0] >= 60 * budget_minutes else ""
 
     return reason

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -52,17 +51,6 @@ class Observer(Protocol):
 
     def validation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
         """An epoch ended and the averaged model was measured on the validation split."""
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Asked before each step: returns why to stop now, or an empty string."""
-
-    reason: Any
-
-    def __call__(self) -> str:
-        """Give the reason."""
-        return str(self.reason())
 
 
 def step_generator(device: torch.device, seed: int, stream: int, step: int) -> torch.Generator:
@@ -142,7 +130,7 @@ class Trainer:
         weight = kl_weight_at(config.train, self.step, self.steps_per_epoch)
         loss = -free_bits_objective(terms, config.train.free_bits_nats, weight)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.model.parameters() if p.grad is not None]
         ).item()
@@ -173,11 +161,14 @@ class Trainer:
         bits = bits_per_dim(torch.tensor(elbo, dtype=torch.float64), self.model.dims).item()
         return {"elbo_nats": elbo, "kl_nats": kl, "bits_per_dim": bits}
 
-    def run(self, observer: Observer, stop: Stop, validation: ImageData) -> Iterator[str]:
+    def run(
+        self, observer: Observer, stop: Callable[[], str], validation: ImageData
+    ) -> Iterator[str]:
         """Train to the end, yielding a reason each time a checkpoint is due.
 
-        Yields "epoch" after each epoch, the stop's own reason when it stops early, and "done"
-        after the last step.
+        `stop` is asked before each step and gives a reason to stop now, or an empty string.
+        Yields "epoch" after each epoch, that reason when it stops early, and "done" after the
+        last step.
         """
         window = _Window(self.model.dims)
         while self.step < self.total_steps:

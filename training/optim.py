@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +22,21 @@ ESCAPE_AFTER = 20
 # So many steps in a row without a finite gradient, and nothing will get better.
 DIVERGED_AFTER = 100
 
+OPTIMIZERS: dict[str, Any] = {"adamax": torch.optim.Adamax, "adam": torch.optim.Adam}
+
 
 def build_optimizer(
     config: OptimConfig, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
     """Adamax or Adam (Kingma & Ba 2015) at the configured rate; the schedule is set each step."""
-    cls = {"adamax": torch.optim.Adamax, "adam": torch.optim.Adam}[config.kind]
-    return cls(
+    cls = OPTIMIZERS[config.kind]
+    optimizer: torch.optim.Optimizer = cls(
         list(parameters),
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         foreach=True,
     )
+    return optimizer
 
 
 def learning_rate_at(config: OptimConfig, step: int, total_steps: int) -> float:
@@ -92,10 +96,10 @@ class Ema:
 
     def __init__(self, model: nn.Module, average: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.source = list(model.parameters())
-        self.target = list(average.parameters())
+        self.source: list[Tensor] = list(model.parameters())
+        self.target: list[Tensor] = list(average.parameters())
         for parameter in self.target:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad_(False)
 
     @torch.no_grad()
     def update(self, updates_done: int) -> None:

@@ -1,0 +1,56 @@
+# Two commands set everything up: `make serve` and `make test`.
+# They need Python 3.11 or later (PYTHON=python3.12 to choose one) and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+HOST ?= 127.0.0.1
+PORT ?= 8000
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-all check format train clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
+
+# A stamp for each set of dependencies: nothing is installed twice, and a changed
+# pyproject.toml or constraints.txt is installed anew.
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or later is needed; name one with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/serve: $(VENV)/made pyproject.toml constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/made pyproject.toml constraints.txt
+	$(PIP) --editable '.[train,test,dev]'
+	@touch $@ $(VENV)/serve
+
+serve: $(VENV)/serve ## Install what the service needs and serve the bundle that ships (HOST, PORT)
+	$(BIN)/iafvae serve --host $(HOST) --port $(PORT)
+
+test: $(VENV)/dev ## Install everything and run the tests
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not data"
+
+test-all: $(VENV)/dev ## Run the slow tests too, and those on full data where IAFVAE_DATA_DIR is set
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/dev ## Lint, format, types and layering
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev ## Format the code and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+train: $(VENV)/dev ## Train the MNIST model (DATA_DIR: where the digits are, or are downloaded to)
+	$(BIN)/iafvae-train fit --preset mnist --out runs/mnist $(if $(DATA_DIR),--data-dir $(DATA_DIR))
+
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

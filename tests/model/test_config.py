@@ -1,0 +1,50 @@
+"""Configurations round-trip through JSON and refuse by name what they do not know."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from model.config import (
+    ConfigError,
+    ConvVaeConfig,
+    IafPosterior,
+    config_from_dict,
+    preset,
+    preset_names,
+)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_round_trip_through_json(name: str) -> None:
+    config = preset(name)
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"kind": "gan"}, "gan"),
+        ({"latent_dims": 3}, "latent_dims"),
+        ({"likelihood": "gaussian"}, "gaussian"),
+        ({"latent_dim": 0}, "latent_dim"),
+        ({"image_shape": [1, 4, 4]}, "4x4"),
+        ({"posterior": {"kind": "planar"}}, "planar"),
+        ({"posterior": {"kind": "iaf", "depth": 3}}, "depth"),
+        ({"posterior": {"kind": "iaf", "steps": 0}}, "steps"),
+    ],
+)
+def test_what_is_wrong_is_named(change: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        config_from_dict({**ConvVaeConfig().to_dict(), **change})
+
+
+def test_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"mnits.*mnist-diagonal"):
+        preset("mnits")
+
+
+def test_configs_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        IafPosterior().steps = 3  # type: ignore[misc]

@@ -1,0 +1,156 @@
+"""The paper's MNIST model: its shapes, its contract, its gradients, its densities."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model import build_model
+from model.config import ConvVaeConfig, DiagonalPosterior, IafPosterior, preset
+from model.conv_vae import ConvVae
+from model.densities import gaussian_log_prob, standard_normal_log_prob
+from model.layers import WeightNormLayer, data_dependent_init
+from model.objective import free_bits_objective
+
+SMALL = ConvVaeConfig(
+    image_shape=(1, 11, 8),
+    channels=(4, 6),
+    hidden=20,
+    latent_dim=5,
+    posterior=IafPosterior(steps=2, hidden=(12, 12)),
+)
+CONFIGS = {
+    "bernoulli": SMALL,
+    "diagonal": replace(SMALL, posterior=DiagonalPosterior()),
+    "logistic-rgb": replace(SMALL, image_shape=(3, 9, 16), likelihood="discretized_logistic"),
+    "one-block": replace(SMALL, channels=(4,)),
+}
+
+
+def prepared(config: ConvVaeConfig, rows: int = 16) -> tuple[ConvVae, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    model = build_model(config)
+    pixels = torch.randint(0, 256, (rows, *config.image_shape), dtype=torch.uint8)
+    x = model.likelihood.from_pixels(pixels)
+    eps = torch.randn(rows, config.latent_dim)
+    with torch.no_grad(), data_dependent_init(model):
+        model(x, eps)
+    return model, x, eps
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_parameter_has_a_gradient(name: str) -> None:
+    model, x, eps = prepared(CONFIGS[name])
+    terms = model.elbo_terms(x, model.bottom_up(x), eps)
+    (-free_bits_objective(terms, 0.0)).backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_shapes_are_the_contracts(name: str) -> None:
+    config = CONFIGS[name]
+    model, x, eps = prepared(config, rows=3)
+    inference = model.infer(model.bottom_up(x), eps)
+    assert inference.z.shape == inference.prior_eps.shape == (3, model.layout.dim)
+    assert model.group_kl(inference.kl).shape == (3, len(model.kl_groups))
+    mean = model.likelihood.mean(inference.params)
+    assert mean.shape == (3, *config.image_shape)
+    assert mean.min() >= 0
+    assert mean.max() <= 1
+    draw = model.likelihood.draw(inference.params, torch.rand(3, model.likelihood.uniforms))
+    assert draw.shape == (3, *config.image_shape)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_generate_at_prior_eps_equals_decode_at_z(name: str) -> None:
+    model, x, eps = prepared(CONFIGS[name])
+    inference = model.infer(model.bottom_up(x), eps)
+    ones = torch.ones(len(x), 1)
+    torch.testing.assert_close(model.generate(inference.prior_eps, ones), model.decode(inference.z))
+
+
+def test_temperature_scales_the_prior() -> None:
+    model, _, eps = prepared(SMALL)
+    cold = model.generate(eps, torch.zeros(len(eps), 1))
+    torch.testing.assert_close(cold, model.decode(torch.zeros_like(eps)))
+    torch.testing.assert_close(
+        model.generate(eps, torch.full((len(eps), 1), 0.5)), model.decode(eps / 2)
+    )
+
+
+def test_kl_is_log_q_minus_log_p_found_by_inverting_the_flow() -> None:
+    """log q(z|x) is evaluated at the drawn z by the sequential inverse and the Jacobian."""
+    model, x, eps = prepared(SMALL)
+    model, x, eps = model.double(), x.double(), eps.double()
+    features = model.bottom_up(x)
+    inference = model.infer(features, eps)
+    mean, log_scale, h = features
+    z_0 = model.flow.inverse(inference.z, h)
+    jacobian = torch.autograd.functional.jacobian(lambda z: model.flow(z, h)[0], z_0)
+    log_dets = torch.stack(
+        [torch.linalg.slogdet(jacobian[i, :, i]).logabsdet for i in range(len(x))]
+    )
+    log_q = gaussian_log_prob(z_0, mean, log_scale).sum(1) - log_dets
+    log_p = standard_normal_log_prob(inference.z).sum(1)
+    torch.testing.assert_close(inference.kl[:, 0], log_q - log_p, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_folding_changes_no_number(name: str) -> None:
+    model, x, eps = prepared(CONFIGS[name])
+    folded = model.fold()
+    assert not any(isinstance(m, WeightNormLayer) for m in folded.modules())
+    assert any(isinstance(m, WeightNormLayer) for m in model.modules())
+    for before, after in zip(model(x, eps), folded(x, eps), strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-4)
+
+
+def test_bfloat16_keeps_densities_float32() -> None:
+    model, x, eps = prepared(SMALL)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        log_px_z, kl = model(x, eps)
+    assert log_px_z.dtype == kl.dtype == torch.float32
+
+
+def test_the_papers_preset() -> None:
+    model = build_model(preset("mnist"))
+    strides = [block.first.stride for block in model.encoder.blocks]
+    assert strides == [2, 1, 2, 1, 2]
+    assert [len(block.second.g) for block in model.encoder.blocks] == [16, 16, 32, 32, 32]
+    assert len(model.encoder.hidden.g) == 450
+    assert model.layout.dim == 32
+    assert [tuple(len(layer.g) for layer in s.made.hidden) for s in model.flow.steps] == [
+        (320, 320),
+        (320, 320),
+    ]
+    assert 1.0e6 < sum(p.numel() for p in model.parameters()) < 1.3e6
+
+
+def test_the_order_is_reversed_between_steps_and_the_gate_starts_open() -> None:
+    model = build_model(preset("mnist"))
+    first, second = (step.made.m.mask for step in model.flow.steps)
+    assert not first[0].eq(first[-1]).all()
+    torch.testing.assert_close(first, second.flip(0))
+    assert all(1 <= s <= 2 for step in model.flow.steps for s in step.made.s.bias)
+
+
+def test_the_model_learns_one_image() -> None:
+    model, x, _ = prepared(SMALL)
+    x = x[:1].repeat(16, 1, 1, 1)
+    before = copy.deepcopy(model)
+    optimizer = torch.optim.Adamax(model.parameters(), lr=0.01)
+    for _ in range(150):
+        terms = model.elbo_terms(x, model.bottom_up(x), torch.randn(16, 5))
+        optimizer.zero_grad()
+        (-terms.elbo.mean()).backward()
+        optimizer.step()
+    eps = torch.randn(16, 5)
+    start = before.elbo_terms(x, before.bottom_up(x), eps).elbo.mean()
+    end = model.elbo_terms(x, model.bottom_up(x), eps).elbo.mean()
+    assert start < -40
+    assert end > -5
