@@ -39,8 +39,8 @@ def _root() -> None:
     """Keep the commands' names even while there is one."""
 
 
-def _chosen(preset: str, data: str | None, overrides: dict[str, Any]) -> RunConfig:
-    config = run_preset(preset)
+def _chosen(config: RunConfig, data: str | None, overrides: dict[str, Any]) -> RunConfig:
+    """Change what the options name; `None` leaves a value as it is."""
     if data is not None:
         config = replace(config, data=replace(config.data, name=data))
     for part in ("data", "optim", "train", "model"):
@@ -63,8 +63,11 @@ def _size(text: str | None) -> tuple[int, int] | None:
 def fit(
     out: Annotated[Path, typer.Option(help="The run directory to write.")],
     preset: Annotated[
-        str, typer.Option(help=f"Architecture and settings: {', '.join(preset_names())}.")
-    ] = "mnist",
+        str | None,
+        typer.Option(
+            help=f"Architecture and settings: {', '.join(preset_names())}. Default: mnist."
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="mnist, fashion-mnist, or folder:PATH of your own images."),
@@ -88,7 +91,13 @@ def fit(
     ] = None,
     kl_warmup_epochs: Annotated[float | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option()] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out, as it was configured; only --epochs may differ.",
+        ),
+    ] = False,
     budget_minutes: Annotated[
         float | None, typer.Option(help="Stop cleanly after so many minutes of steps.")
     ] = None,
@@ -108,6 +117,7 @@ def fit(
       iafvae-train fit --preset fashion-mnist --data folder:photos --size 32 --out runs/photos
     """
     from training.fit import fit as run_fit  # torch takes seconds to import
+    from training.fit import read_config
 
     overrides = {
         "data": {"size": _size(size), "channels": channels},
@@ -126,7 +136,8 @@ def fit(
         },
         "model": {"likelihood": likelihood},
     }
-    config = _chosen(preset, data, overrides)
+    base = read_config(out) if resume and preset is None else run_preset(preset or "mnist")
+    config = _chosen(base, data, overrides)
     runtime = Runtime(device=device, compile=compile, bf16=bf16, threads=threads)  # type: ignore[arg-type]
     result = run_fit(
         config,
@@ -143,7 +154,8 @@ def fit(
         f"{result.skipped} steps skipped"
     )
     if result.reason != "done":
-        console.print(f"saved; go on with: iafvae-train fit --resume ... --out {out}")
+        again = f" --data-dir {data_dir}" if data_dir else ""
+        console.print(f"saved; go on with: iafvae-train fit --resume --out {out}{again}")
     raise typer.Exit({"SIGINT": 130, "SIGTERM": 143}.get(result.reason, 0))
 
 

@@ -1,0 +1,216 @@
+"""Training on a few digits: exact resume, skipped steps, the averages, the schedules."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import ConvVaeConfig, IafPosterior
+from training.checkpoint import load_checkpoint
+from training.config import OptimConfig, RunConfig, Runtime, TrainConfig
+from training.data import ImageData
+from training.errors import TrainingError
+from training.loop import Trainer, presented, step_generator
+from training.optim import (
+    DIVERGED_AFTER,
+    ESCAPE_AFTER,
+    NORM_SETTLED,
+    Ema,
+    StepGuard,
+    kl_weight_at,
+    learning_rate_at,
+)
+
+MODEL = ConvVaeConfig(
+    image_shape=(1, 12, 12),
+    channels=(4, 6),
+    hidden=24,
+    latent_dim=4,
+    posterior=IafPosterior(steps=2, hidden=(16, 16)),
+)
+CONFIG = RunConfig(
+    model=MODEL,
+    optim=OptimConfig(batch_size=8, warmup_steps=2),
+    train=TrainConfig(epochs=3, kl_warmup_epochs=1.0, seed=5),
+)
+EAGER = Runtime(device="cpu", compile="off", bf16="off", threads=1)
+
+
+@pytest.fixture
+def digits() -> ImageData:
+    generator = np.random.default_rng(0)
+    blobs = generator.random((40, 1, 3, 3)).repeat(4, axis=2).repeat(4, axis=3)
+    return ImageData((blobs * 255).astype(np.uint8), "blobs", "train")
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.skips: list[int] = []
+        self.validations: list[dict[str, float]] = []
+
+    def train(self, step: int, figures: dict[str, float]) -> None: ...
+
+    def skipped(self, step: int, loss: float, norm: float) -> None:
+        self.skips.append(step)
+
+    def validation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
+        self.validations.append(figures)
+
+
+def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {
+        **{f"model.{k}": v for k, v in trainer.model.state_dict().items()},
+        **{f"average.{k}": v for k, v in trainer.average.state_dict().items()},
+    }
+
+
+def assert_identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert different == []
+
+
+@pytest.mark.parametrize("kind", ["adamax", "adam"])
+@pytest.mark.parametrize("cut", [1, 5, 7])
+def test_resuming_continues_bit_for_bit(
+    tmp_path: Path, digits: ImageData, kind: str, cut: int
+) -> None:
+    config = replace(CONFIG, optim=replace(CONFIG.optim, kind=kind))
+    straight = Trainer(config, EAGER, digits)
+    for _ in range(9):
+        straight.train_step()
+
+    first = Trainer(config, EAGER, digits)
+    for _ in range(cut):
+        first.train_step()
+    first.save(tmp_path)
+    second = Trainer(config, EAGER, digits)
+    second.restore(load_checkpoint(tmp_path))
+    assert_identical(state_of(first), state_of(second))
+    for _ in range(9 - cut):
+        second.train_step()
+
+    assert second.step == straight.step == 9
+    assert_identical(state_of(straight), state_of(second))
+    assert second.guard.state() == straight.guard.state()
+
+
+def test_a_run_reaches_its_end_and_improves(digits: ImageData) -> None:
+    config = replace(CONFIG, train=replace(CONFIG.train, epochs=30))
+    trainer, observer = Trainer(config, EAGER, digits), Silent()
+    reasons = list(trainer.run(observer, lambda: "", digits))
+    assert reasons == ["epoch"] * 29 + ["done"]
+    assert trainer.step == trainer.total_steps == 30 * 5
+    first, last = observer.validations[0], observer.validations[-1]
+    assert last["elbo_nats"] > first["elbo_nats"] + 5
+    assert last["bits_per_dim"] == pytest.approx(-last["elbo_nats"] / (144 * np.log(2)))
+
+
+def test_a_stop_is_obeyed_before_the_next_step(digits: ImageData) -> None:
+    trainer = Trainer(CONFIG, EAGER, digits)
+    reasons = trainer.run(Silent(), lambda: "SIGTERM" if trainer.step == 3 else "", digits)
+    assert list(reasons) == ["SIGTERM"]
+    assert trainer.step == 3
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(CONFIG, EAGER, digits)
+    trainer.train_step()
+    before = {k: v.clone() for k, v in state_of(trainer).items()}
+    forward = trainer.forward
+    monkeypatch.setattr(
+        trainer, "forward", lambda x, eps: tuple(t * float("nan") for t in forward(x, eps))
+    )
+    _, _, taken = trainer.train_step()
+    assert not taken
+    assert_identical(before, state_of(trainer))
+    assert trainer.guard.skipped_nonfinite == 1
+    monkeypatch.setattr(trainer, "forward", forward)
+    assert trainer.train_step()[2]
+
+
+def test_the_guard_skips_explosions_but_accepts_a_new_level() -> None:
+    guard = StepGuard(10.0)
+    assert all(guard.allows(1.0, 1.0) for _ in range(NORM_SETTLED))
+    assert guard.allows(1.0, 9.0)
+    assert not guard.allows(1.0, 1e6)
+    assert guard.allows(1.0, 1.0)
+    taken = [guard.allows(1.0, 1e6) for _ in range(ESCAPE_AFTER + 1)]
+    assert taken == [False] * ESCAPE_AFTER + [True]
+    assert guard.skipped_exploding == ESCAPE_AFTER + 1
+
+
+def test_the_guard_gives_up_on_a_diverged_run() -> None:
+    guard = StepGuard(10.0)
+    assert not any(guard.allows(float("nan"), 1.0) for _ in range(DIVERGED_AFTER - 1))
+    with pytest.raises(TrainingError, match="diverged"):
+        guard.allows(float("nan"), 1.0)
+
+
+def test_the_guards_state_round_trips() -> None:
+    guard = StepGuard(10.0)
+    guard.allows(1.0, 2.0)
+    guard.allows(float("inf"), 2.0)
+    copy = StepGuard(10.0)
+    copy.restore(guard.state())
+    assert copy == guard
+
+
+def test_the_average_follows_the_parameters() -> None:
+    model, average = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    average.load_state_dict(model.state_dict())
+    ema = Ema(model, average, 0.9)
+    start, moved = model.weight.detach().clone(), model.weight.detach() + 1
+    model.weight.data.copy_(moved)
+    ema.update(10_000)
+    torch.testing.assert_close(average.weight.detach(), 0.9 * start + 0.1 * moved)
+
+
+def test_schedules() -> None:
+    trapezoid = OptimConfig(
+        learning_rate=1.0, warmup_steps=10, schedule="trapezoid", decay_fraction=0.5
+    )
+    rates = [learning_rate_at(trapezoid, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:51] == [1.0] * 42
+    assert rates[75] == pytest.approx(0.5)
+    assert 0 < rates[99] < 0.03
+    # Lengthening the run changes nothing before the fall begins.
+    assert [learning_rate_at(trapezoid, step, 200) for step in range(50)] == rates[:50]
+    cosine = replace(trapezoid, schedule="cosine")
+    assert learning_rate_at(cosine, 55, 100) == pytest.approx(0.5)
+    assert learning_rate_at(replace(trapezoid, schedule="constant"), 99, 100) == 1.0
+
+
+def test_kl_warm_up_is_linear_and_ends_at_one() -> None:
+    config = TrainConfig(kl_warmup_epochs=2.0, kl_warmup_start=0.2)
+    assert kl_weight_at(config, 0, 10) == pytest.approx(0.2)
+    assert kl_weight_at(config, 10, 10) == pytest.approx(0.6)
+    assert kl_weight_at(config, 20, 10) == 1.0
+    assert kl_weight_at(TrainConfig(kl_warmup_epochs=0.0), 0, 10) == 1.0
+
+
+def test_every_step_binarises_anew_with_the_grey_value_as_probability() -> None:
+    trainer = Trainer(CONFIG, EAGER, ImageData(np.full((8, 1, 12, 12), 64, np.uint8), "g", "train"))
+    device = torch.device("cpu")
+    draws = [
+        presented(trainer.model, trainer.pixels, step_generator(device, 5, 0, step))
+        for step in range(200)
+    ]
+    assert not torch.equal(draws[0], draws[1])
+    share = torch.stack(draws).mean().item()
+    assert share == pytest.approx(64 / 255, abs=0.003)
+    assert set(draws[0].unique().tolist()) == {0.0, 1.0}
+
+
+def test_generators_differ_by_seed_stream_and_step() -> None:
+    device = torch.device("cpu")
+    keys = [(s, t, n) for s in (0, 1) for t in (0, 1) for n in range(50)]
+    firsts = {torch.rand(1, generator=step_generator(device, *key)).item() for key in keys}
+    assert len(firsts) == len(keys)
