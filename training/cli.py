@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
 from model.config import ConfigError, preset_names
 from training.config import DataConfig, RunConfig, Runtime, run_preset
@@ -138,7 +139,13 @@ def fit(
     }
     base = read_config(out) if resume and preset is None else run_preset(preset or "mnist")
     config = _chosen(base, data, overrides)
-    runtime = Runtime(device=device, compile=compile, bf16=bf16, threads=threads)  # type: ignore[arg-type]
+    switches = ("auto", "on", "off")
+    runtime = Runtime(
+        device=device,
+        compile=one_of("--compile", compile, switches),
+        bf16=one_of("--bf16", bf16, switches),
+        threads=threads,
+    )
     result = run_fit(
         config,
         out,
@@ -157,6 +164,106 @@ def fit(
         again = f" --data-dir {data_dir}" if data_dir else ""
         console.print(f"saved; go on with: iafvae-train fit --resume --out {out}{again}")
     raise typer.Exit({"SIGINT": 130, "SIGTERM": 143}.get(result.reason, 0))
+
+
+Run = Annotated[Path, typer.Argument(help="A run directory, or one checkpoint in it.")]
+Weights = Annotated[str, typer.Option(help="ema (the average) or raw (the last).")]
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(help="train, validation, calibration or test.")] = "test",
+    importance_samples: Annotated[
+        int, typer.Option(help="K of the importance-weighted bound.", min=1)
+    ] = 128,
+    seed: Annotated[int, typer.Option(help="Of the binarisation and of the latents.", min=0)] = 0,
+    weights: Weights = "ema",
+    limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
+    data_dir: DataDir = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
+) -> None:
+    """Measure a run's likelihood: ELBO, IW-K bound, KL per group, active units.
+
+    Writes the figures as JSON into the run directory too, where `export` finds them. Choose
+    models on the validation split; the test split is for final figures.
+
+    [bold]Example[/bold]
+
+      iafvae-train evaluate runs/mnist --split test --importance-samples 128
+    """
+    from training.device import choose_device
+    from training.runs import evaluate_run
+
+    with Progress(console=errors) as progress:
+        report, path = evaluate_run(
+            run,
+            split=one_of("--split", split, get_args(Split)),
+            importance_samples=importance_samples,
+            seed=seed,
+            weights=one_of("--weights", weights, ("ema", "raw")),
+            limit=limit,
+            data_dir=data_dir,
+            device=str(choose_device(device)),
+            progress=progress,
+        )
+    if as_json:
+        console.print_json(data=report.to_dict())
+    else:
+        console.print(report.table())
+    errors.print(f"written to {path}", highlight=False)
+
+
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="The bundle directory to write.")],
+    name: Annotated[
+        str | None, typer.Option(help="The model's name in the service; default: the preset's.")
+    ] = None,
+    version: Annotated[str, typer.Option(help="The bundle's version.")] = "1.0.0",
+    description: Annotated[str | None, typer.Option()] = None,
+    license_name: Annotated[str, typer.Option("--license")] = "MIT",
+    weights: Weights = "ema",
+    data_dir: DataDir = None,
+    calibration: Annotated[
+        bool, typer.Option(help="Without it no images are needed, and there are no p-values.")
+    ] = True,
+) -> None:
+    """Write a run as a bundle of ONNX graphs for `iafvae serve`.
+
+    The graphs are compared with the model through the service's own engine first; nothing is
+    published unless they agree. Figures of earlier `evaluate` calls go into the bundle.
+
+    [bold]Example[/bold]
+
+      iafvae-train export runs/mnist --out bundles/mnist
+    """
+    from training.runs import export_run
+
+    with Progress(console=errors) as progress:
+        bundle = export_run(
+            run,
+            out,
+            name=name,
+            version=version,
+            description=description,
+            license_name=license_name,
+            weights=one_of("--weights", weights, ("ema", "raw")),
+            data_dir=data_dir,
+            calibrate=calibration,
+            progress=progress,
+        )
+    console.print(f"{bundle.path}  {bundle.manifest.name} {bundle.manifest.version}")
+    console.print(f"serve it with: iafvae serve --models {bundle.path}", highlight=False)
+
+
+def one_of(option: str, value: str, choices: tuple[str, ...]) -> Any:
+    """Check a choice; raises `ConfigError` listing what there is."""
+    if value not in choices:
+        raise ConfigError(f"{option} is one of {', '.join(choices)}, not {value!r}")
+    return value
 
 
 def main() -> None:

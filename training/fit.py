@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from training.checkpoint import load_checkpoint
-from training.config import RunConfig, Runtime, for_images, run_config_from_dict
+from training.config import RunConfig, Runtime, for_images, run_config_from_dict, run_preset
 from training.data import ImageData, load_dataset
 from training.errors import TrainingError
 from training.loop import Trainer
@@ -125,9 +125,34 @@ def load_images(config: RunConfig, split: Any, data_dir: Path | None) -> ImageDa
     return load_dataset(data.name, split, data_dir, size=data.size, channels=data.channels)
 
 
+def fit_command(config: RunConfig) -> str:
+    """The command that starts this run anew, its paths left to the reader."""
+    base = run_preset(config.preset or "mnist")
+    words = ["iafvae-train fit", f"--preset {config.preset or 'mnist'}"]
+    options = {
+        "--batch-size": (config.optim.batch_size, base.optim.batch_size),
+        "--learning-rate": (config.optim.learning_rate, base.optim.learning_rate),
+        "--optimizer": (config.optim.kind, base.optim.kind),
+        "--schedule": (config.optim.schedule, base.optim.schedule),
+        "--ema-decay": (config.optim.ema_decay, base.optim.ema_decay),
+        "--epochs": (config.train.epochs, base.train.epochs),
+        "--seed": (config.train.seed, base.train.seed),
+        "--free-bits": (config.train.free_bits_nats, base.train.free_bits_nats),
+        "--kl-warmup-epochs": (config.train.kl_warmup_epochs, base.train.kl_warmup_epochs),
+        "--likelihood": (config.model.likelihood, base.model.likelihood),
+    }
+    if config.data.name.startswith("folder:"):
+        words.append("--data folder:PATH")
+    elif config.data != base.data:
+        words.append(f"--data {config.data.name}")
+    words += [f"{option} {now}" for option, (now, before) in options.items() if now != before]
+    return " ".join([*words, "--out RUN"])
+
+
 def environment_of(trainer: Trainer) -> dict[str, Any]:
     """What computed the run, for its model card."""
     return {
+        "command": fit_command(trainer.config),
         "torch": torch.__version__,
         "device": str(trainer.backend.device),
         "bf16": trainer.backend.bf16,

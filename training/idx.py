@@ -110,7 +110,8 @@ def parse_idx(content: bytes, *, name: str = "IDX data") -> NDArray[np.uint8]:
             f"{name} promises {math.prod(shape)} values of shape {shape} and holds "
             f"{len(content) - offset}: it is truncated or has bytes after its end."
         )
-    return np.frombuffer(content, np.uint8, offset=offset).reshape(shape)
+    # A copy, because an array over bytes cannot be written to, and torch wants that of its arrays.
+    return np.frombuffer(content, np.uint8, offset=offset).reshape(shape).copy()
 
 
 def read_images(

@@ -1,0 +1,81 @@
+"""What operations demand of their arguments. Each raises an error that names the argument."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundle import ImageSpec
+from service.errors import InvalidInput, NonFiniteInput, WrongDtype, WrongShape
+
+__all__ = ["alpha", "count", "images", "latents", "output", "seed", "temperature"]
+
+MAX_SEED = 2**64 - 1
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
+O = TypeVar("O", bound=str)  # noqa: E741
+
+
+def count(name: str, value: int, least: int = 1) -> int:
+    """`value` if it is at least `least`."""
+    if value < least:
+        raise InvalidInput(f"{name} must be at least {least}, not {value}")
+    return value
+
+
+def seed(value: int, name: str = "seed") -> int:
+    """`value` if it is a 64-bit unsigned number."""
+    if not 0 <= value <= MAX_SEED:
+        raise InvalidInput(f"{name} must be from 0 to {MAX_SEED}, not {value}")
+    return value
+
+
+def alpha(value: float) -> float:
+    """`value` if it lies between 0 and 1."""
+    if not 0.0 <= value <= 1.0:
+        raise InvalidInput(f"alpha must be from 0 to 1, not {value}")
+    return value
+
+
+def output(value: O) -> O:
+    """`value` if it is a kind of pixels."""
+    if value not in {"mean", "draw", "both"}:
+        raise InvalidInput(f'output must be "mean" or "draw", not {value!r}')
+    return value
+
+
+def temperature(values: Sequence[float] | NDArray[Any], groups: int) -> NDArray[np.float32]:
+    """Float32 ``[groups]``: finite and not negative."""
+    numbers = [float(value) for value in values]
+    if len(numbers) != groups:
+        raise WrongShape(f"temperature must be one number for each of {groups} latent groups")
+    for number in numbers:
+        if not math.isfinite(number):
+            raise NonFiniteInput(f"temperature must be finite, not {number}")
+        if not 0.0 <= number <= MAX_FLOAT32:
+            raise InvalidInput(f"temperature must not be negative or beyond float32, not {number}")
+    return np.array(numbers, dtype=np.float32)
+
+
+def latents(array: NDArray[Any], dim: int) -> None:
+    """Float32 ``[n, dim]``, n at least 1, finite."""
+    if array.dtype != np.float32:
+        raise WrongDtype(f"latents must be float32, not {array.dtype}")
+    if array.ndim != 2 or array.shape[1] != dim or not len(array):
+        raise WrongShape(f"latents must have the shape [n, {dim}], not {list(array.shape)}")
+    if not np.isfinite(array).all():
+        raise NonFiniteInput("latents must be finite: they hold NaN or infinity")
+
+
+def images(array: NDArray[Any], spec: ImageSpec) -> None:
+    """uint8 ``[n, C, H, W]`` of the model's size, n at least 1, below its number of levels."""
+    if array.dtype != np.uint8:
+        raise WrongDtype(f"images must be uint8, not {array.dtype}")
+    if array.shape[1:] != spec.shape or not len(array):
+        wanted = ", ".join(map(str, spec.shape))
+        raise WrongShape(f"images must have the shape [n, {wanted}], not {list(array.shape)}")
+    if spec.levels < 256 and int(array.max()) >= spec.levels:
+        raise InvalidInput(f"pixels must be below {spec.levels}")

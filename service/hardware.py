@@ -1,0 +1,66 @@
+"""What this process may use: cores, and CUDA's libraries. Nothing here imports a backend."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import sys
+from pathlib import Path
+
+__all__ = ["available_cores", "cuda_driver_problem", "library_problem"]
+
+CGROUP = Path("/sys/fs/cgroup")
+WINDOWS = sys.platform == "win32"
+
+
+def available_cores(cgroup: Path = CGROUP) -> int:
+    """Cores that this process may use: its affinity, and its container's CPU quota rounded up."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = _quota_v2(cgroup) or _quota_v1(cgroup)
+    return max(1, min(cores, math.ceil(quota))) if quota else cores
+
+
+def _quota_v2(cgroup: Path) -> float | None:
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # absent, "max", or no number
+        return None
+
+
+def _quota_v1(cgroup: Path) -> float | None:
+    try:
+        quota = int((cgroup / "cpu" / "cpu.cfs_quota_us").read_text())
+        period = int((cgroup / "cpu" / "cpu.cfs_period_us").read_text())
+        return quota / period if quota > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def cuda_driver_problem() -> str | None:
+    """Why there is no CUDA device to use, or None where there is one."""
+    name = "nvcuda.dll" if WINDOWS else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return f"the NVIDIA driver ({name}) is not installed"
+    if driver.cuInit(0) != 0:
+        return "the NVIDIA driver finds no usable device"
+    count = ctypes.c_int(0)
+    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return "the NVIDIA driver finds no device"
+    return None
+
+
+def library_problem(cuda_major: str) -> str | None:
+    """Why CUDA's own libraries cannot be loaded, or None where they can."""
+    linux = (f"libcudart.so.{cuda_major}", f"libcublasLt.so.{cuda_major}", "libcudnn.so.9")
+    names = (f"cublasLt64_{cuda_major}.dll", "cudnn64_9.dll") if WINDOWS else linux
+    for name in names:
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            return f"{name} cannot be loaded"
+    return None

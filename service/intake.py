@@ -1,0 +1,276 @@
+"""What came in: a request's body within its limits, split into options and payload.
+
+Limits are checked in this order, each before the work it protects from: the body's declared length,
+the bytes counted while they stream in, the number of images, the pixels in each image's header.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl
+
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.types import Receive
+
+from service.errors import (
+    ClientGone,
+    InvalidInput,
+    MalformedBody,
+    Overloaded,
+    PayloadTooLarge,
+    RequestTimeout,
+    UnsupportedMedia,
+)
+from service.media import JSON, NPY
+
+__all__ = ["Buffers", "Intake", "parse_body", "read_body"]
+
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
+MAX_FIELDS = 32
+MAX_FIELD_BYTES = 65_536
+SEVERAL = ("temperature",)  # may be given more than once in a query
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intake:
+    """A parsed body: options, and at most one payload in one of three forms.
+
+    `text` says that option values are strings. `payload` is the value of the payload's JSON field.
+    """
+
+    options: Mapping[str, Any]
+    text: bool
+    npy: bytes | None = None
+    files: list[bytes] = field(default_factory=list)
+    names: list[str] | None = None
+    payload: Any = None
+
+
+class Buffers:
+    """Bytes of bodies that a process holds at once, bounded by `max_bytes`."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.held = 0
+
+    def take(self, size: int) -> None:
+        """Hold `size` bytes more. Raises Overloaded."""
+        if self.held + size > self._max_bytes:
+            raise Overloaded(
+                f"bodies of {self.held} bytes are being worked on, at most {self._max_bytes} are "
+                "held at once: send the request again later"
+            )
+        self.held += size
+
+    def give(self, size: int) -> None:
+        """Hold `size` bytes less."""
+        self.held -= size
+
+
+@contextlib.asynccontextmanager
+async def read_body(
+    headers: Headers,
+    receive: Receive,
+    *,
+    max_bytes: int,
+    timeout_seconds: float,
+    buffers: Buffers,
+) -> AsyncGenerator[bytes, None]:
+    """The whole body, counted in `buffers` until the context ends.
+
+    Raises:
+        Overloaded: all bodies together are above the bound of `buffers`.
+        PayloadTooLarge: declared or counted above `max_bytes`; the rest is not read.
+        RequestTimeout: not complete after `timeout_seconds`.
+        ClientGone: hung up before it was complete.
+        UnsupportedMedia: compressed.
+    """
+    if headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedMedia("compressed bodies are not taken: send it without Content-Encoding")
+    declared = headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise PayloadTooLarge(_too_large(declared, max_bytes))
+    chunks: list[bytes] = []
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            await _collect(chunks, receive, max_bytes, buffers)
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    except TimeoutError:
+        raise RequestTimeout(
+            f"the body was not complete after {timeout_seconds:g} s: send it faster, or less"
+        ) from None
+    finally:
+        buffers.give(sum(map(len, chunks)))
+    buffers.take(len(body))
+    try:
+        yield body
+    finally:
+        buffers.give(len(body))
+
+
+async def _collect(chunks: list[bytes], receive: Receive, max_bytes: int, buffers: Buffers) -> None:
+    """Append to `chunks` until the body is complete; each is counted in `buffers`."""
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone("the client hung up while it sent the body")
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > max_bytes:
+            raise PayloadTooLarge(_too_large("more than " + str(max_bytes), max_bytes))
+        buffers.take(len(chunk))
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return
+
+
+def _too_large(size: str, max_bytes: int) -> str:
+    return (
+        f"the body has {size} bytes, at most {max_bytes} are taken: send fewer images in a "
+        "request, or as application/x-npy"
+    )
+
+
+async def parse_body(
+    headers: Headers, query: bytes, body: bytes, *, payload: str | None, max_items: int
+) -> Intake:
+    """Split `body` by its content type; `payload` is its field: "images", "latents" or None.
+
+    Raises:
+        UnsupportedMedia: a content type that does not carry such a payload.
+        MalformedBody: not what its content type says.
+        InvalidInput: an option is given twice or in the wrong place.
+        PayloadTooLarge: more than `max_items` images; none of them has been decoded.
+    """
+    options = _query_options(query)
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == JSON:
+        if options:
+            raise InvalidInput(
+                f"with a JSON body options are its fields: move {', '.join(options)} from the "
+                "query into the body"
+            )
+        return _parse_json(body, payload, max_items)
+    if not body and payload is None:
+        return Intake(options=options, text=True)
+    if kind == NPY and payload is not None:
+        return Intake(options=options, text=True, npy=body)
+    if kind == "multipart/form-data" and payload == "images":
+        return await _parse_form(headers, body, options, max_items)
+    if kind in IMAGE_TYPES and payload == "images":
+        return Intake(options=options, text=True, files=[body])
+    raise UnsupportedMedia(_unsupported(kind, payload))
+
+
+def _unsupported(kind: str, payload: str | None) -> str:
+    taken = {
+        None: f"{JSON}, or no body and query parameters",
+        "images": f"{NPY}, multipart/form-data (files), {JSON}, {', '.join(IMAGE_TYPES)}",
+        "latents": f"{NPY} or {JSON}",
+    }[payload]
+    what = f"content type {kind[:80]!r} is" if kind else "a body without Content-Type is"
+    return f"{what} not taken here; send {taken}"
+
+
+def _query_options(query: bytes) -> dict[str, Any]:
+    if not query:
+        return {}
+    try:
+        pairs = parse_qsl(
+            query.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=True,
+            max_num_fields=MAX_FIELDS,
+            errors="strict",
+        )
+    except ValueError as error:
+        raise InvalidInput(f"the query cannot be parsed ({error})") from None
+    return _unique(pairs, {})
+
+
+def _unique(pairs: list[tuple[str, str]], before: dict[str, Any]) -> dict[str, Any]:
+    """`before` and `pairs` as a dictionary; only what is in `SEVERAL` may be there repeatedly."""
+    options = dict(before)
+    for name, value in pairs:
+        if name not in options:
+            options[name] = value
+        elif name in SEVERAL:
+            earlier = options[name]
+            options[name] = [*(earlier if isinstance(earlier, list) else [earlier]), value]
+        else:
+            raise InvalidInput(f"{name[:60]!r} is given more than once: give it once")
+    return options
+
+
+def _parse_json(body: bytes, payload: str | None, max_items: int) -> Intake:
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise MalformedBody(f"the body is not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise MalformedBody('the body must be a JSON object, such as {"n": 4}')
+    if payload is None:
+        return Intake(options=fields, text=False)
+    value = fields.pop(payload, None)
+    if isinstance(value, list) and len(value) > max_items:
+        raise PayloadTooLarge(_too_many(len(value), max_items, payload))
+    return Intake(options=fields, text=False, payload=value)
+
+
+def _too_many(count: int, max_items: int, what: str) -> str:
+    return f"{count} {what} in one request, at most {max_items} are taken: send several requests"
+
+
+async def _parse_form(
+    headers: Headers, body: bytes, options: dict[str, Any], max_items: int
+) -> Intake:
+    parser = _InMemoryParser(
+        headers,
+        _stream(body),
+        max_files=max_items,
+        max_fields=MAX_FIELDS,
+        max_part_size=MAX_FIELD_BYTES,
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if "Too many files" in error.message:
+            raise PayloadTooLarge(_too_many(max_items + 1, max_items, "images")) from None
+        raise MalformedBody(f"the multipart body cannot be parsed: {error.message}") from None
+    except (KeyError, ValueError) as error:
+        raise MalformedBody(f"the multipart body cannot be parsed: {error}") from None
+    try:
+        return _form_intake(form, options)
+    finally:
+        await form.close()
+
+
+def _form_intake(form: FormData, options: dict[str, Any]) -> Intake:
+    fields: list[tuple[str, str]] = []
+    files, names = [], []
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile) and name == "files":
+            files.append(value.file.read())
+            names.append(f"file {(value.filename or str(len(files) - 1))[:80]!r}")
+        elif isinstance(value, UploadFile):
+            raise InvalidInput(f"files belong in the field 'files', not in {name[:60]!r}")
+        else:
+            fields.append((name, value))
+    return Intake(options=_unique(fields, options), text=True, files=files, names=names)
+
+
+class _InMemoryParser(MultiPartParser):
+    """Never spools to disk: the body is in memory and bounded, and a disk may be read-only."""
+
+    spool_max_size = 2**62
+
+
+async def _stream(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body

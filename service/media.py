@@ -1,0 +1,65 @@
+"""Media types: which form of an answer an ``Accept`` header asks for (RFC 9110, section 12.5.1)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from service.errors import NotAcceptable
+
+__all__ = ["JSON", "NPY", "PNG", "PROBLEM", "negotiate"]
+
+JSON = "application/json"
+NPY = "application/x-npy"
+PNG = "image/png"
+PROBLEM = "application/problem+json"
+
+
+@lru_cache(maxsize=256)
+def negotiate(accept: str, offers: tuple[str, ...]) -> str:
+    """The member of `offers` that `accept` prefers; among equals the one that stands first there.
+
+    `offers` is in the server's order: ``*/*`` and an absent header (empty `accept`) get its first.
+
+    Raises:
+        NotAcceptable: naming what can be made.
+    """
+    ranges = [_range(part) for part in accept.split(",") if part.strip()] or [("*/*", 1.0)]
+    best, best_rank = "", (0.0, 0, 0)
+    for place, offer in enumerate(offers):
+        matches = [
+            (_specificity(pattern, offer), quality, -index)
+            for index, (pattern, quality) in enumerate(ranges)
+            if _specificity(pattern, offer)
+        ]
+        if not matches:
+            continue
+        specificity, quality, order = max(matches)  # the most specific range decides the quality
+        rank = (quality, order if specificity == 3 else -len(ranges), -place)
+        if quality > 0 and (not best or rank > best_rank):
+            best, best_rank = offer, rank
+    if not best:
+        raise NotAcceptable(
+            f"Accept: {accept[:200]} names nothing that can be made here; "
+            f"ask for one of {', '.join(offers)}"
+        )
+    return best
+
+
+def _range(part: str) -> tuple[str, float]:
+    pattern, *parameters = (piece.strip().lower() for piece in part.split(";"))
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            try:
+                return pattern, min(1.0, max(0.0, float(value)))
+            except ValueError:
+                return pattern, 0.0
+    return pattern, 1.0
+
+
+def _specificity(pattern: str, offer: str) -> int:
+    if pattern == offer:
+        return 3
+    if pattern == f"{offer.partition('/')[0]}/*":
+        return 2
+    return 1 if pattern == "*/*" else 0

@@ -1,0 +1,53 @@
+"""Who counts what the scheduler does, kept from harming it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+__all__ = ["Guarded", "SchedulerObserver"]
+
+logger = logging.getLogger(__name__)
+
+
+class SchedulerObserver(Protocol):
+    """Who counts. Called on the event loop."""
+
+    def batch(self, operation: str, rows: int, padded: int, seconds: float) -> None:
+        """A batch of `rows` rows was computed, with `padded` more for nothing."""
+
+    def dropped(self, rows: int, reason: str) -> None:
+        """`rows` rows will not be computed: "cancelled", "expired", "failed" or "shutdown"."""
+
+    def queue(self, rows: int) -> None:
+        """So many rows wait now."""
+
+
+class Guarded:
+    """An observer, or none, whose exceptions are logged and forgotten."""
+
+    def __init__(self, observer: SchedulerObserver | None) -> None:
+        self._observer = observer
+
+    def batch(self, operation: str, rows: int, padded: int, seconds: float) -> None:
+        """As `SchedulerObserver.batch`."""
+        if self._observer is not None:
+            _guard(self._observer.batch, operation, rows, padded, seconds)
+
+    def dropped(self, rows: int, reason: str) -> None:
+        """As `SchedulerObserver.dropped`."""
+        if self._observer is not None:
+            _guard(self._observer.dropped, rows, reason)
+
+    def queue(self, rows: int) -> None:
+        """As `SchedulerObserver.queue`."""
+        if self._observer is not None:
+            _guard(self._observer.queue, rows)
+
+
+def _guard(method: Callable[..., None], *arguments: object) -> None:
+    try:
+        method(*arguments)
+    except Exception:
+        logger.exception("the observer failed")

@@ -1,0 +1,101 @@
+"""Errors as RFC 9457 problem documents: ours, and those that the frameworks raise by themselves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Scope
+
+from service.errors import (
+    BadRequest,
+    IafvaeError,
+    InvalidInput,
+    MethodNotAllowed,
+    NotFound,
+    Overloaded,
+    ServerFault,
+)
+from service.media import PROBLEM
+
+__all__ = ["TYPE_PREFIX", "add_problem_handlers", "problem_response", "unexpected"]
+
+TYPE_PREFIX = "urn:iafvae:problem:"
+logger = logging.getLogger("iafvae")
+
+
+def problem_response(
+    error: IafvaeError, scope: Scope, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The answer that says `error` on this request, with ``Retry-After`` where it helps."""
+    document = {
+        "type": TYPE_PREFIX + error.type,
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "instance": scope["path"],
+        "request_id": scope.get("state", {}).get("request_id", ""),
+    }
+    more = dict(headers or {})
+    if isinstance(error, Overloaded):
+        more["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    elif error.status == 503:
+        more.setdefault("retry-after", "1")
+    body = json.dumps(document).encode("utf-8")
+    return Response(body, error.status, more, media_type=PROBLEM)
+
+
+def unexpected(error: Exception, scope: Scope) -> ServerFault:
+    """Log what nobody foresaw; the caller learns the request's id, not the program's insides."""
+    request_id = scope.get("state", {}).get("request_id", "")
+    logger.error(
+        "unexpected error in %s: %s",
+        scope["path"],
+        error,
+        exc_info=error,
+        extra={"fields": {"request_id": request_id}},
+    )
+    return ServerFault("an unexpected error; the log has it under this request_id")
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Turn every error that leaves a route of `app` into a problem document."""
+
+    async def ours(request: Request, error: Exception) -> Response:
+        assert isinstance(error, IafvaeError)  # noqa: S101 - registered for it alone
+        return problem_response(error, request.scope)
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
+        translated = _translate(error, request)
+        return problem_response(translated, request.scope, error.headers)
+
+    async def validation(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it alone
+        lines = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
+        return problem_response(InvalidInput("; ".join(lines)), request.scope)
+
+    async def anything(request: Request, error: Exception) -> Response:
+        return problem_response(unexpected(error, request.scope), request.scope)
+
+    app.add_exception_handler(IafvaeError, ours)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, validation)
+    app.add_exception_handler(Exception, anything)
+
+
+def _translate(error: HTTPException, request: Request) -> IafvaeError:
+    path = request.url.path
+    if error.status_code == 404:
+        return NotFound(f"there is nothing at {path[:200]}; /docs lists what there is")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return MethodNotAllowed(f"{path} does not take {request.method}; use {allowed}")
+    kind = BadRequest if error.status_code < 500 else ServerFault
+    return kind(str(error.detail))

@@ -1,0 +1,76 @@
+"""Estimates from importance weights, on the host in float64, and what they say about an image.
+
+For one image with log-weights ``log w_k = log p(x, z_k) - log q(z_k | x)``, k = 1..K (Burda,
+Grosse and Salakhutdinov, *Importance Weighted Autoencoders*, 2016, arXiv:1509.00519):
+
+    log_likelihood = log (1/K) sum_k w_k      a lower bound on log p(x) in expectation
+    elbo           = (1/K) sum_k log w_k      below it for the same draws
+    standard error = sd(w) / (sqrt(K) mean(w))      delta method; no number at K = 1
+    effective sample size = (sum w)^2 / sum w^2     from 1 to K
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Estimates", "estimate", "p_values", "statuses"]
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Estimates:
+    """Float64 ``[n]`` each, in nats but for the effective sample size."""
+
+    log_likelihood_nats: F64
+    elbo_nats: F64
+    standard_error_nats: F64
+    effective_sample_size: F64
+
+
+def estimate(log_weight: NDArray[np.floating]) -> Estimates:
+    """Estimates from ``log_weight`` ``[n, K]`` in nats."""
+    lw = log_weight.astype(np.float64)
+    n, k = lw.shape
+    if k == 1:
+        one = lw[:, 0]
+        return Estimates(one, one, np.full(n, np.nan), np.ones(n))
+    with np.errstate(all="ignore"):  # infinite weights give no numbers, which statuses say
+        top = lw.max(axis=1)
+        w = np.exp(lw - np.where(np.isfinite(top), top, 0.0)[:, None])  # [n, K], largest 1
+        mean = w.mean(axis=1)
+        return Estimates(
+            log_likelihood_nats=np.log(mean) + np.where(np.isfinite(top), top, 0.0),
+            elbo_nats=lw.mean(axis=1),
+            standard_error_nats=w.std(axis=1, ddof=1) / (math.sqrt(k) * mean),
+            effective_sample_size=w.sum(axis=1) ** 2 / np.square(w).sum(axis=1),
+        )
+
+
+def p_values(scores: F64, reference: NDArray[np.float32] | None) -> F64:
+    """How rare so low a score is among the reference: ``(1 + #{r <= s}) / (1 + n)``, ``[n]``.
+
+    reference: sorted scores of images that were set aside; without it, no numbers. Adding one makes
+    the p-value valid: under exchangeability ``P(p <= a) <= a``. Scores are compared as float32,
+    which is what the reference holds.
+    """
+    if reference is None:
+        return np.full(len(scores), np.nan)
+    with np.errstate(over="ignore"):
+        as_low = np.searchsorted(reference, scores.astype(np.float32), side="right")
+    p = (1.0 + as_low) / (1.0 + len(reference))
+    # Minus infinity is below everything; what is no number, or plus infinity, is no score.
+    return np.where(np.isnan(scores) | (scores == np.inf), np.nan, p)
+
+
+def statuses(estimates: Estimates, calibrated: bool) -> list[str]:
+    """For each image "ok", "not_calibrated" (no p-value) or "non_finite" (an estimate is no
+    number).
+    """
+    usual = "ok" if calibrated else "not_calibrated"
+    sound = np.isfinite(estimates.log_likelihood_nats) & np.isfinite(estimates.elbo_nats)
+    return [usual if fine else "non_finite" for fine in sound.tolist()]

@@ -1,0 +1,158 @@
+"""Settings of the service: ``IAFVAE_*`` environment variables, built inside `create_app`.
+
+A misspelt variable is an error that names it, not a default that is silently kept.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+__all__ = ["PREFIX", "SHIPPED_BUNDLE", "Settings", "SettingsError", "load_settings"]
+
+PREFIX = "IAFVAE_"
+SHIPPED_BUNDLE = Path(__file__).resolve().parent / "bundles" / "mnist"
+OTHER_PROGRAMS = {"IAFVAE_DATA_DIR"}  # of the training side and the tests
+# Kubernetes and Docker links describe a Service named "iafvae" in variables of our prefix.
+LINKED = re.compile(r"IAFVAE_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)$")
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, out of range or contradicts another; the message names the variable."""
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set. A field `x` is the environment variable ``IAFVAE_X``."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="0 takes a free port")] = 8000
+    models: Annotated[Path, Field(description="a bundle, or a directory of bundles")] = (
+        SHIPPED_BUNDLE
+    )
+    default_model: Annotated[str | None, Field(description="absent: the only one, or first")] = None
+    provider: Literal["auto", "cpu", "cuda"] = "auto"
+
+    max_body_bytes: Count = 32 * 2**20
+    max_buffered_bytes: Annotated[
+        Count, Field(description="of all bodies that are held at once; above it: 429")
+    ] = 512 * 2**20
+    max_image_pixels: Annotated[Count, Field(description="of one encoded image")] = 16_777_216
+    max_total_pixels: Annotated[Count, Field(description="of one request, before resizing")] = (
+        67_108_864
+    )
+    max_images: Annotated[Count, Field(description="images or latents in one request")] = 1024
+    max_n: Annotated[Count, Field(description="images drawn by one request")] = 1024
+    max_importance_samples: Count = 1024
+    max_rows: Annotated[Count, Field(description="images times importance samples")] = 16_384
+    max_queue_rows: Annotated[Count, Field(description="above it: 429")] = 32_768
+    max_batch_rows: Count = 256
+
+    body_timeout_seconds: Annotated[Seconds, Field(gt=0)] = 30.0
+    timeout_seconds: Annotated[Seconds, Field(gt=0, description="deadline of a request")] = 60.0
+    drain_delay_seconds: Annotated[
+        Seconds, Field(description="after SIGTERM: /readyz says 503, requests are still served")
+    ] = 0.0
+    drain_seconds: Annotated[Seconds, Field(description="for what is in flight at the end")] = 20.0
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    access_log: bool = False
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - `_Environment` replaces it
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What the caller gives, then the environment; no .env files."""
+        return init_settings, _Environment(settings_cls)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_rows > self.max_queue_rows:
+            raise ValueError(
+                f"{PREFIX}MAX_ROWS ({self.max_rows}) is above {PREFIX}MAX_QUEUE_ROWS "
+                f"({self.max_queue_rows}): such a request could never be queued; lower the first"
+            )
+        if self.max_body_bytes > self.max_buffered_bytes:
+            raise ValueError(
+                f"{PREFIX}MAX_BODY_BYTES ({self.max_body_bytes}) is above "
+                f"{PREFIX}MAX_BUFFERED_BYTES ({self.max_buffered_bytes}); lower the first"
+            )
+        if self.max_image_pixels > self.max_total_pixels:
+            raise ValueError(
+                f"{PREFIX}MAX_IMAGE_PIXELS ({self.max_image_pixels}) is above "
+                f"{PREFIX}MAX_TOTAL_PIXELS ({self.max_total_pixels}); lower the first"
+            )
+        if self.max_importance_samples > self.max_rows:
+            raise ValueError(
+                f"{PREFIX}MAX_IMPORTANCE_SAMPLES ({self.max_importance_samples}) is above "
+                f"{PREFIX}MAX_ROWS ({self.max_rows}); lower the first"
+            )
+        return self
+
+
+def load_settings(**given: Any) -> Settings:
+    """Settings from the environment, with what is `given` (and not None) before it.
+
+    Raises:
+        SettingsError: one line for each bad value, naming its variable.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError("\n".join(_line(item) for item in error.errors())) from None
+
+
+class _Environment(PydanticBaseSettingsSource):
+    """The variables with our prefix; unlike pydantic-settings' own source, refuses unknown ones."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        """One field's text, as the base class asks for it."""
+        return self().get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, str]:
+        """Texts by field name; empty ones count as absent."""
+        given = {
+            variable: text
+            for variable, text in os.environ.items()
+            if variable.startswith(PREFIX) and not _of_others(variable, text)
+        }
+        names = {variable: variable[len(PREFIX) :].lower() for variable in given}
+        unknown = [v for v, name in names.items() if name not in Settings.model_fields]
+        if unknown:
+            raise SettingsError("\n".join(_unknown(v, names[v]) for v in sorted(unknown)))
+        return {names[variable]: text for variable, text in given.items() if text}
+
+
+def _of_others(variable: str, text: str) -> bool:
+    linked_port = variable == f"{PREFIX}PORT" and "://" in text
+    return variable in OTHER_PROGRAMS or LINKED.match(variable) is not None or linked_port
+
+
+def _unknown(variable: str, name: str) -> str:
+    close = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    hint = f"did you mean {PREFIX}{close[0].upper()}?" if close else "unset it"
+    return f"{variable}: there is no such setting; {hint}"
+
+
+def _line(item: Any) -> str:
+    message = item["msg"].removeprefix("Value error, ")
+    if not item["loc"]:
+        return str(message)
+    return f"{PREFIX}{str(item['loc'][0]).upper()}={item['input']!r}: {message}"

@@ -1,0 +1,155 @@
+"""Shapes: what images, latents and tensors are, and what every graph takes and gives.
+
+`graph_contract` is the table of graphs as code. The exporter builds its graphs to it; the writer
+and the loader of bundles compare with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = [
+    "GraphSpec",
+    "ImageSpec",
+    "LatentGroup",
+    "LatentSpec",
+    "LikelihoodSpec",
+    "TensorSpec",
+    "graph_contract",
+]
+
+Dimension = int | str
+Dtype = Literal["float32", "uint8", "int64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """Images are uint8 ``[channels, height, width]`` with values below `levels`."""
+
+    channels: int
+    height: int
+    width: int
+    levels: int
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.height, self.width) < 1:
+            raise ValueError("channels, height and width must be at least 1")
+        if not 2 <= self.levels <= 256:
+            raise ValueError("levels must be from 2 to 256")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(channels, height, width)``."""
+        return self.channels, self.height, self.width
+
+    @property
+    def dims(self) -> int:
+        """Number of dimensions that bits/dim divides by."""
+        return self.channels * self.height * self.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodSpec:
+    """The density of pixels given latents; drawing them takes `uniforms` uniform numbers (U)."""
+
+    kind: Literal["bernoulli", "discretized_logistic"]
+    uniforms: int
+
+    def __post_init__(self) -> None:
+        if self.uniforms < 1:
+            raise ValueError("uniforms must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentGroup:
+    """One stochastic layer of the flat latent."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.height, self.width) < 1:
+            raise ValueError("channels, height and width must be at least 1")
+
+    @property
+    def dim(self) -> int:
+        """Number of latents in the group."""
+        return self.channels * self.height * self.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSpec:
+    """The flat latent ``[N, dim]``: named groups from the top down."""
+
+    dim: int
+    groups: tuple[LatentGroup, ...]
+
+    def __post_init__(self) -> None:
+        if not self.groups or self.dim != sum(group.dim for group in self.groups):
+            raise ValueError("dim must be the sum of the groups' channels * height * width")
+        if len({group.name for group in self.groups}) != len(self.groups):
+            raise ValueError("groups must have different names")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output: an int in `shape` is fixed, a name (``N``, ``R``) is dynamic."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[Dimension, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSpec:
+    """One operation: its ONNX file, its inputs and its outputs, in order."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def graph_contract(
+    image: ImageSpec, latent: LatentSpec, likelihood: LikelihoodSpec
+) -> dict[str, GraphSpec]:
+    """What each operation's graph takes and gives: N images, R importance-sample rows.
+
+    D latents, G groups (columns of temperature and of ``kl``) and U uniforms are fixed.
+    """
+    d, g, u = latent.dim, len(latent.groups), likelihood.uniforms
+    pixels = image.shape
+    rendered = (_f32("mean", "N", *pixels), _tensor("draw", "uint8", "N", *pixels))
+    picture = _tensor("image", "uint8", "N", *pixels)
+    return {
+        "sample": _graph(
+            "sample",
+            (_f32("eps", "N", d), _f32("temperature", "N", g), _f32("u", "N", u)),
+            rendered,
+        ),
+        "decode": _graph("decode", (_f32("z", "N", d), _f32("u", "N", u)), rendered),
+        "encode": _graph(
+            "encode", (picture, _f32("eps", "N", d)), (_f32("z", "N", d), _f32("prior_eps", "N", d))
+        ),
+        "score": _graph(
+            "score",
+            (picture, _tensor("owner", "int64", "R"), _f32("eps", "R", d)),
+            (_f32("log_weight", "R"), _f32("log_px_z", "R"), _f32("kl", "R", g)),
+        ),
+    }
+
+
+def _tensor(name: str, dtype: Dtype, *shape: Dimension) -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+def _f32(name: str, *shape: Dimension) -> TensorSpec:
+    return _tensor(name, "float32", *shape)
+
+
+def _graph(
+    operation: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> GraphSpec:
+    return GraphSpec(file=f"{operation}.onnx", inputs=inputs, outputs=outputs)

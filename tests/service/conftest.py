@@ -1,0 +1,224 @@
+"""Fixtures of the HTTP tests: an application on the tiny bundle, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.codecs import encode_npy
+from service.settings import Settings
+
+
+class AppTransport(httpx.BaseTransport):
+    """An application with its lifespan on a loop in a thread, behind synchronous httpx."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.app = app
+        self._transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        self._lifespan = app.router.lifespan_context(app)
+        try:
+            self.run(self._lifespan.__aenter__())
+        except BaseException:
+            self._end_loop()
+            raise
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return self.run(self._handle(request, request.read()))
+
+    async def _handle(self, request: httpx.Request, body: bytes) -> httpx.Response:
+        again = httpx.Request(request.method, request.url, headers=request.headers, content=body)
+        answer = await self._transport.handle_async_request(again)
+        return httpx.Response(
+            answer.status_code, headers=answer.headers, content=await answer.aread()
+        )
+
+    def close(self) -> None:
+        self.run(self._lifespan.__aexit__(None, None, None))
+        self._end_loop()
+
+    def _end_loop(self) -> None:
+        self.run(self.loop.shutdown_default_executor())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+class AppClient(httpx.Client):
+    """httpx against an application; `app` and `run` reach behind it."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.transport = AppTransport(app)
+        self.app, self.run = app, self.transport.run
+        super().__init__(transport=self.transport, base_url="http://testserver")
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sample's value; 0 where it does not exist yet."""
+        return self.app.state.context.telemetry.registry.get_sample_value(name, labels) or 0.0
+
+
+@pytest.fixture(scope="session")
+def server(tiny_bundle: Path) -> Iterator[AppClient]:
+    """An application with default settings, shared by the session."""
+    with AppClient(create_app(Settings(models=tiny_bundle, provider="cpu"))) as client:
+        yield client
+
+
+@pytest.fixture
+def serve(tiny_bundle: Path) -> Iterator[Callable[..., AppClient]]:
+    """An application with the given settings, closed after the test."""
+    with ExitStack() as stack:
+
+        def start(**settings: Any) -> AppClient:
+            given = {"models": tiny_bundle, "provider": "cpu", **settings}
+            return stack.enter_context(AppClient(create_app(Settings(**given))))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def digits() -> np.ndarray:
+    """Six images of the tiny model's shape, uint8 [6, 1, 4, 4]."""
+    return np.random.default_rng(3).integers(0, 256, (6, 1, 4, 4), np.uint8)
+
+
+@pytest.fixture
+def post_npy(server: AppClient) -> Callable[..., Any]:
+    """POST an array as npy: `post_npy("/v1/score", array, params={...}, accept=...)`."""
+
+    def post(path: str, array: np.ndarray | bytes, *, accept: str = "*/*", **request: Any) -> Any:
+        body = array if isinstance(array, bytes) else encode_npy(array)
+        headers = {"content-type": "application/x-npy", "accept": accept}
+        return server.post(path, content=body, headers=headers, **request)
+
+    return post
+
+
+@pytest.fixture(scope="session")
+def problem() -> Callable[..., str]:
+    """Check that an answer is a problem document of a status and slug; gives its detail."""
+
+    def check(response: Any, status: int, slug: str) -> str:
+        assert response.status_code == status, response.text
+        assert response.headers["content-type"] == "application/problem+json"
+        document = response.json()
+        assert document["type"] == f"urn:iafvae:problem:{slug}"
+        assert document["status"] == status
+        assert document["title"]
+        assert document["request_id"] == response.headers["x-request-id"]
+        assert len(document["detail"]) > 15, "the detail says what to do"
+        return document["detail"]
+
+    return check
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server process."""
+
+    process: subprocess.Popen[str]
+    port: int
+    url: str
+
+
+COMMAND = [sys.executable, "-c", "from service.cli import main; main()"]
+
+
+def _environment(settings: dict[str, str]) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("IAFVAE_")}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error", **settings}
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def launch(tiny_bundle: Path) -> Callable[..., Running]:
+    """Start `iafvae serve` on the tiny bundle; returns when it is ready."""
+
+    def start(**settings: str) -> Running:
+        port = _free_port()
+        given = {"IAFVAE_MODELS": str(tiny_bundle), "IAFVAE_PORT": str(port), **settings}
+        process = subprocess.Popen([*COMMAND, "serve"], env=_environment(given), text=True)
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            assert process.poll() is None, "the server ended by itself"
+            try:
+                if httpx.get(f"{url}/readyz").status_code == 200:
+                    return Running(process, port, url)
+            except httpx.HTTPError:
+                time.sleep(0.05)
+        raise AssertionError("the server did not become ready")
+
+    return start
+
+
+def _end(running: Running) -> None:
+    running.process.kill()
+    running.process.wait()
+
+
+@pytest.fixture(scope="session")
+def running(launch: Callable[..., Running]) -> Iterator[Running]:
+    """A server with default settings, shared by the session."""
+    process = launch()
+    yield process
+    _end(process)
+
+
+@pytest.fixture
+def start_server(launch: Callable[..., Running]) -> Iterator[Callable[..., Running]]:
+    """Start a server with variables of its own; ended after the test."""
+    with ExitStack() as stack:
+
+        def start(**settings: str) -> Running:
+            process = launch(**settings)
+            stack.callback(_end, process)
+            return process
+
+        yield start
+
+
+@pytest.fixture
+def refused() -> Callable[..., str]:
+    """Run `iafvae serve`, which must fail with 1 and one clear line; gives it."""
+
+    def run(**settings: str) -> str:
+        done = subprocess.run(
+            [*COMMAND, "serve"],
+            env=_environment(settings),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 1, done.stderr
+        assert "Traceback" not in done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.startswith("iafvae: error: ")]
+        assert len(lines) == 1, done.stderr
+        return lines[0]
+
+    return run

@@ -1,0 +1,375 @@
+"""Bad input: a 4xx problem document that says what to do, and neighbours unharmed."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.codecs import encode_npy, encode_png
+
+NPY = {"content-type": "application/x-npy"}
+GOOD = np.zeros((1, 1, 4, 4), np.uint8)
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def bomb(side: int) -> bytes:
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(10**6)))
+
+
+def pickled() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    return file.getvalue()
+
+
+def sixteen_bits() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(file, "PNG")
+    return file.getvalue()
+
+
+def raw_json(text: bytes):
+    return {"content": text, "headers": {"content-type": "application/json"}}
+
+
+def npy(array):
+    return {"content": encode_npy(array), "headers": NPY}
+
+
+BAD = {
+    # images
+    "wrong size": ("/v1/score", npy(np.zeros((1, 5, 5), np.uint8)), 422, "wrong-shape", "resize"),
+    "wrong dimensions": ("/v1/score", npy(np.zeros((4, 4), np.uint8)), 422, "wrong-shape", "shape"),
+    "wrong dtype": ("/v1/score", npy(np.zeros((1, 4, 4), np.float32)), 422, "wrong-dtype", "uint8"),
+    "no images": ("/v1/score", npy(np.zeros((0, 4, 4), np.uint8)), 422, "invalid-input", "one"),
+    "no pixels": ("/v1/score", npy(np.zeros((2, 0, 4), np.uint8)), 422, "invalid-input", "no im"),
+    "colour": (
+        "/v1/score",
+        {"json": {"images": [b64(encode_png(np.arange(48, dtype=np.uint8).reshape(3, 4, 4)))]}},
+        422,
+        "wrong-shape",
+        "convert=true",
+    ),
+    "truncated png": (
+        "/v1/score",
+        {
+            "json": {
+                "images": [b64(encode_png(np.arange(16, dtype=np.uint8).reshape(1, 4, 4))[:-30])]
+            }
+        },
+        422,
+        "undecodable-image",
+        "complete",
+    ),
+    "text as an image": (
+        "/v1/score",
+        {"files": [("files", ("a.png", b"hello"))]},
+        422,
+        "undecodable-image",
+        "a.png",
+    ),
+    "text in json": (
+        "/v1/score",
+        {"json": {"images": ["hello!"]}},
+        422,
+        "undecodable-image",
+        "base64",
+    ),
+    "sixteen bits": (
+        "/v1/score",
+        {"files": [("files", ("a.png", sixteen_bits()))]},
+        422,
+        "wrong-dtype",
+        "8 bits",
+    ),
+    "images no list": ("/v1/score", {"json": {"images": "aGk="}}, 422, "invalid-input", "list"),
+    "images no strings": ("/v1/score", {"json": {"images": [1]}}, 422, "invalid-input", "base64"),
+    "images empty": ("/v1/score", {"json": {"images": []}}, 422, "invalid-input", "at least one"),
+    "images absent": ("/v1/score", {"json": {}}, 422, "invalid-input", "at least one"),
+    "files absent": ("/v1/encode", {"files": [("seed", (None, "1"))]}, 422, "invalid-input", "one"),
+    "decompression bomb": (
+        "/v1/score",
+        {"files": [("files", ("b.png", bomb(30_000)))]},
+        413,
+        "payload-too-large",
+        "16777216",
+    ),
+    "three to interpolate": (
+        "/v1/interpolate",
+        npy(np.zeros((3, 4, 4), np.uint8)),
+        422,
+        "invalid-input",
+        "two",
+    ),
+    # npy
+    "pickled npy": (
+        "/v1/score",
+        {"content": pickled(), "headers": NPY},
+        422,
+        "wrong-dtype",
+        "pickled",
+    ),
+    "no npy": ("/v1/score", {"content": b"\x89PNG", "headers": NPY}, 400, "malformed-body", "npy"),
+    "npy cut off": (
+        "/v1/score",
+        {"content": encode_npy(GOOD)[:-1], "headers": NPY},
+        400,
+        "malformed-body",
+        "cut off",
+    ),
+    # options
+    "n zero": ("/v1/sample", {"json": {"n": 0}}, 422, "invalid-input", "n=0"),
+    "n negative": ("/v1/sample", {"json": {"n": -3}}, 422, "invalid-input", "n=-3"),
+    "n too large": ("/v1/sample", {"json": {"n": 10**6}}, 413, "payload-too-large", "1024"),
+    "n text": ("/v1/sample?n=many", {}, 422, "invalid-input", "n="),
+    "temperature negative": (
+        "/v1/sample",
+        {"json": {"temperature": -1}},
+        422,
+        "invalid-input",
+        "temp",
+    ),
+    "temperature nan": (
+        "/v1/sample",
+        raw_json(b'{"temperature": NaN}'),
+        422,
+        "invalid-input",
+        "finite",
+    ),
+    "temperature nan text": ("/v1/sample?temperature=nan", {}, 422, "invalid-input", "finite"),
+    "temperatures too many": (
+        "/v1/sample",
+        {"json": {"temperature": [1, 1]}},
+        422,
+        "invalid-input",
+        "1 latent groups",
+    ),
+    "temperatures none": (
+        "/v1/sample",
+        {"json": {"temperature": []}},
+        422,
+        "invalid-input",
+        "groups",
+    ),
+    "seed negative": ("/v1/sample", {"json": {"seed": -1}}, 422, "invalid-input", "seed"),
+    "seed too large": ("/v1/sample", {"json": {"seed": 2**63}}, 422, "invalid-input", "seed"),
+    "k too large": (
+        "/v1/score?importance_samples=5000",
+        npy(GOOD),
+        413,
+        "payload-too-large",
+        "1024",
+    ),
+    "rows too many": (
+        "/v1/score?importance_samples=1000",
+        npy(np.zeros((20, 4, 4), np.uint8)),
+        413,
+        "payload-too-large",
+        "16384",
+    ),
+    "images too many": (
+        "/v1/score",
+        npy(np.zeros((1025, 4, 4), np.uint8)),
+        413,
+        "payload-too-large",
+        "1024",
+    ),
+    "files too many": (
+        "/v1/score",
+        {"files": [("files", (f"{i}", b"")) for i in range(1025)]},
+        413,
+        "payload-too-large",
+        "1024",
+    ),
+    "strings too many": (
+        "/v1/score",
+        {"json": {"images": [""] * 1025}},
+        413,
+        "payload-too-large",
+        "1024",
+    ),
+    "unknown model": ("/v1/sample", {"json": {"model": "gpt"}}, 404, "unknown-model", "tiny"),
+    "unknown field": ("/v1/sample", {"json": {"sed": 1}}, 422, "invalid-input", "'sed'"),
+    "unknown parameter": ("/v1/score?k=3", npy(GOOD), 422, "invalid-input", "'k'"),
+    "unknown form field": (
+        "/v1/score",
+        {"files": [("image", ("a.png", b""))]},
+        422,
+        "invalid-input",
+        "'image'",
+    ),
+    "option twice": ("/v1/sample?n=1&n=2", {}, 422, "invalid-input", "once"),
+    "query with json": ("/v1/sample?n=1", {"json": {}}, 422, "invalid-input", "fields: move n"),
+    "query unreadable": ("/v1/sample?n", {}, 422, "invalid-input", "query"),
+    # latents
+    "latents nan": (
+        "/v1/decode",
+        npy(np.full((1, 3), np.nan, np.float32)),
+        422,
+        "non-finite-input",
+        "finite",
+    ),
+    "latents infinite in json": (
+        "/v1/decode",
+        raw_json(b'{"latents": [[1, 2, Infinity]]}'),
+        422,
+        "non-finite-input",
+        "finite",
+    ),
+    "latents beyond float32": (
+        "/v1/decode",
+        {"json": {"latents": [[1e300, 0, 0]]}},
+        422,
+        "non-finite-input",
+        "finite",
+    ),
+    "latents wrong width": (
+        "/v1/decode",
+        npy(np.zeros((1, 4), np.float32)),
+        422,
+        "wrong-shape",
+        "[n, 3]",
+    ),
+    "latents float64": ("/v1/decode", npy(np.zeros((1, 3))), 422, "wrong-dtype", "float32"),
+    "latents ragged": (
+        "/v1/decode",
+        {"json": {"latents": [[1], [1, 2]]}},
+        422,
+        "wrong-shape",
+        "equal",
+    ),
+    "latents text": (
+        "/v1/decode",
+        {"json": {"latents": [["1", "2", "3"]]}},
+        422,
+        "invalid-input",
+        "num",
+    ),
+    "latents absent": ("/v1/decode", {"json": {}}, 422, "invalid-input", "numbers"),
+    "latents none": ("/v1/decode", npy(np.zeros((0, 3), np.float32)), 422, "invalid-input", "row"),
+    # bodies
+    "not json": (
+        "/v1/sample",
+        raw_json(b"{n: 1}"),
+        400,
+        "malformed-body",
+        "JSON",
+    ),
+    "json list": ("/v1/sample", {"json": [1]}, 400, "malformed-body", "object"),
+    "json deep": (
+        "/v1/sample",
+        raw_json(b"[" * 10**6),
+        400,
+        "malformed-body",
+        "JSON",
+    ),
+    "json not utf-8": (
+        "/v1/sample",
+        raw_json(b'{"\xff": 1}'),
+        400,
+        "malformed-body",
+        "JSON",
+    ),
+    "form as curl sends it": (
+        "/v1/sample",
+        {"data": {"n": "1"}},
+        415,
+        "unsupported-media-type",
+        "json",
+    ),
+    "no content type": (
+        "/v1/score",
+        {"content": b"abc"},
+        415,
+        "unsupported-media-type",
+        "multipart",
+    ),
+    "no body": ("/v1/score", {}, 415, "unsupported-media-type", "application/x-npy"),
+    "multipart without boundary": (
+        "/v1/score",
+        {"content": b"x", "headers": {"content-type": "multipart/form-data"}},
+        400,
+        "malformed-body",
+        "boundary",
+    ),
+    "compressed": (
+        "/v1/sample",
+        {"json": {}, "headers": {"content-encoding": "gzip"}},
+        415,
+        "unsupported-media-type",
+        "Content-Encoding",
+    ),
+    "latents as a file": (
+        "/v1/decode",
+        {"files": [("files", ("a.png", b"x"))]},
+        415,
+        "unsupported-media-type",
+        "npy",
+    ),
+    # negotiation and deadlines
+    "accept html": (
+        "/v1/sample",
+        {"headers": {"accept": "text/html"}},
+        406,
+        "not-acceptable",
+        "image/png",
+    ),
+    "score as png": (
+        "/v1/score",
+        {**npy(GOOD), "headers": {**NPY, "accept": "image/png"}},
+        406,
+        "not-acceptable",
+        "npy",
+    ),
+    "timeout no number": (
+        "/v1/sample",
+        {"headers": {"x-iafvae-timeout-seconds": "soon"}},
+        422,
+        "invalid-input",
+        "seconds",
+    ),
+    "timeout negative": (
+        "/v1/sample",
+        {"headers": {"x-iafvae-timeout-seconds": "-1"}},
+        422,
+        "invalid-input",
+        "seconds",
+    ),
+    "timeout zero": (
+        "/v1/sample",
+        {"headers": {"x-iafvae-timeout-seconds": "0"}},
+        504,
+        "deadline-exceeded",
+        "time",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_a_problem_that_says_what_to_do(server, problem, case):
+    path, request, status, slug, words = BAD[case]
+    detail = problem(server.post(path, **request), status, slug)
+    assert words in detail
+    assert server.get("/readyz").status_code == 200
+
+
+def test_outcomes_are_counted_without_what_callers_wrote(server):
+    labels = {"operation": "sample", "model": "", "outcome": "unknown-model"}
+    before = server.metric("iafvae_requests_total", **labels)
+    server.post("/v1/sample", json={"model": "invented"})
+    assert server.metric("iafvae_requests_total", **labels) == before + 1
+    assert "invented" not in server.get("/metrics").text

@@ -1,0 +1,88 @@
+"""Estimates from importance weights against scipy, and p-values against their definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special, stats
+
+from service.scoring import estimate, p_values, statuses
+
+WEIGHTS = st.lists(
+    st.lists(st.floats(-2000, 200, width=32), min_size=5, max_size=5), min_size=1, max_size=4
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(WEIGHTS)
+def test_against_scipy(rows):
+    lw = np.array(rows, dtype=np.float32)
+    got = estimate(lw)
+    exact = lw.astype(np.float64)
+    expected = special.logsumexp(exact, axis=1) - np.log(5)
+    np.testing.assert_allclose(got.log_likelihood_nats, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(got.elbo_nats, exact.mean(axis=1), rtol=1e-12, atol=1e-12)
+    w = special.softmax(exact, axis=1)
+    np.testing.assert_allclose(got.effective_sample_size, 1.0 / np.square(w).sum(axis=1), rtol=1e-9)
+    np.testing.assert_allclose(
+        got.standard_error_nats, stats.sem(w, axis=1) / w.mean(axis=1), rtol=1e-6, atol=1e-9
+    )
+    assert (got.elbo_nats <= got.log_likelihood_nats + 1e-9).all()
+
+
+def test_delta_method_agrees_with_the_spread_over_repetitions():
+    rng = np.random.default_rng(0)
+    got = estimate(rng.normal(0.0, 0.5, (4000, 200)))
+    spread = got.log_likelihood_nats.std()
+    assert got.standard_error_nats.mean() == pytest.approx(spread, rel=0.05)
+
+
+def test_one_sample_is_the_elbo_without_an_error():
+    got = estimate(np.array([[-3.0], [np.nan]], dtype=np.float32))
+    assert got.log_likelihood_nats[0] == got.elbo_nats[0] == -3.0
+    assert np.isnan(got.standard_error_nats).all()
+    assert got.effective_sample_size.tolist() == [1.0, 1.0]
+    assert statuses(got, calibrated=True) == ["ok", "non_finite"]
+
+
+def test_infinite_and_undefined_weights():
+    inf = np.inf
+    rows = [[0.0, -inf], [-inf, -inf], [np.nan, 0.0], [inf, 0.0], [1.0, 2.0]]
+    got = estimate(np.array(rows, dtype=np.float32))
+    assert got.log_likelihood_nats[0] == pytest.approx(-np.log(2))
+    assert got.log_likelihood_nats[1] == -inf
+    assert not np.isfinite(got.log_likelihood_nats[2:4]).any()
+    assert statuses(got, calibrated=False) == ["non_finite"] * 4 + ["not_calibrated"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(-100, 0, width=32), min_size=1, max_size=30),
+    st.lists(st.floats(-120, 20, width=32), min_size=1, max_size=5),
+)
+def test_p_value_counts_the_reference_and_adds_one(reference, scores):
+    ordered = np.sort(np.array(reference, dtype=np.float32))
+    got = p_values(np.array(scores), ordered)
+    expected = [(1 + sum(r <= s for r in reference)) / (1 + len(reference)) for s in scores]
+    np.testing.assert_allclose(got, expected)
+
+
+def test_p_values_are_uniform_under_exchangeability():
+    """P(p <= a) <= a, and nearly equal, over calibration sets and scores of one distribution."""
+    rng = np.random.default_rng(0)
+    p = [
+        p_values(rng.normal(size=1), np.sort(rng.normal(size=99)).astype(np.float32))[0]
+        for _ in range(3000)
+    ]
+    for alpha in (0.01, 0.05, 0.5):
+        assert np.mean(np.array(p) <= alpha) == pytest.approx(alpha, abs=3 * np.sqrt(alpha / 3000))
+
+
+def test_p_values_that_cannot_be():
+    reference = np.array([-2.0, -1.0], dtype=np.float32)
+    assert np.isnan(p_values(np.array([-1.0]), None)).all()
+    got = p_values(np.array([-np.inf, np.inf, np.nan]), reference)
+    assert got[0] == pytest.approx(1 / 3)
+    assert np.isnan(got[1:]).all()

@@ -1,0 +1,67 @@
+"""Settings: what is wrong is named, and what Kubernetes adds is not ours."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.settings import SHIPPED_BUNDLE, Settings, SettingsError, load_settings
+
+
+def test_defaults(monkeypatch):
+    settings = load_settings()
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.models == SHIPPED_BUNDLE
+
+
+def test_variables_then_arguments(monkeypatch):
+    monkeypatch.setenv("IAFVAE_PORT", "9001")
+    monkeypatch.setenv("IAFVAE_LOG_FORMAT", "json")
+    settings = load_settings(port=9002, host=None)
+    assert (settings.port, settings.log_format, settings.host) == (9002, "json", "127.0.0.1")
+
+
+def test_empty_is_absent(monkeypatch):
+    monkeypatch.setenv("IAFVAE_PORT", "")
+    assert load_settings().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("IAFVAE_PROT", "1", "did you mean IAFVAE_PORT"),
+        ("IAFVAE_XYZZY", "1", "IAFVAE_XYZZY: there is no such setting"),
+        ("IAFVAE_PORT", "http", "IAFVAE_PORT='http'"),
+        ("IAFVAE_PORT", "70000", "IAFVAE_PORT"),
+        ("IAFVAE_PROVIDER", "tpu", "IAFVAE_PROVIDER"),
+        ("IAFVAE_MAX_N", "0", "IAFVAE_MAX_N"),
+        ("IAFVAE_TIMEOUT_SECONDS", "nan", "IAFVAE_TIMEOUT_SECONDS"),
+        ("IAFVAE_MAX_ROWS", "1000000", "above IAFVAE_MAX_QUEUE_ROWS"),
+        ("IAFVAE_MAX_BUFFERED_BYTES", "5", "above IAFVAE_MAX_BUFFERED_BYTES"),
+        ("IAFVAE_MAX_TOTAL_PIXELS", "5", "above IAFVAE_MAX_TOTAL_PIXELS"),
+        ("IAFVAE_MAX_IMPORTANCE_SAMPLES", "20000", "above IAFVAE_MAX_ROWS"),
+    ],
+)
+def test_what_is_wrong_is_named(monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=message):
+        load_settings()
+
+
+def test_every_bad_value_has_a_line(monkeypatch):
+    monkeypatch.setenv("IAFVAE_PORT", "x")
+    monkeypatch.setenv("IAFVAE_MAX_N", "y")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_variables_of_a_kubernetes_service_named_iafvae(monkeypatch):
+    for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8000_TCP_ADDR"):
+        monkeypatch.setenv(f"IAFVAE_{name}", "10.0.0.1")
+    monkeypatch.setenv("IAFVAE_PORT", "tcp://10.0.0.1:8000")
+    assert load_settings().port == 8000
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().port = 1

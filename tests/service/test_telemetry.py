@@ -1,0 +1,93 @@
+"""Metrics and logs, without a server."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from service.telemetry import Telemetry, configure_logging
+
+
+@pytest.fixture
+def telemetry():
+    return Telemetry()
+
+
+def value(telemetry, name, **labels):
+    return telemetry.registry.get_sample_value(name, labels)
+
+
+def test_a_request_is_counted_and_timed(telemetry):
+    telemetry.request("score", "m", "ok", seconds=0.02, queue_seconds=0.0, compute_seconds=0.01)
+    labels = {"operation": "score", "model": "m", "outcome": "ok"}
+    assert value(telemetry, "iafvae_requests_total", **labels) == 1
+    assert value(telemetry, "iafvae_request_seconds_sum", **labels) == 0.02
+    assert value(telemetry, "iafvae_queue_seconds_count", **labels) == 1
+    assert value(telemetry, "iafvae_compute_seconds_bucket", le="0.01", **labels) == 1
+    assert value(telemetry, "iafvae_compute_seconds_bucket", le="0.005", **labels) == 0
+
+
+def test_histograms_reach_from_half_a_millisecond_to_ten_seconds(telemetry):
+    telemetry.request("score", "m", "ok", seconds=1)
+    page = telemetry.exposition()[0].decode()
+    assert 'iafvae_request_seconds_bucket{le="0.0005"' in page
+    assert 'iafvae_request_seconds_bucket{le="10.0"' in page
+
+
+def test_what_never_ran_has_no_queue_time(telemetry):
+    telemetry.request("score", "m", "overloaded", seconds=0.001)
+    labels = {"operation": "score", "model": "m", "outcome": "overloaded"}
+    assert value(telemetry, "iafvae_queue_seconds_count", **labels) == 0
+
+
+def test_the_scheduler_reports(telemetry):
+    observer = telemetry.model("m")
+    observer.batch("score", 7, 1, 0.003)
+    observer.dropped(5, "cancelled")
+    observer.queue(9)
+    labels = {"operation": "score", "model": "m"}
+    assert value(telemetry, "iafvae_batch_rows_sum", **labels) == 7
+    assert value(telemetry, "iafvae_padded_rows_total", **labels) == 1
+    assert value(telemetry, "iafvae_dropped_rows_total", model="m", reason="cancelled") == 5
+    assert value(telemetry, "iafvae_queue_rows", model="m") == 9
+
+
+def test_non_finite_results_and_models(telemetry):
+    telemetry.non_finite("score", "m", 3)
+    telemetry.model_info(model="m", version="1", bundle="ab", provider="cpu", precision="float32")
+    assert value(telemetry, "iafvae_non_finite_results_total", operation="score", model="m") == 3
+    assert b'iafvae_model_info{bundle="ab",model="m"' in telemetry.exposition()[0]
+
+
+def test_applications_do_not_share(telemetry):
+    other = Telemetry()
+    telemetry.ready(ready=True)
+    assert value(other, "iafvae_ready") == 0
+
+
+@pytest.fixture
+def restored():
+    before = {name: logging.getLogger(name).__dict__.copy() for name in ("iafvae", "uvicorn")}
+    yield
+    for name, state in before.items():
+        logging.getLogger(name).__dict__.update(state)
+
+
+def test_json_logs_are_json(restored, capsys):
+    configure_logging("info", "json")
+    try:
+        raise ValueError("oh")
+    except ValueError:
+        logging.getLogger("iafvae.x").exception("it %s", "failed", extra={"fields": {"status": 5}})
+    line = json.loads(capsys.readouterr().err)
+    assert (line["level"], line["message"], line["status"]) == ("error", "it failed", 5)
+    assert "ValueError: oh" in line["exception"]
+
+
+def test_text_logs_show_fields(restored, capsys):
+    configure_logging("warning", "text")
+    logging.getLogger("iafvae").info("not shown")
+    logging.getLogger("iafvae").warning("shown", extra={"fields": {"status": 5}})
+    assert capsys.readouterr().err.rstrip().endswith("WARNING shown status=5")

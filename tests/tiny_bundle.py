@@ -1,0 +1,340 @@
+"""A small model with a known answer: a linear-Gaussian encoder, a Bernoulli decoder, made by hand.
+
+`TinyModel` is the model in NumPy, the independent oracle; `write_tiny_bundle` writes the same
+functions as ONNX graphs over one shared weights file, node by node, without the exporter.
+
+    prior      z ~ N(m0, s0^2),  three latents, one group
+    likelihood x ~ Bernoulli(sigmoid(z W + b)) over 1x4x4 pixels
+    posterior  z ~ N(x A + a, s^2), x = 1 where pixel >= 128
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from scipy import special, stats
+
+from service.bundle import (
+    Bundle,
+    ImageSpec,
+    LatentGroup,
+    LatentSpec,
+    LikelihoodSpec,
+    graph_contract,
+    write_bundle,
+)
+
+CHANNELS, SIDE, D = 1, 4, 3
+PIXELS = CHANNELS * SIDE * SIDE
+CALIBRATION_IMAGES = 200
+CALIBRATED = (1, 16, 64)
+
+IMAGE = ImageSpec(channels=CHANNELS, height=SIDE, width=SIDE, levels=256)
+LATENT = LatentSpec(dim=D, groups=(LatentGroup(name="z", channels=D, height=1, width=1),))
+LIKELIHOOD = LikelihoodSpec(kind="bernoulli", uniforms=PIXELS)
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """The functions of the bundle, float32 in and out, computed in float64."""
+
+    weights: dict[str, np.ndarray]
+
+    @classmethod
+    def create(cls, seed: int = 0) -> TinyModel:
+        rng = np.random.default_rng(seed)
+        mean, scale = 0.3 * rng.standard_normal(D), 0.5 + rng.random(D)
+        W, b = rng.standard_normal((D, PIXELS)), 0.5 * rng.standard_normal(PIXELS)
+        A = 0.2 * W.T  # a fair encoder: one linear step towards what the pixels say of z
+        weights = {
+            "prior_mean": mean,
+            "prior_scale": scale,
+            "W": W,
+            "b": b,
+            "A": A,
+            "a": mean - special.expit(b + mean @ W) @ A,
+            "scale": np.array([0.4, 0.5, 0.6]),
+        }
+        return cls({name: array.astype(np.float32) for name, array in weights.items()})
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        try:
+            return self.weights[name].astype(np.float64)
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def decode(self, z: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+        mean = special.expit(z.astype(np.float64) @ self.W + self.b)
+        draw = np.where(u < mean, 255, 0).astype(np.uint8)
+        shape = (-1, CHANNELS, SIDE, SIDE)
+        return {"mean": mean.astype(np.float32).reshape(shape), "draw": draw.reshape(shape)}
+
+    def sample(
+        self, eps: np.ndarray, temperature: np.ndarray, u: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        return self.decode(self.prior_mean + temperature * self.prior_scale * eps, u)
+
+    def posterior_mean(self, image: np.ndarray) -> np.ndarray:
+        x = (image >= 128).reshape(len(image), -1).astype(np.float64)
+        return x @ self.A + self.a
+
+    def encode(self, image: np.ndarray, eps: np.ndarray) -> dict[str, np.ndarray]:
+        z = self.posterior_mean(image) + self.scale * eps
+        prior_eps = (z - self.prior_mean) / self.prior_scale
+        return {"z": z.astype(np.float32), "prior_eps": prior_eps.astype(np.float32)}
+
+    def score(self, image: np.ndarray, owner: np.ndarray, eps: np.ndarray) -> dict[str, np.ndarray]:
+        mean = self.posterior_mean(image)[owner]
+        z = mean + self.scale * eps.astype(np.float64)
+        x = (image >= 128).reshape(len(image), -1)[owner]
+        p = special.expit(z @ self.W + self.b)
+        log_px_z = stats.bernoulli.logpmf(x, p).sum(axis=1)
+        log_q = stats.norm.logpdf(z, mean, self.scale).sum(axis=1)
+        log_p = stats.norm.logpdf(z, self.prior_mean, self.prior_scale).sum(axis=1)
+        kl = log_q - log_p
+        return {"log_weight": log_px_z - kl, "log_px_z": log_px_z, "kl": kl[:, None]}
+
+    def images(self, n: int, seed: int = 0) -> np.ndarray:
+        """Images drawn from the model itself, uint8 ``[n, 1, 4, 4]`` of 0 and 255."""
+        rng = np.random.default_rng(seed)
+        eps = rng.standard_normal((n, D))
+        drawn = self.sample(eps, np.ones((n, 1)), rng.random((n, PIXELS)))["draw"]
+        return np.asarray(drawn)
+
+    def calibration(self, samples: int) -> np.ndarray:
+        """Sorted IW scores of calibration images. The noise here is NumPy's, not the service's."""
+        images = self.images(CALIBRATION_IMAGES, seed=1)
+        owner = np.repeat(np.arange(CALIBRATION_IMAGES), samples)
+        eps = np.random.default_rng(2).standard_normal((len(owner), D))
+        log_weight = self.score(images, owner, eps)["log_weight"].reshape(-1, samples)
+        scores = special.logsumexp(log_weight, axis=1) - np.log(samples)
+        return np.sort(scores).astype(np.float32)
+
+
+def tiny_manifest(**changes: Any) -> dict[str, Any]:
+    """The manifest of the tiny bundle without ``files``."""
+    contract = graph_contract(IMAGE, LATENT, LIKELIHOOD)
+    tensors = {
+        operation: {
+            side: [
+                {"name": t.name, "dtype": t.dtype, "shape": list(t.shape)}
+                for t in getattr(graph, side)
+            ]
+            for side in ("inputs", "outputs")
+        }
+        for operation, graph in contract.items()
+    }
+    fields: dict[str, Any] = {
+        "schema_version": 1,
+        "name": "tiny",
+        "version": "1.2.3",
+        "description": "linear-Gaussian model for tests",
+        "license": "MIT",
+        "image": {"channels": CHANNELS, "height": SIDE, "width": SIDE, "levels": 256},
+        "preprocessing": {"kind": "threshold", "threshold": 128},
+        "likelihood": {"kind": "bernoulli", "uniforms": PIXELS},
+        "latent": {"dim": D, "groups": [{"name": "z", "channels": D, "height": 1, "width": 1}]},
+        "kl_groups": ["z"],
+        "graphs": {op: {"file": f"{op}.onnx", **sides} for op, sides in tensors.items()},
+        "weights_file": "weights.bin",
+        "opset": 20,
+        "precision": "float32",
+        "parameters": 2 * D * PIXELS + PIXELS + 4 * D,
+        "noise_version": 1,
+        "scoring": {
+            "default_importance_samples": 16,
+            "calibrated_importance_samples": list(CALIBRATED),
+            "default_seed": 0,
+            "alpha": 0.01,
+        },
+        "calibration": {
+            "file": "calibration.npz",
+            "images": CALIBRATION_IMAGES,
+            "split": "calibration",
+            "seed": 0,
+        },
+        "canaries": {"file": "canaries.npz", "rtol": 1e-4, "atol": 1e-4},
+        "evaluation": [
+            {
+                "estimator": "importance_weighted",
+                "importance_samples": 64,
+                "split": "test",
+                "images": 200,
+                "seed": 0,
+                "value_nats": -9.5,
+                "standard_error_nats": 0.1,
+                "bits_per_dim": 9.5 / (PIXELS * float(np.log(2))),
+                "kl_nats": {"z": 1.5},
+                "protocol": "images drawn from the model",
+                "command": "none",
+            }
+        ],
+        "training": {"git_revision": "none", "data": "the model itself", "steps": 0},
+    }
+    return {**fields, **changes}
+
+
+def canaries(model: TinyModel) -> dict[str, np.ndarray]:
+    """Inputs with the oracle's outputs: three images, five rows."""
+    rng = np.random.default_rng(3)
+    images = model.images(3, seed=4)
+    owner = np.array([0, 0, 1, 2, 2])
+    f32 = np.float32
+    inputs: dict[str, dict[str, np.ndarray]] = {
+        "sample": {
+            "eps": rng.standard_normal((3, D)).astype(f32),
+            "temperature": np.array([[0.0], [0.7], [1.0]], dtype=f32),
+            "u": rng.random((3, PIXELS)).astype(f32),
+        },
+        "decode": {
+            "z": rng.standard_normal((3, D)).astype(f32),
+            "u": rng.random((3, PIXELS)).astype(f32),
+        },
+        "encode": {"image": images, "eps": rng.standard_normal((3, D)).astype(f32)},
+        "score": {
+            "image": images,
+            "owner": owner,
+            "eps": rng.standard_normal((5, D)).astype(f32),
+        },
+    }
+    arrays: dict[str, np.ndarray] = {}
+    for operation, given in inputs.items():
+        for name, array in given.items():
+            arrays[f"{operation}/in/{name}"] = array
+        for name, array in getattr(model, operation)(**given).items():
+            kept = array if array.dtype == np.uint8 else array.astype(f32)
+            arrays[f"{operation}/out/{name}"] = kept
+    return arrays
+
+
+def write_tiny_bundle(destination: Path, model: TinyModel | None = None, **changes: Any) -> Bundle:
+    """Write the tiny bundle; `changes` replace fields of its manifest."""
+    model = model or TinyModel.create()
+    blob, layout = _pack(model)
+    calibration = {f"log_likelihood_nats_k{k}": model.calibration(k) for k in CALIBRATED}
+    contents: dict[str, Any] = {
+        "weights.bin": blob,
+        "calibration.npz": lambda path: np.savez(path, **calibration),
+        "canaries.npz": lambda path: np.savez(path, **canaries(model)),
+        "MODEL_CARD.md": b"# tiny\n",
+    }
+    for operation in ("sample", "decode", "encode", "score"):
+        contents[f"{operation}.onnx"] = _graph(operation, model, layout).SerializeToString()
+    return write_bundle(destination, tiny_manifest(**changes), contents)
+
+
+def _pack(model: TinyModel) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """All weights in one file at multiples of 4096 bytes, and where each lies."""
+    blob, layout = b"", {}
+    for name, array in model.weights.items():
+        blob += b"\0" * (-len(blob) % 4096)
+        layout[name] = (len(blob), array.nbytes)
+        blob += array.tobytes()
+    return blob, layout
+
+
+def _external(name: str, array: np.ndarray, place: tuple[int, int]) -> TensorProto:
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=array.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    entries = {"location": "weights.bin", "offset": str(place[0]), "length": str(place[1])}
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+TYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int64": TensorProto.INT64}
+
+DECODER = [
+    ("MatMul", "z W", "zW"),
+    ("Add", "zW b", "logits"),
+]
+RENDER = [
+    ("Sigmoid", "logits", "flat_mean"),
+    ("Reshape", "flat_mean pixel_shape", "mean"),
+    ("Less", "u flat_mean", "is_on"),
+    ("Where", "is_on white black", "flat_draw"),
+    ("Reshape", "flat_draw pixel_shape", "draw"),
+]
+BOTTOM_UP = [
+    ("GreaterOrEqual", "image threshold", "on"),
+    ("Reshape", "on flat_shape", "flat_on"),
+    ("Cast", "flat_on", "x"),
+    ("MatMul", "x A", "xA"),
+    ("Add", "xA a", "q_mean"),
+]
+NODES = {
+    "sample": [
+        ("Mul", "temperature eps", "warm_eps"),
+        ("Mul", "warm_eps prior_scale", "offset"),
+        ("Add", "offset prior_mean", "z"),
+        *DECODER,
+        *RENDER,
+    ],
+    "decode": [*DECODER, *RENDER],
+    "encode": [
+        *BOTTOM_UP,
+        ("Mul", "eps scale", "noise"),
+        ("Add", "q_mean noise", "z"),
+        ("Sub", "z prior_mean", "centred"),
+        ("Div", "centred prior_scale", "prior_eps"),
+    ],
+    "score": [
+        *BOTTOM_UP,
+        ("Gather", "q_mean owner", "row_mean"),
+        ("Gather", "x owner", "row_x"),
+        ("Mul", "eps scale", "noise"),
+        ("Add", "row_mean noise", "z"),
+        *DECODER,
+        ("Mul", "row_x logits", "x_logits"),
+        ("Softplus", "logits", "partition"),
+        ("Sub", "x_logits partition", "log_px_z_parts"),
+        ("ReduceSum", "log_px_z_parts axis", "log_px_z"),
+        ("Sub", "z prior_mean", "centred"),
+        ("Div", "centred prior_scale", "prior_eps"),
+        ("Mul", "prior_eps prior_eps", "prior_square"),
+        ("Mul", "eps eps", "eps_square"),
+        ("Sub", "prior_square eps_square", "twice_kl_parts"),
+        ("Mul", "twice_kl_parts half", "kl_parts"),
+        ("Log", "scale", "log_scale"),
+        ("Log", "prior_scale", "log_prior_scale"),
+        ("Sub", "log_prior_scale log_scale", "log_ratio"),
+        ("Add", "kl_parts log_ratio", "kl_terms"),
+        ("ReduceSum", "kl_terms axis", "kl_flat"),
+        ("Sub", "log_px_z kl_flat", "log_weight"),
+        ("Unsqueeze", "kl_flat axis", "kl"),
+    ],
+}
+
+
+def _graph(operation: str, model: TinyModel, layout: dict[str, tuple[int, int]]) -> onnx.ModelProto:
+    spec = graph_contract(IMAGE, LATENT, LIKELIHOOD)[operation]
+    used = {name for _, names, _ in NODES[operation] for name in names.split()}
+    constants = {
+        "pixel_shape": np.array([-1, CHANNELS, SIDE, SIDE]),
+        "flat_shape": np.array([-1, PIXELS]),
+        "axis": np.array([1]),
+        "threshold": np.array(128, dtype=np.uint8),
+        "white": np.array(255, dtype=np.uint8),
+        "black": np.array(0, dtype=np.uint8),
+        "half": np.array(0.5, dtype=np.float32),
+    }
+    weights = [_external(k, v, layout[k]) for k, v in model.weights.items() if k in used]
+    small = [numpy_helper.from_array(v, k) for k, v in constants.items() if k in used]
+    graph = helper.make_graph(
+        [_node(*node) for node in NODES[operation]],
+        operation,
+        [helper.make_tensor_value_info(t.name, TYPES[t.dtype], t.shape) for t in spec.inputs],
+        [helper.make_tensor_value_info(t.name, TYPES[t.dtype], t.shape) for t in spec.outputs],
+        weights + small,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def _node(kind: str, inputs: str, output: str) -> onnx.NodeProto:
+    attributes: dict[str, Any] = {"Cast": {"to": TensorProto.FLOAT}, "ReduceSum": {"keepdims": 0}}
+    return helper.make_node(kind, inputs.split(), [output], **attributes.get(kind, {}))
