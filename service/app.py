@@ -16,8 +16,9 @@ from service.middleware import HotPaths, RequestContext
 from service.openapi import install_openapi
 from service.problems import add_problem_handlers
 from service.registry import Registry
+from service.routes.models import model_router
 from service.routes.ops import page_routes, probe_router
-from service.routes.v1 import OPERATIONS, model_router, operation_routes
+from service.routes.v1 import OPERATIONS, operation_routes
 from service.settings import Settings, load_settings
 from service.telemetry import Telemetry
 

@@ -5,13 +5,23 @@ Only what every command needs is imported here: `iafvae --help` answers at once.
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
+
+from service.cli_shared import (
+    BundlePath,
+    Convert,
+    ModelName,
+    OutputKind,
+    Paths,
+    ProviderName,
+    Resize,
+    SeedOption,
+    Url,
+    reported,
+)
 
 __all__ = ["app", "main"]
 
@@ -25,65 +35,6 @@ app = typer.Typer(
 )
 bundle_app = typer.Typer(no_args_is_help=True, help="Check and show bundles.")
 app.add_typer(bundle_app, name="bundle")
-
-Paths = Annotated[
-    list[Path], typer.Argument(metavar="PATH...", help="Image files, or folders of them.")
-]
-BundlePath = Annotated[
-    Path | None,
-    typer.Option("--bundle", "-b", help="Bundle to use [default: IAFVAE_MODELS, or the shipped]."),
-]
-Url = Annotated[
-    str | None, typer.Option(help="Ask the server at this URL instead of computing here.")
-]
-ModelName = Annotated[
-    str | None, typer.Option("--model", help="Which of several models [default: the default one].")
-]
-ProviderName = Annotated[
-    Literal["auto", "cpu", "cuda"] | None,
-    typer.Option(help="cuda demands a GPU, auto takes one [default: IAFVAE_PROVIDER, or auto]."),
-]
-SeedOption = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise.")]
-Resize = Annotated[bool, typer.Option("--resize", help="Resize images of another size.")]
-Convert = Annotated[bool, typer.Option("--convert", help="Convert colour images to grey.")]
-OutputKind = Annotated[
-    Literal["mean", "draw"], typer.Option("--output", help="The pixels' mean, or drawn pixels.")
-]
-
-
-def _reported(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors that a user can act on become one line and exit code 1, without a traceback."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except BrokenPipeError:  # `iafvae score ... | head`
-            sys.stderr.close()
-            raise typer.Exit(1) from None
-        except Exception as error:
-            if not _is_expected(error):
-                raise
-            _fail(str(error))
-
-    return run
-
-
-def _is_expected(error: Exception) -> bool:
-    from service.bundle import BundleError
-    from service.client import ProblemError, ServiceUnreachable
-    from service.errors import IafvaeError
-    from service.server import StartError
-    from service.settings import SettingsError
-
-    ours = (BundleError, IafvaeError, ProblemError, ServiceUnreachable, SettingsError, StartError)
-    return isinstance(error, (*ours, OSError))
-
-
-def _fail(message: str) -> NoReturn:
-    for line in message.splitlines() or ["unknown error"]:
-        typer.echo(f"iafvae: error: {line}", err=True)
-    raise typer.Exit(1)
 
 
 def _show_version(wanted: bool) -> None:
@@ -114,7 +65,7 @@ def _root(
 
 
 @app.command()
-@_reported
+@reported
 def serve(
     host: Annotated[
         str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")
@@ -151,7 +102,7 @@ def serve(
 
 
 @app.command()
-@_reported
+@reported
 def sample(
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
     seed: SeedOption = None,
@@ -192,7 +143,7 @@ def _temperature(given: list[float] | None) -> float | list[float]:
 
 
 @app.command()
-@_reported
+@reported
 def score(
     paths: Paths,
     importance_samples: Annotated[
@@ -241,7 +192,7 @@ def score(
 
 
 @app.command()
-@_reported
+@reported
 def encode(
     paths: Paths,
     out: Annotated[Path, typer.Option("-o", "--out", help="FILE.npy, float32 [n, D].")] = Path(
@@ -271,7 +222,7 @@ def encode(
 
 
 @app.command()
-@_reported
+@reported
 def reconstruct(
     paths: Paths,
     out: Annotated[
@@ -304,7 +255,7 @@ def reconstruct(
 
 
 @bundle_app.command()
-@_reported
+@reported
 def verify(
     path: Annotated[Path, typer.Argument(help="Directory of the bundle.")],
     canaries: Annotated[
@@ -319,7 +270,7 @@ def verify(
 
 
 @bundle_app.command()
-@_reported
+@reported
 def show(
     path: Annotated[Path, typer.Argument(help="Directory of the bundle.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
