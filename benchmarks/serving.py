@@ -30,6 +30,8 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as the service does
 import onnxruntime as ort
 
 # Run as a file, this folder comes first on the path, where other programs' names could hide ours.

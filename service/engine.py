@@ -19,12 +19,17 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import threading
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
-import onnxruntime as ort
 from numpy.typing import NDArray
+
+# ONNX Runtime reports its use to its makers unless told not to before it is loaded: a server
+# sends nothing to anybody that its operator did not ask for.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort
 
 from service.batch import Arrays, check, pad, trim, zeros
 from service.bundle import Bundle, BundleError

@@ -95,6 +95,9 @@ def serve(settings: Settings) -> None:
         BundleError, ProviderUnavailable: a model cannot be served.
     """
     configure_logging(settings.log_level, settings.log_format)
+    # As a container's first process, a signal without a handler is ignored: while the models
+    # load, SIGTERM ends the process at once; then the server's own handler drains.
+    signal.signal(signal.SIGTERM, _leave)
     listener = bind(settings.host, settings.port)
     with listener:
         app = create_app(settings)
@@ -112,6 +115,10 @@ def serve(settings: Settings) -> None:
         _announce(listener, registry.default)
         server = _DrainingServer(config, registry.drain, settings.drain_delay_seconds)
         server.run([listener])
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)
 
 
 def _announce(listener: socket.socket, model: str) -> None:

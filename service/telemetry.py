@@ -204,7 +204,7 @@ def configure_logging(level: str, form: str) -> None:
         if form == "json"
         else _TextFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     )
-    for name in ("iafvae", "uvicorn"):
+    for name in ("iafvae", "service", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(level.upper())
