@@ -1,6 +1,6 @@
 """Training speed: the shipped configuration against plain float32 eager mode, in one run.
 
-    python benchmarks/training.py [--preset mnist] [--rounds 6] [--steps 20] [--threads N] [--json F]
+    python benchmarks/training.py [--preset mnist] [--rounds 6] [--steps 20] [--json FILE]
 
 Both train the same model on the same images from the same start: one as `iafvae-train fit` runs
 it (torch.compile, bfloat16 products, channels_last, where they pay), one plainly. Rounds

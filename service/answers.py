@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +33,6 @@ class Answer:
     seed: int | None
     altered: int = 0
     non_finite: int = 0
-    headers: dict[str, str] = field(default_factory=dict)
 
 
 def images_answer(
@@ -51,14 +50,15 @@ def images_answer(
     elif media_type == PNG:
         body = encode_png(contact_sheet(pixels, columns=columns))
     else:
-        document = {"images": png_base64(pixels), "shape": list(pixels.shape), **fields}
-        body = _json(document)
+        document = {"images": png_base64(pixels), "shape": list(pixels.shape)}
+        body = _json({**document, "status": _status(images.finite), **fields})
     return Answer(
         body=body,
         media_type=media_type,
         timing=images.timing,
         seed=fields["seed"],
         altered=0 if altered is None else int(altered.sum()),
+        non_finite=int((~images.finite).sum()),
     )
 
 
@@ -72,8 +72,7 @@ def latents_answer(
     else:
         values: list[list[float]] = latents.latents.astype(np.float64).tolist()
         rows = [[_finite(x) for x in row] for row in values]
-        status = ["ok" if ok else "non_finite" for ok in finite.tolist()]
-        body = _json({"latents": rows, "status": status, **fields})
+        body = _json({"latents": rows, "status": _status(finite), **fields})
     return Answer(
         body=body,
         media_type=media_type,
@@ -148,6 +147,10 @@ def altered_notes(altered: NDArray[np.bool_]) -> list[str]:
         "and latents are those of the altered images"
     )
     return [note]
+
+
+def _status(finite: NDArray[np.bool_]) -> list[str]:
+    return ["ok" if ok else "non_finite" for ok in finite.tolist()]
 
 
 def _finite(value: float) -> float | None:

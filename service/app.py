@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
 
+from service.bodies import Buffers
 from service.exchange import Context
-from service.intake import Buffers
 from service.middleware import HotPaths, RequestContext
 from service.openapi import install_openapi
 from service.problems import add_problem_handlers

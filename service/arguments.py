@@ -14,7 +14,7 @@ from service.errors import InvalidInput, NonFiniteInput, WrongDtype, WrongShape
 
 __all__ = ["alpha", "count", "images", "latents", "output", "seed", "temperature"]
 
-MAX_SEED = 2**64 - 1
+MAX_SEED = 2**64 - 1  # what the noise can take; protocols stop at the largest signed number
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 O = TypeVar("O", bound=str)  # noqa: E741
 
@@ -64,10 +64,11 @@ def latents(array: NDArray[Any], dim: int) -> None:
     """Float32 ``[n, dim]``, n at least 1, finite."""
     if array.dtype != np.float32:
         raise WrongDtype(f"latents must be float32, not {array.dtype}")
-    if array.ndim != 2 or array.shape[1] != dim or not len(array):
+    if array.ndim != 2 or array.shape[1] != dim:
         raise WrongShape(f"latents must have the shape [n, {dim}], not {list(array.shape)}")
+    count("the number of latents", len(array))
     if not np.isfinite(array).all():
-        raise NonFiniteInput("latents must be finite: they hold NaN or infinity")
+        raise NonFiniteInput("latents must be finite float32 numbers: they hold NaN or infinity")
 
 
 def images(array: NDArray[Any], spec: ImageSpec) -> None:

@@ -59,18 +59,20 @@ class _Render:
     def split(
         self, pieces: Sequence[Piece[SampleWork | DecodeWork]], outputs: Arrays
     ) -> list[Arrays]:
-        """uint8 ``images``: the mean as ``round(255 p)``, or the draw; both and ``mean`` on
-        demand.
+        """uint8 ``images``: the mean as ``round(255 p)``, or the draw, and whether the mean was
+        ``finite``; all of mean and draw on demand.
         """
         mean, draw = outputs["mean"], outputs["draw"]
         wanted = {work.output for work, _, _ in pieces}
         pixels = draw if wanted == {"draw"} else _as_pixels(mean)
+        finite = np.asarray(np.isfinite(mean).reshape(len(mean), -1).all(axis=1))
         answers: list[Arrays] = []
         for rows, (work, _, _) in zip(_places(pieces), pieces, strict=True):
             if work.output == "both":
                 answers.append({"images": pixels[rows], "draw": draw[rows], "mean": mean[rows]})
             else:
-                answers.append({"images": (pixels if work.output == "mean" else draw)[rows]})
+                shown = pixels if work.output == "mean" else draw
+                answers.append({"images": shown[rows], "finite": finite[rows]})
         return answers
 
     def _u(self, pieces: Sequence[Piece[SampleWork | DecodeWork]]) -> F32:
@@ -199,7 +201,7 @@ def join_parts(parts: list[tuple[int, Arrays]]) -> Arrays:
 
 
 def _as_pixels(mean: F32) -> U8:
-    """``round(255 p)``; where p is no number, 0 (the caller cannot see it in 8 bits)."""
+    """``round(255 p)``; where p is no number, 0: eight bits cannot say so, `finite` does."""
     pixels: F32 = np.rint(mean * np.float32(255.0))
     np.nan_to_num(pixels, copy=False)
     np.clip(pixels, 0, 255, out=pixels)

@@ -7,7 +7,7 @@ alone, so that a training machine can write a bundle without the service's packa
 
 from __future__ import annotations
 
-from service.bundle_reader import Bundle, BundleError, load_bundle
+from service.bundle_reader import MANIFEST, Bundle, BundleError, load_bundle
 from service.bundle_writer import write_bundle
 from service.manifest import (
     OPERATIONS,
@@ -33,6 +33,7 @@ from service.specs import (
 )
 
 __all__ = [
+    "MANIFEST",
     "OPERATIONS",
     "SCHEMA_VERSION",
     "Bundle",

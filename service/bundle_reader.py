@@ -134,7 +134,9 @@ def _read_arrays(path: Path, name: str) -> Arrays:
                 raise _refuse(path, name, f"unpacks to more than {MAX_ARRAY_FILE_BYTES} bytes")
         with np.load(file, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except BundleError:
+        raise
+    except Exception as error:  # on a strange archive the readers raise a dozen kinds
         raise _refuse(path, name, f"cannot be read as arrays ({error})") from error
 
 

@@ -164,6 +164,8 @@ def decode_base64(text: str, what: str) -> bytes:
     """
     if text.startswith("data:"):
         text = text.partition(",")[2]
+    if "\n" in text:  # as `base64` and MIME wrap it
+        text = "".join(text.split())
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:

@@ -22,13 +22,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.answers import Answer
+from service.bodies import Buffers, read_body
 from service.errors import (
     ClientGone,
     DeadlineExceeded,
     IafvaeError,
     InvalidInput,
 )
-from service.intake import Buffers, Intake, parse_body, read_body
+from service.intake import Intake, parse_body
 from service.media import negotiate
 from service.operations import Call, ModelRuntime
 from service.problems import problem_response, unexpected
@@ -119,7 +120,7 @@ class Exchange:
     async def _answer(self, scope: Scope, receive: Receive, record: _Record) -> Answer:
         operation, settings = self._operation, self._context.settings
         headers = Headers(scope=scope)
-        media_type = negotiate(headers.get("accept", ""), operation.offers)
+        media_type = negotiate(", ".join(headers.getlist("accept")), operation.offers)
         call = Call(caller=_caller(scope), deadline=_deadline(headers, settings))
         async with read_body(
             headers,
@@ -145,7 +146,7 @@ class Exchange:
                 call=call,
                 context=self._context,
             )
-            async with _cancelled_with_client(receive):
+            async with _cancelled_with_client(receive), _until(call.deadline):
                 return await operation.handler(work)
 
     def _count(self, record: _Record, seconds: float, scope: Scope) -> None:
@@ -208,6 +209,16 @@ async def _cancelled_with_client(receive: Receive) -> AsyncGenerator[None, None]
         listener.cancel()
 
 
+@contextlib.asynccontextmanager
+async def _until(deadline: float | None) -> AsyncGenerator[None, None]:
+    """Bound decoding and encoding as well; the scheduler keeps rows to the same deadline."""
+    try:
+        async with asyncio.timeout_at(deadline):  # the event loop's clock is time.monotonic
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded("the deadline passed before the answer was ready") from None
+
+
 def _problem(error: IafvaeError, scope: Scope, record: _Record) -> Response:
     """The problem document, with who refused where that is known."""
     response = problem_response(error, scope)
@@ -253,6 +264,8 @@ def _headers(answer: Answer, runtime: ModelRuntime | None) -> list[tuple[bytes, 
         headers.append((b"x-iafvae-seed", b"%d" % answer.seed))
     if answer.altered:
         headers.append((b"x-iafvae-altered", b"%d" % answer.altered))
+    if answer.non_finite:
+        headers.append((b"x-iafvae-non-finite", b"%d" % answer.non_finite))
     return headers
 
 

@@ -1,39 +1,36 @@
-"""What came in: a request's body within its limits, split into options and payload.
+"""What came in: a request's body, split into options and payload.
 
-Limits are checked in this order, each before the work it protects from: the body's declared length,
-the bytes counted while they stream in, the number of images, the pixels in each image's header.
+What can be counted is, before it is parsed: JSON values, form fields, images.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.types import Receive
 
 from service.errors import (
-    ClientGone,
     InvalidInput,
     MalformedBody,
-    Overloaded,
     PayloadTooLarge,
-    RequestTimeout,
     UnsupportedMedia,
 )
 from service.media import JSON, NPY
 
-__all__ = ["Buffers", "Intake", "parse_body", "read_body"]
+__all__ = ["IMAGE_TYPES", "Intake", "parse_body"]
 
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
 MAX_FIELDS = 32
 MAX_FIELD_BYTES = 65_536
+# A JSON value takes many times more memory, and time of the event loop, than its few characters.
+MAX_JSON_VALUES = 2**20
+MAX_JSON_OPTIONS = 2**10  # values of a body that has no payload
 SEVERAL = ("temperature",)  # may be given more than once in a query
 
 
@@ -50,92 +47,6 @@ class Intake:
     files: list[bytes] = field(default_factory=list)
     names: list[str] | None = None
     payload: Any = None
-
-
-class Buffers:
-    """Bytes of bodies that a process holds at once, bounded by `max_bytes`."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self.held = 0
-
-    def take(self, size: int) -> None:
-        """Hold `size` bytes more. Raises Overloaded."""
-        if self.held + size > self._max_bytes:
-            raise Overloaded(
-                f"bodies of {self.held} bytes are being worked on, at most {self._max_bytes} are "
-                "held at once: send the request again later"
-            )
-        self.held += size
-
-    def give(self, size: int) -> None:
-        """Hold `size` bytes less."""
-        self.held -= size
-
-
-@contextlib.asynccontextmanager
-async def read_body(
-    headers: Headers,
-    receive: Receive,
-    *,
-    max_bytes: int,
-    timeout_seconds: float,
-    buffers: Buffers,
-) -> AsyncGenerator[bytes, None]:
-    """The whole body, counted in `buffers` until the context ends.
-
-    Raises:
-        Overloaded: all bodies together are above the bound of `buffers`.
-        PayloadTooLarge: declared or counted above `max_bytes`; the rest is not read.
-        RequestTimeout: not complete after `timeout_seconds`.
-        ClientGone: hung up before it was complete.
-        UnsupportedMedia: compressed.
-    """
-    if headers.get("content-encoding", "identity") != "identity":
-        raise UnsupportedMedia("compressed bodies are not taken: send it without Content-Encoding")
-    declared = headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise PayloadTooLarge(_too_large(declared, max_bytes))
-    chunks: list[bytes] = []
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            await _collect(chunks, receive, max_bytes, buffers)
-        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    except TimeoutError:
-        raise RequestTimeout(
-            f"the body was not complete after {timeout_seconds:g} s: send it faster, or less"
-        ) from None
-    finally:
-        buffers.give(sum(map(len, chunks)))
-    buffers.take(len(body))
-    try:
-        yield body
-    finally:
-        buffers.give(len(body))
-
-
-async def _collect(chunks: list[bytes], receive: Receive, max_bytes: int, buffers: Buffers) -> None:
-    """Append to `chunks` until the body is complete; each is counted in `buffers`."""
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone("the client hung up while it sent the body")
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > max_bytes:
-            raise PayloadTooLarge(_too_large("more than " + str(max_bytes), max_bytes))
-        buffers.take(len(chunk))
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return
-
-
-def _too_large(size: str, max_bytes: int) -> str:
-    return (
-        f"the body has {size} bytes, at most {max_bytes} are taken: send fewer images in a "
-        "request, or as application/x-npy"
-    )
 
 
 async def parse_body(
@@ -210,8 +121,14 @@ def _unique(pairs: list[tuple[str, str]], before: dict[str, Any]) -> dict[str, A
 
 
 def _parse_json(body: bytes, payload: str | None, max_items: int) -> Intake:
+    most = MAX_JSON_OPTIONS if payload is None else MAX_JSON_VALUES
+    if (values := sum(map(body.count, (b",", b"[", b"{")))) > most:
+        other = "" if payload is None else f", or {payload} as {NPY}"
+        raise PayloadTooLarge(
+            f"the JSON body has some {values} values, {most} are taken: send fewer{other}"
+        )
     try:
-        fields = json.loads(body)
+        fields = json.loads(body, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise MalformedBody(f"the body is not JSON ({error})") from None
     if not isinstance(fields, dict):
@@ -224,6 +141,16 @@ def _parse_json(body: bytes, payload: str | None, max_items: int) -> Intake:
     return Intake(options=fields, text=False, payload=value)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object without a key that is there twice: which of the two is meant, nobody knows."""
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise InvalidInput(f"{name[:60]!r} is given more than once: give it once")
+        fields[name] = value
+    return fields
+
+
 def _too_many(count: int, max_items: int, what: str) -> str:
     return f"{count} {what} in one request, at most {max_items} are taken: send several requests"
 
@@ -231,6 +158,10 @@ def _too_many(count: int, max_items: int, what: str) -> str:
 async def _parse_form(
     headers: Headers, body: bytes, options: dict[str, Any], max_items: int
 ) -> Intake:
+    _, parameters = parse_options_header(headers["content-type"])
+    end = b"--" + parameters.get(b"boundary", b"") + b"--"
+    if body and end not in body:
+        raise MalformedBody("the multipart body is cut off: it lacks its closing boundary")
     parser = _InMemoryParser(
         headers,
         _stream(body),
@@ -263,6 +194,11 @@ def _form_intake(form: FormData, options: dict[str, Any]) -> Intake:
             raise InvalidInput(f"files belong in the field 'files', not in {name[:60]!r}")
         else:
             fields.append((name, value))
+    if not files:
+        raise InvalidInput(
+            "there are no images in the request: send at least one file part, named 'files' and "
+            "with a filename"
+        )
     return Intake(options=_unique(fields, options), text=True, files=files, names=names)
 
 

@@ -182,10 +182,14 @@ class Manifest:
             raise ValueError(
                 f"version {self.version!r} must be letters, digits, '.', '+', '-', '_'"
             )
+        if not re.fullmatch(r"[a-z0-9_]{1,16}", self.precision):  # it becomes a header
+            raise ValueError(f"precision {self.precision!r} must be such as float32")
         if self.row_block not in (1, 2, 4, 8, MAX_ROW_BLOCK):
             raise ValueError("row_block must be 1, 2, 4, 8 or 16")
         if len(self.kl_groups) != len(self.latent.groups):
             raise ValueError("kl_groups must name as many groups as latent.groups")
+        if len(set(self.kl_groups)) != len(self.kl_groups):
+            raise ValueError("kl_groups must have different names")
         _check_graphs(self)
         _check_file_names(self)
 

@@ -53,6 +53,7 @@ HEADERS = {
     "x-iafvae-compute-seconds": "Time that its batches took",
     "x-iafvae-seed": "Seed of the noise; absent where none was used",
     "x-iafvae-altered": "How many images were resized or converted; absent where none",
+    "x-iafvae-non-finite": "How many results are no numbers; absent where none",
     "x-request-id": "The caller's, or a new one",
 }
 ITEM = {"images": {"type": "string", "contentEncoding": "base64"}, "latents": {"type": "array"}}

@@ -277,7 +277,9 @@ def _timing(result: BatchResult) -> Timing:
 
 def _images(result: BatchResult, before: Timing | None = None) -> Images:
     timing = _timing(result)
-    return Images(result.arrays["images"], timing if before is None else before + timing)
+    arrays = result.arrays
+    whole = timing if before is None else before + timing
+    return Images(arrays["images"], arrays["finite"], whole)
 
 
 def _rendered(result: BatchResult) -> Rendered:

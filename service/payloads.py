@@ -19,21 +19,26 @@ __all__ = ["INLINE_PIXELS", "check_count", "latents", "pictures"]
 INLINE_PIXELS = 2**18  # more than this is encoded or decoded beside the event loop
 
 
-async def pictures(work: Work[Any], options: ImageOptions) -> Fitted:
-    """The request's images as the model takes them, with limits checked before decoding."""
+async def pictures(work: Work[Any], options: ImageOptions, *, rows_each: int = 1) -> Fitted:
+    """The request's images as the model takes them, with limits checked before decoding.
+
+    rows_each: importance samples of each image.
+    """
     shape, intake, settings = work.runtime.bundle.manifest.image, work.intake, work.settings
     fit = Fit(resize=options.resize, convert=options.convert)
     if intake.npy is not None:
         array = decode_npy(
             intake.npy, dtypes=("uint8",), max_items=settings.max_total_pixels * shape.channels
         )
-        _check_images(array.shape[0] if array.ndim else 0, array.size, settings)
+        count = array.shape[0] if array.ndim and array.size else 0
+        _check_images(count, rows_each, settings)
         if array.size <= INLINE_PIXELS and not fit.resize:
             return fit_array(array, shape, fit)
         return await work.beside(fit_array, array, shape, fit)
     limits = PixelLimits(image=settings.max_image_pixels, total=settings.max_total_pixels)
     if intake.payload is not None:
         texts = _strings(intake.payload)
+        _check_images(len(texts), rows_each, settings)
         return await work.beside(
             lambda: fit_files(
                 [decode_base64(text, f"image {i}") for i, text in enumerate(texts)],
@@ -42,14 +47,15 @@ async def pictures(work: Work[Any], options: ImageOptions) -> Fitted:
                 limits,
             )
         )
-    _check_images(len(intake.files), 1, settings)
+    _check_images(len(intake.files), rows_each, settings)
     return await work.beside(fit_files, intake.files, shape, fit, limits, intake.names)
 
 
-def _check_images(count: int, items: int, settings: Settings) -> None:
-    if count == 0 or items == 0:
+def _check_images(count: int, rows_each: int, settings: Settings) -> None:
+    if count == 0:
         raise InvalidInput("there are no images in the request: send at least one")
     check_count("images", count, settings.max_images)
+    check_count("images times importance_samples", count * rows_each, settings.max_rows)
 
 
 def _strings(payload: object) -> list[str]:
@@ -59,29 +65,26 @@ def _strings(payload: object) -> list[str]:
 
 
 def latents(work: Work[Any]) -> NDArray[np.float32]:
-    """float32 [n, D], finite. Raises WrongShape, WrongDtype, NonFiniteInput, InvalidInput."""
+    """float32, at most `max_images` times D of them; the operation checks the rest."""
     dim, limit = work.runtime.bundle.manifest.latent.dim, work.settings.max_images
-    if work.intake.npy is not None:
-        array = decode_npy(work.intake.npy, dtypes=("float32",), max_items=limit * dim)
-    else:
-        array = _latents_from_json(work.intake.payload)
-    if array.ndim != 2 or array.shape[1] != dim:
-        raise WrongShape(f"latents have shape {list(array.shape)}, the model takes [n, {dim}]")
-    if len(array) == 0:
-        raise InvalidInput("there are no latents in the request: send at least one row")
-    check_count("latents", len(array), limit)
-    if not np.isfinite(array).all():
-        raise NonFiniteInput("latents hold NaN or infinity: send finite float32 numbers")
-    return array
+    if work.intake.npy is None:
+        return _latents_from_json(work.intake.payload, dim)
+    return decode_npy(work.intake.npy, dtypes=("float32",), max_items=limit * dim)
 
 
-def _latents_from_json(payload: object) -> NDArray[np.float32]:
-    try:
-        array = np.array(payload)
-    except ValueError:
-        raise WrongShape("latents must be lists of equal length, one for each image") from None
-    if array.dtype.kind not in "iuf":
+def _latents_from_json(payload: object, dim: int) -> NDArray[np.float32]:
+    """Checked before NumPy sees them: it would copy one long text into every place of an array."""
+    if not isinstance(payload, list) or not all(isinstance(row, list) for row in payload):
         raise InvalidInput("latents must be a list of lists of numbers, one for each image")
+    for index, row in enumerate(payload):
+        if len(row) != dim:
+            raise WrongShape(f"latents[{index}] has {len(row)} numbers, the model takes {dim}")
+        if not {int, float}.issuperset(map(type, row)):
+            raise InvalidInput(f"latents[{index}] must be a list of numbers")
+    try:
+        array = np.array(payload, np.float64).reshape(len(payload), dim)
+    except OverflowError:
+        raise NonFiniteInput("latents hold integers beyond float32: send smaller ones") from None
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity and is refused
         return array.astype(np.float32)
 

@@ -84,7 +84,7 @@ def fit_files(
         what = names[index] if names else f"image {index}"
         picture = read_picture(data, what, max_pixels=min(limits.image, left))
         left -= picture.shape[-2] * picture.shape[-1]
-        one = _fit_one(picture, shape, fit, what)
+        one = _fit(picture[None], shape, fit, what)
         images.append(one.images[0])
         altered[index] = one.altered[0]
     return Fitted(np.stack(images), altered)
@@ -95,14 +95,7 @@ def fit_array(array: Pixels, shape: ImageShape, fit: Fit) -> Fitted:
 
     Where both readings of four dimensions are possible, channels come first. Raises WrongShape.
     """
-    images = _channels_first(array, shape)
-    fitted = _fit_colour(images, shape, fit, "the array")
-    if fitted.images.shape[2:] == (shape.height, shape.width):
-        return fitted
-    if not fit.resize:
-        raise WrongShape(_size_message("the array", images.shape[-2:], shape))
-    resized = np.stack([_resize(image, shape) for image in fitted.images])
-    return Fitted(resized, np.ones(len(images), np.bool_))
+    return _fit(_channels_first(array, shape), shape, fit, "the array")
 
 
 def _channels_first(array: Pixels, shape: ImageShape) -> Pixels:
@@ -190,13 +183,15 @@ def _over_black(rgba: Pixels) -> Pixels:
     return np.ascontiguousarray(((colour + 127) // 255).astype(np.uint8).transpose(2, 0, 1))
 
 
-def _fit_one(picture: Pixels, shape: ImageShape, fit: Fit, what: str) -> Fitted:
-    fitted = _fit_colour(picture[None], shape, fit, what)
-    if picture.shape[-2:] == (shape.height, shape.width):
+def _fit(images: Pixels, shape: ImageShape, fit: Fit, what: str) -> Fitted:
+    """`images` [n, c, H, W] in the model's colour, then in its size."""
+    fitted = _fit_colour(images, shape, fit, what)
+    if images.shape[2:] == (shape.height, shape.width):
         return fitted
     if not fit.resize:
-        raise WrongShape(_size_message(what, picture.shape[-2:], shape))
-    return Fitted(_resize(fitted.images[0], shape)[None], np.ones(1, np.bool_))
+        raise WrongShape(_size_message(what, images.shape[2:], shape))
+    resized = np.stack([_resize(image, shape) for image in fitted.images])
+    return Fitted(resized, np.ones(len(images), np.bool_))
 
 
 def _fit_colour(images: Pixels, shape: ImageShape, fit: Fit, what: str) -> Fitted:

@@ -20,6 +20,7 @@ from service.errors import (
     MethodNotAllowed,
     NotFound,
     Overloaded,
+    RequestTimeout,
     ServerFault,
 )
 from service.media import PROBLEM
@@ -27,6 +28,7 @@ from service.media import PROBLEM
 __all__ = ["TYPE_PREFIX", "add_problem_handlers", "problem_response", "unexpected"]
 
 TYPE_PREFIX = "urn:iafvae:problem:"
+MAX_DETAIL = 1000  # characters: what callers sent is told back in part
 logger = logging.getLogger("iafvae")
 
 
@@ -38,17 +40,23 @@ def problem_response(
         "type": TYPE_PREFIX + error.type,
         "title": error.title,
         "status": error.status,
-        "detail": error.detail,
-        "instance": scope["path"],
+        "detail": _shortened(error.detail, MAX_DETAIL),
+        "instance": _shortened(scope["path"], MAX_DETAIL),
         "request_id": scope.get("state", {}).get("request_id", ""),
     }
     more = dict(headers or {})
     if isinstance(error, Overloaded):
         more["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    elif isinstance(error, RequestTimeout):
+        more["connection"] = "close"  # in the middle of a body there is no next request
     elif error.status == 503:
         more.setdefault("retry-after", "1")
     body = json.dumps(document).encode("utf-8")
     return Response(body, error.status, more, media_type=PROBLEM)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def unexpected(error: Exception, scope: Scope) -> ServerFault:

@@ -6,15 +6,13 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.bundle import BundleError
+from service.bundle import MANIFEST, BundleError
 from service.errors import ShuttingDown, UnknownModel
 from service.operations import ModelRuntime
 from service.settings import Settings
 from service.telemetry import Telemetry
 
 __all__ = ["Registry", "bundle_paths"]
-
-MANIFEST = "manifest.json"
 
 
 class Registry:
@@ -114,7 +112,12 @@ def bundle_paths(path: Path) -> list[Path]:
             f"there is no bundle at {path}: set IAFVAE_MODELS, or --models, to a bundle's "
             "directory or to a directory of bundles"
         )
-    found = sorted(entry for entry in path.iterdir() if (entry / MANIFEST).is_file())
+    # Hidden ones are another process's that is writing a bundle, or died of it.
+    found = sorted(
+        entry
+        for entry in path.iterdir()
+        if not entry.name.startswith(".") and (entry / MANIFEST).is_file()
+    )
     if not found:
         raise BundleError(
             f"{path} is no bundle and holds none (no {MANIFEST} in it or one level below): "

@@ -8,9 +8,12 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from service.bundle import Bundle, load_bundle, manifest_to_json
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 __all__ = ["print_scores", "show_bundle", "verify_bundle"]
 
@@ -39,6 +42,7 @@ def _print_csv(rows: list[Row]) -> None:
 def _print_table(rows: list[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     for name, justify in (
@@ -54,6 +58,9 @@ def _print_table(rows: list[Row]) -> None:
         table.add_row(*_cells(row))
     console = Console()
     console.print(table)
+    for row in rows:
+        if "error" in row:
+            console.print(Text(f"{row['file']}: {row['error']}", style="red"))
     scored = [row for row in rows if "error" not in row]
     if scored:
         first = scored[0]
@@ -63,18 +70,24 @@ def _print_table(rows: list[Row]) -> None:
         )
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row) -> list[Text]:
+    """Texts, not strings: rich takes brackets in strings, as in a file's name, for its markup."""
+    from rich.text import Text
+
     if "error" in row:
-        return [row["file"], "", "", "", "", f"[red]{row['error']}[/red]"]
-    verdict = "[yellow]anomalous[/yellow]" if row["anomalous"] else "ordinary"
-    verdict = verdict if row["p_value"] is not None else row["status"].replace("_", " ")
+        return [Text(row["file"]), *[Text()] * 4, Text("not scored, see below", style="red")]
+    verdict = "anomalous" if row["anomalous"] else "ordinary"
+    if row["p_value"] is None:
+        verdict = row["status"].replace("_", " ")
+    if row["altered"]:
+        verdict += " (altered image)"
     return [
-        row["file"],
-        _text(row["log_likelihood_nats"], ".2f"),
-        _text(row["standard_error_nats"], ".2f"),
-        _text(row["bits_per_dim"], ".4f"),
-        _text(row["p_value"], ".4f"),
-        verdict + (" (altered image)" if row["altered"] else ""),
+        Text(row["file"]),
+        Text(_text(row["log_likelihood_nats"], ".2f")),
+        Text(_text(row["standard_error_nats"], ".2f")),
+        Text(_text(row["bits_per_dim"], ".4f")),
+        Text(_text(row["p_value"], ".4f")),
+        Text(verdict, style="yellow" if row["anomalous"] else ""),
     ]
 
 
@@ -104,10 +117,11 @@ def show_bundle(path: Path, *, as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(show_header=False, box=None)
     for name, value in _facts(bundle):
-        table.add_row(f"[bold]{name}[/bold]", value)
+        table.add_row(Text(name, style="bold"), Text(value))
     Console().print(table)
 
 

@@ -36,9 +36,12 @@ class Timing:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """uint8 ``[n, C, H, W]``."""
+    """uint8 ``[n, C, H, W]``; `finite` ``[n]``: whether the means they show were numbers (if not,
+    pixels are 0).
+    """
 
     images: NDArray[np.uint8]
+    finite: NDArray[np.bool_]
     timing: Timing
 
 

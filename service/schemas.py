@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+)
 
 from service.errors import InvalidInput
 
@@ -37,6 +45,11 @@ MAX_SEED = 2**63 - 1
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Output = Literal["mean", "draw"]
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Discriminated, so that errors speak of what was meant alone.
+Temperatures = Annotated[
+    Annotated[Temperature, Tag("number")] | Annotated[list[Temperature], Tag("list")],
+    Discriminator(lambda value: "list" if isinstance(value, list) else "number"),
+]
 
 
 def _split_commas(value: object) -> object:
@@ -62,7 +75,7 @@ class SampleOptions(Options):
         Seed | None, Field(description="Absent: the server draws one and returns it.")
     ] = None
     temperature: Annotated[
-        Temperature | list[Temperature],
+        Temperatures,
         BeforeValidator(_split_commas),
         Field(description="Scale of the prior's noise: a number, or one per latent group."),
     ] = 1.0
@@ -164,8 +177,14 @@ class ImagesResponse(Response):
 
     images: Annotated[list[str], Field(description="Each a PNG file in base64.")]
     shape: Annotated[list[int], Field(description="[n, channels, height, width]")]
+    status: Annotated[
+        list[Literal["ok", "non_finite"]],
+        Field(description="Of each image; non_finite: its mean was no number, and is shown as 0."),
+    ]
     output: Output
-    seed: Annotated[int | None, Field(description="null: no noise was used (eps = 0).")]
+    seed: Annotated[
+        int | None, Field(description="null: no seed was given where none is needed (see notes).")
+    ]
     temperature: Annotated[
         list[float] | None, Field(description="One per latent group; of sample only.")
     ] = None
@@ -181,8 +200,16 @@ class ScoreResult(BaseModel):
     ]
     bits_per_dim: float | None
     elbo_nats: float | None
-    standard_error_nats: Annotated[float | None, Field(description="Delta method; null at K = 1.")]
-    effective_sample_size: float | None
+    standard_error_nats: Annotated[
+        float | None,
+        Field(
+            description="Of the estimate, by the delta method; too small where the effective "
+            "sample size is small; null at K = 1."
+        ),
+    ]
+    effective_sample_size: Annotated[
+        float | None, Field(description="From 1 to K: how many samples share the weight.")
+    ]
     p_value: Annotated[
         float | None,
         Field(description="Share of calibration images that score as low; null if K has none."),

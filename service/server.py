@@ -13,12 +13,14 @@ from types import FrameType
 import uvicorn
 
 from service.app import create_app
+from service.protocol import BoundedHttp
 from service.settings import Settings
 from service.telemetry import configure_logging
 
-__all__ = ["StartError", "bind", "serve"]
+__all__ = ["StartError", "bind", "listen", "serve"]
 
 logger = logging.getLogger("iafvae")
+BACKLOG = 2048  # connections that wait to be accepted, as uvicorn has it
 KEEP_ALIVE_SECONDS = 75  # above the 60 s of common load balancers, so that they close first
 
 
@@ -61,7 +63,7 @@ class _DrainingServer(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound TCP socket; nothing can connect before the server listens. Raises StartError."""
+    """A bound TCP socket; nothing can connect before `listen`. Raises StartError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -76,6 +78,18 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise StartError(_bind_message(host, port, error)) from None
     return listener
+
+
+def listen(listener: socket.socket, host: str) -> None:
+    """Take connections; they wait in the backlog until the server does. Raises StartError.
+
+    Two sockets may be bound to one address as long as neither listens, and uvloop does not say
+    when it cannot: the second server would run on, unheard.
+    """
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise StartError(_bind_message(host, listener.getsockname()[1], error)) from None
 
 
 def _bind_message(host: str, port: int, error: OSError) -> str:
@@ -108,10 +122,13 @@ def serve(settings: Settings) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            http=BoundedHttp,
+            backlog=BACKLOG,
             ws="none",
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         )
+        listen(listener, settings.host)
         _announce(listener, registry.default)
         server = _DrainingServer(config, registry.drain, settings.drain_delay_seconds)
         server.run([listener])

@@ -39,7 +39,7 @@ class Telemetry:
         make = _Maker(self.registry)
         self._requests = make.counter("requests", "Requests answered or given up.", what)
         self._request_seconds = make.histogram(
-            "request_seconds", "From a request's first byte to its answer.", what, SECONDS
+            "request_seconds", "From a request's headers to its answer.", what, SECONDS
         )
         self._queue_seconds = make.histogram(
             "queue_seconds", "Time that a request's rows waited.", what, SECONDS
@@ -188,12 +188,18 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-class _TextFormatter(logging.Formatter):
-    """For people: time, level, message, then the fields as ``name=value``."""
+# A path may hold line breaks and a terminal's commands: callers must not write lines of their own.
+CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
-    def format(self, record: logging.LogRecord) -> str:
+
+class _TextFormatter(logging.Formatter):
+    """For people: time, level, message, then the fields as ``name=value``, in one line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """All of the record but a traceback, which comes after it on lines of its own."""
         fields = getattr(record, "fields", {})
-        return super().format(record) + "".join(f" {k}={v}" for k, v in fields.items())
+        line = super().formatMessage(record) + "".join(f" {k}={v}" for k, v in fields.items())
+        return line.translate(CONTROL)
 
 
 def configure_logging(level: str, form: str) -> None:

@@ -28,13 +28,15 @@ PAGE_HEADERS = {
 
 def probe_router(context: Context) -> APIRouter:
     """``/livez``, ``/readyz`` and ``/metrics``."""
-    router = APIRouter(tags=["operations"])
+    router = APIRouter(tags=["health and metrics"])
     registry, telemetry = context.registry, context.telemetry
 
+    @router.head("/livez", include_in_schema=False)
     @router.get("/livez", summary="Whether the process can still work", response_class=JSONResponse)
     async def livez() -> Response:
         return _probe(registry.healthy, "alive", "a device failed: replace this process")
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", summary="Whether to send requests here", response_class=JSONResponse)
     async def readyz() -> Response:
         ready = registry.ready and registry.healthy
@@ -42,6 +44,7 @@ def probe_router(context: Context) -> APIRouter:
         reason = "draining" if registry.draining else "loading, or a model is unhealthy"
         return _probe(ready, "ready", reason)
 
+    @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
         telemetry.ready(ready=registry.ready and registry.healthy)

@@ -18,10 +18,7 @@ from service.answers import (
     scores_answer,
 )
 from service.defaults import seed_or_drawn, temperatures
-from service.errors import (
-    InvalidInput,
-    NotAcceptable,
-)
+from service.errors import InvalidInput, NotAcceptable
 from service.exchange import Context, Exchange, Operation, Work
 from service.media import PNG
 from service.operations import Images
@@ -55,8 +52,9 @@ async def decode(work: Work[DecodeOptions]) -> Answer:
     """Images of given latents."""
     options = work.options
     given = latents(work)
-    seed = seed_or_drawn(options.seed) if options.output == "draw" else options.seed or 0
-    images = await work.runtime.decode(given, output=options.output, seed=seed, call=work.call)
+    # A mean takes no noise, so there is no seed to tell.
+    seed = seed_or_drawn(options.seed) if options.output == "draw" else None
+    images = await work.runtime.decode(given, output=options.output, seed=seed or 0, call=work.call)
     return await _images(work, images, {"output": options.output, "seed": seed})
 
 
@@ -75,10 +73,7 @@ async def score(work: Work[ScoreOptions]) -> Answer:
     scoring = manifest.scoring
     samples = options.importance_samples or scoring.default_importance_samples
     check_count("importance_samples", samples, work.settings.max_importance_samples)
-    fitted = await pictures(work, options)
-    check_count(
-        "images times importance_samples", len(fitted.images) * samples, work.settings.max_rows
-    )
+    fitted = await pictures(work, options, rows_each=samples)
     alpha = scoring.alpha if options.alpha is None else options.alpha
     scores = await work.runtime.score(
         fitted.images,
@@ -175,6 +170,8 @@ async def _images(
     notes = [] if altered is None else altered_notes(altered)
     if altered is not None and fields["seed"] is None:
         notes.append("encoded at eps = 0, the centre of the posterior: give a seed to draw from it")
+        if fields["output"] == "draw":
+            notes.append("pixels drawn with seed 0, as none was given")
     fields = _common(work, notes) | fields
     if work.media_type == PNG and images.images.shape[1] not in (1, 3):
         raise NotAcceptable(

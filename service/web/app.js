@@ -48,7 +48,7 @@ async function chooseModel() {
   const { kind, threshold } = manifest.preprocessing;
   $("seen-caption").textContent = kind === "threshold" ? `as sent; the model sees ${threshold} and up as white` : "as sent";
   pad.resize(manifest.image);
-  pad.image($("seen"));
+  onPadChanged(true);
   state.slots = {};
   for (const id of ["slot-a", "slot-b"]) $(id).hidden = true;
   $("interpolate").disabled = true;
@@ -110,6 +110,7 @@ function showImages(target, images, describe) {
 let timer = 0;
 function onPadChanged(drawing) {
   pad.image($("seen"));
+  $("drop").classList.toggle("blank", pad.blank);
   clearTimeout(timer);
   if ($("live").checked && !drawing) timer = setTimeout(guarded(look), WAIT_MS);
 }

@@ -25,7 +25,6 @@ async function start() {
 
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
-
 // Text with `code` in backticks.
 function prose(text) {
   return text.split("`").map((part, index) => (index % 2 ? el("code", {}, part) : part));
@@ -77,7 +76,8 @@ function typeOf(schema) {
   if (!schema) return "";
   if (schema.$ref) return schema.$ref.split("/").pop();
   if (schema.enum) return schema.enum.map((value) => JSON.stringify(value)).join(" or ");
-  if (schema.anyOf) return schema.anyOf.map(typeOf).filter((type) => type !== "null").join(" or ");
+  const either = schema.anyOf ?? schema.oneOf;
+  if (either) return either.map(typeOf).filter((type) => type !== "null").join(" or ");
   if (schema.type === "array") return `list of ${typeOf(schema.items) || "anything"}`;
   const bounds = [["minimum", "≥"], ["exclusiveMinimum", ">"], ["maximum", "≤"], ["exclusiveMaximum", "<"]]
     .filter(([name]) => schema[name] !== undefined && Math.abs(schema[name]) < 2 ** 53)

@@ -60,7 +60,7 @@ def test_latents():
 
 
 def test_images_count_what_was_altered():
-    images = Images(np.zeros((2, 1, 4, 4), np.uint8), TIMING)
+    images = Images(np.zeros((2, 1, 4, 4), np.uint8), np.ones(2, np.bool_), TIMING)
     altered = np.array([True, False])
     assert images_answer(images, NPY, {"seed": 3}, altered=altered).altered == 1
 

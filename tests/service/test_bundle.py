@@ -104,6 +104,15 @@ def put(value, *keys):
     return change
 
 
+def _two_groups_of_one_name(fields):
+    sizes = {"height": 1, "width": 1}
+    fields["latent"]["groups"] = [
+        {"name": "z", "channels": 1, **sizes},
+        {"name": "y", "channels": 2, **sizes},
+    ]
+    fields["kl_groups"] = ["z", "z"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -118,7 +127,10 @@ def put(value, *keys):
         (put("../evil", "name"), "name '../evil'"),
         (put(5, "latent", "dim"), "dim must be the sum"),
         (put(["z", "y"], "kl_groups"), "kl_groups"),
+        (put("float\u202432", "precision"), "precision"),
+        (put("a\r\nx: y", "precision"), "precision"),
         (put([], "latent", "groups"), "dim must be the sum"),
+        (_two_groups_of_one_name, "kl_groups must have different names"),
         (put("gaussian", "likelihood", "kind"), "must be one of"),
         (put({"kind": "threshold"}, "preprocessing"), "threshold must be from 1"),
         (put({"kind": "none", "threshold": 3}, "preprocessing"), "must be absent"),
@@ -224,6 +236,42 @@ def scores(**changes):
 def test_bad_calibration(copy, content, words):
     replace_file(copy, "calibration.npz", content)
     with pytest.raises(BundleError, match=rf"calibration\.npz: .*{words}"):
+        load_bundle(copy)
+
+
+def strange_archives():
+    """Sound by their hashes, and each a different surprise to whoever opens it."""
+    import io
+    import zipfile
+
+    broken = bytearray(_compressed())
+    broken[100:108] = b"\xff" * 8  # behind the archive's own headers
+    yield "broken stream", bytes(broken)
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2305843009213693951,), }"
+    for name, length in (("endless", len(header) + 1), ("no header", 60_000)):
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            start = b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little")
+            archive.writestr("log_likelihood_nats_k1.npy", start + header + b"\n")
+        yield name, stream.getvalue()
+    encrypted = bytearray(scores())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        encrypted[encrypted.index(signature) + offset] |= 1
+    yield "encrypted", bytes(encrypted)
+
+
+def _compressed() -> bytes:
+    import io
+
+    stream = io.BytesIO()
+    np.savez_compressed(stream, log_likelihood_nats_k1=np.random.default_rng(0).random(200))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("name", "content"), list(strange_archives()), ids=lambda v: str(v)[:13])
+def test_strange_archives(copy, name, content):
+    replace_file(copy, "calibration.npz", content)
+    with pytest.raises(BundleError, match=r"calibration\.npz: cannot be read as arrays"):
         load_bundle(copy)
 
 

@@ -116,6 +116,15 @@ def test_files_that_cannot_be_scored_are_listed(cli, folder):
     assert resized[0]["altered"] is True
 
 
+def test_brackets_in_names_are_no_markup(cli, tmp_path, digits):
+    Image.fromarray(digits[0][0]).save(tmp_path / "[red]a[.png")
+    (tmp_path / "b[").mkdir()
+    (tmp_path / "b[" / "bold]c.png").write_bytes(b"no image")
+    table = cli("score", tmp_path, code=1).output
+    assert "[red]a[.png" in table
+    assert "b[/bold]c.png" in table
+
+
 def test_anomalies_may_fail(cli, folder):
     cli("score", folder, "--alpha", 0.999, "--fail-on-anomalous", code=3)
 

@@ -147,6 +147,14 @@ def test_two_bundles_of_one_name_are_refused(tiny_bundle, tmp_path, refused):
     assert "both named 'tiny'" in refused(IAFVAE_MODELS=str(tmp_path))
 
 
+def test_bundles_that_are_being_written_are_no_models(tiny_bundle, tmp_path, start_server):
+    shutil.copytree(tiny_bundle, tmp_path / "tiny")
+    shutil.copytree(tiny_bundle, tmp_path / ".tiny.x7q")  # as a writer that died leaves it
+    running = start_server(IAFVAE_MODELS=str(tmp_path))
+    models = httpx.get(f"{running.url}/v1/models").json()["models"]
+    assert [model["name"] for model in models] == ["tiny"]
+
+
 def test_an_unknown_default_model_is_refused(tiny_bundle, refused):
     assert "IAFVAE_DEFAULT_MODEL" in refused(
         IAFVAE_MODELS=str(tiny_bundle), IAFVAE_DEFAULT_MODEL="other"

@@ -91,3 +91,23 @@ def test_text_logs_show_fields(restored, capsys):
     logging.getLogger("iafvae").info("not shown")
     logging.getLogger("iafvae").warning("shown", extra={"fields": {"status": 5}})
     assert capsys.readouterr().err.rstrip().endswith("WARNING shown status=5")
+
+
+def test_callers_write_no_lines_of_their_own(restored, capsys):
+    configure_logging("info", "text")
+    path = "/a\r\n12:00:00 ERROR   forged\x1b[31m\x85\u2028"
+    logging.getLogger("iafvae").info("GET %s", path, extra={"fields": {"model": "b\nc"}})
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert "\\x0d\\x0a12:00:00 ERROR   forged\\x1b[31m\\x85\\x2028 model=b\\x0ac" in text
+
+
+def test_tracebacks_keep_their_lines(restored, capsys):
+    configure_logging("info", "text")
+    try:
+        raise ValueError("oh")
+    except ValueError:
+        logging.getLogger("iafvae").exception("failed", extra={"fields": {"status": 5}})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("failed status=5")
+    assert lines[-1] == "ValueError: oh"

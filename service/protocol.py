@@ -1,0 +1,65 @@
+"""HTTP as uvicorn speaks it, with bounds on a request's head, which uvicorn has none for.
+
+What an application sees begins with a complete head; until then a client could hold a connection
+for ever, or send headers without end (and a long one takes time that grows with its square).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+__all__ = ["BoundedHttp"]
+
+HEAD_SECONDS = 30.0  # from a connection, or a later request's first byte, to the end of its head
+MAX_HEAD_BYTES = 65_536
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """One connection. A head that is too slow ends it without an answer, one too long with 400."""
+
+    _head_timer: asyncio.TimerHandle | None = None  # runs while a head is awaited
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected."""
+        super().connection_made(transport)
+        self._begin_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has gone."""
+        self._end_head()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        self._begin_head()
+
+    def on_headers_complete(self) -> None:
+        """The last byte of its head."""
+        self._end_head()
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client: what does not complete a head counts towards its bound."""
+        before = self._head_timer
+        super().data_received(data)
+        if before is None or self._head_timer is None or self.transport.is_closing():
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            message = f"Headers above {MAX_HEAD_BYTES} bytes."
+            self.logger.warning("refused a request: %s", message)
+            self.send_400_response(message)
+
+    def _begin_head(self) -> None:
+        self._end_head()
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+
+    def _end_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
