@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 __all__ = ["Guarded", "SchedulerObserver"]
@@ -17,11 +17,11 @@ class SchedulerObserver(Protocol):
     def batch(self, operation: str, rows: int, padded: int, seconds: float) -> None:
         """A batch of `rows` rows was computed, with `padded` more for nothing."""
 
-    def dropped(self, rows: int, reason: str) -> None:
+    def dropped(self, operation: str, rows: int, reason: str) -> None:
         """`rows` rows will not be computed: "cancelled", "expired", "failed" or "shutdown"."""
 
-    def queue(self, rows: int) -> None:
-        """So many rows wait now."""
+    def queue(self, rows: Mapping[str, int]) -> None:
+        """So many rows of each operation wait now."""
 
 
 class Guarded:
@@ -35,12 +35,12 @@ class Guarded:
         if self._observer is not None:
             _guard(self._observer.batch, operation, rows, padded, seconds)
 
-    def dropped(self, rows: int, reason: str) -> None:
+    def dropped(self, operation: str, rows: int, reason: str) -> None:
         """As `SchedulerObserver.dropped`."""
         if self._observer is not None:
-            _guard(self._observer.dropped, rows, reason)
+            _guard(self._observer.dropped, operation, rows, reason)
 
-    def queue(self, rows: int) -> None:
+    def queue(self, rows: Mapping[str, int]) -> None:
         """As `SchedulerObserver.queue`."""
         if self._observer is not None:
             _guard(self._observer.queue, rows)

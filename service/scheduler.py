@@ -199,7 +199,7 @@ class Scheduler:
                 break
             self._in_flight += 1
             self._inbox.put(Batch(*taken))
-        self._observer.queue(self._queue.rows)
+        self._observer.queue(self._queue.rows_by_operation)
 
     def _room(self, operation: str) -> int:
         """Rows of the next batch: what there is is spread over the workers that are idle."""
@@ -228,8 +228,8 @@ class Scheduler:
                 batch.operation, outcome.rows, outcome.padded_rows, outcome.seconds
             )
         if outcome.skipped_rows:
-            self._observer.dropped(outcome.skipped_rows, "cancelled")
-        self._observer.queue(self._queue.rows)
+            self._observer.dropped(batch.operation, outcome.skipped_rows, "cancelled")
+        self._observer.queue(self._queue.rows_by_operation)
 
     def _deliver(self, span: Span[Job], result: Arrays | IafvaeError, outcome: Outcome) -> None:
         job = span.job
@@ -264,8 +264,8 @@ class Scheduler:
         job.release()
         self._jobs.discard(job)
         if left:
-            self._observer.dropped(left, reason)
-            self._observer.queue(self._queue.rows)
+            self._observer.dropped(job.operation, left, reason)
+            self._observer.queue(self._queue.rows_by_operation)
         self._settle()
 
     def _fail_device(self, fault: DeviceFault) -> None:

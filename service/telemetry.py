@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -50,9 +50,9 @@ class Telemetry:
         self._batch_rows = make.histogram("batch_rows", "Rows computed together.", who, ROWS)
         self._batch_seconds = make.histogram("batch_seconds", "Time of one batch.", who, SECONDS)
         self._padded = make.counter("padded_rows", "Rows added to fill a batch's shape.", who)
-        self._queue_rows = make.gauge("queue_rows", "Rows that wait.", ("model",))
+        self._queue_rows = make.gauge("queue_rows", "Rows that wait.", who)
         self._dropped = make.counter(
-            "dropped_rows", "Rows never computed, by reason.", ("model", "reason")
+            "dropped_rows", "Rows never computed, by reason.", (*who, "reason")
         )
         self._non_finite = make.counter("non_finite_results", "Results with NaN or infinity.", who)
         self._info = make.gauge(
@@ -110,7 +110,7 @@ class ModelTelemetry:
     def __init__(self, telemetry: Telemetry, model: str) -> None:
         self._telemetry, self._model = telemetry, model
         self._by_operation: dict[str, tuple[Histogram, Histogram, Counter]] = {}
-        self._queue_rows = telemetry._queue_rows.labels(model)
+        self._queue_rows: dict[str, Gauge] = {}
 
     def batch(self, operation: str, rows: int, padded: int, seconds: float) -> None:
         """A batch of `rows` rows, of which none is among the `padded`, took `seconds`."""
@@ -128,13 +128,18 @@ class ModelTelemetry:
         if padded:
             metrics[2].inc(padded)
 
-    def dropped(self, rows: int, reason: str) -> None:
+    def dropped(self, operation: str, rows: int, reason: str) -> None:
         """`rows` rows will never be computed."""
-        self._telemetry._dropped.labels(self._model, reason).inc(rows)
+        self._telemetry._dropped.labels(operation, self._model, reason).inc(rows)
 
-    def queue(self, rows: int) -> None:
-        """`rows` rows now wait."""
-        self._queue_rows.set(rows)
+    def queue(self, rows: Mapping[str, int]) -> None:
+        """So many rows of each operation now wait."""
+        for operation, waiting in rows.items():
+            gauge = self._queue_rows.get(operation)
+            if gauge is None:
+                gauge = self._telemetry._queue_rows.labels(operation, self._model)
+                self._queue_rows[operation] = gauge
+            gauge.set(waiting)
 
 
 class _Maker:

@@ -54,7 +54,8 @@ def test_rows_of_a_client_that_hangs_up_are_dropped(start_server):
     wait_until(lambda: metric(running.url, "iafvae_queue_rows") > 0)
     connection.close()
     wait_until(lambda: metric(running.url, gone) == 1)
-    assert metric(running.url, 'iafvae_dropped_rows_total{model="tiny",reason="cancelled"}') > 100
+    dropped = 'iafvae_dropped_rows_total{model="tiny",operation="score",reason="cancelled"}'
+    assert metric(running.url, dropped) > 100
     assert metric(running.url, "iafvae_queue_rows") == 0
     assert httpx.post(f"{running.url}/v1/sample").status_code == 200
 
@@ -69,7 +70,8 @@ def test_a_deadline_drops_what_is_left(start_server):
     )
     assert answer.status_code == 504
     assert answer.json()["type"].endswith("deadline-exceeded")
-    assert metric(running.url, 'iafvae_dropped_rows_total{model="tiny",reason="expired"}') > 100
+    dropped = 'iafvae_dropped_rows_total{model="tiny",operation="score",reason="expired"}'
+    assert metric(running.url, dropped) > 100
 
 
 def test_a_full_queue_refuses_with_a_time_to_come_back(start_server):

@@ -332,11 +332,11 @@ def test_life(tiny_bundle):
         def batch(self, *arguments):
             seen.append(arguments)
 
-        def dropped(self, rows, reason):
+        def dropped(self, operation, rows, reason):
             raise AssertionError
 
         def queue(self, rows):
-            assert rows >= 0
+            assert all(waiting >= 0 for waiting in rows.values())
 
     def observe(name):
         assert name == "tiny"

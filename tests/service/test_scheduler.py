@@ -84,11 +84,11 @@ class Counts:
     def batch(self, operation, rows, padded, seconds):
         self.batches.append((operation, rows, padded))
 
-    def dropped(self, rows, reason):
+    def dropped(self, operation, rows, reason):
         self.drops[reason] += rows
 
     def queue(self, rows):
-        self.queued.append(rows)
+        self.queued.append(sum(rows.values()))
 
 
 class Bench:

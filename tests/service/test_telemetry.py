@@ -45,13 +45,13 @@ def test_what_never_ran_has_no_queue_time(telemetry):
 def test_the_scheduler_reports(telemetry):
     observer = telemetry.model("m")
     observer.batch("score", 7, 1, 0.003)
-    observer.dropped(5, "cancelled")
-    observer.queue(9)
+    observer.dropped("score", 5, "cancelled")
+    observer.queue({"score": 9})
     labels = {"operation": "score", "model": "m"}
     assert value(telemetry, "iafvae_batch_rows_sum", **labels) == 7
     assert value(telemetry, "iafvae_padded_rows_total", **labels) == 1
-    assert value(telemetry, "iafvae_dropped_rows_total", model="m", reason="cancelled") == 5
-    assert value(telemetry, "iafvae_queue_rows", model="m") == 9
+    assert value(telemetry, "iafvae_dropped_rows_total", **labels, reason="cancelled") == 5
+    assert value(telemetry, "iafvae_queue_rows", **labels) == 9
 
 
 def test_non_finite_results_and_models(telemetry):
