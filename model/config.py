@@ -118,6 +118,7 @@ def _plain_value(value: Any) -> Any:
 
 
 def _build(registry: Mapping[str, type[Any]], values: Mapping[str, Any], what: str) -> Any:
+    require(isinstance(values, Mapping), f"{what} must be an object with a 'kind', not {values!r}")
     kind = values.get("kind")
     if kind not in registry:
         raise ConfigError(f"{what}.kind must be one of {', '.join(registry)}, not {kind!r}")
@@ -134,7 +135,15 @@ def _build(registry: Mapping[str, type[Any]], values: Mapping[str, Any], what: s
     )
     if "posterior" in given:
         given["posterior"] = _build(POSTERIORS, given["posterior"], f"{what}.posterior")
-    return cls(**given)
+    return construct(cls, given, what)
+
+
+def construct(cls: type[Any], values: Mapping[str, Any], what: str) -> Any:
+    """Call a configuration's class; a value of the wrong type is a `ConfigError` naming `what`."""
+    try:
+        return cls(**values)
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(f"{what} has a value of the wrong type ({error}): {values}") from error
 
 
 def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.blocks import ResidualBlock, down_block, same_block, up_block
 from model.config import ConvVaeConfig
 from model.contract import DensityModel, Features, Inference, LatentGroup, LatentLayout
 from model.densities import (
@@ -20,7 +21,7 @@ from model.densities import (
     standard_normal_log_prob,
 )
 from model.flows import build_flow
-from model.layers import Linear, ResidualBlock, down_block, same_block, up_block
+from model.layers import Linear
 
 # Posterior means and log-scales start near 0: q begins close to the prior.
 POSTERIOR_INIT_SCALE = 0.1

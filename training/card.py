@@ -88,7 +88,12 @@ def _calibration(manifest: Manifest) -> str:
     return (
         f"`p_value` is the rank of a score among those of {spec.images} images ({spec.split}), at "
         f"K = {samples} importance samples and seed {spec.seed}; the smallest possible is "
-        f"{smallest:.1g}. An image is called anomalous at p <= {manifest.scoring.alpha}."
+        f"{smallest:.1g}. An image is called anomalous at p <= {manifest.scoring.alpha}"
+        + (
+            "."
+            if smallest <= manifest.scoring.alpha
+            else ", which so few cannot tell: no image ever is. Calibrate on more."
+        )
     )
 
 

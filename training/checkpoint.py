@@ -28,7 +28,7 @@ from model.config import config_from_dict
 from model.contract import DensityModel
 from training.errors import CheckpointError
 
-__all__ = ["Checkpoint", "load_checkpoint", "load_run", "save_checkpoint"]
+__all__ = ["Checkpoint", "has_checkpoint", "load_checkpoint", "load_run", "save_checkpoint"]
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -169,6 +169,11 @@ def _remove(paths: Iterable[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run has come to its first checkpoint, whole or not."""
+    return bool(_newest_first(run_dir / FOLDER))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

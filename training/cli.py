@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from model.config import ConfigError, preset_names
-from training.config import DataConfig, RunConfig, Runtime, run_preset
+from training.config import Runtime, overridden, run_preset
 from training.errors import TrainingError
 
 app = typer.Typer(
@@ -25,7 +24,6 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-Split = Literal["train", "validation", "calibration", "test"]
 DataDir = Annotated[
     Path | None,
     typer.Option(
@@ -33,22 +31,6 @@ DataDir = Annotated[
         "user's cache.",
     ),
 ]
-
-
-@app.callback()
-def _root() -> None:
-    """Keep the commands' names even while there is one."""
-
-
-def _chosen(config: RunConfig, data: str | None, overrides: dict[str, Any]) -> RunConfig:
-    """Change what the options name; `None` leaves a value as it is."""
-    if data is not None:
-        config = replace(config, data=replace(config.data, name=data))
-    for part in ("data", "optim", "train", "model"):
-        given = {k: v for k, v in overrides.get(part, {}).items() if v is not None}
-        if given:
-            config = replace(config, **{part: replace(getattr(config, part), **given)})
-    return config
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -82,16 +64,31 @@ def fit(
         str | None, typer.Option(help="bernoulli (binary) or discretized_logistic (8-bit).")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="How many epochs in all.")] = None,
-    batch_size: Annotated[int | None, typer.Option()] = None,
-    learning_rate: Annotated[float | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step (128).")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Its highest value, after the warm-up (0.002).")
+    ] = None,
+    warmup_steps: Annotated[
+        int | None,
+        typer.Option(help="Steps over which the learning rate rises (400): fewer for short runs."),
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamax or adam.")] = None,
     schedule: Annotated[str | None, typer.Option(help="trapezoid, cosine or constant.")] = None,
-    ema_decay: Annotated[float | None, typer.Option(help="Polyak averaging of weights.")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="L2 penalty of the optimiser (0).")
+    ] = None,
+    ema_decay: Annotated[
+        float | None, typer.Option(help="Polyak averaging of the weights (0.999).")
+    ] = None,
     free_bits: Annotated[
         float | None, typer.Option(help="Minimum nats of each latent part (paper, C.8).")
     ] = None,
-    kl_warmup_epochs: Annotated[float | None, typer.Option()] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
+    kl_warmup_epochs: Annotated[
+        float | None, typer.Option(help="Epochs over which the KL's weight rises to 1 (5).")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the weights, the order, the binarisation, the noise (0).")
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -118,13 +115,15 @@ def fit(
       iafvae-train fit --preset fashion-mnist --data folder:photos --size 32 --out runs/photos
     """
     from training.fit import fit as run_fit  # torch takes seconds to import
-    from training.fit import read_config
+    from training.rundir import read_config
 
-    overrides = {
-        "data": {"size": _size(size), "channels": channels},
+    overrides: dict[str, dict[str, Any]] = {
+        "data": {"name": data, "size": _size(size), "channels": channels},
         "optim": {
             "batch_size": batch_size,
             "learning_rate": learning_rate,
+            "warmup_steps": warmup_steps,
+            "weight_decay": weight_decay,
             "kind": optimizer,
             "schedule": schedule,
             "ema_decay": ema_decay,
@@ -138,14 +137,8 @@ def fit(
         "model": {"likelihood": likelihood},
     }
     base = read_config(out) if resume and preset is None else run_preset(preset or "mnist")
-    config = _chosen(base, data, overrides)
-    switches = ("auto", "on", "off")
-    runtime = Runtime(
-        device=device,
-        compile=one_of("--compile", compile, switches),
-        bf16=one_of("--bf16", bf16, switches),
-        threads=threads,
-    )
+    config = overridden(base, overrides)
+    runtime = Runtime(device=device, compile=compile, bf16=bf16, threads=threads)  # type: ignore[arg-type]
     result = run_fit(
         config,
         out,
@@ -158,11 +151,17 @@ def fit(
     console.print(
         f"{result.reason}: step {result.step} of {result.total_steps}, validation ELBO "
         f"{result.elbo_nats:.2f} nats, {result.bits_per_dim:.4f} bits/dim, "
-        f"{result.skipped} steps skipped"
+        f"{result.skipped} steps skipped",
+        soft_wrap=True,
+        highlight=False,
     )
     if result.reason != "done":
         again = f" --data-dir {data_dir}" if data_dir else ""
-        console.print(f"saved; go on with: iafvae-train fit --resume --out {out}{again}")
+        console.print(
+            f"saved; go on with: iafvae-train fit --resume --out {out}{again}",
+            soft_wrap=True,
+            highlight=False,
+        )
     raise typer.Exit({"SIGINT": 130, "SIGTERM": 143}.get(result.reason, 0))
 
 
@@ -193,13 +192,14 @@ def evaluate(
 
       iafvae-train evaluate runs/mnist --split test --importance-samples 128
     """
+    from training.data import SPLITS
     from training.device import choose_device
     from training.runs import evaluate_run
 
-    with Progress(console=errors) as progress:
+    with Progress(console=errors, disable=not errors.is_terminal) as progress:
         report, path = evaluate_run(
             run,
-            split=one_of("--split", split, get_args(Split)),
+            split=one_of("--split", split, SPLITS),
             importance_samples=importance_samples,
             seed=seed,
             weights=one_of("--weights", weights, ("ema", "raw")),
@@ -212,7 +212,7 @@ def evaluate(
         console.print_json(data=report.to_dict())
     else:
         console.print(report.table())
-    errors.print(f"written to {path}", highlight=False)
+    errors.print(f"written to {path}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -220,11 +220,19 @@ def export(
     run: Run,
     out: Annotated[Path, typer.Option(help="The bundle directory to write.")],
     name: Annotated[
-        str | None, typer.Option(help="The model's name in the service; default: the preset's.")
+        str | None,
+        typer.Option(
+            help="The model's name in the service; default: the preset's, of a folder's images "
+            "the run directory's."
+        ),
     ] = None,
     version: Annotated[str, typer.Option(help="The bundle's version.")] = "1.0.0",
-    description: Annotated[str | None, typer.Option()] = None,
-    license_name: Annotated[str, typer.Option("--license")] = "MIT",
+    description: Annotated[
+        str | None, typer.Option(help="A sentence on what the model is, for the service's pages.")
+    ] = None,
+    license_name: Annotated[
+        str, typer.Option("--license", help="Under which the model may be used.")
+    ] = "MIT",
     weights: Weights = "ema",
     data_dir: DataDir = None,
     calibration: Annotated[
@@ -242,7 +250,7 @@ def export(
     """
     from training.runs import export_run
 
-    with Progress(console=errors) as progress:
+    with Progress(console=errors, disable=not errors.is_terminal) as progress:
         bundle = export_run(
             run,
             out,
@@ -255,8 +263,12 @@ def export(
             calibrate=calibration,
             progress=progress,
         )
-    console.print(f"{bundle.path}  {bundle.manifest.name} {bundle.manifest.version}")
-    console.print(f"serve it with: iafvae serve --models {bundle.path}", highlight=False)
+    console.print(
+        f"{bundle.path}  {bundle.manifest.name} {bundle.manifest.version}\n"
+        f"serve it with: iafvae serve --models {bundle.path}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def one_of(option: str, value: str, choices: tuple[str, ...]) -> Any:
@@ -270,9 +282,9 @@ def main() -> None:
     """Run the command line; faults that people can mend are one line, not a traceback."""
     try:
         app()
-    except (TrainingError, ConfigError) as error:
-        errors.print(f"error: {error}", style="red", highlight=False, markup=False)
+    except (TrainingError, ConfigError, OSError) as error:  # OSError: a disk, a permission
+        errors.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(1) from None
 
 
-__all__ = ["DataConfig", "app", "main"]
+__all__ = ["app", "main"]

@@ -9,9 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from model.config import ConfigError, ConvVaeConfig, ModelConfig, config_from_dict, preset, require
+from model.config import (
+    ConfigError,
+    ConvVaeConfig,
+    ModelConfig,
+    config_from_dict,
+    construct,
+    preset,
+    require,
+)
 
 Schedule = Literal["constant", "cosine", "trapezoid"]
 Switch = Literal["auto", "on", "off"]
@@ -61,7 +69,10 @@ class OptimConfig:
         require(self.warmup_steps >= 0, "optim.warmup_steps must not be negative")
         require(0 < self.decay_fraction <= 1, "optim.decay_fraction must be in (0, 1]")
         require(0 <= self.ema_decay < 1, f"optim.ema_decay must be in [0, 1), not {self.ema_decay}")
-        require(self.weight_decay >= 0, "optim.weight_decay must not be negative")
+        require(
+            0 <= self.weight_decay < math.inf,
+            f"optim.weight_decay must be finite and >= 0, not {self.weight_decay}",
+        )
         require(
             self.skip_factor == 0 or self.skip_factor > 1,
             f"optim.skip_factor must be 0 (off) or above 1, not {self.skip_factor}",
@@ -81,8 +92,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"train.epochs must be at least 1, not {self.epochs}")
         require(0 <= self.seed < 2**63, f"train.seed must be in [0, 2^63), not {self.seed}")
-        require(self.free_bits_nats >= 0, "train.free_bits_nats must not be negative")
-        require(self.kl_warmup_epochs >= 0, "train.kl_warmup_epochs must not be negative")
+        for name in ("free_bits_nats", "kl_warmup_epochs"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"train.{name} must be finite and >= 0, not {value}")
         require(0 <= self.kl_warmup_start <= 1, "train.kl_warmup_start must be in [0, 1]")
 
 
@@ -121,12 +133,20 @@ class Runtime:
     channels_last: bool = True
     threads: int = 0
 
+    def __post_init__(self) -> None:
+        switches = get_args(Switch)
+        for name in ("compile", "bf16"):
+            value = getattr(self, name)
+            require(value in switches, f"{name} is one of {', '.join(switches)}, not {value!r}")
+        require(self.threads >= 0, f"threads must not be negative, not {self.threads}")
+
 
 def _part(cls: type[Any], values: Mapping[str, Any], what: str) -> Any:
     known = {f.name for f in fields(cls)}
     unknown = sorted(set(values) - known)
     require(not unknown, f"{what} has no field {', '.join(unknown)}; it has {sorted(known)}")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return construct(cls, given, what)
 
 
 def run_config_from_dict(values: Mapping[str, Any]) -> RunConfig:
@@ -150,6 +170,14 @@ def run_preset(name: str) -> RunConfig:
     """The run that a preset's name stands for: its architecture, its data, its settings."""
     data = DataConfig(name=_DATA_OF_PRESET.get(name, "mnist"))
     return RunConfig(model=preset(name), data=data, preset=name)
+
+
+def overridden(config: RunConfig, overrides: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+    """Change what is named, part -> field -> value; a value of None leaves the field as it is."""
+    for part, fields_of_part in overrides.items():
+        given = {name: value for name, value in fields_of_part.items() if value is not None}
+        config = replace(config, **{part: replace(getattr(config, part), **given)})
+    return config
 
 
 def for_images(config: RunConfig, shape: tuple[int, int, int]) -> RunConfig:
@@ -178,6 +206,7 @@ __all__ = [
     "Runtime",
     "TrainConfig",
     "for_images",
+    "overridden",
     "run_config_from_dict",
     "run_preset",
 ]

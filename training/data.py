@@ -22,24 +22,25 @@ __all__ = [
     "ImageData",
     "Split",
     "binarize",
+    "drawn_pixels",
     "epoch_order",
     "load_dataset",
+    "public_name",
     "split_indices",
 ]
 
 Split = Literal["train", "validation", "calibration", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-SPLIT_KEY = (
-    20160615  # the day arXiv:1606.04934 appeared; any constant would do, but this one is for ever
-)
+# The day arXiv:1606.04934 appeared; any constant would do, but this one is for ever.
+SPLIT_KEY = 20160615
 SET_ASIDE = 2_500  # images each for validation and for calibration
 FOLDER_PREFIX = "folder:"
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """One split of a data set: pixels uint8 [N, C, H, W] in 0..255."""
+    """One split of a data set: pixels uint8 [N, C, H, W] in 0..255; `name` is for people."""
 
     pixels: NDArray[np.uint8]
     name: str
@@ -79,9 +80,8 @@ def load_dataset(
     if name.startswith(FOLDER_PREFIX):
         path = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
         options = FolderOptions(size=size, channels=channels)
-        return ImageData(
-            read_folder(path if data_dir is None else data_dir / path, split, options), name, split
-        )
+        pixels = read_folder(path if data_dir is None else data_dir / path, split, options)
+        return ImageData(pixels, public_name(name), split)
     if name not in ARCHIVES:
         raise DataError(
             f"There is no data set {name!r}: it is one of {', '.join(ARCHIVES)} or folder:PATH."
@@ -91,6 +91,11 @@ def load_dataset(
             f"size and channels are options of a folder; {name} is 28x28 with one channel."
         )
     return ImageData(_archive_split(name, split, data_dir, download=download), name, split)
+
+
+def public_name(name: str) -> str:
+    """A data set's name for reports and bundles: without the path of somebody's folder."""
+    return "a folder of images" if name.startswith(FOLDER_PREFIX) else name
 
 
 def _archive_split(
@@ -120,9 +125,8 @@ def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
     So a resumed run needs no generator's state. `seed` and `epoch` are in 0 .. 2^64 - 1.
     """
-    return _permutation(
-        count, seed, epoch + 1
-    )  # counted from 1: epoch 0 never repeats the order of the splits
+    # Counted from 1: epoch 0 never repeats the order of the splits.
+    return _permutation(count, seed, epoch + 1)
 
 
 def _permutation(count: int, key: int, stream: int) -> NDArray[np.int64]:

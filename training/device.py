@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import re
 import shutil
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,21 +18,25 @@ from training.errors import TrainingError
 # Compilation takes a minute or so: shorter runs are done sooner without it.
 COMPILE_PAYS_AFTER_STEPS = 3000
 
-logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=nn.Module)
 
 
 def choose_device(name: str) -> torch.device:
     """The device that `name` stands for; "auto" is a GPU where there is one.
 
-    Raises `TrainingError` where CUDA is asked for and there is none.
+    Raises `TrainingError` where CUDA is asked for and there is none, and for any other device.
     """
     available = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if available else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise TrainingError(f"--device is auto, cpu, cuda or cuda:N, not {name!r}")
     if name.startswith("cuda") and not available:
         raise TrainingError("no CUDA device is available to torch; use --device cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise TrainingError(f"there is no {name}: torch sees {torch.cuda.device_count()} devices")
+    return device
 
 
 def bf16_pays(device: torch.device) -> bool:

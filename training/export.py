@@ -42,7 +42,7 @@ from training.graphs import OPSET, WEIGHTS_FILE, GraphModule, build_graphs, grap
 from training.parity import PARITY_ROWS, check_parity, graph_inputs, torch_outputs
 from training.sheets import png_bytes, reconstruction_sheet, sample_sheet
 
-__all__ = ["BundleDetails", "export_bundle"]
+__all__ = ["BundleDetails", "export_bundle", "refuse_strangers"]
 
 CALIBRATION_FILE = "calibration.npz"
 CANARIES_FILE = "canaries.npz"
@@ -87,13 +87,15 @@ def export_bundle(
     shown with their reconstructions. Raises `ExportError`, with nothing written at `out`, where
     the graphs disagree with the model or the bundle with its own rules.
     """
-    _refuse_strangers(out)
+    refuse_strangers(out)
     folded = model.fold().cpu()
+    fields = _manifest_fields(folded, details)
+    _draft_manifest(fields)  # a name that no manifest takes is said before the work, not after it
     modules = graph_modules(folded)
     built = build_graphs(modules)
     contents = {f"{operation}.onnx": graph for operation, graph in built.graphs.items()}
     contents[WEIGHTS_FILE] = built.weights
-    fields = {**_manifest_fields(folded, details), "row_block": built.row_block}
+    fields["row_block"] = built.row_block
     images = _sampled_pixels(folded, max(PARITY_ROWS))
     contents[CANARIES_FILE] = _canaries(modules, fields, images[:CANARY_IMAGES])
     contents["samples.png"] = png_bytes(sample_sheet(folded, scale=SHEET_SCALE))
@@ -117,8 +119,8 @@ def export_bundle(
         raise ExportError(f"No bundle was written at {out}: {error}") from error
 
 
-def _refuse_strangers(out: Path) -> None:
-    """Said before the work, not after it."""
+def refuse_strangers(out: Path) -> None:
+    """Raise `ExportError` where `out` is neither free nor a bundle, which would be replaced."""
     empty_or_bundle = out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").is_file())
     if out.exists() and not empty_or_bundle:
         raise ExportError(f"{out} exists and is no bundle: give another --out, or remove it.")
@@ -220,12 +222,20 @@ def _manifest(fields: Mapping[str, Any], contents: Mapping[str, bytes]) -> Manif
     return manifest_from_json({**fields, "files": unknown})
 
 
+def _draft_manifest(fields: Mapping[str, Any]) -> Manifest:
+    """The manifest before any file is made; raises `ExportError` naming what it cannot hold."""
+    names = [graph["file"] for graph in fields["graphs"].values()]
+    try:
+        return _manifest(fields, dict.fromkeys((*names, WEIGHTS_FILE, CANARIES_FILE), b""))
+    except ValueError as error:
+        raise ExportError(f"This cannot be exported: {error}") from error
+
+
 def _canaries(
     modules: Mapping[str, GraphModule], fields: Mapping[str, Any], images: NDArray[np.uint8]
 ) -> bytes:
     """Inputs with torch's outputs: known answers from an independent computation."""
-    names = (*(f"{operation}.onnx" for operation in modules), WEIGHTS_FILE, CANARIES_FILE)
-    manifest = _manifest(fields, dict.fromkeys(names, b""))
+    manifest = _draft_manifest(fields)
     arrays: dict[str, NDArray[Any]] = {}
     for operation, inputs in graph_inputs(manifest, images, seed=0).items():
         outputs = torch_outputs(modules[operation], inputs)

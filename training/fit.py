@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import signal
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from training.checkpoint import load_checkpoint
-from training.config import RunConfig, Runtime, for_images, run_config_from_dict, run_preset
-from training.data import ImageData, load_dataset
+from training.checkpoint import has_checkpoint, load_checkpoint
+from training.config import RunConfig, Runtime, for_images
+from training.data import ImageData, Split, load_dataset
 from training.errors import TrainingError
+from training.interrupts import Interrupts
 from training.loop import Trainer
 from training.progress import shown
+from training.provenance import fit_command, git_revision, processor
 from training.records import Recorder
+from training.rundir import locked, open_run, write_config
 from training.sheets import reconstruction_sheet, sample_sheet, save_sheet
 
-CONFIG_FILE = "config.json"
-CHECKPOINT_EVERY_SECONDS = 60.0
+# A checkpoint costs a second or so: at an epoch's end one a minute, within long epochs one in ten.
+CHECKPOINT_AT_EPOCH_SECONDS = 60.0
+CHECKPOINT_WITHIN_EPOCH_SECONDS = 600.0
 SHEET_IMAGES = 64
 
 
@@ -41,118 +42,18 @@ class FitResult:
     skipped: int
 
 
-class Interrupts:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.reason = ""
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
-        signal.signal(number, signal.default_int_handler)
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Watch both signals inside, where this is the main thread."""
-        before: dict[signal.Signals, Any] = {}
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.signal(number, self._handle)
-        except ValueError:  # not the main thread: nobody's signals to take
-            pass
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def write_config(run_dir: Path, config: RunConfig, environment: dict[str, Any]) -> None:
-    """Write `config.json`, whole or not at all."""
-    temporary = run_dir / f".{CONFIG_FILE}.tmp"
-    content = {**config.to_dict(), "environment": environment}
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(run_dir / CONFIG_FILE)
-
-
-def read_config(run_dir: Path) -> RunConfig:
-    """Read a run's `config.json`; raises `TrainingError` saying what to do where it cannot."""
-    path = run_dir / CONFIG_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TrainingError(
-            f"{run_dir} holds no run ({CONFIG_FILE} is missing); start one without --resume"
-        ) from None
-    except ValueError as error:
-        raise TrainingError(f"{path} is not readable JSON: {error}") from error
-    values.pop("environment", None)
-    return run_config_from_dict(values)
-
-
-def open_run(run_dir: Path, config: RunConfig, *, resume: bool) -> None:
-    """Check that `run_dir` can hold this run; raises `TrainingError` saying what to do."""
-    exists = (run_dir / CONFIG_FILE).exists()
-    if exists and not resume:
-        raise TrainingError(
-            f"{run_dir} already holds a run; go on with --resume, or give another --out"
-        )
-    if not exists and run_dir.exists() and any(run_dir.iterdir()):
-        raise TrainingError(f"{run_dir} is not empty and not a run; give another --out")
-    if exists:
-        before = replace(read_config(run_dir), preset=config.preset)
-        same_length = replace(before, train=replace(before.train, epochs=config.train.epochs))
-        if same_length != config:
-            raise TrainingError(
-                f"{run_dir} was started with another configuration ({_difference(before, config)})"
-                "; only --epochs may change at a resume"
-            )
-
-
-def _difference(before: RunConfig, after: RunConfig) -> str:
-    old, new = before.to_dict(), after.to_dict()
-    return "; ".join(
-        f"{part}.{key}: {old[part].get(key)} then, {value} now"
-        for part in ("model", "data", "optim", "train")
-        for key, value in new[part].items()
-        if old[part].get(key) != value and (part, key) != ("train", "epochs")
-    )
-
-
-def load_images(config: RunConfig, split: Any, data_dir: Path | None) -> ImageData:
+def load_images(config: RunConfig, split: Split, data_dir: Path | None) -> ImageData:
     """The images of one split of the run's data set."""
     data = config.data
     return load_dataset(data.name, split, data_dir, size=data.size, channels=data.channels)
-
-
-def fit_command(config: RunConfig) -> str:
-    """The command that starts this run anew, its paths left to the reader."""
-    base = run_preset(config.preset or "mnist")
-    words = ["iafvae-train fit", f"--preset {config.preset or 'mnist'}"]
-    options = {
-        "--batch-size": (config.optim.batch_size, base.optim.batch_size),
-        "--learning-rate": (config.optim.learning_rate, base.optim.learning_rate),
-        "--optimizer": (config.optim.kind, base.optim.kind),
-        "--schedule": (config.optim.schedule, base.optim.schedule),
-        "--ema-decay": (config.optim.ema_decay, base.optim.ema_decay),
-        "--epochs": (config.train.epochs, base.train.epochs),
-        "--seed": (config.train.seed, base.train.seed),
-        "--free-bits": (config.train.free_bits_nats, base.train.free_bits_nats),
-        "--kl-warmup-epochs": (config.train.kl_warmup_epochs, base.train.kl_warmup_epochs),
-        "--likelihood": (config.model.likelihood, base.model.likelihood),
-    }
-    if config.data.name.startswith("folder:"):
-        words.append("--data folder:PATH")
-    elif config.data != base.data:
-        words.append(f"--data {config.data.name}")
-    words += [f"{option} {now}" for option, (now, before) in options.items() if now != before]
-    return " ".join([*words, "--out RUN"])
 
 
 def environment_of(trainer: Trainer) -> dict[str, Any]:
     """What computed the run, for its model card."""
     return {
         "command": fit_command(trainer.config),
+        "git_revision": git_revision(),
+        "processor": processor(),
         "torch": torch.__version__,
         "device": str(trainer.backend.device),
         "bf16": trainer.backend.bf16,
@@ -192,13 +93,17 @@ def fit(
 ) -> FitResult:
     """Train `config` in `run_dir` until its last epoch, a signal, or the end of the budget.
 
-    A checkpoint is written at most every minute at an epoch's end, and always at the end of the
-    call. The budget counts from the first step.
+    A checkpoint is written at most every minute at an epoch's end, every ten minutes within an
+    epoch, and always at the end of the call. The budget counts from the first step. Raises
+    `TrainingError` before anything is written where the images, the options or the directory do
+    not allow the run.
     """
+    if budget_minutes is not None and not budget_minutes >= 0:  # nan too
+        raise TrainingError(f"--budget-minutes must not be negative, not {budget_minutes}")
     train = load_images(config, "train", data_dir)
     validation = load_images(config, "validation", data_dir)
-    _, *shape = train.pixels.shape
-    config = for_images(config, (shape[0], shape[1], shape[2]))
+    _, channels, height, width = train.pixels.shape
+    config = for_images(config, (channels, height, width))
     if len(train.pixels) < config.optim.batch_size:
         raise TrainingError(
             f"{len(train.pixels)} training images do not fill one batch of "
@@ -206,20 +111,17 @@ def fit(
         )
     open_run(run_dir, config, resume=resume)
     trainer = Trainer(config, runtime, train)
-    if resume:
-        checkpoint = load_checkpoint(run_dir)
-        for fault in checkpoint.faults:
-            console.print(fault, style="yellow")
-        trainer.restore(checkpoint)
-        console.print(f"resuming {run_dir} at step {trainer.step} of {trainer.total_steps}")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_config(run_dir, config, environment_of(trainer))
-    recorder = Recorder(run_dir, trainer.step)
-    try:
-        sheets = _Sheets(run_dir, recorder, validation)
-        reason = _train(trainer, run_dir, recorder, sheets, validation, budget_minutes, console)
-    finally:
-        recorder.close()
+    with locked(run_dir):
+        open_run(run_dir, config, resume=resume)  # another run may have come in between
+        if resume:
+            _restore(trainer, run_dir, console)
+        write_config(run_dir, config, environment_of(trainer))
+        recorder = Recorder(run_dir, trainer.step)
+        try:
+            sheets = _Sheets(run_dir, recorder, validation)
+            reason = _train(trainer, run_dir, recorder, sheets, validation, budget_minutes, console)
+        finally:
+            recorder.close()
     final = trainer.validate(validation)
     return FitResult(
         reason=reason,
@@ -228,6 +130,25 @@ def fit(
         elbo_nats=final["elbo_nats"],
         bits_per_dim=final["bits_per_dim"],
         skipped=trainer.guard.skipped,
+    )
+
+
+def _restore(trainer: Trainer, run_dir: Path, console: Console) -> None:
+    """Go back to the newest good checkpoint; a run that ended before its first starts anew."""
+    if not has_checkpoint(run_dir):
+        console.print(f"{run_dir} has no checkpoint yet: starting it again", soft_wrap=True)
+        return
+    checkpoint = load_checkpoint(run_dir)
+    for fault in checkpoint.faults:
+        console.print(fault, style="yellow", soft_wrap=True, highlight=False)
+    trainer.restore(checkpoint)
+    if trainer.step > trainer.total_steps:
+        raise TrainingError(
+            f"{run_dir} has come to step {trainer.step}, epoch {trainer.epoch}: --epochs "
+            f"{trainer.config.train.epochs} lies behind it"
+        )
+    console.print(
+        f"resuming {run_dir} at step {trainer.step} of {trainer.total_steps}", soft_wrap=True
     )
 
 
@@ -251,12 +172,20 @@ def _train(
         ) as observer,
     ):
         for reason in trainer.run(observer, stop, validation):
-            if reason == "epoch" and time.monotonic() - saved_at < CHECKPOINT_EVERY_SECONDS:
+            age = time.monotonic() - saved_at
+            if age < _LEAST_AGE_SECONDS.get(reason, -math.inf):
                 continue
             trainer.save(run_dir)
             saved_at = time.monotonic()
             sheets.write(trainer)
     return reason
+
+
+# A reason that only passes by -> how old the last checkpoint must be for another.
+_LEAST_AGE_SECONDS = {
+    "epoch": CHECKPOINT_AT_EPOCH_SECONDS,
+    "step": CHECKPOINT_WITHIN_EPOCH_SECONDS,
+}
 
 
 def _stopper(

@@ -191,12 +191,21 @@ def _download(archive: IdxArchive, file: IdxFile, folder: Path) -> Path:
                 downloader=pooch.HTTPDownloader(timeout=DOWNLOAD_TIMEOUT_SECONDS),
             )
             return Path(path)
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # requests' own errors are OSErrors, a wrong checksum a ValueError
-            faults.append(f"{mirror}: {error}")
+        # requests' own errors are OSErrors, a wrong checksum is a ValueError
+        except (OSError, ValueError) as error:
+            faults.append(f"{mirror}{file.name} ({_reason(error)})")
     raise DataError(
-        f"{file.name} could not be downloaded to {folder}: {'; '.join(faults)}. "
+        f"{file.name} could not be downloaded to {folder} from {', nor from '.join(faults)}. "
         f"Fetch it by other means and pass its folder as --data-dir."
     )
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in a few words: a failed connection wraps it three times."""
+    while isinstance(inner := getattr(error, "reason", None) or _first(error), BaseException):
+        error = inner
+    return str(error)
+
+
+def _first(error: BaseException) -> object:
+    return error.args[0] if error.args else None

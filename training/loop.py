@@ -7,10 +7,13 @@ epoch), so that a checkpoint needs no generator's state and a resumed run takes 
 from __future__ import annotations
 
 import copy
+import functools
+import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +26,7 @@ from training.checkpoint import Checkpoint, save_checkpoint
 from training.config import RunConfig, Runtime
 from training.data import ImageData, epoch_order
 from training.device import Backend, prepare
+from training.errors import TrainingError
 from training.optim import (
     Ema,
     StepGuard,
@@ -167,28 +171,50 @@ class Trainer:
         """Train to the end, yielding a reason each time a checkpoint is due.
 
         `stop` is asked before each step and gives a reason to stop now, or an empty string.
-        Yields "epoch" after each epoch, that reason when it stops early, and "done" after the
-        last step.
+        Yields "step" from time to time within an epoch, "epoch" after each, that reason when it
+        stops early, and "done" after the last step. Speeds are of steps alone: what is done
+        between two yields, and validation, is not counted.
         """
         window = _Window(self.model.dims)
         while self.step < self.total_steps:
-            reason = stop()
+            reason = stop() or self._step(observer, window, stop)
             if reason:
                 yield reason
                 return
-            terms, norm, taken = self.train_step()
-            if not taken:
-                observer.skipped(self.step, -float(terms.elbo.mean()), norm)
-            window.add(terms, norm, len(terms.kl), taken=taken)
-            if self.step % LOG_EVERY_STEPS == 0:
-                figures = window.drain()
-                rate = learning_rate_at(self.config.optim, self.step - 1, self.total_steps)
-                observer.train(
-                    self.step, {**figures, "learning_rate": rate, "skipped": self.guard.skipped}
-                )
-            if self.step % self.steps_per_epoch == 0:
+            epoch_ends = self.step % self.steps_per_epoch == 0
+            if not epoch_ends and self.step % LOG_EVERY_STEPS:
+                continue
+            self._report(observer, window)
+            if epoch_ends:
                 observer.validation(self.step, self.epoch, self.validate(validation))
-                yield "done" if self.step == self.total_steps else "epoch"
+            yield self._milestone(epoch_ends)
+            window.restart()
+
+    def _milestone(self, epoch_ends: bool) -> str:
+        if self.step == self.total_steps:
+            return "done"
+        return "epoch" if epoch_ends else "step"
+
+    def _step(self, observer: Observer, window: _Window, stop: Callable[[], str]) -> str:
+        """Take a step and tell of it; gives the reason to stop where a wish to stop broke it.
+
+        Ctrl-C in a terminal also reaches the C++ compiler that the first step may have started.
+        """
+        try:
+            terms, norm, taken = self.train_step()
+        except RuntimeError:
+            if reason := stop():
+                return reason
+            raise
+        if not taken:
+            observer.skipped(self.step, -float(terms.elbo.mean()), norm)
+        window.add(terms, norm, taken=taken)
+        return ""
+
+    def _report(self, observer: Observer, window: _Window) -> None:
+        rate = learning_rate_at(self.config.optim, self.step - 1, self.total_steps)
+        counts = {"learning_rate": rate, "skipped": self.guard.skipped}
+        observer.train(self.step, {**window.figures(), **counts})
 
     def save(self, run_dir: Path, *, optimizer: bool = True) -> Path:
         """Write a checkpoint; without the optimiser's state it is a third of the size."""
@@ -198,11 +224,27 @@ class Trainer:
             model_state=self.model.state_dict(),
             ema_state=dict(self.average.named_parameters()),
             optim_tensors=optimizer_tensors(self.optimizer, self.model) if optimizer else {},
-            state={"guard": self.guard.state(), "time": time.time()},
+            state={"guard": self.guard.state(), "time": time.time(), "images": self._images},
         )
 
+    @functools.cached_property
+    def _images(self) -> dict[str, Any]:
+        """What tells these training images from others."""
+        digest = hashlib.sha256(self.pixels.cpu().numpy().tobytes()).hexdigest()
+        return {"count": len(self.pixels), "sha256": digest}
+
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to exactly where `checkpoint` was written."""
+        """Go back to exactly where `checkpoint` was written.
+
+        Raises `TrainingError` where the training images are not those of then: their order and
+        the number of steps an epoch would be others.
+        """
+        before = checkpoint.state.get("images")  # older checkpoints do not tell
+        if before is not None and before != (now := self._images):
+            raise TrainingError(
+                f"the training images are not those that the run was started with "
+                f"({before['count']} then, {now['count']} now): put them back, or start a new run"
+            )
         self.model.load_state_dict(checkpoint.model)
         self.average.load_state_dict({**checkpoint.model, **checkpoint.ema})
         load_optimizer_tensors(self.optimizer, self.model, checkpoint.optim)
@@ -211,34 +253,38 @@ class Trainer:
 
 
 class _Window:
-    """Averages over the steps since the last report."""
+    """Averages over the steps since the last report; on the device, so that no step waits."""
 
     def __init__(self, dims: int) -> None:
         self.dims = dims
-        self._reset()
+        self.restart()
 
-    def _reset(self) -> None:
-        self.elbo = self.kl = self.norm = 0.0
+    def restart(self) -> None:
+        """Forget all steps so far, and the time until now."""
+        self.sums: Tensor | None = None  # [3] float64: ELBO, KL, gradient's norm
         self.steps = self.images = 0
         self.since = time.perf_counter()
 
-    def add(self, terms: ElboTerms, norm: float, images: int, *, taken: bool) -> None:
-        self.images += images
-        if taken:
-            self.elbo += terms.elbo.mean().item()
-            self.kl += terms.kl.sum(dim=1).mean().item()
-            self.norm += norm
-            self.steps += 1
+    def add(self, terms: ElboTerms, norm: float, *, taken: bool) -> None:
+        """Count a step; the figures of one that was skipped are no part of the averages."""
+        self.images += len(terms.kl)
+        if not taken:
+            return
+        elbo, kl = terms.elbo.mean().double(), terms.kl.sum(dim=1).mean().double()
+        values = torch.stack([elbo, kl, elbo.new_tensor(norm)])
+        self.sums = values if self.sums is None else self.sums + values
+        self.steps += 1
 
-    def drain(self) -> dict[str, float]:
-        n = max(1, self.steps)
-        elbo = torch.tensor(self.elbo / n, dtype=torch.float64)
-        figures = {
-            "elbo_nats": elbo.item(),
-            "kl_nats": self.kl / n,
-            "bits_per_dim": bits_per_dim(elbo, self.dims).item(),
-            "gradient_norm": self.norm / n,
-            "images_per_second": self.images / (time.perf_counter() - self.since),
+    def figures(self) -> dict[str, float]:
+        """The averages, in nats; nan where every step was skipped."""
+        sums = [math.nan] * 3 if self.sums is None else (self.sums / self.steps).tolist()
+        elbo, kl, norm = sums
+        bits = bits_per_dim(torch.tensor(elbo, dtype=torch.float64), self.dims).item()
+        seconds = time.perf_counter() - self.since
+        return {
+            "elbo_nats": elbo,
+            "kl_nats": kl,
+            "bits_per_dim": bits,
+            "gradient_norm": norm,
+            "images_per_second": self.images / seconds,
         }
-        self._reset()
-        return figures

@@ -83,8 +83,10 @@ def load_optimizer_tensors(
         if name not in parameters:
             raise TrainingError(f"the optimiser's state names {name!r}, which the model lacks")
         target = parameters[name]
-        device = "cpu" if key == "step" else target.device
-        optimizer.state[target][key] = value.to(device).clone()
+        # "step" counts on the CPU; the others lie in memory as their parameter does, for kernels
+        # over mixed layouts are slower.
+        like = value if key == "step" else target
+        optimizer.state[target][key] = torch.empty_like(like, requires_grad=False).copy_(value)
 
 
 class Ema:
@@ -138,17 +140,19 @@ class StepGuard:
             if self.in_a_row >= DIVERGED_AFTER:
                 raise TrainingError(
                     f"{self.in_a_row} steps in a row had no finite gradient: training has "
-                    "diverged. Go on from the last checkpoint with a lower --learning-rate."
+                    "diverged. Use --resume with --bf16 off, or start a new run with a lower "
+                    "--learning-rate."
                 )
             return False
         settled = self.factor > 0 and self.taken >= NORM_SETTLED
-        if settled and norm > self.factor * self.mean_norm and self.in_a_row < ESCAPE_AFTER:
+        explodes = settled and norm > self.factor * self.mean_norm
+        if explodes and self.in_a_row < ESCAPE_AFTER:
             self.skipped_exploding += 1
             self.in_a_row += 1
             return False
         self.in_a_row = 0
         self.taken += 1
-        weight = max(1 - NORM_DECAY, 1 / self.taken)
+        weight = 1.0 if explodes else max(1 - NORM_DECAY, 1 / self.taken)
         self.mean_norm += weight * (norm - self.mean_norm)
         return True
 

@@ -59,6 +59,7 @@ class ConsoleObserver:
                 f"step {step}: skipped {self.skips_untold} bad step(s); the last had a gradient "
                 f"of norm {norm:.3g} at {loss:.3g} nats",
                 style="yellow",
+                soft_wrap=True,
             )
             self.skips_untold, self.skip_told_at = 0, time.monotonic()
 
@@ -71,6 +72,7 @@ class ConsoleObserver:
             f"KL {figures['kl_nats']:.2f}  {figures['bits_per_dim']:.4f} bits/dim  "
             f"({self.images_per_second:.0f} images/s)",
             highlight=False,
+            soft_wrap=True,  # one line, also in a file, where there is no width
         )
 
 
@@ -78,7 +80,10 @@ class ConsoleObserver:
 def shown(
     console: Console, recorder: Recorder, *, total_steps: int, step: int, epochs: int
 ) -> Iterator[ConsoleObserver]:
-    """Show a bar from `step` to `total_steps` while the run goes on inside."""
+    """Show a bar from `step` to `total_steps` while the run goes on inside.
+
+    Only on a terminal: a log file gets the lines of the epochs alone.
+    """
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -90,7 +95,7 @@ def shown(
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=False) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(
             "training", total=total_steps, completed=step, nats="", bits="", speed=""
         )

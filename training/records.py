@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,14 @@ class Recorder:
 
     def __init__(self, run_dir: Path, step: int) -> None:
         self.path = run_dir / METRICS_FILE
-        _drop_after(self.path, step)
+        _drop_after(run_dir, step)
         self.file = self.path.open("a", encoding="utf-8")
         self.board = _board(run_dir / "tensorboard", step)
 
     def write(self, step: int, kind: str, figures: dict[str, float]) -> None:
-        """Record `figures` under `kind` ("train", "validation")."""
-        self.file.write(json.dumps({"step": step, "kind": kind, **figures}) + "\n")
+        """Record `figures` under `kind` ("train", "validation", "skipped"); null if not finite."""
+        record = {"step": step, "kind": kind, **{k: _finite(v) for k, v in figures.items()}}
+        self.file.write(json.dumps(record, allow_nan=False) + "\n")
         self.file.flush()
         for name, value in figures.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
@@ -45,16 +47,36 @@ class Recorder:
         self.board.close()
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no other numbers
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The records of a run, in the order written; none where it kept none.
+
+    What a crash cut off or spoilt is passed over.
+    """
+    try:
+        lines = (run_dir / METRICS_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
+    return [record for line in lines if (record := _record(line)) is not None]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record
+    return record if whole else None
+
+
+def _drop_after(run_dir: Path, step: int) -> None:
+    path = run_dir / METRICS_FILE
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):  # a line cut off by a crash
-            continue
+    kept = [json.dumps(record) for record in read_metrics(run_dir) if record["step"] <= step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     temporary.replace(path)

@@ -3,10 +3,10 @@
 RUN/evaluation-test-k128-step-00051480-ema.json      one file for each evaluation
 """
 
+import hashlib
 import json
 import os
-import platform
-import subprocess
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +15,13 @@ from rich.progress import Progress
 
 from service.bundle import Bundle
 from training.checkpoint import Checkpoint, load_run
-from training.data import ImageData, Split, load_dataset
-from training.errors import TrainingError
+from training.config import ConfigError, run_config_from_dict
+from training.data import FOLDER_PREFIX, ImageData, Split, load_dataset, public_name
+from training.errors import DataError, EvaluationError, ExportError, TrainingError
 from training.evaluate import evaluate_model
-from training.export import BundleDetails, export_bundle
+from training.export import BundleDetails, export_bundle, refuse_strangers
+from training.provenance import fit_command, git_revision, processor
+from training.records import read_metrics
 from training.report import EvaluationReport
 
 __all__ = ["evaluate_run", "export_run", "run_images", "training_facts"]
@@ -31,7 +34,7 @@ def run_images(config: Mapping[str, Any], split: Split, data_dir: Path | None) -
     """One split of the images that a run was trained on, of the size it was trained at."""
     data = config["data"]
     name = str(data["name"])
-    if not name.startswith("folder:"):
+    if not name.startswith(FOLDER_PREFIX):
         return load_dataset(name, split, data_dir)
     channels, height, width = config["model"]["image_shape"]
     return load_dataset(name, split, data_dir, size=(height, width), channels=channels)
@@ -55,6 +58,9 @@ def evaluate_run(
     directory; the same evaluation of the same weights replaces it.
     """
     config, model, checkpoint = load_run(run, weights=weights)
+    run_dir = checkpoint.path.parent.parent
+    if not os.access(run_dir, os.W_OK):
+        raise EvaluationError(f"{run_dir} cannot be written to: the report would be lost.")
     images = run_images(config, split, data_dir).first(limit)
     report = evaluate_model(
         model.to(device),
@@ -67,6 +73,7 @@ def evaluate_run(
         f"iafvae-train evaluate RUN --split {split} --importance-samples {importance_samples} "
         f"--seed {seed}"
     )
+    command += "" if weights == "ema" else f" --weights {weights}"
     content = {
         **report.to_dict(),
         "command": command if limit is None else f"{command} --limit {limit}",
@@ -74,7 +81,7 @@ def evaluate_run(
         **_weights_used(checkpoint, weights),
     }
     name = f"evaluation-{split}-k{importance_samples}-{checkpoint.path.name}-{weights}.json"
-    path = checkpoint.path.parent.parent / name
+    path = run_dir / name
     _write_json(path, content)
     return report, path
 
@@ -98,18 +105,19 @@ def export_run(
     The figures of every full evaluation of these weights go with it. `calibrate=False` needs no
     images and gives a bundle without p-values; `command` is the one that trained the model.
     """
+    refuse_strangers(out)  # before the images are read, and the graphs made
     config, model, checkpoint = load_run(run, weights=weights)
     run_dir = checkpoint.path.parent.parent
-    preset, data = str(config.get("preset", "")), str(config["data"]["name"])
+    data = public_name(str(config["data"]["name"]))
     details = BundleDetails(
-        name=name or preset or run_dir.name,
+        name=name or _default_name(run_dir, config),
         version=version,
-        description=description or f"An IAF-VAE (arXiv:1606.04934) trained on {_public(data)}.",
+        description=description or f"An IAF-VAE (arXiv:1606.04934) trained on {data}.",
         license=license_name,
         evaluation=tuple(_figures(run_dir, checkpoint, weights)),
         training=training_facts(run_dir, config, checkpoint, weights, command),
     )
-    images = {split: run_images(config, split, data_dir) for split in SHOWN} if calibrate else {}
+    images = _shown_images(config, data_dir) if calibrate else {}
     return export_bundle(
         model,
         out,
@@ -120,6 +128,23 @@ def export_run(
     )
 
 
+def _default_name(run_dir: Path, config: Mapping[str, Any]) -> str:
+    """The preset's, unless it was fitted to somebody's own images: then the run directory's."""
+    preset = str(config.get("preset", ""))
+    if preset and not str(config["data"]["name"]).startswith(FOLDER_PREFIX):
+        return preset
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", run_dir.resolve().name).strip("-_")[:64] or "model"
+
+
+def _shown_images(config: Mapping[str, Any], data_dir: Path | None) -> dict[str, ImageData]:
+    try:
+        return {split: run_images(config, split, data_dir) for split in SHOWN}
+    except DataError as error:
+        raise ExportError(
+            f"{error} Or export with --no-calibration: the bundle then gives no p-values."
+        ) from error
+
+
 def training_facts(
     run_dir: Path,
     config: Mapping[str, Any],
@@ -128,94 +153,66 @@ def training_facts(
     command: str = "",
 ) -> dict[str, Any]:
     """What made the weights, for the manifest: numbers and words, no path of this machine."""
-    data = _public(str(config["data"]["name"]))
-    preset = str(config.get("preset", ""))
+    environment = {"processor": processor(), **config.get("environment", {})}
+    recorded = environment.pop("command", "")  # said once, above
     return {
-        "command": command or _fit_command(config),
-        "data": data,
-        "preset": preset,
-        "git_revision": _git_revision(),
+        "command": command or recorded or _fit_command(config),
+        "data": public_name(str(config["data"]["name"])),
+        "preset": str(config.get("preset", "")),
+        "git_revision": environment.pop("git_revision", None) or git_revision(),
         **_weights_used(checkpoint, weights),
         "minutes": round(_minutes(run_dir, config, checkpoint.step), 1),
         "model": dict(config["model"]),
         "optim": dict(config.get("optim", {})),
         "train": dict(config.get("train", {})),
-        "environment": {"processor": _processor(), **config.get("environment", {})},
+        "environment": environment,
     }
 
 
 def _fit_command(config: Mapping[str, Any]) -> str:
-    """What the run recorded, or what is known of it."""
-    recorded = config.get("environment", {}).get("command")
-    preset = f" --preset {config['preset']}" if config.get("preset") else ""
-    return str(recorded or f"iafvae-train fit{preset} --out RUN")
+    """What starts the run anew by its configuration, for runs that did not record it."""
+    parts = {key: value for key, value in config.items() if key != "environment"}
+    try:
+        return fit_command(run_config_from_dict(parts))
+    except ConfigError:  # of another version of the program
+        return "iafvae-train fit --out RUN"
 
 
 def _weights_used(checkpoint: Checkpoint, weights: Weights) -> dict[str, Any]:
-    return {"step": checkpoint.step, "weights": weights}
+    """Which weights: two runs, or one taken up again earlier, may come to the same step."""
+    name = "ema" if weights == "ema" else "model"
+    digest = hashlib.sha256((checkpoint.path / f"{name}.safetensors").read_bytes()).hexdigest()
+    return {"step": checkpoint.step, "weights": weights, "weights_sha256": digest}
 
 
 def _figures(run_dir: Path, checkpoint: Checkpoint, weights: Weights) -> Iterator[dict[str, Any]]:
     """Manifest entries of all evaluations of exactly these weights on all of a split's images."""
+    wanted = _weights_used(checkpoint, weights)
     for path in sorted(run_dir.glob("evaluation-*.json")):
         try:
             content = json.loads(path.read_bytes())
-            used = {key: content[key] for key in ("step", "weights")}
-            entries = list(content["manifest"])
+            # Evaluations from before the digest was kept are known by their step alone.
+            used = {key: content[key] for key in wanted if key in content or key == "step"}
+            entries, command = list(content["manifest"]), str(content["command"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(f"{path} is no evaluation ({error!r}): remove it.") from error
-        if used == _weights_used(checkpoint, weights) and "--limit" not in content["command"]:
+        if used.items() <= wanted.items() and "--limit" not in command:
             yield from entries
 
 
 def _minutes(run_dir: Path, config: Mapping[str, Any], last_step: int) -> float:
     """Time that the steps took, by the speeds that the run recorded; 0 where it kept none."""
-    try:
-        lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0.0
     batch = int(config.get("optim", {}).get("batch_size", 0))
-    speeds = {}  # by step: a resumed run writes some steps twice
-    for line in lines:
-        record = json.loads(line) if line.endswith("}") else {}
-        if record.get("kind") == "train" and record["step"] <= last_step:
-            speeds[record["step"]] = record["images_per_second"]
+    speeds = {  # by step: the last record of each counts
+        record["step"]: record["images_per_second"]
+        for record in read_metrics(run_dir)
+        if record["kind"] == "train" and record["step"] <= last_step
+    }
     seconds, before = 0.0, 0
     for step, speed in sorted(speeds.items()):
         seconds += (step - before) * batch / speed
         before = step
     return seconds / 60
-
-
-def _public(data: str) -> str:
-    """A data set's name without the path of somebody's folder."""
-    return "a folder of images" if data.startswith("folder:") else data
-
-
-def _git_revision() -> str:
-    """The commit of the program, "+" where files differ from it; "unknown" outside a checkout."""
-    here = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
-        return result.stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _processor() -> str:
-    """This machine's, for runs that did not record theirs."""
-    names = [platform.processor()]
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return next(filter(None, names), platform.machine())
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -33,6 +33,9 @@ def test_presets_round_trip_through_json(name: str) -> None:
         ({"posterior": {"kind": "planar"}}, "planar"),
         ({"posterior": {"kind": "iaf", "depth": 3}}, "depth"),
         ({"posterior": {"kind": "iaf", "steps": 0}}, "steps"),
+        ({"posterior": None}, "posterior"),
+        ({"latent_dim": "32"}, "wrong type"),
+        ({"image_shape": 28}, "wrong type"),
     ],
 )
 def test_what_is_wrong_is_named(change: dict[str, object], named: str) -> None:

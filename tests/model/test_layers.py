@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from model.blocks import down_block, same_block, up_block
 from model.layers import (
     Conv,
     ConvTranspose,
@@ -14,11 +15,8 @@ from model.layers import (
     WeightNormLayer,
     data_dependent_init,
     direct_transpose,
-    down_block,
     fold_weight_norm,
-    same_block,
     subpixel_transpose,
-    up_block,
 )
 
 IMAGES = (6, 3, 9, 8)

@@ -270,6 +270,20 @@ def test_unreadable_images_are_named(folder):
         read_folder(folder, "train", FolderOptions())
 
 
+def test_images_too_large_and_with_spoilt_metadata_are_named_together(folder):
+    """The first makes Pillow warn, the second makes it raise a SyntaxError."""
+    Image.new("1", (10_000, 9_500)).save(folder / "huge.png")
+    Image.new("L", (8, 6)).save(folder / "exif.png", exif=b"Exif\0\0no TIFF here")
+    with pytest.raises(DataError, match="2 of") as error:
+        read_folder(folder, "train", FolderOptions(size=8))
+    assert "exif.png: " in str(error.value)
+    assert "10000x9500 pixels are more than" in str(error.value)
+
+
+def test_a_folders_path_is_no_part_of_what_is_reported(folder):
+    assert load_dataset(f"folder:{folder}", "train").name == "a folder of images"
+
+
 def test_an_image_cut_short_is_named(folder):
     path = next(p for p in sorted((folder / "a").iterdir()) if split_of(f"a/{p.name}") == "train")
     path.write_bytes(path.read_bytes()[:-40])

@@ -269,6 +269,12 @@ def test_parity_sees_what_the_canaries_do_not(model, graphs, bundle, tmp_path, m
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
+def test_what_no_manifest_takes_is_said_before_the_work(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "build_graphs", lambda _: pytest.fail("worked for nothing"))
+    with pytest.raises(ExportError, match="name 'A B/c' must be"):
+        export_bundle(model, tmp_path / "new", replace(DETAILS, name="A B/c"), calibration=None)
+
+
 def test_a_directory_that_is_no_bundle_is_left_alone(model, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ExportError, match="no bundle"):
@@ -278,13 +284,20 @@ def test_a_directory_that_is_no_bundle_is_left_alone(model, tmp_path):
 
 @torch.no_grad()
 def test_the_tails_of_a_discretised_logistic_survive_the_export(tmp_path):
-    """At a narrow scale log sigmoid is hundreds below zero: a Log of a Sigmoid would be -inf."""
-    model = tiny_model(likelihood="discretized_logistic", posterior=DiagonalPosterior())
+    """At a narrow scale log sigmoid is hundreds below zero: a Log of a Sigmoid would be -inf.
+
+    In colour, and with the diagonal posterior, so that these pass through an export too.
+    """
+    shape = (3, 8, 8)
+    model = tiny_model(
+        image_shape=shape, likelihood="discretized_logistic", posterior=DiagonalPosterior()
+    )
     last = model.decoder.blocks[-1]
-    last.second.bias[1] = -9.0  # log-scale: clamped at its minimum
+    last.second.bias[3:] = -9.0  # log-scales: clamped at their minimum
     bundle = export_bundle(model, tmp_path / "logistic", DETAILS, calibration=None)
     engine = Engine(bundle, provider="cpu")
-    image = np.stack([np.zeros(SHAPE, np.uint8), np.full(SHAPE, 255, np.uint8), pixels(1)[0]])
+    noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    image = np.stack([np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8), noise])
     eps = torch.zeros(3, 16)
     inputs = {"image": image, "owner": np.arange(3), "eps": eps.numpy()}
     got = engine.run("score", inputs)["log_px_z"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +112,51 @@ def test_a_folder_of_images_becomes_a_run(run: Run, photos: Path, tmp_path: Path
     assert len([m for m in (out / "metrics.jsonl").read_text().splitlines() if "valid" in m]) == 3
 
 
+def test_an_epoch_is_one_line_where_nobody_watches(photos: Path, tmp_path: Path) -> None:
+    """A log file has no width to wrap at, and no bar."""
+    arguments = fit_arguments(photos, tmp_path / "run", "--epochs", "3")
+    environment = {k: v for k, v in ENVIRONMENT.items() if k != "COLUMNS"}
+    result = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    figures = r"validation ELBO -[\d.]+ nats  KL [\d.]+  [\d.]+ bits/dim"
+    line = rf"epoch \d/3  {figures}  \([1-9]\d* images/s\)"
+    assert [bool(re.fullmatch(line, text)) for text in lines] == [True] * 3 + [False], lines
+    assert lines[-1].startswith("done: step")
+    assert lines[-1].endswith("steps skipped")
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again(
+    run: Run, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert run(*fit_arguments(photos, out, "--epochs", "2")).returncode == 0
+    first = load_checkpoint(out)
+    shutil.rmtree(out / "checkpoints")
+    result = run("fit", "--resume", "--compile", "off", "--bf16", "off", "--out", str(out))
+    assert result.returncode == 0, result.stderr
+    assert "starting it again" in result.stdout
+    again = load_checkpoint(out)
+    assert all(torch.equal(first.ema[name], again.ema[name]) for name in first.ema)
+    fewer = run("fit", "--resume", "--epochs", "1", "--compile", "off", "--out", str(out))
+    assert fewer.returncode == 1
+    assert "lies behind" in fewer.stderr
+    assert json.loads((out / "config.json").read_text())["train"]["epochs"] == 2
+
+
+def test_a_full_disk_is_one_line(
+    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("training.records.Recorder.write", full)
+    result = run(*fit_arguments(photos, tmp_path / "run", "--epochs", "1"))
+    assert result.returncode == 1
+    assert "No space left on device" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_stops_and_resume_goes_on(
     run: Run, photos: Path, tmp_path: Path, number: signal.Signals
@@ -128,6 +175,7 @@ def test_a_signal_saves_and_stops_and_resume_goes_on(
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number, stderr
+    assert b"stopping after this step" in stderr
     checkpoint = load_checkpoint(out)
     assert checkpoint.step > 0
     assert not checkpoint.faults
@@ -164,6 +212,11 @@ def test_a_killed_run_loses_only_what_was_not_saved(run: Run, photos: Path, tmp_
         (("--size", "12x"), "--size"),
         (("--device", "cuda"), "cuda"),
         (("--resume",), "--resume"),
+        (("--device", "gpu"), "cuda:N"),
+        (("--threads", "-1"), "threads"),
+        (("--budget-minutes", "nan"), "--budget-minutes"),
+        (("--free-bits", "nan"), "free_bits"),
+        (("--compile", "maybe"), "auto, on, off"),
     ],
 )
 def test_what_is_wrong_is_one_line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +100,76 @@ def test_resuming_continues_bit_for_bit(
     assert second.guard.state() == straight.guard.state()
 
 
+def test_a_restored_optimiser_lies_in_memory_as_the_model_does(
+    tmp_path: Path, digits: ImageData
+) -> None:
+    """Else every later step of a resumed run computes over mixed layouts, which is slower."""
+    first = Trainer(CONFIG, EAGER, digits)
+    first.train_step()
+    first.save(tmp_path)
+    second = Trainer(CONFIG, EAGER, digits)
+    second.restore(load_checkpoint(tmp_path))
+    for trainer in (first, second):
+        for parameter in trainer.model.parameters():
+            state = trainer.optimizer.state[parameter]
+            assert state["exp_avg"].stride() == parameter.stride()
+            assert not state["exp_avg"].requires_grad
+
+
+def test_other_images_are_no_resumed_run(tmp_path: Path, digits: ImageData) -> None:
+    trainer = Trainer(CONFIG, EAGER, digits)
+    trainer.save(tmp_path)
+    fewer = ImageData(digits.pixels[:-1], "blobs", "train")
+    with pytest.raises(TrainingError, match="40 then, 39 now"):
+        Trainer(CONFIG, EAGER, fewer).restore(load_checkpoint(tmp_path))
+    checkpoint = load_checkpoint(tmp_path)
+    del checkpoint.state["images"]  # as checkpoints were before
+    Trainer(CONFIG, EAGER, fewer).restore(checkpoint)
+
+
+def test_a_long_epoch_offers_checkpoints_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.loop.LOG_EVERY_STEPS", 2)
+    grey = ImageData(np.full((40, 1, 12, 12), 64, np.uint8), "grey", "train")
+    config = replace(CONFIG, train=replace(CONFIG.train, epochs=1))
+    trainer = Trainer(config, EAGER, grey)
+    steps = [(trainer.step, reason) for reason in trainer.run(Silent(), lambda: "", grey)]
+    assert steps == [(2, "step"), (4, "step"), (5, "done")]
+
+
+def test_a_step_that_a_wish_to_stop_broke_is_a_stop(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C reaches the compiler that torch started, too; torch then raises."""
+    trainer, wishes = Trainer(CONFIG, EAGER, digits), []
+
+    def broken() -> None:
+        wishes.append("SIGINT")
+        raise RuntimeError("C++ compile error")
+
+    monkeypatch.setattr(trainer, "train_step", broken)
+    assert list(trainer.run(Silent(), lambda: "".join(wishes), digits)) == ["SIGINT"]
+    with pytest.raises(RuntimeError, match="compile error"):
+        list(trainer.run(Silent(), lambda: "", digits))
+
+
+def test_speed_is_of_the_steps_and_skipped_ones_have_no_figures(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, told = Trainer(CONFIG, EAGER, digits), []
+    observer = Silent()
+    monkeypatch.setattr(observer, "train", lambda step, figures: told.append(figures))
+    monkeypatch.setattr(trainer, "validate", lambda data: time.sleep(0.2) or {})
+    rates = []
+    for _ in trainer.run(observer, lambda: "", digits):
+        rates.append(told[-1]["images_per_second"])
+        time.sleep(0.2)  # a checkpoint
+    assert min(rates[1:]) > 40 / 0.2  # neither pause is in it
+    monkeypatch.setattr(trainer.guard, "allows", lambda loss, norm: False)
+    trainer.step = 0
+    next(trainer.run(observer, lambda: "", digits))
+    assert np.isnan(told[-1]["elbo_nats"])
+
+
 def test_a_run_reaches_its_end_and_improves(digits: ImageData) -> None:
     config = replace(CONFIG, train=replace(CONFIG.train, epochs=30))
     trainer, observer = Trainer(config, EAGER, digits), Silent()
@@ -144,6 +215,7 @@ def test_the_guard_skips_explosions_but_accepts_a_new_level() -> None:
     taken = [guard.allows(1.0, 1e6) for _ in range(ESCAPE_AFTER + 1)]
     assert taken == [False] * ESCAPE_AFTER + [True]
     assert guard.skipped_exploding == ESCAPE_AFTER + 1
+    assert all(guard.allows(1.0, norm) for norm in (1e6, 3e6, 1e6))  # the level is known now
 
 
 def test_the_guard_gives_up_on_a_diverged_run() -> None:

@@ -13,10 +13,20 @@ main()
 """
 
 
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_help_needs_no_torch() -> None:
+    """So it comes at once, and where only the service is installed."""
+    result = run("fit", "--help")
+    assert result.returncode == 0, result.stderr
+    assert "--resume" in result.stdout
+
+
 def test_without_torch_it_says_what_to_install() -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, "--help"], capture_output=True, text=True
-    )
+    result = run("evaluate", "somewhere")
     assert result.returncode == 1
     assert "iafvae[train]" in result.stderr
     assert "Traceback" not in result.stderr

@@ -11,7 +11,7 @@ from model.config import ConvVaeConfig
 from training import runs
 from training.checkpoint import load_run, save_checkpoint
 from training.data import ImageData
-from training.errors import CheckpointError, TrainingError
+from training.errors import CheckpointError, DataError, ExportError, TrainingError
 from training.runs import evaluate_run, export_run
 
 CONFIG = ConvVaeConfig(image_shape=(1, 8, 8), channels=(16,), hidden=16, latent_dim=16)
@@ -113,6 +113,69 @@ def test_a_bundle_carries_the_full_evaluations_of_its_own_weights(run, tmp_path)
     assert bundle.manifest.calibration.images == 12
     text = (bundle.path / "manifest.json").read_text()
     assert str(tmp_path) not in text
+
+
+def test_figures_of_other_weights_at_the_same_step_are_left_out(run, tmp_path, monkeypatch):
+    """A run taken up again at an earlier step may come to this one with other weights."""
+    monkeypatch.setattr(runs, "export_bundle", lambda *arguments, **_: arguments[2].evaluation)
+    evaluate_run(run, importance_samples=2)
+    assert len(export_run(run, tmp_path / "bundle", calibrate=False)) == 2
+    save(run, 120, 1.3)
+    assert export_run(run, tmp_path / "bundle", calibrate=False) == ()
+
+
+def test_the_raw_weights_are_named_in_the_command(run):
+    _, path = evaluate_run(run, importance_samples=2, weights="raw")
+    content = json.loads(path.read_bytes())
+    assert content["command"].endswith("--seed 0 --weights raw")
+    assert content["manifest"][0]["command"] == content["command"]
+
+
+def test_a_place_that_is_no_bundle_is_refused_before_any_work(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "load_dataset", lambda *_, **__: pytest.fail("read for nothing"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match="is no bundle"):
+        export_run(run, tmp_path / "file")
+
+
+def test_missing_images_name_the_way_without_them(run, tmp_path, monkeypatch):
+    def none(*_, **__):
+        raise DataError("There are none.")
+
+    monkeypatch.setattr(runs, "load_dataset", none)
+    with pytest.raises(ExportError, match=r"There are none\. Or export with --no-calibration"):
+        export_run(run, tmp_path / "bundle")
+
+
+def test_a_model_of_ones_own_images_is_named_after_its_run(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "export_bundle", lambda *arguments, **_: arguments[2])
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["name"] = f"folder:{tmp_path}/photos"
+    (run / "config.json").write_text(json.dumps(config))
+    mine = run.rename(run.parent / "My photos, 2")
+    details = export_run(mine, tmp_path / "bundle", calibrate=False)
+    assert details.name == "My-photos-2"
+    assert "a folder of images" in details.description
+
+
+def test_the_program_that_trained_is_named_not_the_one_that_exports(run):
+    config, _, checkpoint = load_run(run)
+    config["environment"] |= {"git_revision": "abc+", "command": "iafvae-train fit --seed 1"}
+    facts = runs.training_facts(run, config, checkpoint, "ema")
+    assert facts["git_revision"] == "abc+"
+    assert facts["command"] == "iafvae-train fit --seed 1"
+    assert set(facts["environment"]) == {"torch", "processor"}
+
+
+def test_a_run_that_recorded_no_command_is_described_by_its_configuration(run):
+    config, _, checkpoint = load_run(run)
+    config |= {"preset": "mnist", "train": {"epochs": 90}}
+    facts = runs.training_facts(run, config, checkpoint, "ema")
+    command = "iafvae-train fit --preset mnist --epochs 90 --batch-size 100 --out RUN"
+    assert facts["command"] == command
+    config["preset"] = "of-another-version"
+    facts = runs.training_facts(run, config, checkpoint, "ema")
+    assert facts["command"] == "iafvae-train fit --out RUN"
 
 
 def test_a_bundle_without_data_needs_none(run, tmp_path, monkeypatch):

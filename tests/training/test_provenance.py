@@ -1,0 +1,80 @@
+"""The recorded command starts the same run again, and every option says what it does."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from training import fit as fit_module
+from training.cli import app
+from training.config import RunConfig, run_preset
+from training.fit import FitResult
+from training.provenance import OPTIONS, fit_command, git_revision
+
+CHANGED = {
+    "likelihood": "discretized_logistic",
+    "size": (9, 8),
+    "channels": 3,
+    "epochs": 7,
+    "batch_size": 16,
+    "learning_rate": 0.005,
+    "warmup_steps": 11,
+    "kind": "adam",
+    "schedule": "cosine",
+    "weight_decay": 0.01,
+    "ema_decay": 0.9,
+    "free_bits_nats": 0.5,
+    "kl_warmup_epochs": 2.5,
+    "seed": 3,
+}
+
+
+def changed_everywhere(config: RunConfig) -> RunConfig:
+    for part, key in OPTIONS.values():
+        config = replace(config, **{part: replace(getattr(config, part), **{key: CHANGED[key]})})
+    return replace(config, data=replace(config.data, name="folder:/home/somebody/photos"))
+
+
+@pytest.mark.parametrize("change", [lambda config: config, changed_everywhere])
+def test_the_recorded_command_starts_the_same_run(
+    change: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, started = change(run_preset("mnist")), []
+
+    def record(config: RunConfig, *_: Any, **__: Any) -> FitResult:
+        started.append(config)
+        return FitResult("done", 1, 1, -1.0, 1.0, 0)
+
+    monkeypatch.setattr(fit_module, "fit", record)
+    words = shlex.split(fit_command(config))
+    result = CliRunner().invoke(app, words[1:])
+    assert result.exit_code == 0, result.output
+    name = "folder:PATH" if config.data.name.startswith("folder:") else config.data.name
+    assert started == [replace(config, data=replace(config.data, name=name))]
+    assert "somebody" not in fit_command(config)
+
+
+def test_every_option_has_a_help_text() -> None:
+    commands = typer.main.get_command(app).commands
+    assert set(commands) == {"fit", "evaluate", "export"}
+    for name, command in commands.items():
+        assert command.help
+        silent = [p.name for p in command.params if p.name != "help" and not p.help]
+        assert silent == [], name
+
+
+def test_every_option_that_changes_numbers_is_recorded() -> None:
+    known = {
+        option for p in typer.main.get_command(app).commands["fit"].params for option in p.opts
+    }
+    assert set(OPTIONS) <= known
+
+
+def test_the_revision_is_a_commit_or_unknown() -> None:
+    revision = git_revision()
+    assert revision == "unknown" or len(revision.rstrip("+")) == 40

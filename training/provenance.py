@@ -1,0 +1,83 @@
+"""What made a run: its command, its program, its machine; for people and for the model card.
+
+No path of a machine is among it: a folder of images is named as such, a run's directory is RUN.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from training.config import RunConfig, run_preset
+from training.data import FOLDER_PREFIX
+
+__all__ = ["OPTIONS", "fit_command", "git_revision", "processor"]
+
+# The options of `iafvae-train fit` that change a run's numbers -> where its configuration has them.
+OPTIONS = {
+    "--likelihood": ("model", "likelihood"),
+    "--size": ("data", "size"),
+    "--channels": ("data", "channels"),
+    "--epochs": ("train", "epochs"),
+    "--batch-size": ("optim", "batch_size"),
+    "--learning-rate": ("optim", "learning_rate"),
+    "--warmup-steps": ("optim", "warmup_steps"),
+    "--optimizer": ("optim", "kind"),
+    "--schedule": ("optim", "schedule"),
+    "--weight-decay": ("optim", "weight_decay"),
+    "--ema-decay": ("optim", "ema_decay"),
+    "--free-bits": ("train", "free_bits_nats"),
+    "--kl-warmup-epochs": ("train", "kl_warmup_epochs"),
+    "--seed": ("train", "seed"),
+}
+
+
+def fit_command(config: RunConfig) -> str:
+    """The command that starts this run anew, its paths left to the reader."""
+    name = config.preset or "mnist"
+    base = run_preset(name)
+    words = ["iafvae-train fit", f"--preset {name}"]
+    if config.data.name.startswith(FOLDER_PREFIX):
+        words.append(f"--data {FOLDER_PREFIX}PATH")
+    elif config.data.name != base.data.name:
+        words.append(f"--data {config.data.name}")
+    for option, (part, key) in OPTIONS.items():
+        value = getattr(getattr(config, part), key)
+        if value != getattr(getattr(base, part), key):
+            words.append(f"{option} {_word(value)}")
+    return " ".join([*words, "--out RUN"])
+
+
+def _word(value: Any) -> str:
+    """A size (height, width) as the command line takes it; anything else as it is."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def git_revision() -> str:
+    """The commit of the program, "+" where files differ from it; "unknown" outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+        return result.stdout.strip()
+
+    try:
+        if not git("ls-files", "."):  # installed inside somebody else's checkout
+            return "unknown"
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def processor() -> str:
+    """This machine's processor, in its maker's words where the system tells them."""
+    names = [platform.processor()]
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, names), platform.machine())

@@ -1,0 +1,114 @@
+"""A run's directory: its `config.json`, who may write into it, and what it may be resumed as."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from training.config import RunConfig, run_config_from_dict
+from training.errors import TrainingError
+
+__all__ = ["locked", "open_run", "read_config", "write_config"]
+
+CONFIG_FILE = "config.json"
+LOCK_FILE = ".lock"
+
+
+def write_config(run_dir: Path, config: RunConfig, environment: Mapping[str, Any]) -> None:
+    """Write `config.json`, whole or not at all."""
+    temporary = run_dir / f".{CONFIG_FILE}.tmp"
+    content = {**config.to_dict(), "environment": dict(environment)}
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(run_dir / CONFIG_FILE)
+
+
+def read_config(run_dir: Path) -> RunConfig:
+    """Read a run's `config.json`; raises `TrainingError` saying what to do where it cannot."""
+    path = run_dir / CONFIG_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise TrainingError(
+            f"{run_dir} holds no run ({CONFIG_FILE} is missing); start one without --resume"
+        ) from None
+    except ValueError as error:
+        raise TrainingError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise TrainingError(f"{path} is no run's configuration: it holds no JSON object")
+    values.pop("environment", None)
+    return run_config_from_dict(values)
+
+
+def open_run(run_dir: Path, config: RunConfig, *, resume: bool) -> None:
+    """Check that `run_dir` can hold this run; raises `TrainingError` saying what to do."""
+    if run_dir.exists() and not run_dir.is_dir():
+        raise TrainingError(f"{run_dir} is a file; give the run a directory of its own with --out")
+    if (run_dir / CONFIG_FILE).exists():
+        if not resume:
+            raise TrainingError(
+                f"{run_dir} already holds a run; go on with --resume, or give another --out"
+            )
+        _check_same(run_dir, read_config(run_dir), config)
+    elif resume:
+        raise TrainingError(f"{run_dir} holds no run; start one without --resume")
+    elif run_dir.exists() and any(path.name != LOCK_FILE for path in run_dir.iterdir()):
+        raise TrainingError(f"{run_dir} is not empty and not a run; give another --out")
+
+
+def _check_same(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
+    train = replace(before.train, epochs=now.train.epochs)
+    if replace(before, preset=now.preset, train=train) != now:
+        raise TrainingError(
+            f"{run_dir} was started with another configuration ({_difference(before, now)})"
+            "; only --epochs may change at a resume"
+        )
+
+
+def _difference(before: RunConfig, after: RunConfig) -> str:
+    old, new = before.to_dict(), after.to_dict()
+    return "; ".join(
+        f"{part}.{key}: {old[part].get(key)} then, {value} now"
+        for part in ("model", "data", "optim", "train")
+        for key, value in new[part].items()
+        if old[part].get(key) != value and (part, key) != ("train", "epochs")
+    )
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Make the directory and hold it for this process: no second one may train in it.
+
+    The lock ends with the process, however it ends. Raises `TrainingError` where another holds it;
+    systems and disks without such locks have none.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / LOCK_FILE).open("a+", encoding="utf-8") as file:
+        if not _acquire(file.fileno()):
+            file.seek(0)
+            raise TrainingError(
+                f"another process (number {file.read().strip() or 'unknown'}) is training in "
+                f"{run_dir}; stop it first, or give another --out"
+            )
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _acquire(descriptor: int) -> bool:
+    try:
+        import fcntl  # not on Windows
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a disk without locks
+        return True
+    return True
