@@ -139,38 +139,11 @@ class Conv(WeightNormLayer):
         return _plain_copy(plain, self.weight(), self.bias)
 
 
-def direct_transpose(
-    x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: tuple[int, int]
-) -> Tensor:
-    """Transposed 3x3 convolution of stride 2 and padding 1 by torch's own operator."""
-    return F.conv_transpose2d(x, weight, bias, stride=2, padding=1, output_padding=output_padding)
-
-
-def subpixel_transpose(
-    x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: tuple[int, int]
-) -> Tensor:
-    """The same function as a 2x2 convolution to four phases and a shuffle of their pixels.
-
-    Along one axis y[2a] = w[1] x[a] and y[2a+1] = w[2] x[a] + w[0] x[a+1]: each output phase
-    is a convolution with the taps (x[a], x[a+1]). It multiplies 16 weights where the direct
-    form multiplies 9, and is still faster in bfloat16 on CPUs, whose libraries have no good
-    kernel for the direct form (benchmarks/README.md).
-    """
-    height, width = (2 * x.shape[i + 2] - 1 + output_padding[i] for i in (0, 1))
-    taps = F.pad(weight, (0, 1, 0, 1))  # [in, out, 4, 4]: index 3 is a zero weight
-    taps = taps[:, :, [1, 3, 2, 0]][:, :, :, [1, 3, 2, 0]]  # phase, tap along either axis
-    taps = taps.reshape(*weight.shape[:2], 2, 2, 2, 2)  # [in, out, py, ty, px, tx]
-    kernel = taps.permute(1, 2, 4, 0, 3, 5).flatten(0, 2)  # [out * py * px, in, ty, tx]
-    phases = F.conv2d(F.pad(x, (0, 1, 0, 1)), kernel)
-    out = F.pixel_shuffle(phases, 2)[:, :, :height, :width]
-    return out if bias is None else out + bias[:, None, None].to(out.dtype)
-
-
 class ConvTranspose(WeightNormLayer):
     """A weight-normalised 3x3 transposed convolution of stride 2.
 
     `output_padding` (0 or 1 an axis) picks which of the two sizes that stride 2 maps to the
-    input's size is restored: H' = 2 H - 1 + output_padding. `product` is how it is computed.
+    input's size is restored: H' = 2 H - 1 + output_padding.
     """
 
     out_dim = 1
@@ -186,11 +159,12 @@ class ConvTranspose(WeightNormLayer):
         v = torch.randn(in_channels, out_channels, 3, 3) * 0.05
         super().__init__(v, out_channels, init_scale=init_scale)
         self.output_padding = output_padding
-        self.product = direct_transpose
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """See the base class."""
-        return self.product(x, weight, bias, self.output_padding)
+        return F.conv_transpose2d(
+            x, weight, bias, stride=2, padding=1, output_padding=self.output_padding
+        )
 
     def folded(self) -> nn.Module:
         """See the base class."""

@@ -11,7 +11,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from model.layers import ConvTranspose, subpixel_transpose
 from training.config import Runtime
 from training.errors import TrainingError
 
@@ -57,11 +56,7 @@ class Backend:
     runtime: Runtime
 
     def place(self, model: M) -> M:
-        """Move a model to the device and the memory layout; pick its kernels."""
-        if self.device.type == "cpu" and self.bf16:
-            for layer in model.modules():
-                if isinstance(layer, ConvTranspose):
-                    layer.product = subpixel_transpose
+        """Move a model to the device and the memory layout."""
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.to(self.device)

@@ -14,9 +14,7 @@ from model.layers import (
     Linear,
     WeightNormLayer,
     data_dependent_init,
-    direct_transpose,
     fold_weight_norm,
-    subpixel_transpose,
 )
 
 IMAGES = (6, 3, 9, 8)
@@ -141,18 +139,3 @@ def test_fold_reaches_every_depth() -> None:
     fold_weight_norm(net)
     assert not any(isinstance(m, WeightNormLayer) for m in net.modules())
     torch.testing.assert_close(net(x), before, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("output_padding", [(0, 0), (0, 1), (1, 0), (1, 1)])
-@pytest.mark.parametrize("size", [(1, 1), (4, 7), (5, 3)])
-def test_subpixel_form_is_the_transposed_convolution(
-    size: tuple[int, int], output_padding: tuple[int, int]
-) -> None:
-    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(3, 5, 3, 3, dtype=torch.float64, requires_grad=True)
-    bias = torch.randn(5, dtype=torch.float64)
-    results = [f(x, weight, bias, output_padding) for f in (direct_transpose, subpixel_transpose)]
-    torch.testing.assert_close(results[1], results[0])
-    cotangent = torch.randn_like(results[0])
-    gradients = [torch.autograd.grad(r, (x, weight), cotangent) for r in results]
-    torch.testing.assert_close(gradients[1], gradients[0])

@@ -70,7 +70,8 @@ if HAS_BROWSER:
 
         with sync_playwright() as driver:
             browser = driver.chromium.launch(
-                executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+                executable_path=CHROMIUM,
+                args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
             )
             page = browser.new_page()
             errors = []
