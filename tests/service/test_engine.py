@@ -69,14 +69,8 @@ def test_against_the_model_in_numpy(engine, tiny_model, operation, rows, images)
         np.testing.assert_allclose(got[name], expected, rtol=1e-5, atol=1e-4)
 
 
-def bundles():
-    return ["tiny", "shipped"]
-
-
-@pytest.fixture(scope="module", params=bundles())
+@pytest.fixture(scope="module", params=["tiny", "shipped"])
 def warm_engine(request, tiny_bundle):
-    if request.param == "shipped" and not SHIPPED.is_dir():
-        pytest.skip("no bundle is shipped yet")
     path = tiny_bundle if request.param == "tiny" else SHIPPED
     made = Engine(load_bundle(path), provider="cpu")
     made.warm()
