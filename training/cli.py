@@ -70,7 +70,7 @@ def fit(
     ] = None,
     warmup_steps: Annotated[
         int | None,
-        typer.Option(help="Steps over which the learning rate rises (400): fewer for short runs."),
+        typer.Option(help="Steps over which the learning rate rises (400, or a tenth of the run)."),
     ] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamax or adam.")] = None,
     schedule: Annotated[str | None, typer.Option(help="trapezoid, cosine or constant.")] = None,

@@ -38,9 +38,10 @@ class DataConfig:
 class OptimConfig:
     """The optimiser, its schedule, and the averaging of weights.
 
-    The learning rate rises linearly over `warmup_steps`; then it is constant, or follows a
-    cosine to zero at the last step, or ("trapezoid") stays and falls linearly to zero over the
-    last `decay_fraction` of all steps, so that a run can be lengthened until the fall begins.
+    The learning rate rises linearly over `warmup_steps` (at most a tenth of the run); then it is
+    constant, or follows a cosine to zero at the last step, or ("trapezoid") stays and falls
+    linearly to zero over the last `decay_fraction` of all steps, so that a run can be lengthened
+    until the fall begins.
     A step whose gradient norm is not finite, or above `skip_factor` times its running mean, is
     skipped (0: only the former).
     """

@@ -40,15 +40,19 @@ def build_optimizer(
 
 
 def learning_rate_at(config: OptimConfig, step: int, total_steps: int) -> float:
-    """The learning rate of step `step` (from 0) of `total_steps`."""
+    """The learning rate of step `step` (from 0) of `total_steps`.
+
+    The warm-up takes at most a tenth of the run: a short one would else end before it learns.
+    """
     rate = config.learning_rate
-    if step < config.warmup_steps:
-        return rate * (step + 1) / config.warmup_steps
+    warmup = min(config.warmup_steps, total_steps // 10)
+    if step < warmup:
+        return rate * (step + 1) / warmup
     if config.schedule == "constant":
         return rate
     if config.schedule == "cosine":
-        span = max(1, total_steps - config.warmup_steps)
-        return rate * 0.5 * (1 + math.cos(math.pi * (step - config.warmup_steps) / span))
+        span = max(1, total_steps - warmup)
+        return rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / span))
     fall = max(1.0, config.decay_fraction * total_steps)
     return rate * min(1.0, (total_steps - step) / fall)
 

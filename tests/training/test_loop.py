@@ -255,6 +255,9 @@ def test_schedules() -> None:
     assert 0 < rates[99] < 0.03
     # Lengthening the run changes nothing before the fall begins.
     assert [learning_rate_at(trapezoid, step, 200) for step in range(50)] == rates[:50]
+    # A short run is not spent on warming up.
+    long_warmup = replace(trapezoid, warmup_steps=400)
+    assert [learning_rate_at(long_warmup, step, 50) for step in (0, 4, 5)] == [0.2, 1.0, 1.0]
     cosine = replace(trapezoid, schedule="cosine")
     assert learning_rate_at(cosine, 55, 100) == pytest.approx(0.5)
     assert learning_rate_at(replace(trapezoid, schedule="constant"), 99, 100) == 1.0
