@@ -13,6 +13,13 @@ __all__ = ["build_model"]
 
 def build_model(config: ModelConfig) -> DensityModel:
     """Build the model that `config` describes, freshly initialised from torch's generator."""
-    from model.conv_vae import ConvVae  # imports torch, which who reads a configuration need not
+    # These import torch, which who reads a configuration need not.
+    from model.bottom_up import BottomUpVae
+    from model.config import ConvVaeConfig
+    from model.conv_vae import ConvVae
+    from model.resnet_vae import BidirectionalVae
 
-    return ConvVae(config)
+    if isinstance(config, ConvVaeConfig):
+        return ConvVae(config)
+    ladders = {"bidirectional": BidirectionalVae, "bottom_up": BottomUpVae}
+    return ladders[config.inference](config)

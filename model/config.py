@@ -7,57 +7,55 @@ unknown and contradictory values by name, and says nothing of training.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
-LikelihoodKind = Literal["bernoulli", "discretized_logistic"]
-LIKELIHOODS: tuple[str, ...] = ("bernoulli", "discretized_logistic")
+from model.posteriors import (
+    FLAT_POSTERIORS,
+    MAP_POSTERIORS,
+    POSTERIORS,
+    ConvIafPosterior,
+    CouplingPosterior,
+    DiagonalPosterior,
+    FlatPosterior,
+    IafPosterior,
+    LinearIafPosterior,
+    MapPosterior,
+    PlanarPosterior,
+    PosteriorConfig,
+)
+from model.validation import (
+    ConfigError,
+    construct,
+    plain,
+    require,
+    require_choice,
+    require_counts,
+)
+
+LikelihoodKind = Literal["bernoulli", "discretized_logistic", "logistic_mixture"]
+LIKELIHOODS: tuple[str, ...] = ("bernoulli", "discretized_logistic", "logistic_mixture")
+ScaleKind = Literal["scalar", "channel", "pixel"]
+SCALES: tuple[str, ...] = ("scalar", "channel", "pixel")
+Direction = Literal["bidirectional", "bottom_up"]
+DIRECTIONS: tuple[str, ...] = ("bidirectional", "bottom_up")
+Gain = Literal["linear", "exp", "exp_third"]
+GAINS: tuple[str, ...] = ("linear", "exp", "exp_third")
 
 
-class ConfigError(ValueError):
-    """A configuration that names something unknown or contradicts itself."""
+def _require_image_shape(shape: tuple[int, int, int]) -> None:
+    require(
+        len(shape) == 3 and all(n >= 1 for n in shape),
+        f"image_shape must be (channels, height, width), not {shape}",
+    )
 
 
-def require(condition: bool, message: str) -> None:
-    """Raise `ConfigError(message)` unless `condition` holds."""
-    if not condition:
-        raise ConfigError(message)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiagonalPosterior:
-    """q(z|x) a Gaussian with diagonal covariance: the paper's baseline, no flow at all."""
-
-    kind: ClassVar[str] = "diagonal"
-
-
-@dataclass(frozen=True, kw_only=True)
-class IafPosterior:
-    """q(z|x) a diagonal Gaussian followed by `steps` IAF transformations (paper, Algorithm 1).
-
-    `hidden` lists the widths of each MADE's hidden layers. The paper's "2-layer MADE" is read
-    as two hidden layers; `IAF 2x320` of its Table 1 is `steps=2, hidden=(320, 320)`.
-    `gate_bias` is the value at which the bias of s starts, before the sigmoid (section 4).
-    """
-
-    kind: ClassVar[str] = "iaf"
-    steps: int = 2
-    hidden: tuple[int, ...] = (320, 320)
-    gate_bias: float = 1.5
-    reverse: bool = True
-
-    def __post_init__(self) -> None:
-        require(self.steps >= 1, f"posterior.steps must be at least 1, not {self.steps}")
-        require(
-            all(width >= 1 for width in self.hidden),
-            f"posterior.hidden must hold positive widths, not {self.hidden}",
-        )
-
-
-PosteriorConfig = DiagonalPosterior | IafPosterior
-POSTERIORS: dict[str, type[PosteriorConfig]] = {
-    cls.kind: cls for cls in (DiagonalPosterior, IafPosterior)
-}
+def _require_posterior(posterior: object, allowed: tuple[type[Any], ...], model: str) -> None:
+    names = ", ".join(cls.kind for cls in allowed)
+    kind = getattr(posterior, "kind", posterior)
+    require(
+        isinstance(posterior, allowed), f"the posterior of a {model} is one of {names}, not {kind}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +72,11 @@ class ConvVaeConfig:
     channels: tuple[int, ...] = (16, 32, 32)
     hidden: int = 450
     latent_dim: int = 32
-    posterior: PosteriorConfig = field(default_factory=IafPosterior)
+    posterior: FlatPosterior = field(default_factory=IafPosterior)
 
     def __post_init__(self) -> None:
-        require(
-            len(self.image_shape) == 3 and all(n >= 1 for n in self.image_shape),
-            f"image_shape must be (channels, height, width), not {self.image_shape}",
-        )
-        require(
-            self.likelihood in LIKELIHOODS,
-            f"likelihood must be one of {', '.join(LIKELIHOODS)}, not {self.likelihood!r}",
-        )
+        _require_image_shape(self.image_shape)
+        require_choice("likelihood", self.likelihood, LIKELIHOODS)
         require(
             len(self.channels) >= 1 and all(n >= 1 for n in self.channels),
             f"channels must hold at least one positive width, not {self.channels}",
@@ -96,25 +88,73 @@ class ConvVaeConfig:
         )
         require(self.hidden >= 1, f"hidden must be positive, not {self.hidden}")
         require(self.latent_dim >= 1, f"latent_dim must be positive, not {self.latent_dim}")
+        _require_posterior(self.posterior, FLAT_POSTERIORS, self.kind)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the configuration as plain JSON values, each part with its `kind`."""
-        return _plain(self)
+        return plain(self)
 
 
-ModelConfig = ConvVaeConfig
-MODELS: dict[str, type[ModelConfig]] = {cls.kind: cls for cls in (ConvVaeConfig,)}
+@dataclass(frozen=True, kw_only=True)
+class ResnetVaeConfig:
+    """The paper's CIFAR-10 model (Appendix C): a ladder of stochastic layers in a ResNet.
+
+    `levels` counts the stochastic layers of each level from the finest resolution (half the
+    image's) up; each further level halves it again. `channels` is h and `z_channels` the latent
+    maps of a layer. `inference` is the direction of section C.1. `scale` says where the
+    logistic's log-scale comes from: one learned scalar (the authors' code), one a channel (paper,
+    C.5), or the network, one a subpixel; `mixtures` counts the components of a
+    "logistic_mixture", whose scales always come from the network. `residual_scale` multiplies
+    every residual branch. `gain` is how weight norm's gains are stored: "linear" g; "exp" exp(g);
+    "exp_third" exp(g) with g initialised to a third of its logarithm, as the authors' code does.
+    """
+
+    kind: ClassVar[str] = "resnet_vae"
+    image_shape: tuple[int, int, int] = (3, 32, 32)
+    likelihood: LikelihoodKind = "discretized_logistic"
+    scale: ScaleKind = "scalar"
+    mixtures: int = 10
+    channels: int = 160
+    z_channels: int = 32
+    levels: tuple[int, ...] = (20,)
+    inference: Direction = "bidirectional"
+    posterior: MapPosterior = field(default_factory=ConvIafPosterior)
+    residual_scale: float = 0.1
+    gain: Gain = "linear"
+
+    def __post_init__(self) -> None:
+        _require_image_shape(self.image_shape)
+        require_choice("likelihood", self.likelihood, LIKELIHOODS)
+        require_choice("scale", self.scale, SCALES)
+        require_choice("inference", self.inference, DIRECTIONS)
+        require_choice("gain", self.gain, GAINS)
+        require(self.mixtures >= 1, f"mixtures must be positive, not {self.mixtures}")
+        require(self.channels >= 1, f"channels must be positive, not {self.channels}")
+        require(self.z_channels >= 1, f"z_channels must be positive, not {self.z_channels}")
+        require(len(self.levels) >= 1, "levels must count the layers of at least one level")
+        require_counts("levels", self.levels)
+        require(
+            min(self.image_shape[1:]) >= 2 ** len(self.levels),
+            f"an image of {self.image_shape[1]}x{self.image_shape[2]} is too small for "
+            f"{len(self.levels)} levels; use fewer",
+        )
+        require(
+            self.residual_scale > 0, f"residual_scale must be positive, not {self.residual_scale}"
+        )
+        _require_posterior(self.posterior, MAP_POSTERIORS, self.kind)
+
+    @property
+    def depth(self) -> int:
+        """The number of stochastic layers, L."""
+        return sum(self.levels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the configuration as plain JSON values, each part with its `kind`."""
+        return plain(self)
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    values = {"kind": config.kind, **{f.name: getattr(config, f.name) for f in fields(config)}}
-    return {k: _plain_value(v) for k, v in values.items()}
-
-
-def _plain_value(value: Any) -> Any:
-    if is_dataclass(value):
-        return _plain(value)
-    return list(value) if isinstance(value, tuple) else value
+ModelConfig = ConvVaeConfig | ResnetVaeConfig
+MODELS: dict[str, type[ModelConfig]] = {cls.kind: cls for cls in (ConvVaeConfig, ResnetVaeConfig)}
 
 
 def _build(registry: Mapping[str, type[Any]], values: Mapping[str, Any], what: str) -> Any:
@@ -138,14 +178,6 @@ def _build(registry: Mapping[str, type[Any]], values: Mapping[str, Any], what: s
     return construct(cls, given, what)
 
 
-def construct(cls: type[Any], values: Mapping[str, Any], what: str) -> Any:
-    """Call a configuration's class; a value of the wrong type is a `ConfigError` naming `what`."""
-    try:
-        return cls(**values)
-    except (TypeError, AttributeError) as error:
-        raise ConfigError(f"{what} has a value of the wrong type ({error}): {values}") from error
-
-
 def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
     """Rebuild a configuration from `to_dict`'s output.
 
@@ -162,10 +194,21 @@ def _mnist(steps: int, width: int) -> ConvVaeConfig:
 PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "mnist": lambda: _mnist(2, 320),
     "mnist-diagonal": lambda: ConvVaeConfig(posterior=DiagonalPosterior()),
+    "mnist-iaf-2x320": lambda: _mnist(2, 320),
     "mnist-iaf-2x1920": lambda: _mnist(2, 1920),
     "mnist-iaf-4x1920": lambda: _mnist(4, 1920),
     "mnist-iaf-8x1920": lambda: _mnist(8, 1920),
+    "mnist-ladder": lambda: ResnetVaeConfig(
+        image_shape=(1, 28, 28),
+        likelihood="bernoulli",
+        channels=32,
+        z_channels=16,
+        levels=(1, 2),
+    ),
     "fashion-mnist": lambda: ConvVaeConfig(likelihood="discretized_logistic"),
+    "cifar10-small": lambda: ResnetVaeConfig(channels=32, z_channels=8, levels=(3, 3)),
+    "cifar10-medium": lambda: ResnetVaeConfig(channels=96, z_channels=24, levels=(12,)),
+    "cifar10-paper": lambda: ResnetVaeConfig(),
 }
 
 
@@ -179,3 +222,31 @@ def preset(name: str) -> ModelConfig:
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]()
+
+
+__all__ = [
+    "MODELS",
+    "PRESETS",
+    "ConfigError",
+    "ConvIafPosterior",
+    "ConvVaeConfig",
+    "CouplingPosterior",
+    "DiagonalPosterior",
+    "Direction",
+    "FlatPosterior",
+    "Gain",
+    "IafPosterior",
+    "LikelihoodKind",
+    "LinearIafPosterior",
+    "MapPosterior",
+    "ModelConfig",
+    "PlanarPosterior",
+    "PosteriorConfig",
+    "ResnetVaeConfig",
+    "ScaleKind",
+    "config_from_dict",
+    "construct",
+    "preset",
+    "preset_names",
+    "require",
+]

@@ -1,7 +1,8 @@
 """The paper's MNIST model (Appendix B): a convolutional VAE with one stochastic layer.
 
 Inference: stride-2 residual blocks interleaved with stride-1 ones, a fully connected layer,
-then the mean and scale of z_0; that layer's units are also the context h of the flow.
+then the mean and scale of z_0; that layer's units are also the context h of the flow, which takes
+from it, once for each image, its conditions.
 Generation mirrors it with transposed convolutions.
 """
 
@@ -98,15 +99,16 @@ class ConvVae(DensityModel):
         self.decoder = _Decoder(config, likelihood.parameter_channels)
 
     def bottom_up(self, x: Tensor) -> Features:
-        """Give `(mean [B, D], log_scale [B, D], h [B, hidden])` of q(z_0|x)."""
+        """Give `(mean [B, D], log_scale [B, D])` of q(z_0|x), then the flow's conditions."""
         h = self.encoder(self.likelihood.network_input(x))
-        return at_least_float32(self.mean(h)), at_least_float32(self.log_scale(h)), h
+        mean, log_scale = at_least_float32(self.mean(h)), at_least_float32(self.log_scale(h))
+        return mean, log_scale, *self.flow.condition(h)
 
     def infer(self, features: Features, eps: Tensor) -> Inference:
         """Algorithm 1 of the paper; the only group's prior is standard normal."""
-        mean, log_scale, h = features
+        mean, log_scale, *conditions = features
         z_0 = mean + torch.exp(log_scale) * eps
-        z, log_det = self.flow(z_0, h)
+        z, log_det = self.flow(z_0, tuple(conditions))
         log_q = gaussian_log_prob(z_0, mean, log_scale).sum(dim=1, keepdim=True) - log_det
         log_p = standard_normal_log_prob(z).sum(dim=1, keepdim=True)
         return Inference(z=z, prior_eps=z, kl=log_q - log_p, params=self.decoder(z))

@@ -15,16 +15,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from model.config import Gain
+
 # Added to the squared norm, in float32: a unit that the mask hides whole gets 0, not 0 / 0.
 NORM_EPS = 1e-12
+# What the logarithm of a gain is divided by when it is initialised.
+GAIN_ROOT: dict[Gain, float] = {"exp": 1.0, "exp_third": 3.0}
 
 
-class WeightNormLayer(nn.Module):
+InitScale = float | Tensor
+
+
+class Foldable(nn.Module):
+    """A module that `fold_weight_norm` replaces by a plain one that computes the same."""
+
+    def folded(self) -> nn.Module:
+        """Give the plain torch module that computes the same function."""
+        raise NotImplementedError
+
+
+class WeightNormLayer(Foldable):
     """What linear, convolution and transposed convolution share: `v`, `g`, `bias`, the fold.
 
     `init_scale` is the standard deviation that data-dependent initialisation gives to each
-    unit's pre-activation; `bias_start`, where given, is the value at which the bias starts and
-    that the initialisation leaves alone.
+    unit's pre-activation, one for all or `[units]`; `bias_start`, where given, is the value at
+    which the bias starts and that the initialisation leaves alone. `gain` says what `g` holds:
+    the gain itself ("linear"), its logarithm ("exp"), or, as in the authors' code, a logarithm
+    that starts at a third of what the initialisation asks for ("exp_third").
     """
 
     out_dim = 0  # the axis of `v` that counts output units
@@ -35,12 +52,14 @@ class WeightNormLayer(nn.Module):
         units: int,
         *,
         mask: Tensor | None = None,
-        init_scale: float = 1.0,
+        init_scale: InitScale = 1.0,
         bias_start: float | None = None,
+        gain: Gain = "linear",
     ) -> None:
         super().__init__()
+        self.gain = gain
         self.v = nn.Parameter(v)
-        self.g = nn.Parameter(torch.ones(units))
+        self.g = nn.Parameter(torch.ones(units) if gain == "linear" else torch.zeros(units))
         self.bias = nn.Parameter(torch.full((units,), bias_start or 0.0))
         self.init_scale = init_scale
         self.bias_start = bias_start
@@ -58,7 +77,8 @@ class WeightNormLayer(nn.Module):
         """Give the effective weight, shaped as `v`."""
         shape = [1] * self.v.dim()
         shape[self.out_dim] = -1
-        return self.direction() * self.g.view(shape)
+        gain = self.g if self.gain == "linear" else torch.exp(self.g)
+        return self.direction() * gain.view(shape)
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Compute the layer's product; subclasses say which."""
@@ -76,15 +96,13 @@ class WeightNormLayer(nn.Module):
         """
         t = self.apply_weight(x, self.direction(), None)
         dims = [d for d in range(t.dim()) if d != 1]
-        std = t.std(dim=dims)
-        gain = torch.where(std > 1e-6, self.init_scale / std.clamp_min(1e-6), torch.ones_like(std))
-        self.g.copy_(gain)
+        several = t.numel() > t.shape[1]
+        std = t.std(dim=dims, correction=int(several))
+        wanted = torch.as_tensor(self.init_scale, dtype=std.dtype, device=std.device)
+        gain = torch.where(std > 1e-6, wanted / std.clamp_min(1e-6), torch.ones_like(std))
+        self.g.copy_(gain if self.gain == "linear" else torch.log(gain) / GAIN_ROOT[self.gain])
         if self.bias_start is None:
             self.bias.copy_(-t.mean(dim=dims) * gain)
-
-    def folded(self) -> nn.Module:
-        """Give the plain torch layer that computes the same function."""
-        raise NotImplementedError
 
 
 def _plain_copy(layer: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
@@ -102,11 +120,14 @@ class Linear(WeightNormLayer):
         out_features: int,
         *,
         mask: Tensor | None = None,
-        init_scale: float = 1.0,
+        init_scale: InitScale = 1.0,
         bias_start: float | None = None,
+        gain: Gain = "linear",
     ) -> None:
         v = torch.randn(out_features, in_features) * 0.05
-        super().__init__(v, out_features, mask=mask, init_scale=init_scale, bias_start=bias_start)
+        super().__init__(
+            v, out_features, mask=mask, init_scale=init_scale, bias_start=bias_start, gain=gain
+        )
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """See the base class."""
@@ -119,28 +140,62 @@ class Linear(WeightNormLayer):
 
 
 class Conv(WeightNormLayer):
-    """A weight-normalised 3x3 convolution, stride 1 or 2, `[B, in, H, W] -> [B, out, H', W']`."""
+    """A weight-normalised, optionally masked convolution, `[B, in, H, W] -> [B, out, H', W']`.
+
+    The kernel is odd and square; with stride s, H' = ceil(H / s). The mask is shaped as the
+    weight, `[out, in, k, k]`; rows of the kernel that it hides whole, as autoregressive masks do,
+    are not computed (stride 1 only).
+    """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, stride: int = 1, init_scale: float = 1.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        mask: Tensor | None = None,
+        init_scale: InitScale = 1.0,
+        bias_start: float | None = None,
+        gain: Gain = "linear",
     ) -> None:
-        v = torch.randn(out_channels, in_channels, 3, 3) * 0.05
-        super().__init__(v, out_channels, init_scale=init_scale)
+        v = torch.randn(out_channels, in_channels, kernel_size, kernel_size) * 0.05
+        super().__init__(
+            v, out_channels, mask=mask, init_scale=init_scale, bias_start=bias_start, gain=gain
+        )
         self.stride = stride
+        self.padding = kernel_size // 2
+        self.rows = slice(0, kernel_size)
+        if mask is not None and stride == 1 and mask.any():
+            used = mask.ne(0).any(dim=3).flatten(0, 1).any(dim=0).nonzero()
+            self.rows = slice(int(used[0]), int(used[-1]) + 1)
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """See the base class."""
-        return F.conv2d(x, weight, bias, stride=self.stride, padding=1)
+        kernel = weight[:, :, self.rows]
+        out = F.conv2d(x, kernel, bias, stride=self.stride, padding=self.padding)
+        if kernel.shape == weight.shape:
+            return out
+        # Padded for the whole kernel, the part of it gives rows beyond the image's.
+        return out[:, :, self.rows.start : self.rows.start + x.shape[2]]
 
     def folded(self) -> nn.Module:
         """See the base class."""
-        out_channels, in_channels = self.v.shape[:2]
-        plain = nn.Conv2d(in_channels, out_channels, 3, stride=self.stride, padding=1)
-        return _plain_copy(plain, self.weight(), self.bias)
+        weight = self.weight()[:, :, self.rows]
+        out_channels, in_channels, *kernel_size = weight.shape
+        size = (kernel_size[0], kernel_size[1])
+        if size[0] == size[1]:
+            plain = nn.Conv2d(
+                in_channels, out_channels, size, stride=self.stride, padding=self.padding
+            )
+            return _plain_copy(plain, weight, self.bias)
+        bare = _plain_copy(nn.Conv2d(in_channels, out_channels, size), weight, self.bias)
+        above, below = self.padding - self.rows.start, self.rows.stop - 1 - self.padding
+        return nn.Sequential(nn.ZeroPad2d((self.padding, self.padding, above, below)), bare)
 
 
 class ConvTranspose(WeightNormLayer):
-    """A weight-normalised 3x3 transposed convolution of stride 2.
+    """A weight-normalised transposed convolution of stride 2 with an odd, square kernel.
 
     `output_padding` (0 or 1 an axis) picks which of the two sizes that stride 2 maps to the
     input's size is restored: H' = 2 H - 1 + output_padding.
@@ -154,27 +209,35 @@ class ConvTranspose(WeightNormLayer):
         out_channels: int,
         *,
         output_padding: tuple[int, int],
-        init_scale: float = 1.0,
+        kernel_size: int = 3,
+        init_scale: InitScale = 1.0,
+        gain: Gain = "linear",
     ) -> None:
-        v = torch.randn(in_channels, out_channels, 3, 3) * 0.05
-        super().__init__(v, out_channels, init_scale=init_scale)
+        v = torch.randn(in_channels, out_channels, kernel_size, kernel_size) * 0.05
+        super().__init__(v, out_channels, init_scale=init_scale, gain=gain)
         self.output_padding = output_padding
+        self.padding = kernel_size // 2
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """See the base class."""
         return F.conv_transpose2d(
-            x, weight, bias, stride=2, padding=1, output_padding=self.output_padding
+            x,
+            weight,
+            bias,
+            stride=2,
+            padding=self.padding,
+            output_padding=self.output_padding,
         )
 
     def folded(self) -> nn.Module:
         """See the base class."""
-        in_channels, out_channels = self.v.shape[:2]
+        in_channels, out_channels, kernel_size, _ = self.v.shape
         plain = nn.ConvTranspose2d(
             in_channels,
             out_channels,
-            3,
+            kernel_size,
             stride=2,
-            padding=1,
+            padding=self.padding,
             output_padding=self.output_padding,
         )
         return _plain_copy(plain, self.weight(), self.bias)
@@ -208,9 +271,9 @@ def data_dependent_init(model: nn.Module) -> Iterator[None]:
 
 
 def fold_weight_norm(module: nn.Module) -> None:
-    """Replace, in place, every weight-normalised layer below `module` by its plain equal."""
+    """Replace, in place, every foldable layer below `module` by its plain equal."""
     for name, child in list(module.named_children()):
-        if isinstance(child, WeightNormLayer):
+        if isinstance(child, Foldable):
             setattr(module, name, child.folded())
         else:
             fold_weight_norm(child)

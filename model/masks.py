@@ -51,3 +51,37 @@ def made_masks(dim: int, hidden: tuple[int, ...], *, reverse: bool = False) -> l
         degrees = nxt
     masks.append(output_mask(degrees, order))
     return masks
+
+
+def conv_mask(channel_mask: Tensor, *, reverse: bool = False) -> Tensor:
+    """Mask of a 3x3 convolution over raster-ordered pixels, `[out, in] -> [out, in, 3, 3]`.
+
+    Taps on earlier pixels (the row above, and to the left) are open, taps on later ones shut;
+    the centre tap, the pixel itself, has `channel_mask`. `reverse` turns the raster round.
+    """
+    raster = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    mask = (raster.flip(0, 1) if reverse else raster).expand(*channel_mask.shape, 3, 3).clone()
+    mask[:, :, 1, 1] = channel_mask
+    return mask
+
+
+def conv_made_masks(
+    z_channels: int, hidden: tuple[int, ...], *, reverse: bool = False
+) -> list[Tensor]:
+    """Masks of a stack of 3x3 convolutions, autoregressive in pixels and then in channels.
+
+    Returns `len(hidden) + 1` tensors `[out, in, 3, 3]`; the last belongs to the heads. Hidden maps
+    are dealt to the latent channels in proportion, whether or not one number divides the other:
+    map k of K has the degree floor(k C / K) + 1, and in its own pixel reads the latent channels up
+    to that degree. The heads read strictly lower degrees there, so the first channel reads
+    earlier pixels only. `reverse` turns round the raster and the order of the channels.
+    """
+    order = input_degrees(z_channels, reverse=reverse)
+    masks: list[Tensor] = []
+    degrees = order
+    for width in hidden:
+        nxt = hidden_degrees(width, z_channels) + 1
+        masks.append(conv_mask(hidden_mask(degrees, nxt), reverse=reverse))
+        degrees = nxt
+    masks.append(conv_mask(output_mask(degrees, order), reverse=reverse))
+    return masks

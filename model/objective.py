@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,14 +32,25 @@ class ElboTerms:
         return self.elbo
 
 
-def free_bits_objective(terms: ElboTerms, minimum_nats: float, kl_weight: float = 1.0) -> Tensor:
+def _mean(rows: Tensor) -> Tensor:
+    return rows.mean(dim=0)
+
+
+def free_bits_objective(
+    terms: ElboTerms,
+    minimum_nats: float,
+    kl_weight: float = 1.0,
+    batch_mean: Callable[[Tensor], Tensor] = _mean,
+) -> Tensor:
     """The objective with free bits, a scalar to be maximised (paper, eq. 15 of Appendix C.8).
 
     L~ = E[log p(x|z)] - sum_j max(lambda, E[kl_j]), both means over the batch, lambda =
     `minimum_nats` for each part j: a part pays for its nats only above the minimum. `kl_weight`
     in [0, 1] scales the penalty for warm-up. The KL that is reported is `terms.kl`, unclamped.
+    `batch_mean` maps `[B, ...] -> [...]`: where a batch is divided among processes, theirs is
+    the mean over the whole of it, for a minimum of means is no mean of minima.
     """
-    kl = terms.kl.mean(dim=0)  # [F]
+    kl = batch_mean(terms.kl)  # [F]
     if minimum_nats > 0:
         kl = kl.clamp_min(minimum_nats)
     return terms.log_px_z.mean() - kl_weight * kl.sum()

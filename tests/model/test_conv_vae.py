@@ -51,6 +51,48 @@ def test_every_parameter_has_a_gradient(name: str) -> None:
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+def test_every_posterior_trains(flat_case) -> None:
+    """A finite bound, a gradient for every parameter by name, and a few steps that improve."""
+    model, x, eps = prepared(replace(SMALL, posterior=flat_case.config))
+    optimizer = torch.optim.Adamax(model.parameters(), lr=0.005)
+    elbos = []
+    for _ in range(10):
+        elbo = model.elbo_terms(x, model.bottom_up(x), eps).elbo
+        assert torch.isfinite(elbo).all()
+        optimizer.zero_grad()
+        (-elbo.mean()).backward()
+        without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+        assert without == []
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+        optimizer.step()
+        elbos.append(float(elbo.detach().mean()))
+    assert elbos[-1] > elbos[0] + 2.0, elbos
+
+
+def test_what_depends_on_the_image_alone_is_computed_before_the_draw(flat_case) -> None:
+    """Features computed once serve every draw, and no layer of the flow runs in both places."""
+    model, x, _ = prepared(replace(SMALL, posterior=flat_case.config), rows=3)
+    ran: list[str] = []
+    for name, layer in model.flow.named_modules():
+        if isinstance(layer, WeightNormLayer):
+            layer.register_forward_hook(lambda *_, name=name: ran.append(name))
+    features = model.bottom_up(x)
+    once_an_image = set(ran)
+    assert all(len(feature) == len(x) for feature in features)
+    ran.clear()
+    owner = torch.tensor([2, 2, 0, 1, 2])
+    eps = torch.randn(len(owner), model.layout.dim)
+    once = model.infer(tuple(feature[owner] for feature in features), eps)
+    assert once_an_image.isdisjoint(ran)
+    layers = {n for n, m in model.flow.named_modules() if isinstance(m, WeightNormLayer)}
+    assert once_an_image | set(ran) == layers
+    assert {name for name in layers if name.endswith("context")} <= once_an_image
+
+    again = model.infer(model.bottom_up(x[owner]), eps)
+    torch.testing.assert_close(once.z, again.z, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(once.kl, again.kl, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shapes_are_the_contracts(name: str) -> None:
     config = CONFIGS[name]
@@ -83,15 +125,15 @@ def test_temperature_scales_the_prior() -> None:
     )
 
 
-def test_kl_is_log_q_minus_log_p_found_by_inverting_the_flow() -> None:
-    """log q(z|x) is evaluated at the drawn z by the sequential inverse and the Jacobian."""
-    model, x, eps = prepared(SMALL)
+def test_kl_is_log_q_minus_log_p_found_by_inverting_the_flow(flat_case) -> None:
+    """log q(z|x) is evaluated at the drawn z by the inverse and the Jacobian."""
+    model, x, eps = prepared(replace(SMALL, posterior=flat_case.config), rows=4)
     model, x, eps = model.double(), x.double(), eps.double()
     features = model.bottom_up(x)
     inference = model.infer(features, eps)
-    mean, log_scale, h = features
-    z_0 = model.flow.inverse(inference.z, h)
-    jacobian = torch.autograd.functional.jacobian(lambda z: model.flow(z, h)[0], z_0)
+    mean, log_scale, *conditions = features
+    z_0 = model.flow.inverse(inference.z, tuple(conditions))
+    jacobian = torch.autograd.functional.jacobian(lambda z: model.flow(z, conditions)[0], z_0)
     log_dets = torch.stack(
         [torch.linalg.slogdet(jacobian[i, :, i]).logabsdet for i in range(len(x))]
     )
