@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
-from starlette.responses import FileResponse, JSONResponse, Response
+from pydantic import BaseModel, Field
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from service.exchange import Context
+from service.context import Context
 
 __all__ = ["page_routes", "probe_router"]
 
@@ -21,9 +22,19 @@ PAGE_HEADERS = {
         "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; "
         "base-uri 'none'; form-action 'self'"
     ),
-    "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
+
+
+class Probe(BaseModel):
+    """What a probe says; `reason` where it is not good."""
+
+    status: Annotated[str, Field(examples=["ready"])]
+    reason: Annotated[str | None, Field(examples=["draining"])] = None
+
+
+def _refused(description: str) -> dict[int | str, dict[str, Any]]:
+    return {503: {"model": Probe, "description": description}}
 
 
 def probe_router(context: Context) -> APIRouter:
@@ -32,12 +43,22 @@ def probe_router(context: Context) -> APIRouter:
     registry, telemetry = context.registry, context.telemetry
 
     @router.head("/livez", include_in_schema=False)
-    @router.get("/livez", summary="Whether the process can still work", response_class=JSONResponse)
+    @router.get(
+        "/livez",
+        summary="Whether the process can still work",
+        response_model=Probe,
+        responses=_refused("A device failed: replace this process"),
+    )
     async def livez() -> Response:
         return _probe(registry.healthy, "alive", "a device failed: replace this process")
 
     @router.head("/readyz", include_in_schema=False)
-    @router.get("/readyz", summary="Whether to send requests here", response_class=JSONResponse)
+    @router.get(
+        "/readyz",
+        summary="Whether to send requests here",
+        response_model=Probe,
+        responses=_refused("Loading, draining, or a model is unhealthy"),
+    )
     async def readyz() -> Response:
         ready = registry.ready and registry.healthy
         telemetry.ready(ready=ready)
@@ -45,7 +66,12 @@ def probe_router(context: Context) -> APIRouter:
         return _probe(ready, "ready", reason)
 
     @router.head("/metrics", include_in_schema=False)
-    @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    @router.get(
+        "/metrics",
+        summary="Prometheus metrics",
+        response_class=PlainTextResponse,
+        responses={200: {"content": {"text/plain": {"example": "iafvae_ready 1.0\n"}}}},
+    )
     async def metrics() -> Response:
         telemetry.ready(ready=registry.ready and registry.healthy)
         body, media_type = telemetry.exposition()
