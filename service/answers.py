@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,11 @@ __all__ = ["Answer", "altered_notes", "images_answer", "latents_answer", "scores
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A body and what the headers say beside the model's own. `non_finite` counts bad results."""
+    """A body and what the headers say beside the model's own. `non_finite` counts bad results.
+
+    Of a streamed answer `body` is the first piece, `rest` gives the others, and `length` is that
+    of all of them.
+    """
 
     body: bytes
     media_type: str
@@ -33,6 +38,8 @@ class Answer:
     seed: int | None
     altered: int = 0
     non_finite: int = 0
+    rest: AsyncGenerator[bytes, None] | None = None
+    length: int | None = None
 
 
 def images_answer(
@@ -63,16 +70,21 @@ def images_answer(
 
 
 def latents_answer(
-    latents: Latents, media_type: str, fields: dict[str, Any], altered: NDArray[np.bool_]
+    latents: Latents,
+    media_type: str,
+    fields: dict[str, Any],
+    altered: NDArray[np.bool_],
+    *,
+    output: Literal["latents", "prior_eps"] = "latents",
 ) -> Answer:
-    """Latents [n, D] as npy, or as JSON lists with a status for each image."""
-    finite = np.asarray(np.isfinite(latents.latents).all(axis=1))
+    """Latents [n, D] or, as `output` says, their prior noise as npy; both as lists in JSON."""
+    both = np.concatenate([latents.latents, latents.prior_eps], axis=1)
+    finite = np.asarray(np.isfinite(both).all(axis=1))
     if media_type == NPY:
-        body = encode_npy(latents.latents)
+        body = encode_npy(getattr(latents, output))
     else:
-        values: list[list[float]] = latents.latents.astype(np.float64).tolist()
-        rows = [[_finite(x) for x in row] for row in values]
-        body = _json({"latents": rows, "status": _status(finite), **fields})
+        rows = {name: _lists(getattr(latents, name)) for name in ("latents", "prior_eps")}
+        body = _json({**rows, "status": _status(finite), **fields})
     return Answer(
         body=body,
         media_type=media_type,
@@ -81,6 +93,13 @@ def latents_answer(
         altered=int(altered.sum()),
         non_finite=int((~finite).sum()),
     )
+
+
+def _lists(array: NDArray[np.float32]) -> list[list[float | None]]:
+    values: list[list[float]] = array.astype(np.float64).tolist()
+    if np.isfinite(array).all():
+        return cast("list[list[float | None]]", values)
+    return [[_finite(x) for x in row] for row in values]
 
 
 def scores_answer(
@@ -158,9 +177,10 @@ def _finite(value: float) -> float | None:
 
 
 def _json(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode("utf-8")
+    return ENCODER.encode(document).encode("utf-8")
 
 
+ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 # What each kind of answer can be made as, in the order of the server's preference.
 IMAGE_OFFERS = (JSON, NPY, PNG)
 NUMBER_OFFERS = (JSON, NPY)

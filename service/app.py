@@ -10,17 +10,23 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
 
+from service.access import add_access_control
 from service.bodies import Buffers
-from service.exchange import Context
+from service.context import Context
+from service.inference_exchange import InferExchange
 from service.middleware import HotPaths, RequestContext
+from service.model_manager import ModelManager
 from service.openapi import install_openapi
 from service.problems import add_problem_handlers
 from service.registry import Registry
+from service.routes.admin import admin_router
 from service.routes.models import model_router
 from service.routes.ops import page_routes, probe_router
 from service.routes.v1 import OPERATIONS, operation_routes
+from service.routes.v2 import infer_routes, inference_router
 from service.settings import Settings, load_settings
 from service.telemetry import Telemetry
+from service.watcher import Watcher
 
 __all__ = ["create_app", "program_version"]
 
@@ -35,30 +41,34 @@ DESCRIPTION = (
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The service as an ASGI application; models are loaded, warmed and started by its lifespan.
 
-    `settings` default to the ``IAFVAE_*`` environment variables. ``app.state.registry`` holds the
-    models. Use one application for one lifespan.
+    `settings` default to the ``IAFVAE_*`` environment variables. ``app.state.context.registry``
+    holds the models, ``app.state.manager`` changes them. Use one application for one lifespan.
 
     Raises:
-        SettingsError: here; BundleError and ProviderUnavailable at start of the lifespan.
+        SettingsError, KeyFileError: here.
+        BundleError, ProviderUnavailable: at the start of the lifespan.
     """
     settings = settings or load_settings()
     decoders = ThreadPoolExecutor(DECODERS, "decoder")
     context = Context(
         settings=settings,
-        registry=Registry(),
+        registry=Registry(settings.drain_seconds),
         telemetry=Telemetry(),
         buffers=Buffers(settings.max_buffered_bytes),
         decoders=decoders,
     )
+    manager = ModelManager(settings, context.registry, context.telemetry)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:  # noqa: ARG001
         if not context.registry.loaded:
-            await asyncio.to_thread(context.registry.load, settings, context.telemetry)
+            await asyncio.to_thread(manager.load_all)
         await context.registry.start()
         try:
-            yield
+            async with _watching(manager, context):
+                yield
         finally:
+            await manager.stop()
             await context.registry.stop(settings.drain_seconds)
             decoders.shutdown()
 
@@ -70,17 +80,36 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,  # FastAPI's pages load scripts from elsewhere; ours is in service/web
         redoc_url=None,
     )
-    app.state.context = context
+    app.state.context, app.state.manager = context, manager
     hot = operation_routes(context)
-    app.router.routes.extend(hot)
+    infer = InferExchange(context)
+    app.router.routes.extend([*hot, *infer_routes(infer)])
     app.include_router(model_router(context))
+    app.include_router(admin_router(manager))
     app.include_router(probe_router(context))
+    app.include_router(inference_router(context, version=app.version))
     app.router.routes.extend(page_routes())
     add_problem_handlers(app)
     install_openapi(app, OPERATIONS, context.registry)
-    app.add_middleware(HotPaths, targets={route.path: route.app for route in hot})
+    app.add_middleware(HotPaths, targets={route.path: route.app for route in hot}, infer=infer)
+    add_access_control(app, context)
     app.add_middleware(RequestContext, access_log=settings.access_log)
     return app
+
+
+@asynccontextmanager
+async def _watching(manager: ModelManager, context: Context) -> AsyncGenerator[None, None]:
+    """Follow the directory of models meanwhile, where the settings ask for it."""
+    seconds = context.settings.watch_seconds
+    if not seconds:
+        yield
+        return
+    task = asyncio.create_task(Watcher(manager, context.registry).run(seconds))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 def program_version() -> str:

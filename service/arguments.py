@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from service.bundle import ImageSpec
 from service.errors import InvalidInput, NonFiniteInput, WrongDtype, WrongShape
 
-__all__ = ["alpha", "count", "images", "latents", "output", "seed", "temperature"]
+__all__ = ["alpha", "count", "images", "latents", "output", "seed", "temperature", "two_ends"]
 
 MAX_SEED = 2**64 - 1  # what the noise can take; protocols stop at the largest signed number
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -60,15 +60,25 @@ def temperature(values: Sequence[float] | NDArray[Any], groups: int) -> NDArray[
     return np.array(numbers, dtype=np.float32)
 
 
-def latents(array: NDArray[Any], dim: int) -> None:
+def latents(array: NDArray[Any], dim: int, name: str = "latents") -> None:
     """Float32 ``[n, dim]``, n at least 1, finite."""
     if array.dtype != np.float32:
-        raise WrongDtype(f"latents must be float32, not {array.dtype}")
+        raise WrongDtype(f"{name} must be float32, not {array.dtype}")
     if array.ndim != 2 or array.shape[1] != dim:
-        raise WrongShape(f"latents must have the shape [n, {dim}], not {list(array.shape)}")
-    count("the number of latents", len(array))
+        raise WrongShape(f"{name} must have the shape [n, {dim}], not {list(array.shape)}")
+    count(f"the number of {name}", len(array))
     if not np.isfinite(array).all():
-        raise NonFiniteInput("latents must be finite float32 numbers: they hold NaN or infinity")
+        raise NonFiniteInput(f"{name} must be finite float32 numbers: they hold NaN or infinity")
+
+
+def two_ends(images: NDArray[Any] | None, seeds: Sequence[int]) -> None:
+    """Two of `images` and `seeds` together."""
+    given = 0 if images is None else len(images)
+    if given + len(seeds) != 2:
+        raise InvalidInput(
+            "an interpolation goes between two images, two seeds, or one of each, not "
+            f"{given} images and {len(seeds)} seeds"
+        )
 
 
 def images(array: NDArray[Any], spec: ImageSpec) -> None:

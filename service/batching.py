@@ -16,7 +16,7 @@ from service.batch import Arrays
 from service.bundle import Manifest
 from service.noise import Purpose, normal, uniform
 from service.specs import GraphSpec
-from service.works import DecodeWork, EncodeWork, SampleWork, ScoreWork
+from service.works import DecodeWork, EncodeWork, NoiseKeys, SampleWork, ScoreWork
 
 __all__ = [
     "Batcher",
@@ -52,9 +52,9 @@ class Batcher(Protocol):
 class _Render:
     """What sample and decode share: uniforms in, means or drawn pixels out."""
 
-    def __init__(self, graph: GraphSpec, uniforms: int) -> None:
+    def __init__(self, graph: GraphSpec, uniforms: int, noise_version: int) -> None:
         self.row_bytes = _row_bytes(graph)
-        self._uniforms = uniforms
+        self._uniforms, self._version = uniforms, noise_version
 
     def split(
         self, pieces: Sequence[Piece[SampleWork | DecodeWork]], outputs: Arrays
@@ -86,16 +86,16 @@ class _Render:
         ]
         if drawn:
             seeds, streams, purposes = _stack([keys for _, keys in drawn])
-            noise = uniform(seeds, streams, 0, self._uniforms, purposes)
-            u[np.concatenate([np.arange(rows.start, rows.stop) for rows, _ in drawn])] = noise
+            noise = uniform(seeds, streams, 0, self._uniforms, purposes, version=self._version)
+            u[_rows([rows for rows, _ in drawn])] = noise
         return u
 
 
 class SampleBatcher(_Render):
     """Rows of `SampleWork`."""
 
-    def __init__(self, graph: GraphSpec, uniforms: int, dim: int) -> None:
-        super().__init__(graph, uniforms)
+    def __init__(self, graph: GraphSpec, uniforms: int, dim: int, noise_version: int) -> None:
+        super().__init__(graph, uniforms, noise_version)
         self._dim = dim
 
     def assemble(self, pieces: Sequence[Piece[SampleWork]]) -> Arrays:
@@ -114,10 +114,10 @@ class SampleBatcher(_Render):
                 eps[rows] = work.eps[start:stop]
         if seeded:
             seeds, streams, purposes = _stack([keys for _, keys in seeded])
-            noise = normal(seeds, streams, 0, self._dim, purposes)
+            noise = normal(seeds, streams, 0, self._dim, purposes, version=self._version)
             if len(seeded) == len(pieces):
                 return noise
-            eps[np.concatenate([np.arange(rows.start, rows.stop) for rows, _ in seeded])] = noise
+            eps[_rows([rows for rows, _ in seeded])] = noise
         return eps
 
 
@@ -132,18 +132,23 @@ class DecodeBatcher(_Render):
 class EncodeBatcher:
     """Rows of `EncodeWork`."""
 
-    def __init__(self, graph: GraphSpec, dim: int) -> None:
+    def __init__(self, graph: GraphSpec, dim: int, noise_version: int) -> None:
         self.row_bytes = _row_bytes(graph)
-        self._dim = dim
+        self._dim, self._version = dim, noise_version
 
     def assemble(self, pieces: Sequence[Piece[EncodeWork]]) -> Arrays:
         """Images, and noise that is theirs wherever they stand; zeros without a seed."""
         images = _join([work.images[a:b] for work, a, b in pieces])
         eps = np.zeros((len(images), self._dim), dtype=np.float32)
-        for rows, (work, start, stop) in zip(_places(pieces), pieces, strict=True):
-            if work.seed is not None:
-                keys = work.keys[start:stop]
-                eps[rows] = normal(work.seed, keys, 0, self._dim, Purpose.IMAGE)
+        seeded = [
+            (rows, NoiseKeys.of(work.seed, work.keys[start:stop]).cut(0, stop - start))
+            for rows, (work, start, stop) in zip(_places(pieces), pieces, strict=True)
+            if work.seed is not None
+        ]
+        if seeded:
+            seeds, streams, purposes = _stack([keys for _, keys in seeded])
+            noise = normal(seeds, streams, 0, self._dim, purposes, version=self._version)
+            eps[_rows([rows for rows, _ in seeded])] = noise
         return {"image": images, "eps": eps}
 
     def split(self, pieces: Sequence[Piece[EncodeWork]], outputs: Arrays) -> list[Arrays]:
@@ -154,9 +159,9 @@ class EncodeBatcher:
 class ScoreBatcher:
     """Rows of `ScoreWork`: an image rides once with all its rows that are in the batch."""
 
-    def __init__(self, graph: GraphSpec, dim: int) -> None:
+    def __init__(self, graph: GraphSpec, dim: int, noise_version: int) -> None:
         self.row_bytes = _row_bytes(graph)
-        self._dim = dim
+        self._dim, self._version = dim, noise_version
 
     def assemble(self, pieces: Sequence[Piece[ScoreWork]]) -> Arrays:
         """Images, the owner of every row, and noise that is the image's and the sample's."""
@@ -172,7 +177,8 @@ class ScoreBatcher:
             draws.append(sample.astype(np.uint64))
             seeds.append(np.full(stop - start, work.seed, dtype=np.uint64))
             offset += last - first
-        eps = normal(_join(seeds), _join(keys), _join(draws), self._dim, Purpose.IMAGE)
+        columns = _join(seeds), _join(keys), _join(draws)
+        eps = normal(*columns, self._dim, Purpose.IMAGE, version=self._version)
         return {"image": _join(images), "owner": _join(owners), "eps": eps}
 
     def split(self, pieces: Sequence[Piece[ScoreWork]], outputs: Arrays) -> list[Arrays]:
@@ -184,11 +190,12 @@ class ScoreBatcher:
 def batchers(manifest: Manifest) -> dict[str, Batcher]:
     """The batcher of each operation of a bundle."""
     graphs, dim, uniforms = manifest.graphs, manifest.latent.dim, manifest.likelihood.uniforms
+    version = manifest.noise_version
     return {
-        "sample": SampleBatcher(graphs["sample"], uniforms, dim),
-        "decode": DecodeBatcher(graphs["decode"], uniforms),
-        "encode": EncodeBatcher(graphs["encode"], dim),
-        "score": ScoreBatcher(graphs["score"], dim),
+        "sample": SampleBatcher(graphs["sample"], uniforms, dim, version),
+        "decode": DecodeBatcher(graphs["decode"], uniforms, version),
+        "encode": EncodeBatcher(graphs["encode"], dim, version),
+        "score": ScoreBatcher(graphs["score"], dim, version),
     }
 
 
@@ -215,6 +222,11 @@ def _places(pieces: Sequence[Piece[Any]]) -> list[slice]:
         places.append(slice(end, end + stop - start))
         end += stop - start
     return places
+
+
+def _rows(places: Sequence[slice]) -> NDArray[np.int64]:
+    """The rows of several places, as an index."""
+    return np.concatenate([np.arange(rows.start, rows.stop) for rows in places])
 
 
 def _join(arrays: list[NDArray[Any]]) -> NDArray[Any]:

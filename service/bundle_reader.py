@@ -48,6 +48,19 @@ class Bundle:
     calibration: dict[int, NDArray[np.float32]]
     canaries: dict[str, dict[str, Arrays]]
 
+    def read(self, name: str) -> bytes:
+        """The bytes of a listed file, which are still those that were verified.
+
+        Raises BundleError where the file has gone or has changed since.
+        """
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as error:
+            raise _refuse(self.path, name, f"cannot be read ({error.strerror})") from error
+        if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:
+            raise _refuse(self.path, name, "changed while the bundle was loaded", "load it again")
+        return data
+
 
 def load_bundle(path: Path | str) -> Bundle:
     """Read and verify the bundle in directory `path`.

@@ -10,18 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from service.cli_shared import (
-    BundlePath,
-    Convert,
-    ModelName,
-    OutputKind,
-    Paths,
-    ProviderName,
-    Resize,
-    SeedOption,
-    Url,
-    reported,
-)
+from service import cli_images
+from service.cli_shared import BackendChoice, ProviderName, reported
 
 __all__ = ["app", "main"]
 
@@ -77,6 +67,7 @@ def serve(
         Path | None,
         typer.Option(help="A bundle, or a directory of bundles [default: the shipped one]."),
     ] = None,
+    backend: BackendChoice = None,
     provider: ProviderName = None,
     log_format: Annotated[
         Literal["text", "json"] | None, typer.Option(help="Form of the logs [default: text].")
@@ -97,161 +88,60 @@ def serve(
     from service.settings import load_settings
 
     run(
-        load_settings(host=host, port=port, models=models, provider=provider, log_format=log_format)
+        load_settings(
+            host=host,
+            port=port,
+            models=models,
+            backend=backend,
+            provider=provider,
+            log_format=log_format,
+        )
     )
 
 
+for _command in (
+    cli_images.sample,
+    cli_images.score,
+    cli_images.encode,
+    cli_images.reconstruct,
+    cli_images.interpolate,
+):
+    app.command()(_command)
+
+
 @app.command()
 @reported
-def sample(
-    n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
-    seed: SeedOption = None,
-    temperature: Annotated[
-        list[float] | None,
-        typer.Option("--temperature", "-t", min=0, help="One number, or one per latent group."),
+def key(
+    name: Annotated[
+        str, typer.Argument(help="Who will hold it; one that ends in @admin may change models.")
+    ],
+    file: Annotated[
+        Path | None, typer.Option(help="Append the line to this file instead of printing it.")
     ] = None,
-    output: OutputKind = "mean",
-    out: Annotated[
-        Path,
-        typer.Option("-o", "--out", help="FILE.png: a sheet; FILE.npy; a directory: n PNG files."),
-    ] = Path("samples.png"),
-    bundle: BundlePath = None,
-    url: Url = None,
-    model: ModelName = None,
-    provider: ProviderName = None,
 ) -> None:
-    """Draw images.
+    """Make a key for callers, and the line that lets it in.
+
+    The file that IAFVAE_KEYS_FILE names has a line for each key: its SHA-256 and a name. A running
+    server reads the file again when it changes. The key itself is nowhere: it is shown once.
 
     Examples:
 
-        iafvae sample -n 64 --seed 0 -o sheet.png
+        iafvae key ada
 
-        iafvae sample -n 1000 -t 0.8 -o samples.npy --url http://127.0.0.1:8000
+        iafvae key ada --file keys.txt
     """
-    from service import commands
+    from service.keys import append_line, key_line, new_key
 
-    with commands.open_backend(bundle, url, model, provider) as backend:
-        drawn = backend.sample(n, seed=seed, temperature=_temperature(temperature), output=output)
-    commands.write_images(drawn.images, out)
-    typer.echo(f"{out}: {n} images by {drawn.model} {drawn.version}, seed {drawn.seed}", err=True)
-
-
-def _temperature(given: list[float] | None) -> float | list[float]:
-    if not given:
-        return 1.0
-    return given[0] if len(given) == 1 else given
-
-
-@app.command()
-@reported
-def score(
-    paths: Paths,
-    importance_samples: Annotated[
-        int | None, typer.Option("--importance-samples", "-k", min=1, help="K of the bound.")
-    ] = None,
-    seed: SeedOption = None,
-    alpha: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Anomalous if the p-value is at most this.")
-    ] = None,
-    resize: Resize = False,
-    convert: Convert = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    fail_on_anomalous: Annotated[
-        bool, typer.Option("--fail-on-anomalous", help="Exit with 3 if an image is anomalous.")
-    ] = False,
-    bundle: BundlePath = None,
-    url: Url = None,
-    model: ModelName = None,
-    provider: ProviderName = None,
-) -> None:
-    """Score images: log-likelihood in nats, bits per dimension, p-value.
-
-    Files that cannot be scored are listed with the reason; the exit code is then 1.
-
-    Examples:
-
-        iafvae score digit.png
-
-        iafvae score photos/ --resize --convert --csv > scores.csv
-    """
-    from service import commands, reports
-
-    if as_json and as_csv:
-        raise typer.BadParameter("--json and --csv exclude each other")
-    with commands.open_backend(bundle, url, model, provider) as backend:
-        fit = commands.Fit(resize=resize, convert=convert)
-        rows = commands.score_files(
-            backend, paths, fit, importance_samples=importance_samples, seed=seed, alpha=alpha
-        )
-    reports.print_scores(rows, "json" if as_json else "csv" if as_csv else "table")
-    if any("error" in row for row in rows):
-        raise typer.Exit(1)
-    if fail_on_anomalous and any(row["anomalous"] for row in rows):
-        raise typer.Exit(3)
-
-
-@app.command()
-@reported
-def encode(
-    paths: Paths,
-    out: Annotated[Path, typer.Option("-o", "--out", help="FILE.npy, float32 [n, D].")] = Path(
-        "latents.npy"
-    ),
-    seed: SeedOption = None,
-    resize: Resize = False,
-    convert: Convert = False,
-    bundle: BundlePath = None,
-    url: Url = None,
-    model: ModelName = None,
-    provider: ProviderName = None,
-) -> None:
-    """Encode images to latents; without a seed at the posterior's centre (eps = 0).
-
-    Example:
-
-        iafvae encode digits/ -o latents.npy
-    """
-    from service import commands
-
-    with commands.open_backend(bundle, url, model, provider) as backend:
-        images = commands.read_all(backend, paths, commands.Fit(resize=resize, convert=convert))
-        latents = commands.in_chunks(images, lambda part: backend.encode(part, seed=seed).latents)
-    commands.write_array(latents, out)
-    typer.echo(f"{out}: latents {list(latents.shape)}", err=True)
-
-
-@app.command()
-@reported
-def reconstruct(
-    paths: Paths,
-    out: Annotated[
-        Path, typer.Option("-o", "--out", help="FILE.png: pairs side by side; FILE.npy; directory.")
-    ] = Path("reconstructions.png"),
-    seed: SeedOption = None,
-    output: OutputKind = "mean",
-    resize: Resize = False,
-    convert: Convert = False,
-    bundle: BundlePath = None,
-    url: Url = None,
-    model: ModelName = None,
-    provider: ProviderName = None,
-) -> None:
-    """Send images through their latents and back.
-
-    Example:
-
-        iafvae reconstruct digits/ -o reconstructions.png
-    """
-    from service import commands
-
-    with commands.open_backend(bundle, url, model, provider) as backend:
-        images = commands.read_all(backend, paths, commands.Fit(resize=resize, convert=convert))
-        again = commands.in_chunks(
-            images, lambda part: backend.reconstruct(part, seed=seed, output=output).images
-        )
-    commands.write_pairs(images, again, out)
-    typer.echo(f"{out}: {len(images)} reconstructions", err=True)
+    made = new_key()
+    line = key_line(made, name)
+    typer.echo("The key, shown this once; it is sent as 'Authorization: Bearer KEY':", err=True)
+    typer.echo(made)
+    if file is not None:
+        append_line(file, line)
+        typer.echo(f"Its line is in {file}.", err=True)
+        return
+    typer.echo("Its line in the file that IAFVAE_KEYS_FILE names:", err=True)
+    typer.echo(line)
 
 
 @bundle_app.command()

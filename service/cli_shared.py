@@ -10,7 +10,10 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from service.choices import BackendName, Provider
+
 __all__ = [
+    "BackendChoice",
     "BundlePath",
     "Convert",
     "ModelName",
@@ -37,8 +40,14 @@ ModelName = Annotated[
     str | None, typer.Option("--model", help="Which of several models [default: the default one].")
 ]
 ProviderName = Annotated[
-    Literal["auto", "cpu", "cuda"] | None,
-    typer.Option(help="cuda demands a GPU, auto takes one [default: IAFVAE_PROVIDER, or auto]."),
+    Provider | None,
+    typer.Option(
+        help="cuda and tensorrt demand a GPU, auto takes one [default: IAFVAE_PROVIDER, or auto]."
+    ),
+]
+BackendChoice = Annotated[
+    BackendName | None,
+    typer.Option(help="openvino needs the extra of that name [default: onnxruntime]."),
 ]
 SeedOption = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise.")]
 Resize = Annotated[bool, typer.Option("--resize", help="Resize images of another size.")]
@@ -70,11 +79,12 @@ def _is_expected(error: Exception) -> bool:
     from service.bundle import BundleError
     from service.client import ProblemError, ServiceUnreachable
     from service.errors import IafvaeError
+    from service.keys import KeyFileError
     from service.server import StartError
     from service.settings import SettingsError
 
-    ours = (BundleError, IafvaeError, ProblemError, ServiceUnreachable, SettingsError, StartError)
-    return isinstance(error, (*ours, OSError))
+    ours = (BundleError, IafvaeError, KeyFileError, ProblemError, ServiceUnreachable)
+    return isinstance(error, (*ours, SettingsError, StartError, OSError))
 
 
 def _fail(message: str) -> NoReturn:

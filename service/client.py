@@ -9,8 +9,9 @@ Arrays travel as npy; scores come as JSON, which holds all of their columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -18,7 +19,14 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codecs import decode_npy, encode_npy
+from service.client_results import (
+    Computed,
+    ProblemError,
+    ScoreTable,
+    ServiceUnreachable,
+    score_table,
+)
+from service.codecs import decode_npy, encode_npy, npy_header
 from service.media import JSON, NPY, PNG
 
 __all__ = ["Client", "Computed", "ProblemError", "ScoreTable", "ServiceUnreachable"]
@@ -27,77 +35,12 @@ Output = Literal["mean", "draw"]
 MAX_ITEMS = 2**34  # of an answer: the server is trusted more than the other way round
 
 
-class ServiceUnreachable(Exception):  # noqa: N818 - a state, as in the standard library
-    """No server answers at the URL, or not in time."""
-
-
-class ProblemError(Exception):
-    """The server refused. Members are those of its problem document; compare with `type`."""
-
-    def __init__(self, document: Mapping[str, Any], status: int) -> None:
-        self.type = str(document.get("type", "about:blank")).rpartition(":")[2]
-        self.title = str(document.get("title", f"HTTP {status}"))
-        self.status = status
-        self.detail = str(document.get("detail", ""))
-        self.request_id = str(document.get("request_id", ""))
-        self.document = dict(document)
-        super().__init__(f"{self.title}: {self.detail}" if self.detail else self.title)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Computed:
-    """Images uint8 [n, C, H, W] or latents float32 [n, D], and who computed them."""
-
-    array: NDArray[Any]
-    model: str
-    version: str
-    bundle: str
-    provider: str
-    seed: int | None
-    queue_seconds: float
-    compute_seconds: float
-
-    @property
-    def images(self) -> NDArray[np.uint8]:
-        """The array as pixels."""
-        return self.array
-
-    @property
-    def latents(self) -> NDArray[np.float32]:
-        """The array as latents."""
-        return self.array
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreTable:
-    """Scores of n images, as columns; what is not known (or not finite) is NaN."""
-
-    log_likelihood_nats: NDArray[np.float64]
-    bits_per_dim: NDArray[np.float64]
-    elbo_nats: NDArray[np.float64]
-    standard_error_nats: NDArray[np.float64]
-    effective_sample_size: NDArray[np.float64]
-    p_value: NDArray[np.float64]
-    anomalous: NDArray[np.bool_]
-    altered: NDArray[np.bool_]
-    status: list[str]
-    estimator: str
-    importance_samples: int
-    seed: int
-    alpha: float
-    model: str
-    version: str
-    notes: list[str]
-
-    def __len__(self) -> int:
-        return len(self.status)
-
-
 class Client:
     """A server at `base_url`. Use as a context manager, or call `close`.
 
     Every method raises ProblemError where the server refuses and ServiceUnreachable where none
-    answers. `http` replaces the HTTP client (for tests, proxies, certificates).
+    answers. `key` is sent where the server wants one. `http` replaces the HTTP client (for tests,
+    proxies, certificates).
     """
 
     def __init__(
@@ -105,11 +48,15 @@ class Client:
         base_url: str = "http://127.0.0.1:8000",
         *,
         model: str | None = None,
+        key: str | None = None,
         timeout_seconds: float = 60.0,
         http: httpx.Client | None = None,
     ) -> None:
         self._model = model
-        self._http = http or httpx.Client(base_url=base_url, timeout=timeout_seconds)
+        headers = {"authorization": f"Bearer {key}"} if key else None
+        self._http = http or httpx.Client(
+            base_url=base_url, timeout=timeout_seconds, headers=headers
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -139,15 +86,42 @@ class Client:
 
     def sample(
         self,
-        n: int = 1,
+        n: int | None = None,
         *,
         seed: int | None = None,
         temperature: float | list[float] = 1.0,
         output: Output = "mean",
+        prior_eps: NDArray[np.float32] | None = None,
+        resample: list[str] | None = None,
+        keep: list[str] | None = None,
     ) -> Computed:
-        """Draw `n` images. The seed in the answer draws them again."""
-        options = {"n": n, "seed": seed, "temperature": temperature, "output": output}
-        return self._computed("/v1/sample", None, options)
+        """Draw `n` images (default 1). The seed in the answer draws them again.
+
+        prior_eps: float32 [n, D] or [1, D], as `encode` gives it: draw from it instead, with the
+        latent groups to `resample` (or all but those to `keep`) drawn anew.
+        """
+        options = _drawing(n, seed, temperature, output) | {"resample": _list(resample)}
+        options["keep"] = _list(keep)
+        return self._computed("/v1/sample", _npy(prior_eps), options)
+
+    def stream(
+        self,
+        n: int,
+        *,
+        seed: int | None = None,
+        temperature: float | list[float] = 1.0,
+        output: Output = "mean",
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Draw `n` images piece by piece: arrays uint8 [some, C, H, W], while the server computes.
+
+        Any n up to the server's max_stream_n; memory stays flat on both sides.
+        """
+        request = self._request(None, _drawing(n, seed, temperature, output), NPY)
+        with self._errors(), self._http.stream("POST", "/v1/sample", **request) as answer:
+            if not answer.is_success:
+                answer.read()
+                raise _refusal(answer)
+            yield from _pieces(answer.iter_bytes())
 
     def decode(
         self, latents: NDArray[np.float32], *, output: Output = "mean", seed: int | None = None
@@ -156,9 +130,17 @@ class Client:
         body = encode_npy(np.asarray(latents, np.float32))
         return self._computed("/v1/decode", body, {"output": output, "seed": seed})
 
-    def encode(self, images: NDArray[np.uint8], *, seed: int | None = None) -> Computed:
-        """Latents float32 [n, D] of `images` uint8 [n, H, W] or [n, C, H, W]."""
-        return self._computed("/v1/encode", encode_npy(images), {"seed": seed})
+    def encode(
+        self,
+        images: NDArray[np.uint8],
+        *,
+        seed: int | None = None,
+        output: Literal["latents", "prior_eps"] = "latents",
+    ) -> Computed:
+        """Latents float32 [n, D] of `images` uint8 [n, H, W] or [n, C, H, W], or their prior_eps:
+        the prior's noise that gives them, for `sample`."""
+        options = {"seed": seed, "output": output}
+        return self._computed("/v1/encode", encode_npy(images), options)
 
     def reconstruct(
         self, images: NDArray[np.uint8], *, seed: int | None = None, output: Output = "mean"
@@ -169,15 +151,17 @@ class Client:
 
     def interpolate(
         self,
-        images: NDArray[np.uint8],
+        images: NDArray[np.uint8] | None = None,
         n: int = 8,
         *,
+        seeds: tuple[int, ...] = (),
         seed: int | None = None,
         output: Output = "mean",
     ) -> Computed:
-        """`n` images from the first to the second of two `images`."""
-        options = {"n": n, "seed": seed, "output": output}
-        return self._computed("/v1/interpolate", encode_npy(images), options)
+        """`n` images from one end to the other: of `images`, then of `seeds`, two together."""
+        options = {"n": n, "seed": seed, "output": output, "seeds": _list(seeds or None)}
+        body = None if images is None else encode_npy(images)
+        return self._computed("/v1/interpolate", body, options)
 
     def score(
         self,
@@ -190,7 +174,7 @@ class Client:
         """Log-likelihoods and p-values of `images` uint8 [n, H, W] or [n, C, H, W]."""
         options = {"importance_samples": importance_samples, "seed": seed, "alpha": alpha}
         answer = self._post("/v1/score", encode_npy(images), options, JSON)
-        return _table(answer.json())
+        return score_table(answer.json())
 
     def sheet(
         self,
@@ -223,48 +207,73 @@ class Client:
     def _post(
         self, path: str, body: bytes | None, options: Mapping[str, Any], accept: str
     ) -> httpx.Response:
-        given = {"model": self._model, **options}
+        return self._checked("POST", path, **self._request(body, options, accept))
+
+    def _request(
+        self, body: bytes | None, options: Mapping[str, Any], accept: str
+    ) -> dict[str, Any]:
+        given: dict[str, Any] = {"model": self._model, **options}
         params = {k: v for k, v in given.items() if v is not None}
         headers = {"accept": accept} | ({"content-type": NPY} if body is not None else {})
-        return self._checked("POST", path, params=params, content=body, headers=headers)
+        return {"params": params, "content": body, "headers": headers}
 
     def _checked(self, method: str, path: str, **request: Any) -> httpx.Response:
-        try:
+        with self._errors():
             answer = self._http.request(method, path, **request)
+        if answer.is_success:
+            return answer
+        raise _refusal(answer)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.RemoteProtocolError as error:
+            raise ServiceUnreachable(
+                f"{self._http.base_url} broke its answer off ({error}): its log says why"
+            ) from error
         except httpx.HTTPError as error:
             raise ServiceUnreachable(
                 f"no answer from {self._http.base_url} ({error}): is `iafvae serve` running there?"
             ) from error
-        if answer.is_success:
-            return answer
-        try:
-            document = answer.json()
-        except ValueError:
-            document = {"detail": answer.text[:500]}
-        raise ProblemError(document if isinstance(document, dict) else {}, answer.status_code)
 
 
-def _table(document: Mapping[str, Any]) -> ScoreTable:
-    results = document["results"]
+def _refusal(answer: httpx.Response) -> ProblemError:
+    try:
+        document = answer.json()
+    except ValueError:
+        document = {"detail": answer.text[:500]}
+    return ProblemError(document if isinstance(document, dict) else {}, answer.status_code)
 
-    def column(name: str) -> NDArray[np.float64]:
-        return np.array([np.nan if r[name] is None else r[name] for r in results], np.float64)
 
-    return ScoreTable(
-        log_likelihood_nats=column("log_likelihood_nats"),
-        bits_per_dim=column("bits_per_dim"),
-        elbo_nats=column("elbo_nats"),
-        standard_error_nats=column("standard_error_nats"),
-        effective_sample_size=column("effective_sample_size"),
-        p_value=column("p_value"),
-        anomalous=np.array([r["anomalous"] for r in results], np.bool_),
-        altered=np.array([r["altered"] for r in results], np.bool_),
-        status=[r["status"] for r in results],
-        estimator=document["estimator"],
-        importance_samples=document["importance_samples"],
-        seed=document["seed"],
-        alpha=document["alpha"],
-        model=document["model"],
-        version=document["version"],
-        notes=document["notes"],
-    )
+def _drawing(
+    n: int | None, seed: int | None, temperature: float | list[float], output: Output
+) -> dict[str, Any]:
+    return {"n": n, "seed": seed, "temperature": temperature, "output": output}
+
+
+def _list(values: Sequence[object] | None) -> str | None:
+    """A list in a query: an empty one is not the same as none."""
+    return None if values is None else ",".join(map(str, values))
+
+
+def _npy(array: NDArray[np.float32] | None) -> bytes | None:
+    return None if array is None else encode_npy(np.asarray(array, np.float32))
+
+
+def _pieces(chunks: Iterator[bytes]) -> Iterator[NDArray[np.uint8]]:
+    """Whole images of an npy file as its bytes come in."""
+    held = b""
+    shape: tuple[int, ...] | None = None
+    for chunk in chunks:
+        held += chunk
+        if shape is None:
+            if len(held) < 10 or len(held) < 10 + int.from_bytes(held[8:10], "little"):
+                continue
+            header, start = npy_header(held)
+            shape, held = header.shape[1:], held[start:]
+        size = math.prod(shape)
+        whole = len(held) // size
+        if whole:
+            yield np.frombuffer(held, np.uint8, whole * size).reshape(whole, *shape)
+            held = held[whole * size :]

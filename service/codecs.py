@@ -33,6 +33,7 @@ __all__ = [
     "encode_npy",
     "encode_png",
     "npy_header",
+    "npy_prefix",
     "png_base64",
 ]
 
@@ -146,11 +147,12 @@ def encode_npy(array: NDArray[Any]) -> bytes:
     """`array` as an npy file of format version 1, C order, little-endian."""
     array = np.ascontiguousarray(array)
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return _header_bytes(little.dtype.str, array.shape) + little.tobytes()
+    return npy_prefix(little.dtype.str, array.shape) + little.tobytes()
 
 
 @lru_cache(maxsize=256)
-def _header_bytes(descr: str, shape: tuple[int, ...]) -> bytes:
+def npy_prefix(descr: str, shape: tuple[int, ...]) -> bytes:
+    """What stands before the numbers of such an npy file, such as "|u1" and (1000, 1, 28, 28)."""
     text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape!r}, }}"
     padding = -(len(MAGIC) + 4 + len(text) + 1) % 64
     text += " " * padding + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,23 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import ImageSpec
+from service.choices import Provider
 from service.client import Client, Computed, ScoreTable
-from service.codecs import contact_sheet, encode_npy, encode_png
+from service.codecs import decode_npy
 from service.errors import IafvaeError, InvalidInput
 from service.pictures import Fit, PixelLimits, fit_files
 
 __all__ = [
+    "STREAMED",
     "Backend",
     "Fit",
     "in_chunks",
     "open_backend",
     "read_all",
+    "read_latents",
     "score_files",
-    "write_array",
-    "write_images",
-    "write_pairs",
 ]
 
+STREAMED = 1024  # more images than this are drawn piece by piece, into a file
 CHUNK = 256  # images in flight: bounds memory and the size of a request
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 LIMITS = PixelLimits(image=2**27, total=2**27)
@@ -44,16 +46,46 @@ class Backend(Protocol):
 
     def sample(
         self,
+        n: int | None,
+        *,
+        seed: int | None,
+        temperature: float | list[float],
+        output: Literal["mean", "draw"],
+        prior_eps: NDArray[np.float32] | None,
+        resample: list[str] | None,
+        keep: list[str] | None,
+    ) -> Computed:
+        """As `Client.sample`."""
+
+    def stream(
+        self,
         n: int,
         *,
         seed: int | None,
         temperature: float | list[float],
         output: Literal["mean", "draw"],
-    ) -> Computed:
-        """As `Client.sample`."""
+    ) -> Iterator[NDArray[np.uint8]]:
+        """As `Client.stream`."""
 
-    def encode(self, images: NDArray[np.uint8], *, seed: int | None) -> Computed:
+    def encode(
+        self,
+        images: NDArray[np.uint8],
+        *,
+        seed: int | None,
+        output: Literal["latents", "prior_eps"],
+    ) -> Computed:
         """As `Client.encode`."""
+
+    def interpolate(
+        self,
+        images: NDArray[np.uint8] | None,
+        n: int,
+        *,
+        seeds: tuple[int, ...],
+        seed: int | None,
+        output: Literal["mean", "draw"],
+    ) -> Computed:
+        """As `Client.interpolate`."""
 
     def reconstruct(
         self, images: NDArray[np.uint8], *, seed: int | None, output: Literal["mean", "draw"]
@@ -75,13 +107,13 @@ def open_backend(
     bundle: Path | None,
     url: str | None,
     model: str | None,
-    provider: Literal["auto", "cpu", "cuda"] | None,
+    provider: Provider | None,
 ) -> AbstractContextManager[Backend]:
-    """The server at `url`, or the bundle loaded in this process."""
+    """The server at `url` (a key in IAFVAE_KEY is sent), or the bundle loaded in this process."""
     if url is not None:
         if bundle is not None or provider is not None:
             raise InvalidInput("--url excludes --bundle and --provider: the server has its own")
-        return Client(url, model=model)
+        return Client(url, model=model, key=os.environ.get("IAFVAE_KEY"))
     from service.local import LocalClient
 
     return LocalClient.open(bundle, model, provider)
@@ -122,6 +154,14 @@ def in_chunks(
     """`compute` over parts of `images` that fit a request, put together again."""
     starts = range(0, len(images), CHUNK)
     return np.concatenate([compute(images[start : start + CHUNK]) for start in starts])
+
+
+def read_latents(path: Path) -> NDArray[np.float32]:
+    """The npy file at `path`, float32 [n, D]. Raises InvalidInput."""
+    try:
+        return decode_npy(path.read_bytes(), dtypes=("float32",), max_items=2**34)
+    except IafvaeError as error:
+        raise InvalidInput(f"{path}: {error}") from None
 
 
 def score_files(
@@ -185,34 +225,3 @@ def _rows(table: ScoreTable, altered: list[bool]) -> Iterator[Row]:
 
 def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def write_images(images: NDArray[np.uint8], out: Path) -> None:
-    """A contact sheet (.png), an array (.npy), or one PNG for each image (a directory)."""
-    if out.suffix == ".png":
-        out.write_bytes(encode_png(contact_sheet(images)))
-    elif out.suffix == ".npy":
-        write_array(images, out)
-    elif out.suffix:
-        raise InvalidInput(f"{out}: use a name that ends in .png or .npy, or a directory")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        for index, image in enumerate(images):
-            (out / f"{index:05d}.png").write_bytes(encode_png(image))
-
-
-def write_pairs(images: NDArray[np.uint8], again: NDArray[np.uint8], out: Path) -> None:
-    """As `write_images`, but a sheet shows each of `images` beside what it became."""
-    if out.suffix != ".png":
-        write_images(again, out)
-        return
-    pairs = np.stack([images, again], axis=1).reshape(-1, *images.shape[1:])
-    columns = 2 * math.ceil(math.sqrt(len(images) / 2))
-    out.write_bytes(encode_png(contact_sheet(pairs, columns=columns)))
-
-
-def write_array(array: NDArray[Any], out: Path) -> None:
-    """An npy file."""
-    if out.suffix != ".npy":
-        raise InvalidInput(f"{out}: use a name that ends in .npy")
-    out.write_bytes(encode_npy(array))

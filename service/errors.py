@@ -14,14 +14,18 @@ from dataclasses import dataclass
 __all__ = [
     "PROBLEMS",
     "BadRequest",
+    "BundleRefused",
     "ClientGone",
+    "Conflict",
     "DeadlineExceeded",
     "DeviceFault",
     "EngineFailure",
+    "Forbidden",
     "IafvaeError",
     "InvalidInput",
     "MalformedBody",
     "MethodNotAllowed",
+    "ModelLimit",
     "NonFiniteInput",
     "NotAcceptable",
     "NotFound",
@@ -32,7 +36,9 @@ __all__ = [
     "RequestTimeout",
     "ServerFault",
     "ShuttingDown",
+    "Unauthorized",
     "UndecodableImage",
+    "UnknownBundle",
     "UnknownModel",
     "UnsupportedMedia",
     "WrongDtype",
@@ -86,12 +92,28 @@ class InvalidInput(BadRequest):
     """A value is out of range, unknown, missing or contradicts another."""
 
 
+class Unauthorized(BadRequest):
+    """No key, or none that is known. `challenge` becomes the header ``WWW-Authenticate``."""
+
+    def __init__(self, detail: str, challenge: str = "Bearer") -> None:
+        super().__init__(detail)
+        self.challenge = challenge
+
+
+class Forbidden(BadRequest):
+    """The key is known, but not for this."""
+
+
 class NotFound(BadRequest):
     """No such path."""
 
 
 class UnknownModel(NotFound):
     """No model of that name is loaded."""
+
+
+class UnknownBundle(NotFound):
+    """No bundle of that name is in the directory of models."""
 
 
 class MethodNotAllowed(BadRequest):
@@ -128,6 +150,18 @@ class UndecodableImage(BadRequest):
 
 class NonFiniteInput(BadRequest):
     """NaN or infinity where a number is needed."""
+
+
+class Conflict(BadRequest):
+    """What is loaded, or what is under way, does not allow it now."""
+
+
+class ModelLimit(Conflict):
+    """As many models are in memory as may be; there is room again when some have gone."""
+
+
+class BundleRefused(BadRequest):
+    """A bundle cannot be served by this process; what was loaded before stays."""
 
 
 class ClientGone(IafvaeError):
@@ -171,14 +205,20 @@ PROBLEMS: dict[type[IafvaeError], Problem] = {
     for kind, slug, title, status in (
         (BadRequest, "bad-request", "Bad request", 400),
         (MalformedBody, "malformed-body", "The body cannot be parsed", 400),
+        (Unauthorized, "unauthorized", "A key is needed", 401),
+        (Forbidden, "forbidden", "The key does not allow it", 403),
         (NotFound, "not-found", "Not found", 404),
         (UnknownModel, "unknown-model", "Unknown model", 404),
+        (UnknownBundle, "unknown-bundle", "Unknown bundle", 404),
         (MethodNotAllowed, "method-not-allowed", "Method not allowed", 405),
         (NotAcceptable, "not-acceptable", "No acceptable representation", 406),
         (RequestTimeout, "request-timeout", "The body did not arrive in time", 408),
+        (Conflict, "conflict", "Not possible now", 409),
+        (ModelLimit, "model-limit", "As many models are loaded as may be", 409),
         (PayloadTooLarge, "payload-too-large", "Over a limit", 413),
         (UnsupportedMedia, "unsupported-media-type", "Unsupported content type", 415),
         (InvalidInput, "invalid-input", "Invalid value", 422),
+        (BundleRefused, "bundle-refused", "The bundle cannot be served", 422),
         (WrongShape, "wrong-shape", "Wrong shape", 422),
         (WrongDtype, "wrong-dtype", "Wrong type of numbers", 422),
         (UndecodableImage, "undecodable-image", "Undecodable image", 422),

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["available_cores", "cuda_driver_problem", "library_problem"]
+__all__ = ["available_cores", "cuda_driver_problem", "give_memory_back", "library_problem"]
 
 CGROUP = Path("/sys/fs/cgroup")
 WINDOWS = sys.platform == "win32"
@@ -39,6 +39,13 @@ def _quota_v1(cgroup: Path) -> float | None:
         return None
 
 
+def give_memory_back() -> None:
+    """Hand what was freed to the system; glibc keeps much of it. Elsewhere nothing is done."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if not WINDOWS else None
+    if trim is not None:
+        trim(0)
+
+
 def cuda_driver_problem() -> str | None:
     """Why there is no CUDA device to use, or None where there is one."""
     name = "nvcuda.dll" if WINDOWS else "libcuda.so.1"
@@ -54,10 +61,12 @@ def cuda_driver_problem() -> str | None:
     return None
 
 
-def library_problem(cuda_major: str) -> str | None:
-    """Why CUDA's own libraries cannot be loaded, or None where they can."""
-    linux = (f"libcudart.so.{cuda_major}", f"libcublasLt.so.{cuda_major}", "libcudnn.so.9")
-    names = (f"cublasLt64_{cuda_major}.dll", "cudnn64_9.dll") if WINDOWS else linux
+def library_problem(cuda_major: str, *, tensorrt: bool = False) -> str | None:
+    """Why CUDA's own libraries, or TensorRT's, cannot be loaded, or None where they can."""
+    linux = [f"libcudart.so.{cuda_major}", f"libcublasLt.so.{cuda_major}", "libcudnn.so.9"]
+    names = [f"cublasLt64_{cuda_major}.dll", "cudnn64_9.dll"] if WINDOWS else linux
+    if tensorrt:
+        names.append("nvinfer_10.dll" if WINDOWS else "libnvinfer.so.10")
     for name in names:
         try:
             ctypes.CDLL(name)

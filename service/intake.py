@@ -23,7 +23,7 @@ from service.errors import (
 )
 from service.media import JSON, NPY
 
-__all__ = ["IMAGE_TYPES", "Intake", "parse_body"]
+__all__ = ["IMAGE_TYPES", "MAX_JSON_VALUES", "Intake", "loads_once", "parse_body", "query_options"]
 
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
 MAX_FIELDS = 32
@@ -31,17 +31,18 @@ MAX_FIELD_BYTES = 65_536
 # A JSON value takes many times more memory, and time of the event loop, than its few characters.
 MAX_JSON_VALUES = 2**20
 MAX_JSON_OPTIONS = 2**10  # values of a body that has no payload
-SEVERAL = ("temperature",)  # may be given more than once in a query
+SEVERAL = ("temperature", "resample", "keep", "seeds")  # may be given more than once in a query
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intake:
     """A parsed body: options, and at most one payload in one of three forms.
 
-    `text` says that option values are strings. `payload` is the value of the payload's JSON field.
+    `options` is None where they are those of the query alone, `text` says that their values are
+    strings. `payload` is the value of the payload's JSON field.
     """
 
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] | None
     text: bool
     npy: bytes | None = None
     files: list[bytes] = field(default_factory=list)
@@ -50,9 +51,17 @@ class Intake:
 
 
 async def parse_body(
-    headers: Headers, query: bytes, body: bytes, *, payload: str | None, max_items: int
+    headers: Headers,
+    query: bytes,
+    body: bytes,
+    *,
+    payload: str | None,
+    max_items: int,
+    optional: bool = False,
 ) -> Intake:
-    """Split `body` by its content type; `payload` is its field: "images", "latents" or None.
+    """Split `body` by its content type.
+
+    payload: its field, "images", "latents", "prior_eps" or None; optional: it may be left out.
 
     Raises:
         UnsupportedMedia: a content type that does not carry such a payload.
@@ -60,37 +69,37 @@ async def parse_body(
         InvalidInput: an option is given twice or in the wrong place.
         PayloadTooLarge: more than `max_items` images; none of them has been decoded.
     """
-    options = _query_options(query)
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == JSON:
-        if options:
+        if options := query_options(query):
             raise InvalidInput(
                 f"with a JSON body options are its fields: move {', '.join(options)} from the "
                 "query into the body"
             )
         return _parse_json(body, payload, max_items)
-    if not body and payload is None:
-        return Intake(options=options, text=True)
+    if not body and (payload is None or optional):
+        return Intake(options=None, text=True)
     if kind == NPY and payload is not None:
-        return Intake(options=options, text=True, npy=body)
+        return Intake(options=None, text=True, npy=body)
     if kind == "multipart/form-data" and payload == "images":
-        return await _parse_form(headers, body, options, max_items)
+        return await _parse_form(headers, body, query_options(query), max_items)
     if kind in IMAGE_TYPES and payload == "images":
-        return Intake(options=options, text=True, files=[body])
-    raise UnsupportedMedia(_unsupported(kind, payload))
+        return Intake(options=None, text=True, files=[body])
+    raise UnsupportedMedia(_unsupported(kind, payload, optional))
 
 
-def _unsupported(kind: str, payload: str | None) -> str:
-    taken = {
-        None: f"{JSON}, or no body and query parameters",
-        "images": f"{NPY}, multipart/form-data (files), {JSON}, {', '.join(IMAGE_TYPES)}",
-        "latents": f"{NPY} or {JSON}",
-    }[payload]
+def _unsupported(kind: str, payload: str | None, optional: bool) -> str:
+    taken = JSON if payload is None else f"{NPY} or {JSON}"
+    if payload == "images":
+        taken = f"{NPY}, multipart/form-data (files), {JSON}, {', '.join(IMAGE_TYPES)}"
+    if payload is None or optional:
+        taken += ", or no body and query parameters"
     what = f"content type {kind[:80]!r} is" if kind else "a body without Content-Type is"
     return f"{what} not taken here; send {taken}"
 
 
-def _query_options(query: bytes) -> dict[str, Any]:
+def query_options(query: bytes) -> dict[str, Any]:
+    """The options in a query, as text. Raises InvalidInput."""
     if not query:
         return {}
     try:
@@ -127,10 +136,7 @@ def _parse_json(body: bytes, payload: str | None, max_items: int) -> Intake:
         raise PayloadTooLarge(
             f"the JSON body has some {values} values, {most} are taken: send fewer{other}"
         )
-    try:
-        fields = json.loads(body, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise MalformedBody(f"the body is not JSON ({error})") from None
+    fields = loads_once(body)
     if not isinstance(fields, dict):
         raise MalformedBody('the body must be a JSON object, such as {"n": 4}')
     if payload is None:
@@ -139,6 +145,14 @@ def _parse_json(body: bytes, payload: str | None, max_items: int) -> Intake:
     if isinstance(value, list) and len(value) > max_items:
         raise PayloadTooLarge(_too_many(len(value), max_items, payload))
     return Intake(options=fields, text=False, payload=value)
+
+
+def loads_once(text: bytes) -> Any:
+    """`text` as JSON whose objects hold no key twice. Raises MalformedBody, InvalidInput."""
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise MalformedBody(f"the body is not JSON ({error})") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -12,11 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import BundleError, manifest_to_json
+from service.choices import Provider
 from service.client import Computed, ScoreTable
 from service.defaults import seed_or_drawn, temperatures
+from service.editing import resampled_groups
+from service.errors import InvalidInput
+from service.model_store import bundle_paths
 from service.operations import ModelRuntime, Scores, Timing
-from service.registry import bundle_paths
 from service.settings import load_settings
+from service.streaming import piece_rows
 
 __all__ = ["LocalClient"]
 
@@ -33,16 +37,14 @@ class LocalClient:
         self._run(runtime.start())
 
     @classmethod
-    def open(
-        cls, bundle: Path | None, model: str | None, provider: Literal["auto", "cpu", "cuda"] | None
-    ) -> LocalClient:
+    def open(cls, bundle: Path | None, model: str | None, provider: Provider | None) -> LocalClient:
         """Load `bundle` (default: the settings' models; `model` chooses among several)."""
         settings = load_settings(models=bundle, provider=provider)
         paths = bundle_paths(settings.models)
         wanted = model or settings.default_model
         if wanted is not None and len(paths) > 1:
             paths = [path for path in paths if path.name == wanted] or paths
-        runtime = ModelRuntime.load(paths[0], provider=settings.provider)
+        runtime = ModelRuntime.load(paths[0], engine=settings.engine)
         if wanted is not None and runtime.name != wanted:
             raise BundleError(
                 f"there is no model {wanted!r} at {settings.models}; the first is {runtime.name!r}"
@@ -67,22 +69,71 @@ class LocalClient:
 
     def sample(
         self,
-        n: int,
+        n: int | None,
         *,
         seed: int | None,
         temperature: float | list[float],
         output: Output,
+        prior_eps: NDArray[np.float32] | None = None,
+        resample: list[str] | None = None,
+        keep: list[str] | None = None,
     ) -> Computed:
         """As `Client.sample`."""
-        chosen = seed_or_drawn(seed)
-        warmth = temperatures(temperature, self._runtime.bundle.manifest.latent)
-        drawn = self._run(self._runtime.sample(n, seed=chosen, temperature=warmth, output=output))
+        latent = self._runtime.bundle.manifest.latent
+        groups = resampled_groups(latent, resample, keep)
+        noisy = prior_eps is None or bool(groups) or output == "draw"
+        chosen = seed_or_drawn(seed) if noisy else None
+        if prior_eps is None and (resample is not None or keep is not None):
+            raise InvalidInput("resample and keep say what becomes of prior_eps: give it as well")
+        drawn = self._run(
+            self._runtime.sample(
+                n or (1 if prior_eps is None else len(prior_eps)),
+                seed=chosen or 0,
+                temperature=temperatures(temperature, latent),
+                output=output,
+                prior_eps=prior_eps,
+                resample=groups,
+            )
+        )
         return self._computed(drawn.images, chosen, drawn.timing)
 
-    def encode(self, images: NDArray[np.uint8], *, seed: int | None) -> Computed:
+    def stream(
+        self, n: int, *, seed: int | None, temperature: float | list[float], output: Output
+    ) -> Iterator[NDArray[np.uint8]]:
+        """As `Client.stream`."""
+        chosen, manifest = seed_or_drawn(seed), self._runtime.bundle.manifest
+        warmth, rows = temperatures(temperature, manifest.latent), piece_rows(manifest.image.dims)
+        for first in range(0, n, rows):
+            drawn = self._runtime.sample(
+                min(rows, n - first), seed=chosen, temperature=warmth, output=output, first=first
+            )
+            yield self._run(drawn).images
+
+    def encode(
+        self,
+        images: NDArray[np.uint8],
+        *,
+        seed: int | None,
+        output: Literal["latents", "prior_eps"] = "latents",
+    ) -> Computed:
         """As `Client.encode`."""
         coded = self._run(self._runtime.encode(images, seed=seed))
-        return self._computed(coded.latents, seed, coded.timing)
+        return self._computed(getattr(coded, output), seed, coded.timing)
+
+    def interpolate(
+        self,
+        images: NDArray[np.uint8] | None,
+        n: int,
+        *,
+        seeds: tuple[int, ...],
+        seed: int | None,
+        output: Output,
+    ) -> Computed:
+        """As `Client.interpolate`."""
+        way = self._run(
+            self._runtime.interpolate(images, n=n, seeds=seeds, seed=seed, output=output)
+        )
+        return self._computed(way.images, seed, way.timing)
 
     def reconstruct(
         self, images: NDArray[np.uint8], *, seed: int | None, output: Output

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from service.noise import NOISE_VERSION
+from service.noise import NOISE_VERSIONS
 from service.specs import (
     GraphSpec,
     ImageSpec,
@@ -169,9 +169,10 @@ class Manifest:
                 f"schema_version is {self.schema_version}, this program reads {SCHEMA_VERSION}:"
                 " export the model again, or install a matching version of iafvae"
             )
-        if self.noise_version != NOISE_VERSION:
+        if self.noise_version not in NOISE_VERSIONS:
+            known = " and ".join(map(str, NOISE_VERSIONS))
             raise ValueError(
-                f"noise_version is {self.noise_version}, this program makes {NOISE_VERSION}, so its"
+                f"noise_version is {self.noise_version}, this program makes {known}, so its"
                 " calibration and seeds would not hold: export the model again"
             )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", self.name):

@@ -17,13 +17,19 @@ __all__ = ["HotPaths", "RequestContext"]
 
 logger = logging.getLogger("iafvae.access")
 ACCEPTABLE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
+INFER_PREFIX, INFER_SUFFIX = "/v2/models/", "/infer"
 
 
 class RequestContext:
     """Give each request an id (the caller's, if it sent a sane one) and its headers.
 
     `scope["state"]["request_id"]` holds it; with `access_log`, what routes put into
-    `scope["state"]["log"]` joins the request's line.
+    `scope["state"]["log"]` joins the request's line, which is written after the answer.
     """
 
     def __init__(self, app: ASGIApp, *, access_log: bool) -> None:
@@ -37,7 +43,7 @@ class RequestContext:
         request_id = _request_id(scope)
         state = scope.setdefault("state", {})
         state["request_id"] = request_id.decode("ascii")
-        more = ((b"x-request-id", request_id), (b"x-content-type-options", b"nosniff"))
+        more = ((b"x-request-id", request_id), *SECURITY_HEADERS)
         status = 0
 
         async def with_headers(message: Message) -> None:
@@ -61,18 +67,25 @@ class RequestContext:
 class HotPaths:
     """Hand requests to the operations before FastAPI's own stack, which costs as much as they do.
 
-    Only a POST to exactly a path in `targets` is taken; everything else, other methods too, goes
-    on to the router, which knows the same paths.
+    Only a POST to exactly a path in `targets`, or to the ``infer`` of a model, is taken;
+    everything else, other methods too, goes on to the router, which knows the same paths.
     """
 
-    def __init__(self, app: ASGIApp, *, targets: Mapping[str, ASGIApp]) -> None:
-        self._app, self._targets = app, targets
+    def __init__(self, app: ASGIApp, *, targets: Mapping[str, ASGIApp], infer: ASGIApp) -> None:
+        self._app, self._targets, self._infer = app, targets, infer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request to its operation, or on."""
         hot = scope["type"] == "http" and scope["method"] == "POST"
-        target = self._targets.get(scope["path"]) if hot else None
-        await (target or self._app)(scope, receive, send)
+        await (self._target(scope["path"]) if hot else self._app)(scope, receive, send)
+
+    def _target(self, path: str) -> ASGIApp:
+        target = self._targets.get(path)
+        if target is not None:
+            return target
+        if path.startswith(INFER_PREFIX) and path.endswith(INFER_SUFFIX):
+            return self._infer
+        return self._app
 
 
 def _request_id(scope: Scope) -> bytes:
@@ -83,10 +96,12 @@ def _request_id(scope: Scope) -> bytes:
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:
+    state = scope["state"]
     fields = {
         "status": status,
         "seconds": round(seconds, 6),
-        "request_id": scope["state"]["request_id"],
-        **scope["state"]["log"],
+        "request_id": state["request_id"],
+        **({"caller": state["caller"]} if "caller" in state else {}),
+        **state["log"],
     }
     logger.info("%s %s", scope["method"], scope["path"], extra={"fields": fields})

@@ -29,6 +29,7 @@ class Guarded:
 
     def __init__(self, observer: SchedulerObserver | None) -> None:
         self._observer = observer
+        self._told: dict[str, int] = {}
 
     def batch(self, operation: str, rows: int, padded: int, seconds: float) -> None:
         """As `SchedulerObserver.batch`."""
@@ -41,9 +42,10 @@ class Guarded:
             _guard(self._observer.dropped, operation, rows, reason)
 
     def queue(self, rows: Mapping[str, int]) -> None:
-        """As `SchedulerObserver.queue`."""
-        if self._observer is not None:
-            _guard(self._observer.queue, rows)
+        """As `SchedulerObserver.queue`, where something has changed since."""
+        if self._observer is not None and rows != self._told:
+            self._told = dict(rows)
+            _guard(self._observer.queue, self._told)
 
 
 def _guard(method: Callable[..., None], *arguments: object) -> None:

@@ -7,8 +7,10 @@ the same bytes alone, among others, and on another replica.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +18,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import arguments
-from service.batching import batchers
+from service.assembly import assemble
+from service.backends import EngineBase, EngineOptions
 from service.bundle import Bundle, load_bundle
-from service.engine import Engine, Provider
+from service.editing import edited, first_eps
 from service.errors import InvalidInput
-from service.hardware import available_cores
-from service.interpolation import great_circle
+from service.interpolation import GreatCircle
 from service.noise import Purpose, image_keys
-from service.results import Call, Images, Latents, Rendered, Scores, Timing
+from service.results import (
+    Call,
+    Images,
+    Latents,
+    Rendered,
+    Scores,
+    Timing,
+    images_of,
+    rendered_of,
+    timing_of,
+)
 from service.scheduler import BatchResult, Scheduler, SchedulerObserver
 from service.scoring import estimate, p_values, statuses
 from service.works import DecodeWork, EncodeWork, NoiseKeys, Pixels, SampleWork, ScoreWork, Work
@@ -32,50 +44,58 @@ __all__ = ["Call", "Images", "Latents", "ModelRuntime", "Rendered", "Scores", "T
 
 Output = Literal["mean", "draw"]
 NO_CALL = Call()
+# Operations that end with another's graph.
+GRAPH_OF = {"reconstruct": "decode", "interpolate": "sample"}
 
 
 class ModelRuntime:
     """One loaded bundle: verified, warmed and scheduled. Made by `load`, then `start`."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, scheduler: Scheduler) -> None:
+    def __init__(self, bundle: Bundle, engine: EngineBase, scheduler: Scheduler) -> None:
         self.bundle, self.engine, self.scheduler = bundle, engine, scheduler
-        self.name = bundle.manifest.name
+        self.name, self.backend = bundle.manifest.name, engine.backend
         self.provider, self.precision = engine.provider, engine.precision
-        self.backend = engine.backend
 
     @classmethod
     def load(
         cls,
         path: Path | str,
         *,
-        provider: Provider = "auto",
-        threads: int = 1,
+        engine: EngineOptions | None = None,
         workers: int | None = None,
         max_batch_rows: int | None = None,
         max_queue_rows: int = 32_768,
+        hang_seconds: float = math.inf,
         observe: Callable[[str], SchedulerObserver] | None = None,
+        **changes: Any,
     ) -> ModelRuntime:
         """Load, verify and warm the bundle at `path`; blocks.
 
-        threads: of one run on CPU; workers: runs at once on CPU (None: one a core that the process
-        may use); max_batch_rows: upper limit, where the provider's own choice is larger; observe:
-        called with the model's name for the observer of its scheduler.
-        Raises BundleError, or ProviderUnavailable where `provider` was demanded and is not there.
+        engine: what computes, of which `changes` (``provider="cpu"``) replace fields; workers: runs
+        at once on CPU (None: one a core that the process may use); max_batch_rows: upper limit,
+        where the backend's own choice is larger; hang_seconds: after which a batch counts as a
+        fault of the device; observe: called with the model's name for its scheduler's observer.
+        Raises BundleError, or ProviderUnavailable where what was demanded is not there.
         """
         bundle = load_bundle(path)
-        engine = Engine(bundle, provider=provider, threads=threads)
-        engine.warm()
-        cpu = engine.concurrency
-        scheduler = Scheduler(
-            engine,
-            batchers(bundle.manifest),
-            max_batch_rows=min(engine.max_rows, max_batch_rows or engine.max_rows),
+        made, scheduler = assemble(
+            bundle,
+            replace(engine or EngineOptions(), **changes),
+            workers=workers,
+            max_batch_rows=max_batch_rows,
             max_queue_rows=max_queue_rows,
-            workers=(workers or max(1, available_cores() // threads)) if cpu else 1,
-            prefetch=0 if cpu else 1,
+            hang_seconds=hang_seconds,
             observer=observe(bundle.manifest.name) if observe else None,
         )
-        return cls(bundle, engine, scheduler)
+        return cls(bundle, made, scheduler)
+
+    def provider_of(self, operation: str) -> str:
+        """On what an operation's answers are computed."""
+        return self.engine.provider_of(GRAPH_OF.get(operation, operation))
+
+    def precision_of(self, operation: str) -> str:
+        """In which precision an operation's answers are computed: the last graph's."""
+        return self.engine.precision_of(GRAPH_OF.get(operation, operation))
 
     @property
     def ready(self) -> bool:
@@ -92,8 +112,9 @@ class ModelRuntime:
         await self.scheduler.start()
 
     async def stop(self, drain_seconds: float = 0.0) -> None:
-        """Accept no more, and give what waits `drain_seconds`."""
+        """Accept no more, give what waits `drain_seconds`, and free the memory."""
         await self.scheduler.stop(drain_seconds)
+        await asyncio.to_thread(self.engine.close)
 
     async def sample(
         self,
@@ -103,18 +124,26 @@ class ModelRuntime:
         temperature: Sequence[float],
         output: Output = "mean",
         first: int = 0,
+        prior_eps: NDArray[Any] | None = None,
+        resample: Sequence[str] = (),
         call: Call = NO_CALL,
     ) -> Images:
-        """Images `first` to ``first + n - 1`` of `seed`, at one temperature a latent group."""
+        """Images `first` to ``first + n - 1`` of `seed`, at one temperature a latent group.
+
+        prior_eps: float32 ``[n, D]`` or ``[1, D]``: instead of the seed's noise, but for the latent
+        groups to `resample`.
+        """
         arguments.count("n", n)
         arguments.seed(first, "first")
         warmth = arguments.temperature(temperature, len(self.bundle.manifest.latent.groups))
+        keys = _positions(n, arguments.seed(seed), first)
         work = SampleWork(
-            _positions(n, arguments.seed(seed), first),
+            keys,
             np.broadcast_to(warmth, (n, len(warmth))),
             arguments.output(output),
+            None if prior_eps is None else edited(prior_eps, keys, self.bundle.manifest, resample),
         )
-        return _images(await self._submit(work, call))
+        return images_of(await self._submit(work, call))
 
     async def sample_each(
         self, seeds: Sequence[int], *, temperature: NDArray[Any], call: Call = NO_CALL
@@ -130,7 +159,7 @@ class ModelRuntime:
             np.zeros(len(seeds), dtype=np.uint64),
             Purpose.SAMPLE,
         )
-        return _rendered(await self._submit(SampleWork(keys, np.stack(warmth), "both"), call))
+        return rendered_of(await self._submit(SampleWork(keys, np.stack(warmth), "both"), call))
 
     async def decode(
         self,
@@ -141,13 +170,13 @@ class ModelRuntime:
         call: Call = NO_CALL,
     ) -> Images:
         """Images of `latents` float32 ``[n, D]``; seed: for drawing pixels."""
-        return _images(await self._submit(self._decoding(latents, output, seed), call))
+        return images_of(await self._submit(self._decoding(latents, output, seed), call))
 
     async def decode_each(
         self, latents: NDArray[Any], *, seed: int = 0, call: Call = NO_CALL
     ) -> Rendered:
         """Means, their pixels, and draws of `latents` float32 ``[n, D]``."""
-        return _rendered(await self._submit(self._decoding(latents, "both", seed), call))
+        return rendered_of(await self._submit(self._decoding(latents, "both", seed), call))
 
     async def encode(
         self, images: NDArray[Any], *, seed: int | None = None, call: Call = NO_CALL
@@ -155,7 +184,7 @@ class ModelRuntime:
         """Latents of `images` uint8 ``[n, C, H, W]``: drawn with `seed`, or at eps = 0."""
         arguments.images(images, self.bundle.manifest.image)
         result = await self._encode(images, image_keys(images), seed, call)
-        return Latents(result.arrays["z"], result.arrays["prior_eps"], _timing(result))
+        return Latents(result.arrays["z"], result.arrays["prior_eps"], timing_of(result))
 
     async def score(
         self,
@@ -174,7 +203,7 @@ class ModelRuntime:
         result = await self._submit(work, call)
         log_weight = result.arrays["log_weight"].reshape(len(images), k)
         kl = result.arrays["kl"].reshape(len(images), k, -1)
-        return self._scores(log_weight, kl, seed, alpha, _timing(result))
+        return self._scores(log_weight, kl, seed, alpha, timing_of(result))
 
     async def reconstruct(
         self,
@@ -188,34 +217,38 @@ class ModelRuntime:
         arguments.images(images, self.bundle.manifest.image)
         keys = image_keys(images)
         coded = await self._encode(images, keys, seed, call)
-        drawing = NoiseKeys(_seeds(len(images), seed or 0), keys, Purpose.IMAGE)
+        drawing = NoiseKeys.of(seed or 0, keys)
         work = DecodeWork(coded.arrays["z"], drawing, arguments.output(output))
-        return _images(await self._submit(work, call), before=_timing(coded))
+        return images_of(await self._submit(work, call), before=timing_of(coded))
 
     async def interpolate(
         self,
-        images: NDArray[Any],
+        images: NDArray[Any] | None,
         *,
         n: int,
+        seeds: Sequence[int] = (),
         seed: int | None = None,
         output: Output = "mean",
         call: Call = NO_CALL,
     ) -> Images:
-        """`n` images on the way from one of two to the other, both ends included.
+        """`n` images from one end to the other, both included; the ends are `images`, then `seeds`.
 
+        An image's end is its reconstruction (at `seed`), a seed's the first image that it draws.
         The way is a great circle between their `prior_eps`: all of its points are as likely under
         the prior, and a lower group means the same along it.
         """
-        arguments.images(images, self.bundle.manifest.image)
-        if len(images) != 2:
-            raise InvalidInput(f"interpolation takes two images, not {len(images)}")
+        arguments.two_ends(images, seeds)
         arguments.count("n", n, least=2)
-        coded = await self._encode(images, image_keys(images), seed, call)
-        eps = great_circle(coded.arrays["prior_eps"], n)
+        ends = [first_eps(seeds, self.bundle.manifest)]
+        before = None
+        if images is not None and len(images):
+            arguments.images(images, self.bundle.manifest.image)
+            coded = await self._encode(images, image_keys(images), seed, call)
+            before, ends = timing_of(coded), [coded.arrays["prior_eps"], *ends]
+        way = GreatCircle(np.concatenate(ends), n)
         warmth = np.ones((n, len(self.bundle.manifest.latent.groups)), dtype=np.float32)
-        keys = _positions(n, seed or 0, 0)
-        work = SampleWork(keys, warmth, arguments.output(output), eps)
-        return _images(await self._submit(work, call), before=_timing(coded))
+        work = SampleWork(_positions(n, seed or 0, 0), warmth, arguments.output(output), way)
+        return images_of(await self._submit(work, call), before=before)
 
     def _decoding(self, latents: NDArray[Any], output: Pixels, seed: int) -> DecodeWork:
         arguments.latents(latents, self.bundle.manifest.latent.dim)
@@ -261,27 +294,7 @@ class ModelRuntime:
         )
 
 
-def _seeds(n: int, seed: int) -> NDArray[np.uint64]:
-    return np.full(n, seed, dtype=np.uint64)
-
-
 def _positions(n: int, seed: int, first: int) -> NoiseKeys:
     """Noise of places `first` on in a request."""
     streams = np.arange(n, dtype=np.uint64) + np.uint64(first)
-    return NoiseKeys(_seeds(n, seed), streams, Purpose.SAMPLE)
-
-
-def _timing(result: BatchResult) -> Timing:
-    return Timing(queue_seconds=result.queue_seconds, compute_seconds=result.compute_seconds)
-
-
-def _images(result: BatchResult, before: Timing | None = None) -> Images:
-    timing = _timing(result)
-    arrays = result.arrays
-    whole = timing if before is None else before + timing
-    return Images(arrays["images"], arrays["finite"], whole)
-
-
-def _rendered(result: BatchResult) -> Rendered:
-    arrays = result.arrays
-    return Rendered(arrays["images"], arrays["draw"], arrays["mean"], _timing(result))
+    return NoiseKeys(np.full(n, seed, dtype=np.uint64), streams, Purpose.SAMPLE)

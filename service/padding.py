@@ -7,6 +7,7 @@ few shapes are used.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +21,10 @@ class Padding(Protocol):
         """The padded number of rows, at least `rows`."""
         ...
 
+    def shape(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """The padded ``N`` images and, where a graph has both, ``R`` rows."""
+        ...
+
 
 @dataclass(frozen=True)
 class RowBlocks:
@@ -31,13 +36,40 @@ class RowBlocks:
         """The next multiple of the block."""
         return -(-rows // self.block) * self.block
 
+    def shape(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Each by itself."""
+        return {name: self.size(rows) for name, rows in sizes.items()}
+
 
 @dataclass(frozen=True)
 class Buckets:
-    """The smallest of `sizes` (ascending) that holds the rows."""
+    """The smallest of `sizes` (ascending) that holds the rows.
+
+    A batch has no more images than rows, so only such pairs of buckets are shapes to prepare; one
+    that has gets as many rows as images.
+    """
 
     sizes: tuple[int, ...]
 
     def size(self, rows: int) -> int:
         """The bucket; rows beyond the largest are a fault of the caller."""
         return next(size for size in self.sizes if size >= rows)
+
+    def shape(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """A pair of buckets, or one."""
+        shape = {name: self.size(rows) for name, rows in sizes.items()}
+        if "R" in shape and "N" in shape:
+            shape["R"] = max(shape["R"], shape["N"])
+        return shape
+
+    def shapes(self, dims: Collection[str]) -> list[dict[str, int]]:
+        """All shapes of a graph over the dimensions `dims`, the largest first."""
+        descending = self.sizes[::-1]
+        if set(dims) != {"N", "R"}:
+            return [dict.fromkeys(dims, rows) for rows in descending]
+        return [
+            {"N": images, "R": rows}
+            for rows in descending
+            for images in descending
+            if images <= rows
+        ]

@@ -1,4 +1,7 @@
-"""Errors as RFC 9457 problem documents: ours, and those that the frameworks raise by themselves."""
+"""Errors as RFC 9457 problem documents: ours, and those that the frameworks raise by themselves.
+
+Under ``/v2`` the Open Inference Protocol has a form of its own: ``{"error": "..."}``.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,9 @@ from service.errors import (
     Overloaded,
     RequestTimeout,
     ServerFault,
+    Unauthorized,
 )
-from service.media import PROBLEM
+from service.media import JSON, PROBLEM
 
 __all__ = ["TYPE_PREFIX", "add_problem_handlers", "problem_response", "unexpected"]
 
@@ -36,7 +40,15 @@ def problem_response(
     error: IafvaeError, scope: Scope, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The answer that says `error` on this request, with ``Retry-After`` where it helps."""
-    document = {
+    of_v2 = scope["path"].startswith("/v2/") or scope["path"] == "/v2"
+    document = _inference_error(error) if of_v2 else _problem(error, scope)
+    body = json.dumps(document).encode("utf-8")
+    more = {**(headers or {}), **_headers(error)}
+    return Response(body, error.status, more, media_type=JSON if of_v2 else PROBLEM)
+
+
+def _problem(error: IafvaeError, scope: Scope) -> dict[str, str | int]:
+    return {
         "type": TYPE_PREFIX + error.type,
         "title": error.title,
         "status": error.status,
@@ -44,15 +56,20 @@ def problem_response(
         "instance": _shortened(scope["path"], MAX_DETAIL),
         "request_id": scope.get("state", {}).get("request_id", ""),
     }
-    more = dict(headers or {})
+
+
+def _inference_error(error: IafvaeError) -> dict[str, str | int]:
+    return {"error": _shortened(error.detail or error.title, MAX_DETAIL)}
+
+
+def _headers(error: IafvaeError) -> dict[str, str]:
     if isinstance(error, Overloaded):
-        more["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
-    elif isinstance(error, RequestTimeout):
-        more["connection"] = "close"  # in the middle of a body there is no next request
-    elif error.status == 503:
-        more.setdefault("retry-after", "1")
-    body = json.dumps(document).encode("utf-8")
-    return Response(body, error.status, more, media_type=PROBLEM)
+        return {"retry-after": str(max(1, math.ceil(error.retry_after_seconds)))}
+    if isinstance(error, RequestTimeout):
+        return {"connection": "close"}  # in the middle of a body there is no next request
+    if isinstance(error, Unauthorized):
+        return {"www-authenticate": error.challenge}
+    return {"retry-after": "1"} if error.status == 503 else {}
 
 
 def _shortened(text: str, most: int) -> str:

@@ -1,7 +1,8 @@
-"""HTTP as uvicorn speaks it, with bounds on a request's head, which uvicorn has none for.
+"""HTTP as uvicorn speaks it, with bounds that uvicorn has none for.
 
 What an application sees begins with a complete head; until then a client could hold a connection
-for ever, or send headers without end (and a long one takes time that grows with its square).
+for ever, or send headers without end (and a long one takes time that grows with its square). And
+one that does not read its answer would hold the answer's memory for ever.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ __all__ = ["BoundedHttp"]
 
 HEAD_SECONDS = 30.0  # from a connection, or a later request's first byte, to the end of its head
 MAX_HEAD_BYTES = 65_536
+WRITE_SECONDS = 60.0  # in which a client must have taken what fills the connection's buffer
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection. A head that is too slow ends it without an answer, one too long with 400."""
+    """One connection. A head that is too slow ends it without an answer, one too long with 400; a
+    client that stops reading, whatever was being sent."""
 
     _head_timer: asyncio.TimerHandle | None = None  # runs while a head is awaited
+    _write_timer: asyncio.TimerHandle | None = None  # runs while the buffer is full
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -30,6 +34,7 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone."""
         self._end_head()
+        self._end_write()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -53,6 +58,22 @@ class BoundedHttp(HttpToolsProtocol):
             message = f"Headers above {MAX_HEAD_BYTES} bytes."
             self.logger.warning("refused a request: %s", message)
             self.send_400_response(message)
+
+    def pause_writing(self) -> None:
+        """The buffer is full."""
+        super().pause_writing()
+        self._end_write()
+        self._write_timer = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has drained."""
+        self._end_write()
+        super().resume_writing()
+
+    def _end_write(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _begin_head(self) -> None:
         self._end_head()

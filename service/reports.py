@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from service.bundle import Bundle, load_bundle, manifest_to_json
+from service.choices import Provider
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -95,7 +96,7 @@ def _text(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def verify_bundle(path: Path, *, canaries: bool, provider: Literal["auto", "cpu", "cuda"]) -> str:
+def verify_bundle(path: Path, *, canaries: bool, provider: Provider) -> str:
     """One line that says what was checked. Raises BundleError."""
     bundle = load_bundle(path)
     manifest = bundle.manifest

@@ -7,7 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Call", "Images", "Latents", "Rendered", "Scores", "Timing"]
+from service.ledger import BatchResult
+
+__all__ = [
+    "Call",
+    "Images",
+    "Latents",
+    "Rendered",
+    "Scores",
+    "Timing",
+    "images_of",
+    "rendered_of",
+    "timing_of",
+]
 
 
 @dataclass(frozen=True)
@@ -86,3 +98,24 @@ class Scores:
     seed: int
     kl_nats: NDArray[np.float64]
     timing: Timing
+
+
+def timing_of(result: BatchResult) -> Timing:
+    """What a work's rows took."""
+    return Timing(queue_seconds=result.queue_seconds, compute_seconds=result.compute_seconds)
+
+
+def images_of(result: BatchResult, before: Timing | None = None) -> Images:
+    """The rows of ``sample`` or ``decode`` where one kind of pixels was asked for.
+
+    before: what an operation took that came first.
+    """
+    timing, arrays = timing_of(result), result.arrays
+    whole = timing if before is None else before + timing
+    return Images(arrays["images"], arrays["finite"], whole)
+
+
+def rendered_of(result: BatchResult) -> Rendered:
+    """The rows of ``sample`` or ``decode`` with all there is of them."""
+    arrays = result.arrays
+    return Rendered(arrays["images"], arrays["draw"], arrays["mean"], timing_of(result))

@@ -1,8 +1,7 @@
-"""Requests and responses of ``/v1``: fields, bounds, units. Unknown fields are refused by name.
+"""Options of ``/v1``: fields, bounds, units. Unknown fields are refused by name.
 
 Options validate strictly as JSON (``"16"`` is no number) and leniently as text (query parameters
-and form fields). The response models document the answers and hold the tests to it; the hot routes
-write their JSON by hand.
+and form fields).
 """
 
 from __future__ import annotations
@@ -25,19 +24,14 @@ from service.errors import InvalidInput
 __all__ = [
     "DecodeOptions",
     "EncodeOptions",
-    "EncodeResponse",
     "ImageOptions",
-    "ImagesResponse",
     "InterpolateOptions",
-    "ModelDescription",
-    "ModelsResponse",
     "Options",
-    "ProblemDocument",
+    "Output",
+    "PosteriorOptions",
     "ReconstructOptions",
     "SampleOptions",
     "ScoreOptions",
-    "ScoreResponse",
-    "ScoreResult",
     "parse_options",
 ]
 
@@ -57,22 +51,44 @@ def _split_commas(value: object) -> object:
     return value.split(",") if isinstance(value, str) and "," in value else value
 
 
+def _listed(value: object) -> object:
+    """The same for what is always a list: ``resample=z1`` names one group, ``resample=`` none."""
+    return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(_listed)]
+
+
 class Options(BaseModel):
     """Fields that every operation has."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Annotated[str | None, Field(description="A loaded model; absent: the default one.")] = (
-        None
-    )
+    model: Annotated[
+        str | None,
+        Field(description="A loaded model, also as name@version; absent: the default one."),
+    ] = None
+    version: Annotated[
+        str | None, Field(description="A loaded version of it; absent: the newest, or the pinned.")
+    ] = None
 
 
 class SampleOptions(Options):
     """``POST /v1/sample``"""
 
-    n: Annotated[int, Field(ge=1, description="How many images to draw.")] = 1
+    n: Annotated[
+        int | None,
+        Field(ge=1, description="How many images; absent: 1, or one for each row of prior_eps."),
+    ] = None
     seed: Annotated[
         Seed | None, Field(description="Absent: the server draws one and returns it.")
+    ] = None
+    resample: Annotated[
+        Names | None,
+        Field(description="Latent groups of prior_eps to draw anew; the others are kept."),
+    ] = None
+    keep: Annotated[
+        Names | None, Field(description="Instead of resample: the groups that are not drawn anew.")
     ] = None
     temperature: Annotated[
         Temperatures,
@@ -116,13 +132,22 @@ class ScoreOptions(ImageOptions):
     ] = None
 
 
-class EncodeOptions(ImageOptions):
-    """``POST /v1/encode``"""
+class PosteriorOptions(ImageOptions):
+    """Fields of every operation that encodes images."""
 
     seed: Annotated[Seed | None, Field(description="Absent: the posterior at eps = 0.")] = None
 
 
-class ReconstructOptions(EncodeOptions):
+class EncodeOptions(PosteriorOptions):
+    """``POST /v1/encode``"""
+
+    output: Annotated[
+        Literal["latents", "prior_eps"],
+        Field(description="Which of the two an npy answer holds; JSON holds both."),
+    ] = "latents"
+
+
+class ReconstructOptions(PosteriorOptions):
     """``POST /v1/reconstruct``"""
 
     output: Annotated[Output, Field(description="As in sample.")] = "mean"
@@ -131,9 +156,16 @@ class ReconstructOptions(EncodeOptions):
 class InterpolateOptions(ReconstructOptions):
     """``POST /v1/interpolate``"""
 
-    n: Annotated[
-        int, Field(ge=2, description="Images from the first to the second, with both.")
-    ] = 8
+    n: Annotated[int, Field(ge=2, description="Images from one end to the other, with both.")] = 8
+    seeds: Annotated[
+        list[Seed],
+        BeforeValidator(_listed),
+        Field(
+            max_length=2,
+            description="Ends that are no images: the first image that each of these seeds draws. "
+            "Images come first, then seeds; together they are two.",
+        ),
+    ] = []
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -158,117 +190,3 @@ def _line(item: Any, kind: type[Options]) -> str:
         return f"there is no field {name[:60]!r}; known are {', '.join(kind.model_fields)}"
     given = repr(item["input"])
     return f"{name}={given if len(given) <= 60 else given[:57] + '...'}: {item['msg']}"
-
-
-class Response(BaseModel):
-    """Fields of every JSON answer."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-    model: str
-    version: str
-    notes: Annotated[
-        list[str], Field(description="What a reader must know, such as that images were altered.")
-    ]
-
-
-class ImagesResponse(Response):
-    """Answer of sample, decode, reconstruct and interpolate."""
-
-    images: Annotated[list[str], Field(description="Each a PNG file in base64.")]
-    shape: Annotated[list[int], Field(description="[n, channels, height, width]")]
-    status: Annotated[
-        list[Literal["ok", "non_finite"]],
-        Field(description="Of each image; non_finite: its mean was no number, and is shown as 0."),
-    ]
-    output: Output
-    seed: Annotated[
-        int | None, Field(description="null: no seed was given where none is needed (see notes).")
-    ]
-    temperature: Annotated[
-        list[float] | None, Field(description="One per latent group; of sample only.")
-    ] = None
-
-
-class ScoreResult(BaseModel):
-    """Scores of one image. Numbers that are not finite are null, and `status` says why."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    log_likelihood_nats: Annotated[
-        float | None, Field(description="Importance-weighted lower bound on log p(x), in nats.")
-    ]
-    bits_per_dim: float | None
-    elbo_nats: float | None
-    standard_error_nats: Annotated[
-        float | None,
-        Field(
-            description="Of the estimate, by the delta method; too small where the effective "
-            "sample size is small; null at K = 1."
-        ),
-    ]
-    effective_sample_size: Annotated[
-        float | None, Field(description="From 1 to K: how many samples share the weight.")
-    ]
-    p_value: Annotated[
-        float | None,
-        Field(description="Share of calibration images that score as low; null if K has none."),
-    ]
-    anomalous: bool
-    status: Literal["ok", "not_calibrated", "non_finite"]
-    altered: Annotated[bool, Field(description="The image was resized or converted first.")]
-    kl_nats: Annotated[dict[str, float | None], Field(description="By latent group.")]
-
-
-class ScoreResponse(Response):
-    """Answer of score."""
-
-    results: list[ScoreResult]
-    estimator: Literal["elbo", "importance_weighted"]
-    importance_samples: int
-    seed: int
-    alpha: float
-
-
-class EncodeResponse(Response):
-    """Answer of encode."""
-
-    latents: Annotated[
-        list[list[float | None]], Field(description="[n, D]; null where not finite.")
-    ]
-    status: Annotated[list[Literal["ok", "non_finite"]], Field(description="Of each image.")]
-    seed: Annotated[int | None, Field(description="null: the posterior at eps = 0.")]
-
-
-class ModelDescription(BaseModel):
-    """A loaded model: who computes it, and its manifest with its figures."""
-
-    model_config = ConfigDict(protected_namespaces=())
-
-    name: str
-    version: str
-    default: bool
-    ready: bool
-    bundle: Annotated[str, Field(description="SHA-256 of the manifest, which hashes all files.")]
-    provider: str
-    precision: str
-    manifest: dict[str, Any]
-    limits: Annotated[dict[str, int], Field(description="What one request may ask for.")]
-
-
-class ModelsResponse(BaseModel):
-    """What is loaded."""
-
-    default: str
-    models: list[ModelDescription]
-
-
-class ProblemDocument(BaseModel):
-    """RFC 9457 problem details: compare with `type`, show `detail` to people."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    request_id: str

@@ -115,8 +115,8 @@ def serve(settings: Settings) -> None:
     listener = bind(settings.host, settings.port)
     with listener:
         app = create_app(settings)
-        registry, telemetry = app.state.context.registry, app.state.context.telemetry
-        registry.load(settings, telemetry)  # here, so that what is wrong is said in one line
+        registry = app.state.context.registry
+        app.state.manager.load_all()  # here, so that what is wrong is said in one line
         config = uvicorn.Config(
             app,
             log_config=None,

@@ -11,20 +11,40 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from service.engine_base import BackendName, EngineOptions, Precision, Provider
 
 __all__ = ["PREFIX", "SHIPPED_BUNDLE", "Settings", "SettingsError", "load_settings"]
 
 PREFIX = "IAFVAE_"
 SHIPPED_BUNDLE = Path(__file__).resolve().parent / "bundles" / "mnist"
-OTHER_PROGRAMS = {"IAFVAE_DATA_DIR"}  # of the training side and the tests
+OTHER_PROGRAMS = {"IAFVAE_DATA_DIR", "IAFVAE_KEY"}  # of training, and of the client
 # Kubernetes and Docker links describe a Service named "iafvae" in variables of our prefix.
 LINKED = re.compile(r"IAFVAE_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)$")
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.:\[\]_-]+")
+
+
+def _split(value: object) -> object:
+    """A list in a variable has commas between its members."""
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if not ORIGIN.fullmatch(value):
+            raise ValueError(f"{value!r} is no origin such as https://example.org (no path), or *")
+    return values
+
+
+Origins = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_origins)]
 
 
 class SettingsError(ValueError):
@@ -41,8 +61,44 @@ class Settings(BaseSettings):
     models: Annotated[Path, Field(description="a bundle, or a directory of bundles")] = (
         SHIPPED_BUNDLE
     )
-    default_model: Annotated[str | None, Field(description="absent: the only one, or first")] = None
-    provider: Literal["auto", "cpu", "cuda"] = "auto"
+    default_model: Annotated[
+        str | None,
+        Field(description="name, or name@version to pin it; absent: the only one, or the first"),
+    ] = None
+    max_models: Annotated[Count, Field(description="loaded at once, all versions counted")] = 16
+    watch_seconds: Annotated[
+        Seconds, Field(description="look at the models this often and follow changes; 0: never")
+    ] = 0.0
+    backend: Annotated[
+        BackendName, Field(description="what computes; openvino needs the extra of that name")
+    ] = "onnxruntime"
+    provider: Annotated[
+        Provider, Field(description="auto: CUDA where it works; the others are demands")
+    ] = "auto"
+    sampling_precision: Annotated[
+        Precision,
+        Field(description="of samples alone; refused where they are not those of float32"),
+    ] = "float32"
+    gpu_memory_bytes: Annotated[
+        Count | None, Field(description="that a model's sessions may hold on the GPU together")
+    ] = None
+    cuda_graphs: Annotated[bool, Field(description="replay a batch on the GPU as one launch")] = (
+        False
+    )
+    engine_cache: Annotated[
+        Path | None, Field(description="directory where TensorRT keeps the engines it has built")
+    ] = None
+    hang_seconds: Annotated[
+        Seconds, Field(gt=0, description="a batch that takes longer fails liveness")
+    ] = 120.0
+
+    keys_file: Annotated[
+        Path | None, Field(description="hashes of the keys of who may call; absent: everyone may")
+    ] = None
+    open_metrics: Annotated[bool, Field(description="/metrics needs no key")] = False
+    cors_origins: Annotated[
+        Origins, Field(description="web origins whose pages may call, with commas; * is all")
+    ] = ()
 
     max_body_bytes: Count = 32 * 2**20
     max_buffered_bytes: Annotated[
@@ -54,6 +110,9 @@ class Settings(BaseSettings):
     )
     max_images: Annotated[Count, Field(description="images or latents in one request")] = 1024
     max_n: Annotated[Count, Field(description="images drawn by one request")] = 1024
+    max_stream_n: Annotated[
+        Count, Field(description="images drawn by one request whose answer is streamed (npy)")
+    ] = 1_000_000
     max_importance_samples: Count = 1024
     max_rows: Annotated[Count, Field(description="images times importance samples")] = 16_384
     max_queue_rows: Annotated[Count, Field(description="above it: 429")] = 32_768
@@ -69,6 +128,18 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     access_log: bool = False
+
+    @property
+    def engine(self) -> EngineOptions:
+        """What computes, as far as it is the operator's choice."""
+        return EngineOptions(
+            backend=self.backend,
+            provider=self.provider,
+            sampling_precision=self.sampling_precision,
+            gpu_memory_bytes=self.gpu_memory_bytes,
+            cuda_graphs=self.cuda_graphs,
+            engine_cache=self.engine_cache,
+        )
 
     @classmethod
     def settings_customise_sources(
@@ -98,6 +169,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}MAX_IMAGE_PIXELS ({self.max_image_pixels}) is above "
                 f"{PREFIX}MAX_TOTAL_PIXELS ({self.max_total_pixels}); lower the first"
+            )
+        if self.max_n > self.max_stream_n:
+            raise ValueError(
+                f"{PREFIX}MAX_N ({self.max_n}) is above {PREFIX}MAX_STREAM_N "
+                f"({self.max_stream_n}); lower the first"
             )
         if self.max_importance_samples > self.max_rows:
             raise ValueError(

@@ -53,7 +53,7 @@ class ImageSpec:
 class LikelihoodSpec:
     """The density of pixels given latents; drawing them takes `uniforms` uniform numbers (U)."""
 
-    kind: Literal["bernoulli", "discretized_logistic"]
+    kind: Literal["bernoulli", "discretized_logistic", "logistic_mixture"]
     uniforms: int
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ __all__ = ["ModelTelemetry", "Telemetry", "configure_logging"]
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+INFO = ("model", "version", "bundle", "provider", "precision")
 
 
 class Telemetry:
@@ -58,7 +59,20 @@ class Telemetry:
         self._info = make.gauge(
             "model_info",
             "1 for each loaded model.",
-            ("model", "version", "bundle", "provider", "precision"),
+            INFO,
+        )
+        self._changes = make.counter(
+            "model_changes",
+            "Models loaded, swapped for another bundle, unloaded.",
+            ("model", "change"),
+        )
+        self._load_failures = make.counter(
+            "model_load_failures", "Bundles that were refused, by directory.", ("directory",)
+        )
+        self._models = make.gauge(
+            "models",
+            "Models by state: loaded, retiring (replaced, but still answering), failed.",
+            ("state",),
         )
         self._ready = make.gauge("ready", "1 if the process takes requests.", ())
         self._children = lru_cache(maxsize=512)(_request_children)
@@ -99,6 +113,23 @@ class Telemetry:
         """State a loaded model; `who` are its provider and precision."""
         self._info.labels(model=model, version=version, bundle=bundle, **who).set(1)
 
+    def model_gone(self, *, model: str, version: str, bundle: str, **who: str) -> None:
+        """Take back what `model_info` said."""
+        labels = {"model": model, "version": version, "bundle": bundle, **who}
+        self._info.remove(*(labels[name] for name in INFO))
+
+    def model_changed(self, model: str, change: str) -> None:
+        """Count a model that was loaded, swapped or unloaded."""
+        self._changes.labels(model, change).inc()
+
+    def model_failed(self, directory: str) -> None:
+        """Count a bundle that was refused."""
+        self._load_failures.labels(directory).inc()
+
+    def models(self, state: str, count: Callable[[], int]) -> None:
+        """Let the gauge of models in `state` say what `count` gives whenever it is read."""
+        self._models.labels(state).set_function(count)
+
     def exposition(self) -> tuple[bytes, str]:
         """The page of ``/metrics`` and its content type."""
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
@@ -110,7 +141,7 @@ class ModelTelemetry:
     def __init__(self, telemetry: Telemetry, model: str) -> None:
         self._telemetry, self._model = telemetry, model
         self._by_operation: dict[str, tuple[Histogram, Histogram, Counter]] = {}
-        self._queue_rows: dict[str, Gauge] = {}
+        self._queue_rows: dict[str, tuple[Gauge, int]] = {}
 
     def batch(self, operation: str, rows: int, padded: int, seconds: float) -> None:
         """A batch of `rows` rows, of which none is among the `padded`, took `seconds`."""
@@ -133,13 +164,15 @@ class ModelTelemetry:
         self._telemetry._dropped.labels(operation, self._model, reason).inc(rows)
 
     def queue(self, rows: Mapping[str, int]) -> None:
-        """So many rows of each operation now wait."""
+        """So many rows of each operation now wait; versions of one model add up."""
         for operation, waiting in rows.items():
-            gauge = self._queue_rows.get(operation)
-            if gauge is None:
-                gauge = self._telemetry._queue_rows.labels(operation, self._model)
-                self._queue_rows[operation] = gauge
-            gauge.set(waiting)
+            known = self._queue_rows.get(operation)
+            if known is None:
+                known = self._telemetry._queue_rows.labels(operation, self._model), 0
+            gauge, before = known
+            if waiting != before:
+                gauge.inc(waiting - before)
+            self._queue_rows[operation] = gauge, waiting
 
 
 class _Maker:

@@ -1,12 +1,13 @@
-"""One batch on one thread: assemble, run, cut; in halves where it fails."""
+"""One batch: assembled, run and cut; in halves where it fails. Whatever goes wrong is an answer."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import queue
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from service.errors import DeviceFault, EngineFailure, IafvaeError
 from service.fairness import Span
 from service.works import Work
 
-__all__ = ["Batch", "BatchEngine", "Job", "Outcome", "Worker"]
+__all__ = ["Batch", "BatchEngine", "Job", "Outcome", "Runner", "as_error"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Job:
         "done",
         "future",
         "gone",
+        "images",
         "largest_batch",
         "operation",
         "parts",
@@ -59,9 +61,10 @@ class Job:
     ) -> None:
         self.work: Work | None = work
         self.operation, self.rows = work.operation, work.rows
+        self.images = -(-work.rows // work.rows_per_image)
         self.caller, self.future, self.submitted = caller, future, submitted
         self.gone = False
-        self.taken = self.done = self.largest_batch = 0
+        self.taken, self.done, self.largest_batch = work.rows, 0, 0
         self.began, self.compute_seconds = float("inf"), 0.0
         self.parts: list[tuple[int, Arrays]] = []
 
@@ -79,84 +82,87 @@ class Job:
         self.parts = []
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Batch:
-    """Rows of one operation for one run."""
+    """Rows of one operation for one run.
+
+    expected_seconds: what it was thought to cost; handed: when a worker got it, on the clock of
+    `time.monotonic`.
+    """
 
     operation: str
     spans: list[Span[Job]]
+    expected_seconds: float = 0.0
+    handed: float = 0.0
 
 
-@dataclass
+@dataclass(slots=True)
 class Outcome:
     """What became of a batch: an answer or an error for every span that was tried.
 
-    rows: that were computed (each once, also where halves were tried again); skipped_rows: whose
-    caller had gone; fault: set where the device failed.
+    rows: that were computed (each once, also where halves were tried again), of so many images;
+    skipped_rows: whose caller had gone; runs: of the engine; seconds: without the time for which
+    another batch had the device; fault: set where the device failed.
     """
 
     began: float
     seconds: float = 0.0
     rows: int = 0
+    images: int = 0
     padded_rows: int = 0
     skipped_rows: int = 0
+    runs: int = 0
     fault: DeviceFault | None = None
     results: list[tuple[Span[Job], Arrays | IafvaeError]] = field(default_factory=list)
 
 
-class Worker:
-    """The loop of the worker threads. Survives whatever a batch does."""
+class Runner:
+    """Computes batches in any thread.
+
+    parallel: runs of the engine at once, None for as many as there are threads. With more threads
+    than that, what is assembled meanwhile is the batch that waits, formed, for the device.
+    """
 
     def __init__(
-        self,
-        engine: BatchEngine,
-        batchers: Mapping[str, Batcher],
-        inbox: queue.SimpleQueue[Batch | None],
-        events: asyncio.AbstractEventLoop,
-        report: Callable[[Batch, Outcome], None],
+        self, engine: BatchEngine, batchers: Mapping[str, Batcher], parallel: int | None
     ) -> None:
         self._engine, self._batchers = engine, batchers
-        self._inbox, self._events, self._report = inbox, events, report
-
-    def loop(self) -> None:
-        """Compute batches until a None comes."""
-        while (batch := self._inbox.get()) is not None:
-            try:
-                outcome = self.compute(batch)
-            except BaseException as error:  # a thread that ends would hang all its callers
-                logger.exception("a batch of %s was lost", batch.operation)
-                failure = _as_error(batch.operation, error)
-                outcome = Outcome(began=time.monotonic())
-                outcome.results = [(span, failure) for span in batch.spans]
-            try:
-                self._events.call_soon_threadsafe(self._report, batch, outcome)
-            except RuntimeError:  # the event loop has closed: nobody is left to answer
-                return
+        self._device: AbstractContextManager[object] = (
+            nullcontext() if parallel is None else threading.Semaphore(parallel)
+        )
 
     def compute(self, batch: Batch) -> Outcome:
         """Run `batch`; whatever goes wrong is in the outcome."""
-        outcome = Outcome(began=time.monotonic())
-        works = [(span, span.job.work) for span in batch.spans]
-        live = [(span, work) for span, work in works if work is not None and not span.job.gone]
+        began = time.monotonic()
+        outcome = Outcome(began=began)
+        try:
+            self._compute(batch, outcome)
+        except BaseException as error:  # also SystemExit: it is the batch's, not the thread's
+            logger.exception("a batch of %s was lost", batch.operation)
+            outcome = Outcome(began=began)
+            failure = as_error(batch.operation, error)
+            if isinstance(failure, DeviceFault):
+                outcome.fault = failure
+            outcome.results = [(span, failure) for span in batch.spans]
+        return outcome
+
+    def _compute(self, batch: Batch, outcome: Outcome) -> None:
+        live = _alive([(span, span.job.work) for span in batch.spans])
         outcome.rows = sum(span.rows for span, _ in live)
         outcome.skipped_rows = sum(span.rows for span in batch.spans) - outcome.rows
         if live:
             self._attempt(batch.operation, live, outcome)
             outcome.padded_rows = self._engine.padded_rows(outcome.rows)
-        outcome.seconds = time.monotonic() - outcome.began
-        return outcome
 
-    def _attempt(
-        self, operation: str, live: Sequence[tuple[Span[Job], Work]], outcome: Outcome
-    ) -> None:
+    def _attempt(self, operation: str, live: Sequence[Live], outcome: Outcome) -> None:
         """Run the spans together; where that fails, in halves, down to the one that is at fault."""
         if outcome.fault is not None:
             outcome.results += [(span, outcome.fault) for span, _ in live]
             return
         try:
-            parts = self._run(operation, live)
-        except BaseException as error:  # also SystemExit: it is the batch's, not the thread's
-            failure = _as_error(operation, error)
+            parts = self._run(operation, live, outcome)
+        except BaseException as error:  # as above
+            failure = as_error(operation, error)
             if isinstance(failure, DeviceFault):
                 outcome.fault = failure
             if len(live) == 1 or outcome.fault is not None:
@@ -164,22 +170,49 @@ class Worker:
                 outcome.results += [(span, failure) for span, _ in live]
                 return
             middle = len(live) // 2
-            self._attempt(operation, live[:middle], outcome)
-            self._attempt(operation, live[middle:], outcome)
+            for half in (live[:middle], live[middle:]):
+                if still := _alive(half):  # who has gone meanwhile is not tried again
+                    self._attempt(operation, still, outcome)
         else:
             outcome.results += parts
 
     def _run(
-        self, operation: str, live: Sequence[tuple[Span[Job], Work]]
+        self, operation: str, live: Sequence[Live], outcome: Outcome
     ) -> list[tuple[Span[Job], Arrays]]:
+        began, waited = time.monotonic(), 0.0
         batcher = self._batchers[operation]
         pieces = [(work, span.start, span.stop) for span, work in live]
-        outputs = self._engine.run(operation, batcher.assemble(pieces))
-        parts = batcher.split(pieces, outputs)
+        try:
+            arrays = batcher.assemble(pieces)
+            asked = time.monotonic()
+            with self._device:
+                waited = time.monotonic() - asked
+                if not _alive(live):  # they have gone while another batch had the device
+                    rows = sum(span.rows for span, _ in live)
+                    outcome.rows -= rows
+                    outcome.skipped_rows += rows
+                    return []
+                outcome.runs += 1
+                outputs = self._engine.run(operation, arrays)
+            parts = batcher.split(pieces, outputs)
+        finally:
+            outcome.began += waited
+            outcome.seconds += time.monotonic() - began - waited
+        images = arrays.get("image")  # as many as rows where they are not counted apart
+        outcome.images += sum(span.rows for span, _ in live) if images is None else len(images)
         return [(span, part) for (span, _), part in zip(live, parts, strict=True)]
 
 
-def _as_error(operation: str, error: BaseException) -> IafvaeError:
+Live = tuple[Span[Job], Work]
+
+
+def _alive(spans: Sequence[tuple[Span[Job], Work | None]]) -> list[Live]:
+    """Those whose caller still waits."""
+    return [(span, work) for span, work in spans if work is not None and not span.job.gone]
+
+
+def as_error(operation: str, error: BaseException) -> IafvaeError:
+    """What a caller is told of `error`; running out of memory is the device's fault."""
     if isinstance(error, DeviceFault | EngineFailure):
         return error
     if isinstance(error, MemoryError):

@@ -14,12 +14,29 @@ from numpy.typing import NDArray
 
 from service.noise import Purpose
 
-__all__ = ["DecodeWork", "EncodeWork", "NoiseKeys", "Pixels", "SampleWork", "ScoreWork", "Work"]
+__all__ = [
+    "DecodeWork",
+    "EncodeWork",
+    "NoiseKeys",
+    "Pixels",
+    "Rows",
+    "SampleWork",
+    "ScoreWork",
+    "Work",
+]
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 U64 = NDArray[np.uint64]
 Pixels = Literal["mean", "draw", "both"]
+
+
+class Rows(Protocol):
+    """Float32 ``[n, D]`` that may exist only where rows of it are asked for."""
+
+    def __getitem__(self, rows: slice, /) -> F32:
+        """Rows start to stop, ``[stop - start, D]``; called by workers' threads."""
+        ...
 
 
 class Work(Protocol):
@@ -35,6 +52,11 @@ class Work(Protocol):
         """How many rows it has."""
         ...
 
+    @property
+    def rows_per_image(self) -> int:
+        """How many rows share an image, and what is computed once for it."""
+        ...
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class NoiseKeys:
@@ -43,6 +65,12 @@ class NoiseKeys:
     seeds: U64
     streams: U64
     purpose: Purpose
+
+    @classmethod
+    def of(cls, seed: int, image_keys: U64) -> NoiseKeys:
+        """Noise that belongs to images, under one seed."""
+        seeds = np.full(len(image_keys), seed, dtype=np.uint64)
+        return cls(seeds, image_keys, Purpose.IMAGE)
 
     def cut(self, start: int, stop: int) -> tuple[U64, U64, U64]:
         """Seeds, streams and purposes of some rows."""
@@ -57,8 +85,9 @@ class SampleWork:
     keys: NoiseKeys
     temperature: F32  # [n, G]
     output: Pixels
-    eps: F32 | None = None
+    eps: Rows | None = None
     operation = "sample"
+    rows_per_image = 1
 
     @property
     def rows(self) -> int:
@@ -74,6 +103,7 @@ class DecodeWork:
     keys: NoiseKeys
     output: Pixels
     operation = "decode"
+    rows_per_image = 1
 
     @property
     def rows(self) -> int:
@@ -89,6 +119,7 @@ class EncodeWork:
     keys: U64  # [n]
     seed: int | None
     operation = "encode"
+    rows_per_image = 1
 
     @property
     def rows(self) -> int:
@@ -110,3 +141,8 @@ class ScoreWork:
     def rows(self) -> int:
         """Importance samples of all images."""
         return len(self.images) * self.samples
+
+    @property
+    def rows_per_image(self) -> int:
+        """Importance samples of one image."""
+        return self.samples

@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: the tiny bundle and its model in NumPy."""
+"""Fixtures that every test may use: the tiny bundle, its model in NumPy, a plain scheduler."""
 
 from __future__ import annotations
 
@@ -41,3 +41,42 @@ def tiny_bundle(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> P
     path = tmp_path_factory.mktemp("bundles") / "tiny"
     tiny.write_tiny_bundle(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def plain() -> ModuleType:
+    """The module `tests/plain_scheduler.py`: a scheduler on an engine made of plain functions."""
+    return _load("plain_scheduler")
+
+
+@pytest.fixture(scope="session")
+def model_bench() -> ModuleType:
+    """The module `tests/model_bench.py`: `performer(runtime)` and `score`."""
+    return _load("model_bench")
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny_bundle: Path):
+    """The tiny bundle as a `ModelRuntime` that is not started."""
+    from service.operations import ModelRuntime
+
+    return ModelRuntime.load(tiny_bundle, provider="cpu", workers=2)
+
+
+@pytest.fixture(scope="session")
+def perform(loaded, model_bench: ModuleType):
+    """Run an `async def` of the tiny bundle's runtime, started in a loop of its own."""
+    return model_bench.performer(loaded)
+
+
+@pytest.fixture(scope="session")
+def ladders() -> ModuleType:
+    """The module `tests/ladder_bundle.py`: `CONFIG`, `export_ladder(config, out)`, `pixels`."""
+    return _load("ladder_bundle")
+
+
+@pytest.fixture(scope="session")
+def ladder(ladders: ModuleType, tmp_path_factory: pytest.TempPathFactory):
+    """A small ladder of the CIFAR-10 shape: `.model` in torch and `.bundle`, exported once."""
+    path = tmp_path_factory.mktemp("bundles") / "ladder"
+    return ladders.export_ladder(ladders.CONFIG, path, calibrated=True)

@@ -36,6 +36,13 @@ CALIBRATED = (1, 16, 64)
 
 IMAGE = ImageSpec(channels=CHANNELS, height=SIDE, width=SIDE, levels=256)
 LATENT = LatentSpec(dim=D, groups=(LatentGroup(name="z", channels=D, height=1, width=1),))
+TWO_GROUPS = LatentSpec(
+    dim=D,
+    groups=(
+        LatentGroup(name="top", channels=1, height=1, width=1),
+        LatentGroup(name="low", channels=D - 1, height=1, width=1),
+    ),
+)
 LIKELIHOOD = LikelihoodSpec(kind="bernoulli", uniforms=PIXELS)
 
 
@@ -89,15 +96,19 @@ class TinyModel:
         return {"z": z.astype(np.float32), "prior_eps": prior_eps.astype(np.float32)}
 
     def score(self, image: np.ndarray, owner: np.ndarray, eps: np.ndarray) -> dict[str, np.ndarray]:
-        mean = self.posterior_mean(image)[owner]
-        z = mean + self.scale * eps.astype(np.float64)
+        z = self.posterior_mean(image)[owner] + self.scale * eps.astype(np.float64)
         x = (image >= 128).reshape(len(image), -1)[owner]
         p = special.expit(z @ self.W + self.b)
         log_px_z = stats.bernoulli.logpmf(x, p).sum(axis=1)
-        log_q = stats.norm.logpdf(z, mean, self.scale).sum(axis=1)
-        log_p = stats.norm.logpdf(z, self.prior_mean, self.prior_scale).sum(axis=1)
-        kl = log_q - log_p
+        kl = self.kl_terms(image, owner, eps).sum(axis=1)
         return {"log_weight": log_px_z - kl, "log_px_z": log_px_z, "kl": kl[:, None]}
+
+    def kl_terms(self, image: np.ndarray, owner: np.ndarray, eps: np.ndarray) -> np.ndarray:
+        """log q - log p of each latent, ``[R, D]``."""
+        mean = self.posterior_mean(image)[owner]
+        z = mean + self.scale * eps.astype(np.float64)
+        log_p = stats.norm.logpdf(z, self.prior_mean, self.prior_scale)
+        return stats.norm.logpdf(z, mean, self.scale) - log_p
 
     def images(self, n: int, seed: int = 0) -> np.ndarray:
         """Images drawn from the model itself, uint8 ``[n, 1, 4, 4]`` of 0 and 255."""
@@ -116,9 +127,15 @@ class TinyModel:
         return np.sort(scores).astype(np.float32)
 
 
-def tiny_manifest(**changes: Any) -> dict[str, Any]:
+def spread(latent: LatentSpec) -> np.ndarray:
+    """``[G, D]``: 1 where a latent is of a group."""
+    sizes = [group.dim for group in latent.groups]
+    return np.repeat(np.eye(len(sizes), dtype=np.float32), sizes, axis=1)
+
+
+def tiny_manifest(latent: LatentSpec = LATENT, **changes: Any) -> dict[str, Any]:
     """The manifest of the tiny bundle without ``files``."""
-    contract = graph_contract(IMAGE, LATENT, LIKELIHOOD)
+    contract = graph_contract(IMAGE, latent, LIKELIHOOD)
     tensors = {
         operation: {
             side: [
@@ -138,14 +155,14 @@ def tiny_manifest(**changes: Any) -> dict[str, Any]:
         "image": {"channels": CHANNELS, "height": SIDE, "width": SIDE, "levels": 256},
         "preprocessing": {"kind": "threshold", "threshold": 128},
         "likelihood": {"kind": "bernoulli", "uniforms": PIXELS},
-        "latent": {"dim": D, "groups": [{"name": "z", "channels": D, "height": 1, "width": 1}]},
-        "kl_groups": ["z"],
+        "latent": {"dim": D, "groups": [vars(group) for group in latent.groups]},
+        "kl_groups": [group.name for group in latent.groups],
         "graphs": {op: {"file": f"{op}.onnx", **sides} for op, sides in tensors.items()},
         "weights_file": "weights.bin",
         "opset": 20,
         "precision": "float32",
         "parameters": 2 * D * PIXELS + PIXELS + 4 * D,
-        "noise_version": 1,
+        "noise_version": 2,
         "scoring": {
             "default_importance_samples": 16,
             "calibrated_importance_samples": list(CALIBRATED),
@@ -179,8 +196,9 @@ def tiny_manifest(**changes: Any) -> dict[str, Any]:
     return {**fields, **changes}
 
 
-def canaries(model: TinyModel) -> dict[str, np.ndarray]:
+def canaries(model: TinyModel, latent: LatentSpec = LATENT) -> dict[str, np.ndarray]:
     """Inputs with the oracle's outputs: three images, five rows."""
+    groups = spread(latent)
     rng = np.random.default_rng(3)
     images = model.images(3, seed=4)
     owner = np.array([0, 0, 1, 2, 2])
@@ -188,7 +206,7 @@ def canaries(model: TinyModel) -> dict[str, np.ndarray]:
     inputs: dict[str, dict[str, np.ndarray]] = {
         "sample": {
             "eps": rng.standard_normal((3, D)).astype(f32),
-            "temperature": np.array([[0.0], [0.7], [1.0]], dtype=f32),
+            "temperature": np.array([[0.0], [0.7], [1.0]], dtype=f32).repeat(len(groups), axis=1),
             "u": rng.random((3, PIXELS)).astype(f32),
         },
         "decode": {
@@ -206,13 +224,21 @@ def canaries(model: TinyModel) -> dict[str, np.ndarray]:
     for operation, given in inputs.items():
         for name, array in given.items():
             arrays[f"{operation}/in/{name}"] = array
-        for name, array in getattr(model, operation)(**given).items():
+        oracle = {k: v @ groups if k == "temperature" else v for k, v in given.items()}
+        for name, array in getattr(model, operation)(**oracle).items():
             kept = array if array.dtype == np.uint8 else array.astype(f32)
+            if name == "kl":
+                kept = (model.kl_terms(**given) @ groups.T).astype(f32)
             arrays[f"{operation}/out/{name}"] = kept
     return arrays
 
 
-def write_tiny_bundle(destination: Path, model: TinyModel | None = None, **changes: Any) -> Bundle:
+def write_tiny_bundle(
+    destination: Path,
+    model: TinyModel | None = None,
+    latent: LatentSpec = LATENT,
+    **changes: Any,
+) -> Bundle:
     """Write the tiny bundle; `changes` replace fields of its manifest."""
     model = model or TinyModel.create()
     blob, layout = _pack(model)
@@ -220,12 +246,12 @@ def write_tiny_bundle(destination: Path, model: TinyModel | None = None, **chang
     contents: dict[str, Any] = {
         "weights.bin": blob,
         "calibration.npz": lambda path: np.savez(path, **calibration),
-        "canaries.npz": lambda path: np.savez(path, **canaries(model)),
+        "canaries.npz": lambda path: np.savez(path, **canaries(model, latent)),
         "MODEL_CARD.md": b"# tiny\n",
     }
     for operation in ("sample", "decode", "encode", "score"):
-        contents[f"{operation}.onnx"] = _graph(operation, model, layout).SerializeToString()
-    return write_bundle(destination, tiny_manifest(**changes), contents)
+        contents[f"{operation}.onnx"] = _graph(operation, model, layout, latent).SerializeToString()
+    return write_bundle(destination, tiny_manifest(latent, **changes), contents)
 
 
 def _pack(model: TinyModel) -> tuple[bytes, dict[str, tuple[int, int]]]:
@@ -269,7 +295,8 @@ BOTTOM_UP = [
 ]
 NODES = {
     "sample": [
-        ("Mul", "temperature eps", "warm_eps"),
+        ("MatMul", "temperature spread", "warmth"),
+        ("Mul", "warmth eps", "warm_eps"),
         ("Mul", "warm_eps prior_scale", "offset"),
         ("Add", "offset prior_mean", "z"),
         *DECODER,
@@ -306,13 +333,15 @@ NODES = {
         ("Add", "kl_parts log_ratio", "kl_terms"),
         ("ReduceSum", "kl_terms axis", "kl_flat"),
         ("Sub", "log_px_z kl_flat", "log_weight"),
-        ("Unsqueeze", "kl_flat axis", "kl"),
+        ("MatMul", "kl_terms gather", "kl"),
     ],
 }
 
 
-def _graph(operation: str, model: TinyModel, layout: dict[str, tuple[int, int]]) -> onnx.ModelProto:
-    spec = graph_contract(IMAGE, LATENT, LIKELIHOOD)[operation]
+def _graph(
+    operation: str, model: TinyModel, layout: dict[str, tuple[int, int]], latent: LatentSpec
+) -> onnx.ModelProto:
+    spec = graph_contract(IMAGE, latent, LIKELIHOOD)[operation]
     used = {name for _, names, _ in NODES[operation] for name in names.split()}
     constants = {
         "pixel_shape": np.array([-1, CHANNELS, SIDE, SIDE]),
@@ -322,6 +351,8 @@ def _graph(operation: str, model: TinyModel, layout: dict[str, tuple[int, int]])
         "white": np.array(255, dtype=np.uint8),
         "black": np.array(0, dtype=np.uint8),
         "half": np.array(0.5, dtype=np.float32),
+        "spread": spread(latent),
+        "gather": np.ascontiguousarray(spread(latent).T),
     }
     weights = [_external(k, v, layout[k]) for k, v in model.weights.items() if k in used]
     small = [numpy_helper.from_array(v, k) for k, v in constants.items() if k in used]

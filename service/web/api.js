@@ -17,6 +17,26 @@ export class Problem extends Error {
   }
 }
 
+// A key for servers that want one: asked for when one says so, kept until the tab is closed.
+const KEPT = "iafvae-key";
+
+function withKey(init) {
+  const key = sessionStorage.getItem(KEPT);
+  return key ? { ...init, headers: { ...init.headers, authorization: `Bearer ${key}` } } : init;
+}
+
+export async function ask(path, init = {}) {
+  const used = sessionStorage.getItem(KEPT);
+  const response = await fetch(path, withKey(init));
+  if (response.status !== 401) return response;
+  if (sessionStorage.getItem(KEPT) === used) { // else another question has got a key meanwhile
+    const given = prompt(used ? "This key is not known here. Another one?" : "This service needs a key:");
+    if (!given) return response;
+    sessionStorage.setItem(KEPT, given.trim());
+  }
+  return fetch(path, withKey(init));
+}
+
 async function checked(response) {
   if (response.ok) return response;
   let document = {};
@@ -25,14 +45,14 @@ async function checked(response) {
 }
 
 export async function getJson(path) {
-  return (await checked(await fetch(path))).json();
+  return (await checked(await ask(path))).json();
 }
 
 // POST a JSON body; gives {response, data}, data being JSON or, for another `accept`, a Blob.
 export async function post(path, body, { accept = "application/json", signal } = {}) {
   const headers = { "content-type": "application/json", accept };
   const response = await checked(
-    await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal }),
+    await ask(path, { method: "POST", headers, body: JSON.stringify(body), signal }),
   );
   return { response, data: accept === "application/json" ? await response.json() : await response.blob() };
 }

@@ -24,8 +24,11 @@ const guarded = (work) => async (...given) => {
 
 async function start() {
   const { models, default: preferred } = await getJson("/v1/models");
-  state.models = new Map(models.map((model) => [model.name, model]));
-  for (const { name } of models) $("model").append(el("option", { value: name }, name));
+  // The version that answers for its name goes by the name alone, and so follows a newer one.
+  state.models = new Map(models.map((model) => [
+    model.default_version ? model.name : `${model.name}@${model.version}`, model,
+  ]));
+  for (const name of state.models.keys()) $("model").append(el("option", { value: name }, name));
   $("model").value = preferred;
   await chooseModel();
 }
@@ -74,7 +77,7 @@ function temperatureSliders(groups) {
 function sampleRequest() {
   const sliders = [...$("temperatures").querySelectorAll("input")].map((slider) => Number(slider.value));
   return {
-    model: state.model.name,
+    model: $("model").value,
     n: Number($("n").value),
     seed: Number($("seed").value),
     temperature: sliders.length === 1 ? sliders[0] : sliders,
@@ -122,7 +125,7 @@ async function look() {
   const running = new AbortController();
   state.running = running;
   const images = [pad.image($("seen"))];
-  const model = state.model.name;
+  const model = $("model").value;
   const ask = (path, options) => post(path, { model, images, ...options }, { signal: running.signal });
   const [scored, again, encoded] = await Promise.all([
     ask("/v1/score", { importance_samples: Number($("k").value), alpha: Number($("alpha").value) }),
@@ -217,7 +220,7 @@ function take(slot) {
 
 async function interpolate() {
   const { a, b } = state.slots;
-  const body = { model: state.model.name, images: [a, b], n: Number($("steps").value) };
+  const body = { model: $("model").value, images: [a, b], n: Number($("steps").value) };
   const { response, data } = await post("/v1/interpolate", body);
   showImages($("between"), data.images, (index) => `Step ${index + 1} of ${data.images.length} from A to B`);
   $("between-status").textContent = timing(response);

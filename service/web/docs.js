@@ -1,12 +1,12 @@
 // The API's page: openapi.json as text, and a form for each operation to try it.
 
-import { $, el } from "./api.js";
+import { $, ask, el } from "./api.js";
 import { describeNpy } from "./npy.js";
 
 let api;
 
 async function start() {
-  const response = await fetch("/openapi.json");
+  const response = await ask("/openapi.json");
   if (!response.ok) throw new Error(`openapi.json cannot be read (HTTP ${response.status})`);
   api = await response.json();
   $("version").append(el("span", {}, `version ${api.info.version}`));
@@ -121,7 +121,7 @@ function form(path, method, operation) {
     output.replaceChildren(el("p", { className: "status" }, "…"));
     try {
       const started = performance.now();
-      const response = await fetch(request.url, request.init);
+      const response = await ask(request.url, request.init);
       output.replaceChildren(...(await shownResponse(response, performance.now() - started)), ...curl(request));
     } catch (error) {
       output.replaceChildren(el("p", { className: "error" }, `No answer: ${error.message}`));
@@ -131,7 +131,7 @@ function form(path, method, operation) {
 }
 
 function field(parameter) {
-  const input = el("input", { type: "text", name: parameter.name, required: Boolean(parameter.required) });
+  const input = el("input", { type: "text", name: parameter.name, required: Boolean(parameter.required), value: parameter.example ?? "" });
   return { parameter, input, label: el("label", {}, parameter.name, input) };
 }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -50,9 +52,8 @@ class AppTransport(httpx.BaseTransport):
     async def _handle(self, request: httpx.Request, body: bytes) -> httpx.Response:
         again = httpx.Request(request.method, request.url, headers=request.headers, content=body)
         answer = await self._transport.handle_async_request(again)
-        return httpx.Response(
-            answer.status_code, headers=answer.headers, content=await answer.aread()
-        )
+        raw = b"".join([chunk async for chunk in answer.stream])
+        return httpx.Response(answer.status_code, headers=answer.headers, content=raw)
 
     def close(self) -> None:
         self.run(self._lifespan.__aexit__(None, None, None))
@@ -85,9 +86,7 @@ def server(tiny_bundle: Path) -> Iterator[AppClient]:
         yield client
 
 
-@pytest.fixture
-def serve(tiny_bundle: Path) -> Iterator[Callable[..., AppClient]]:
-    """An application with the given settings, closed after the test."""
+def _serving(tiny_bundle: Path) -> Iterator[Callable[..., AppClient]]:
     with ExitStack() as stack:
 
         def start(**settings: Any) -> AppClient:
@@ -95,6 +94,54 @@ def serve(tiny_bundle: Path) -> Iterator[Callable[..., AppClient]]:
             return stack.enter_context(AppClient(create_app(Settings(**given))))
 
         yield start
+
+
+@pytest.fixture
+def serve(tiny_bundle: Path) -> Iterator[Callable[..., AppClient]]:
+    """An application with the given settings, closed after the test."""
+    yield from _serving(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def serve_for_module(tiny_bundle: Path) -> Iterator[Callable[..., AppClient]]:
+    """The same, closed after the module."""
+    yield from _serving(tiny_bundle)
+
+
+@pytest.fixture(scope="session")
+def edition(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write (once) the tiny bundle with weights of its own: `edition("1.9.0", name="tiny")`."""
+    written: dict[tuple[str, str, str], Path] = {}
+
+    def write(version: str, *, name: str = "tiny", build: str = "") -> Path:
+        key = (name, version, build)
+        if key not in written:
+            path = tmp_path_factory.mktemp("editions") / "bundle"
+            weights = tiny.TinyModel.create(1 + len(written))
+            tiny.write_tiny_bundle(path, weights, name=name, version=version)
+            written[key] = path
+        return written[key]
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def put() -> Callable[[Path, Path], Path]:
+    """Copy a bundle to where another one may stand; whoever looks sees the old or the new one."""
+
+    def copy(bundle: Path, destination: Path) -> Path:
+        staging = destination.with_name(f".{destination.name}.new")
+        shutil.copytree(bundle, staging)
+        if destination.exists():
+            old = destination.with_name(f".{destination.name}.old")
+            destination.rename(old)
+            staging.rename(destination)
+            shutil.rmtree(old)
+        else:
+            staging.rename(destination)
+        return destination
+
+    return copy
 
 
 @pytest.fixture(scope="session")
@@ -133,6 +180,38 @@ def problem() -> Callable[..., str]:
     return check
 
 
+@pytest.fixture(scope="session")
+def refused_v2() -> Callable[..., str]:
+    """Check that an answer is an error of the Open Inference Protocol; gives its text."""
+
+    def check(response: Any, status: int) -> str:
+        assert response.status_code == status, response.text
+        assert response.headers["content-type"] == "application/json"
+        assert list(response.json()) == ["error"]
+        return response.json()["error"]
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def as_binary() -> Callable[..., dict[str, Any]]:
+    """A request of JSON and bytes: `server.post(url, **as_binary(document, blob))`."""
+
+    def request(document: Any, *blobs: bytes, **headers: str) -> dict[str, Any]:
+        head = json.dumps(document).encode()
+        headers["Inference-Header-Content-Length"] = str(len(head))
+        return {"content": b"".join((head, *blobs)), "headers": headers}
+
+    return request
+
+
+@pytest.fixture(scope="session")
+def image(digits: np.ndarray) -> dict[str, Any]:
+    """The digits as an input tensor in JSON."""
+    tensor = {"name": "image", "datatype": "UINT8", "shape": list(digits.shape)}
+    return {**tensor, "data": digits.reshape(-1).tolist()}
+
+
 @dataclass(frozen=True)
 class Running:
     """A server process."""
@@ -150,17 +229,13 @@ def _environment(settings: dict[str, str]) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error", **settings}
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="session")
 def launch(tiny_bundle: Path) -> Callable[..., Running]:
     """Start `iafvae serve` on the tiny bundle; returns when it is ready."""
 
     def start(**settings: str) -> Running:
-        port = _free_port()
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
         given = {"IAFVAE_MODELS": str(tiny_bundle), "IAFVAE_PORT": str(port), **settings}
         process = subprocess.Popen([*COMMAND, "serve"], env=_environment(given), text=True)
         url = f"http://127.0.0.1:{port}"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from service.codecs import decode_npy, encode_npy
 from service.noise import Purpose, image_keys, normal
-from service.schemas import EncodeResponse, ImagesResponse, ScoreResponse
+from service.responses import EncodeResponse, ImagesResponse, ScoreResponse
 
 NPY = {"content-type": "application/x-npy"}
 

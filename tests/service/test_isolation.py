@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "model", "training", "onnx", "onnxscript", "matplotlib", "safetensors")
+HEAVY = (
+    "torch",
+    "model",
+    "training",
+    "onnx",
+    "onnxscript",
+    "matplotlib",
+    "safetensors",
+    "openvino",
+)
 CHECK = """
 import importlib, sys
 sys.path.insert(0, sys.argv[1])

@@ -1,11 +1,13 @@
-"""Philox against the published vectors, noise against scipy's distributions, and against itself
-cut up.
-"""
+"""Noise against Philox in Python's integers, scipy's distributions, and itself cut up."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,96 +15,98 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from service.noise import CHUNK_BLOCKS, Purpose, image_keys, normal, uniform
-from service.philox import philox4x32
+from service import noise_v2
+from service.noise import NOISE_VERSION, NOISE_VERSIONS, Purpose, image_keys, normal, uniform
 
-# Random123's kat_vectors, lines "philox4x32 10": counter, key, expected words.
+# Random123's kat_vectors, lines "philox4x64 10": counter, key, expected words.
 KNOWN = [
     (
         (0, 0, 0, 0),
         (0, 0),
-        (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8),
+        (0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B),
     ),
     (
-        (0xFFFFFFFF,) * 4,
-        (0xFFFFFFFF,) * 2,
-        (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
-    ),
-    (
-        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-        (0xA4093822, 0x299F31D0),
-        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        (2**64 - 1,) * 4,
+        (2**64 - 1,) * 2,
+        (0x87B092C3013FE90B, 0x438C3C67BE8D0224, 0x9CC7D7C69CD777B6, 0xA09CAEBF594F0BA0),
     ),
 ]
-WORD = st.integers(0, 2**32 - 1)
-SEED = st.integers(0, 2**64 - 1)
+WORD64 = st.integers(0, 2**64 - 1)
+DRAW = st.integers(0, 2**32 - 1)
 
 
 def scalar_philox(counter, key):
-    """The algorithm of the paper, one block, in Python's own integers."""
+    """Philox-4x64-10 of the paper, one block, in Python's own integers."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
+    low = 2**64
     for _ in range(10):
-        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
-        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 % 2**32, (p0 >> 32) ^ c3 ^ k1, p0 % 2**32
-        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+        p0, p1 = 0xD2E7470EE14C6C93 * c0, 0xCA5A826395121157 * c2
+        c0, c1, c2, c3 = (p1 // low) ^ c1 ^ k0, p1 % low, (p0 // low) ^ c3 ^ k1, p0 % low
+        k0, k1 = (k0 + 0x9E3779B97F4A7C15) % low, (k1 + 0xBB67AE8584CAA73B) % low
     return c0, c1, c2, c3
 
 
-def blocks(counters, keys):
-    c = np.array(counters, dtype=np.uint32).T
-    words = philox4x32(c[::2].copy(), c[1::2].copy(), np.array(keys, dtype=np.uint32).T)
-    return [tuple(int(word) for word in column) for column in words.T]
+def scalar_words(seed, stream, draw, purpose, distribution, count):
+    """`count` 32-bit words of one row, by the layout of version 2."""
+    place, group = (stream, draw) if purpose == Purpose.SAMPLE else (draw, stream)
+    blocks = -(-count // 8)
+    words = []
+    for block in range(blocks):
+        counter = place * blocks + block + 1
+        key = (seed, 2 * purpose + distribution)
+        for word in scalar_philox((counter % 2**64, counter >> 64, group, 0), key):
+            words += [word % 2**32, word >> 32]
+    return words[:count]
 
 
 def test_known_answers_of_random123():
-    counters, keys, expected = zip(*KNOWN, strict=True)
-    assert blocks(counters, keys) == list(expected)
+    for counter, key, expected in KNOWN:
+        assert scalar_philox(counter, key) == expected
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(*[WORD] * 4, WORD, WORD), min_size=1, max_size=9))
-def test_vectorised_blocks_equal_the_algorithm_in_integers(rows):
-    counters, keys = [row[:4] for row in rows], [row[4:] for row in rows]
-    assert blocks(counters, keys) == [
-        scalar_philox(c, k) for c, k in zip(counters, keys, strict=True)
-    ]
+@given(WORD64, WORD64, DRAW, st.sampled_from(Purpose), st.integers(1, 33))
+def test_layout_of_the_words(seed, stream, draw, purpose, dim):
+    """Noise version 2 is this layout; changing it must change the version."""
+    words = scalar_words(seed, stream, draw, purpose, 1, dim)
+    got = uniform(seed, np.array([stream], dtype=np.uint64), draw, dim, purpose, version=2)
+    assert got[0].tolist() == [(word >> 8) / 2**24 for word in words]
 
 
-@settings(max_examples=20, deadline=None)
-@given(SEED, st.integers(0, 2**64 - 1), WORD, st.integers(1, 21))
-def test_layout_of_the_counter(seed, stream, draw, dim):
-    """Noise version 1 is this layout; changing it must change the version."""
-    key = (seed % 2**32, seed >> 32)
-    words = []
-    for block in range(-(-dim // 4)):
-        domain = (Purpose.IMAGE * 2 + 1) << 28
-        words += scalar_philox((block | domain, draw, stream % 2**32, stream >> 32), key)
-    got = uniform(seed, np.array([stream], dtype=np.uint64), draw, dim, Purpose.IMAGE)
-    assert got[0].tolist() == [(word >> 8) / 2**24 for word in words[:dim]]
+@pytest.mark.parametrize("dim", [1, 2, 7, 20])
+def test_normal_is_box_muller_of_the_words(dim):
+    pairs = -(-dim // 2)
+    w = scalar_words(7, 9, 5, Purpose.IMAGE, 0, 2 * pairs)
+    radius = [math.sqrt(-2.0 * math.log((word + 0.5) / 2**32)) for word in w[:pairs]]
+    angle = [2.0 * math.pi * word / 2**32 for word in w[pairs:]]
+    cosines = [r * math.cos(a) for r, a in zip(radius, angle, strict=True)]
+    sines = [r * math.sin(a) for r, a in zip(radius, angle, strict=True)]
+    got = normal(7, np.array([9], dtype=np.uint64), 5, dim, Purpose.IMAGE, version=2)[0]
+    np.testing.assert_allclose(got, (cosines + sines)[:dim], rtol=1e-5, atol=1e-6)
 
 
-def test_normal_is_box_muller_of_the_words():
-    w = scalar_philox((0, 5, 9, 0), (7, 0))
-    expected = []
-    for a, b in (w[:2], w[2:]):
-        radius = math.sqrt(-2.0 * math.log((a + 1) / 2**32))
-        angle = 2.0 * math.pi * b / 2**32
-        expected += [radius * math.cos(angle), radius * math.sin(angle)]
-    got = normal(7, np.array([9], dtype=np.uint64), 5, 4)[0]
-    np.testing.assert_allclose(got, np.array(expected), rtol=1e-6)
+def test_new_bundles_get_the_latest_version():
+    assert max(NOISE_VERSIONS) == NOISE_VERSION == 2
+    streams = np.arange(2, dtype=np.uint64)
+    latest, first = (normal(0, streams, 0, 8, version=v) for v in (2, 1))
+    assert np.array_equal(normal(0, streams, 0, 8), latest)
+    assert not np.array_equal(latest, first)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 @pytest.mark.parametrize("generate", [normal, uniform])
 def test_a_row_has_the_same_bytes_alone_and_in_company(generate, data):
+    """Rows that follow each other are made together, strangers apart: nobody may notice."""
     rows = data.draw(st.integers(1, 40))
     dim = data.draw(st.integers(1, 70))
+    few = data.draw(st.integers(1, 4))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    seeds = rng.integers(0, 2**64, rows, dtype=np.uint64)
-    streams = rng.integers(0, 2**64, rows, dtype=np.uint64)
-    draws = rng.integers(0, 2**32, rows, dtype=np.uint64)
+    seeds = np.sort(rng.integers(0, few, rows, dtype=np.uint64))
+    first = data.draw(st.sampled_from([0, 5, 2**64 - 3]))
+    streams = np.uint64(first) + np.arange(rows, dtype=np.uint64)
+    draws = np.sort(rng.integers(0, few, rows, dtype=np.uint64))
     purposes = rng.integers(0, 2, rows, dtype=np.uint64)
     whole = generate(seeds, streams, draws, dim, purposes)
     assert whole.dtype == np.float32
@@ -113,14 +117,54 @@ def test_a_row_has_the_same_bytes_alone_and_in_company(generate, data):
 
 
 @pytest.mark.parametrize("generate", [normal, uniform])
-def test_long_rows_are_the_same_in_pieces(generate):
-    dim = 4 * CHUNK_BLOCKS + 6
-    streams = np.arange(3, dtype=np.uint64)
-    whole = generate(1, streams, 0, dim)
-    short = generate(1, streams, 0, 50)
-    assert np.array_equal(whole[:, :50], short)
-    assert len(np.unique(whole[0])) > 0.99 * len(np.unique(whole[0].astype(np.float64)))
-    assert not np.array_equal(whole[:, -6:], whole[:, :6])
+def test_pieces_change_nothing(generate, monkeypatch):
+    streams = np.arange(37, dtype=np.uint64)
+    whole = generate(1, streams, 0, 501)
+    monkeypatch.setattr(noise_v2, "CHUNK_WORDS", 1024)
+    monkeypatch.setattr(noise_v2, "CHUNK_PAIRS", 48)
+    assert generate(1, streams, 0, 501).tobytes() == whole.tobytes()
+
+
+def test_threads_do_not_disturb_each_other():
+    streams = np.arange(40, dtype=np.uint64)
+    alone = [normal(seed, streams, 0, 999).tobytes() for seed in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        together = pool.map(lambda seed: normal(seed, streams, 0, 999).tobytes(), range(24))
+        assert list(together) == alone
+
+
+def test_the_extreme_words_stay_finite():
+    for word in (0, 2**31, 2**32 - 1):
+        words = np.full((1, 2), word, dtype=np.uint32)
+        out = np.empty((1, 2), dtype=np.float32)
+        noise_v2._box_muller(words, 1, out)
+        assert np.isfinite(out).all()
+        assert np.abs(out).max() <= 6.77
+
+
+HASH = """
+import hashlib, numpy as np
+from service.noise import normal
+noise = normal(3, np.arange(50, dtype=np.uint64), 0, 2001)
+print(hashlib.sha256(noise.tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="NumPy's x86 dispatch is what is tested")
+def test_bytes_do_not_depend_on_the_width_of_vectors():
+    """Replicas on processors with and without AVX-512 agree."""
+    from numpy._core._multiarray_umath import __cpu_features__ as features
+
+    wide = [name for name in ("X86_V4", "AVX512_ICL", "AVX512_SPR") if features.get(name)]
+    if not wide:
+        pytest.skip("this processor has no AVX-512 that could be left out")
+    hashes = set()
+    for off in ("", " ".join(wide)):
+        environment = {**os.environ, "NPY_DISABLE_CPU_FEATURES": off}
+        command = [sys.executable, "-c", HASH]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        hashes.add(done.stdout)
+    assert len(hashes) == 1
 
 
 @pytest.mark.parametrize(("generate", "law"), [(normal, "norm"), (uniform, "uniform")])
@@ -135,15 +179,6 @@ def test_distributions(generate, law):
     assert pooled.mean() == pytest.approx(expected.mean(), abs=5e-3)
     assert pooled.var() == pytest.approx(expected.var(), rel=1e-2)
     assert abs(stats.kurtosis(pooled) - expected.stats("k")) < 0.03
-
-
-def test_the_extreme_words_stay_finite_and_below_one():
-    import service.noise as module
-
-    for word in (0, 2**32 - 1):
-        words = np.full((4, 1, 1), word, dtype=np.uint32)
-        assert np.isfinite(module._normals(words)).all()
-        assert (module._uniforms(words) < 1.0).all()
 
 
 @pytest.mark.parametrize(

@@ -88,3 +88,48 @@ def test_a_long_head_is_refused(talk):
 @pytest.mark.parametrize("parts", [(), (GET,), (GET + b"\r\n", GET)])
 def test_a_head_that_does_not_come_ends_the_connection(talk, parts):
     assert talk(*parts, wait=0.4)[1]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_client_must_read_its_answer(monkeypatch, reads):
+    monkeypatch.setattr(protocol, "WRITE_SECONDS", 0.2)
+    assert asyncio.run(_send_much(reads)) is reads
+
+
+async def _send_much(reads):
+    """Whether the connection outlived a large answer."""
+    outcome = asyncio.get_running_loop().create_future()
+
+    async def much(scope, receive, send):
+        piece = bytes(2**20)
+        start = {"type": "http.response.start", "status": 200, "headers": []}
+        await send(start)
+        for _ in range(64):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        outcome.set_result(None)
+
+    config = Config(much, log_config=None, lifespan="off")
+    loop = asyncio.get_running_loop()
+    connections = []
+
+    def connect():
+        connections.append(protocol.BoundedHttp(config, ServerState(), {}))
+        return connections[-1]
+
+    server = await loop.create_server(connect, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname(), limit=2**16)
+    writer.write(GET + b"\r\n")
+    size = 0
+    if reads:
+        while size < 2**26:
+            size += len(await reader.read(2**20))
+    else:
+        async with asyncio.timeout(5):
+            while not (connections and connections[0].transport.is_closing()):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    cut = connections[0].transport.is_closing()
+    writer.close()
+    server.close()
+    await asyncio.wait_for(outcome, 5)
+    return not cut

@@ -35,6 +35,8 @@ def test_empty_is_absent(monkeypatch):
         ("IAFVAE_PROVIDER", "tpu", "IAFVAE_PROVIDER"),
         ("IAFVAE_MAX_N", "0", "IAFVAE_MAX_N"),
         ("IAFVAE_TIMEOUT_SECONDS", "nan", "IAFVAE_TIMEOUT_SECONDS"),
+        ("IAFVAE_WATCH_SECONDS", "-1", "IAFVAE_WATCH_SECONDS"),
+        ("IAFVAE_MAX_MODELS", "0", "IAFVAE_MAX_MODELS"),
         ("IAFVAE_MAX_ROWS", "1000000", "above IAFVAE_MAX_QUEUE_ROWS"),
         ("IAFVAE_MAX_BUFFERED_BYTES", "5", "above IAFVAE_MAX_BUFFERED_BYTES"),
         ("IAFVAE_MAX_TOTAL_PIXELS", "5", "above IAFVAE_MAX_TOTAL_PIXELS"),

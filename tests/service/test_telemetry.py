@@ -61,6 +61,27 @@ def test_non_finite_results_and_models(telemetry):
     assert b'iafvae_model_info{bundle="ab",model="m"' in telemetry.exposition()[0]
 
 
+def test_versions_of_one_model_add_up(telemetry):
+    old, new = telemetry.model("m"), telemetry.model("m")
+    old.queue({"score": 5})
+    new.queue({"score": 3, "sample": 1})
+    old.queue({"score": 2})
+    waiting = "iafvae_queue_rows"
+    assert value(telemetry, waiting, operation="score", model="m") == 5
+    old.queue({"score": 0})  # as a model that is replaced leaves it
+    assert value(telemetry, waiting, operation="score", model="m") == 3
+    assert value(telemetry, waiting, operation="sample", model="m") == 1
+
+
+def test_a_model_that_has_gone_is_not_listed(telemetry):
+    who = {"model": "m", "bundle": "ab", "provider": "cpu", "precision": "float32"}
+    telemetry.model_info(version="1", **who)
+    telemetry.model_info(version="2", **who)
+    telemetry.model_gone(version="1", **who)
+    assert value(telemetry, "iafvae_model_info", version="1", **who) is None
+    assert value(telemetry, "iafvae_model_info", version="2", **who) == 1
+
+
 def test_applications_do_not_share(telemetry):
     other = Telemetry()
     telemetry.ready(ready=True)
@@ -69,10 +90,13 @@ def test_applications_do_not_share(telemetry):
 
 @pytest.fixture
 def restored():
-    before = {name: logging.getLogger(name).__dict__.copy() for name in ("iafvae", "uvicorn")}
+    loggers = [logging.getLogger(name) for name in ("iafvae", "service", "uvicorn")]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     yield
-    for name, state in before.items():
-        logging.getLogger(name).__dict__.update(state)
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers  # the list itself is changed by what is tested
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def test_json_logs_are_json(restored, capsys):

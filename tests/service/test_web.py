@@ -93,3 +93,30 @@ if HAS_BROWSER:
             page.wait_for_selector("#sample .output img")
             browser.close()
             assert errors == []
+
+    @pytest.mark.browser
+    def test_the_pages_ask_for_a_key(start_server, tmp_path):
+        from playwright.sync_api import sync_playwright
+
+        from service.keys import append_line, key_line, new_key
+
+        key, file = new_key(), tmp_path / "keys.txt"
+        append_line(file, key_line(key, "ada"))
+        running = start_server(IAFVAE_KEYS_FILE=str(file))
+        answers = ["wrong", key]
+        with sync_playwright() as driver:
+            browser = driver.chromium.launch(
+                executable_path=CHROMIUM,
+                args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+            )
+            page = browser.new_page()
+            page.on("dialog", lambda dialog: dialog.accept(answers.pop(0)))
+            page.goto(running.url)
+            page.wait_for_selector("#error:not([hidden])")
+            assert "key is not known" in page.inner_text("#error")
+            page.goto(running.url)
+            page.wait_for_selector("#samples img")
+            page.goto(f"{running.url}/docs")
+            page.wait_for_selector("#sample > summary")
+            browser.close()
+        assert answers == []

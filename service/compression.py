@@ -1,0 +1,72 @@
+"""Compressed bodies: bounded on the way in, only where it is asked for on the way out."""
+
+from __future__ import annotations
+
+import zlib
+from functools import lru_cache
+
+from service.errors import MalformedBody, PayloadTooLarge
+
+__all__ = ["ENCODINGS", "accepted_encoding", "compress", "decompress"]
+
+ENCODINGS = ("gzip", "deflate")
+WINDOW_BITS = {"gzip": 31, "deflate": 15}  # deflate is zlib's format in HTTP (RFC 9110, 8.4.1.2)
+LEVEL = 1  # higher ones cost several times more, and images and floats hardly get smaller
+
+
+def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    """`body` without its `encoding`; never more than `max_bytes` are made of it.
+
+    Raises:
+        PayloadTooLarge: there is more in it.
+        MalformedBody: broken, cut off, or followed by something else.
+    """
+    bits = WINDOW_BITS[encoding]
+    if encoding == "deflate" and not _is_zlib(body):
+        bits = -15  # bare deflate, as some clients take the name
+    stream = zlib.decompressobj(bits)
+    try:
+        data = stream.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise MalformedBody(f"the body is not {encoding} ({error})") from None
+    if len(data) > max_bytes:
+        raise PayloadTooLarge(
+            f"the body has more than {max_bytes} bytes when decompressed: send less in a request"
+        )
+    if not stream.eof or stream.unused_data:
+        raise MalformedBody(f"the {encoding} body is cut off, or has bytes after its end")
+    return data
+
+
+def _is_zlib(body: bytes) -> bool:
+    """Whether `body` begins as RFC 1950, section 2.2, has it."""
+    return len(body) >= 2 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+
+
+def compress(body: bytes, encoding: str) -> bytes:
+    """`body` in `encoding`."""
+    stream = zlib.compressobj(LEVEL, zlib.DEFLATED, WINDOW_BITS[encoding])
+    return stream.compress(body) + stream.flush()
+
+
+@lru_cache(maxsize=256)
+def accepted_encoding(accept: str) -> str | None:
+    """The member of `ENCODINGS` that an ``Accept-Encoding`` header names and likes best."""
+    best, best_quality = None, 0.0
+    for part in accept.lower().split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = _quality(parameters)
+        if name in ENCODINGS and quality > best_quality:
+            best, best_quality = name, quality
+    return best
+
+
+def _quality(parameters: list[str]) -> float:
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            try:
+                return float(value)
+            except ValueError:
+                return 0.0
+    return 1.0

@@ -1,0 +1,112 @@
+"""Tensors of the Open Inference Protocol: datatypes, and data as JSON lists or as bytes.
+
+Bytes are little-endian and row-major, one tensor after the other (the binary tensor data
+extension). No function here knows HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import InvalidInput, MalformedBody, WrongDtype, WrongShape
+
+__all__ = ["DATATYPES", "TensorInfo", "from_binary", "from_json", "to_binary", "to_json"]
+
+DATATYPES = {"FP32": "<f4", "UINT8": "|u1", "INT64": "<i8"}
+MAX_SIZE = 2**40  # of one dimension
+Json = Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """An input or an output; -1 in `shape` is a size that may vary."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    optional: bool = False
+
+    def check(self, datatype: object, shape: object) -> tuple[int, ...]:
+        """The sizes that a request states. Raises WrongDtype, WrongShape."""
+        if datatype != self.datatype:
+            raise WrongDtype(f"{self.name} must be {self.datatype}, not {str(datatype)[:20]!r}")
+        if not isinstance(shape, list) or not all(
+            type(size) is int and 0 <= size < MAX_SIZE for size in shape
+        ):
+            raise WrongShape(f"the shape of {self.name} must be a list of sizes")
+        fits = len(shape) == len(self.shape) and all(
+            wanted in (-1, size) for wanted, size in zip(self.shape, shape, strict=True)
+        )
+        if not fits:
+            raise WrongShape(
+                f"{self.name} must have the shape {list(self.shape)} (-1: any size), not "
+                f"{shape[:8]}"
+            )
+        return tuple(shape)
+
+
+def from_binary(info: TensorInfo, shape: tuple[int, ...], data: memoryview) -> NDArray[Any]:
+    """The tensor in `data`, a read-only view of it. Raises MalformedBody."""
+    dtype = np.dtype(DATATYPES[info.datatype])
+    expected = math.prod(shape) * dtype.itemsize
+    if len(data) != expected:
+        raise MalformedBody(
+            f"{info.name}: {list(shape)} of {info.datatype} are {expected} bytes, but "
+            f"binary_data_size is {len(data)}"
+        )
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def from_json(info: TensorInfo, shape: tuple[int, ...], data: Json) -> NDArray[Any]:
+    """The tensor in `data`, a flat or nested list of numbers. Raises InvalidInput, WrongShape."""
+    if not isinstance(data, list):
+        raise InvalidInput(f"{info.name} has no data: send a list of numbers, or binary_data_size")
+    numbers = _flattened(data, info.name)
+    if len(numbers) != math.prod(shape):
+        raise WrongShape(
+            f"{info.name}: {list(shape)} are {math.prod(shape)} numbers, data has {len(numbers)}"
+        )
+    kinds = {int, float} if info.datatype == "FP32" else {int}
+    if not kinds.issuperset(map(type, numbers)):
+        raise InvalidInput(f"the data of {info.name} must be numbers that fit {info.datatype}")
+    try:
+        array = np.array(numbers, np.float64 if info.datatype == "FP32" else np.int64)
+    except OverflowError:
+        raise InvalidInput(f"{info.name} holds numbers beyond {info.datatype}") from None
+    return _narrowed(info, array).reshape(shape)
+
+
+def _narrowed(info: TensorInfo, array: NDArray[Any]) -> NDArray[Any]:
+    dtype = np.dtype(DATATYPES[info.datatype])
+    if info.datatype == "UINT8" and array.size and not (array.min() >= 0 and array.max() <= 255):
+        raise InvalidInput(f"{info.name} holds numbers beyond UINT8: send 0 to 255")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity: it is refused
+        return array.astype(dtype, copy=False)
+
+
+def _flattened(data: list[Json], name: str) -> list[Json]:
+    while data and isinstance(data[0], list):
+        if not all(isinstance(part, list) for part in data):
+            raise InvalidInput(f"the data of {name} must be lists of equal depth")
+        data = list(chain.from_iterable(data))
+    return data
+
+
+def to_binary(info: TensorInfo, array: NDArray[Any]) -> bytes:
+    """The bytes of `array`."""
+    return array.astype(np.dtype(DATATYPES[info.datatype]), copy=False).tobytes()
+
+
+def to_json(info: TensorInfo, array: NDArray[Any]) -> list[Json]:
+    """The numbers of `array` in a flat list; what is not finite is None, for JSON has no such."""
+    flat = array.astype(np.dtype(DATATYPES[info.datatype]), copy=False).reshape(-1)
+    if info.datatype != "FP32" or np.isfinite(flat).all():
+        numbers: list[Json] = flat.tolist()
+        return numbers
+    return [value if math.isfinite(value) else None for value in flat.tolist()]

@@ -1,0 +1,91 @@
+"""Threads that die are replaced, and a run that does not come back is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import threading
+
+import pytest
+
+from service.errors import DeviceFault, EngineFailure
+from service.worker import Runner
+
+
+def kill(name):
+    """Raise SystemExit in the thread `name`, wherever it is in its Python code."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(name):
+            raised = ctypes.c_long(thread.ident), ctypes.py_object(SystemExit)
+            assert ctypes.pythonapi.PyThreadState_SetAsyncExc(*raised) == 1
+            return thread
+    raise AssertionError(name)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_killed_thread_is_replaced(plain, caplog):
+    async def main():
+        async with plain.Bench() as bench:
+            await bench.submit([1])
+            thread = kill("engine-")
+            outcome = (await asyncio.gather(bench.submit([2]), return_exceptions=True))[0]
+            if isinstance(outcome, EngineFailure):  # it struck while this one was in hand
+                outcome = await bench.submit([2])
+            assert outcome.arrays["y"].tolist() == [4]
+            await asyncio.to_thread(thread.join, 5)
+            for i in range(20):
+                assert (await bench.submit([i])).arrays["y"].tolist() == [2 * i]
+            assert bench.scheduler.healthy
+            assert not thread.is_alive()
+
+    with caplog.at_level(logging.ERROR, logger="service.crew"):
+        plain.run(main())
+    assert "another takes its place" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_batch_whose_thread_dies_is_answered(plain, monkeypatch):
+    def die(runner, batch):
+        raise SystemExit
+
+    async def main():
+        async with plain.Bench() as bench:
+            with monkeypatch.context() as patch:
+                patch.setattr(Runner, "compute", die)
+                with pytest.raises(EngineFailure, match="its thread died"):
+                    await bench.submit([1])
+            assert (await bench.submit([1])).arrays["y"].tolist() == [2]
+
+    plain.run(main())
+
+
+def test_a_run_that_does_not_come_back_is_noticed(plain, caplog):
+    """Its callers are answered, liveness fails, and the process can still be stopped."""
+
+    async def main():
+        bench = plain.Bench(hang_seconds=0.05)
+        await bench.scheduler.start()
+        holder = await bench.hold()
+        waiting = bench.submit([1])
+        with pytest.raises(DeviceFault, match="has not come back for"):
+            await holder
+        with pytest.raises(DeviceFault):
+            await waiting
+        assert not bench.scheduler.healthy
+        with pytest.raises(DeviceFault):
+            await bench.submit([2])
+        bench.engine.gate.set()
+        await bench.scheduler.stop(1.0)
+
+    plain.run(main())
+    assert "liveness fails" in caplog.text
+
+
+def test_runs_within_the_limit_are_left_alone(plain):
+    async def main():
+        async with plain.Bench(plain.FakeEngine(seconds=0.01), hang_seconds=0.5) as bench:
+            await bench.submit(range(100))
+            assert bench.scheduler.healthy
+
+    plain.run(main())
