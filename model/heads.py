@@ -11,7 +11,7 @@ from model.densities import at_least_float32
 from model.layers import ConvTranspose, Foldable
 
 # The logistic's log-scale starts at that of pixels about which little is known.
-START_LOG_SCALE = -2.5
+START_LOG_SCALE = -3.3
 INIT_SCALE = 0.1
 # The middle of the lowest and of the highest bin: no mean lies beyond them.
 CLIP = 0.5 - 1 / 512

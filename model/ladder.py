@@ -69,12 +69,14 @@ def _init_scales(config: ResnetVaeConfig, widths: dict[str, int]) -> Tensor:
     return torch.tensor(scales)
 
 
-def _parted(config: ResnetVaeConfig, widths: dict[str, int], stride: int = 1) -> PartedConv:
+def _parted(
+    config: ResnetVaeConfig, widths: dict[str, int], *, stride: int = 1, reads_data: bool = True
+) -> PartedConv:
     conv = Conv(
         config.channels,
         sum(widths.values()),
         stride=stride,
-        init_scale=_init_scales(config, widths),
+        init_scale=_init_scales(config, widths) if reads_data else None,
         gain=config.gain,
     )
     return PartedConv(conv, widths)
@@ -115,7 +117,7 @@ class DownLayer(nn.Module):
         widths = {"prior": 2 * z, "state": h}
         if bidirectional:
             widths["posterior"] = posterior_maps(config)
-        self.parts: nn.Module = _parted(config, widths)
+        self.parts: nn.Module = _parted(config, widths, reads_data=not spec.top)
         conv: Conv | ConvTranspose = Conv(z + h, h, gain=config.gain)
         resample: nn.Module = nn.Identity()
         if spec.strided:

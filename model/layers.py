@@ -23,7 +23,7 @@ NORM_EPS = 1e-12
 GAIN_ROOT: dict[Gain, float] = {"exp": 1.0, "exp_third": 3.0}
 
 
-InitScale = float | Tensor
+InitScale = float | Tensor | None
 
 
 class Foldable(nn.Module):
@@ -38,8 +38,9 @@ class WeightNormLayer(Foldable):
     """What linear, convolution and transposed convolution share: `v`, `g`, `bias`, the fold.
 
     `init_scale` is the standard deviation that data-dependent initialisation gives to each
-    unit's pre-activation, one for all or `[units]`; `bias_start`, where given, is the value at
-    which the bias starts and that the initialisation leaves alone. `gain` says what `g` holds:
+    unit's pre-activation, one for all or `[units]`; None leaves gains at 1 and biases at 0, for a
+    layer whose input is no data. `bias_start`, where given, is the value at which the bias starts
+    and that the initialisation leaves alone. `gain` says what `g` holds:
     the gain itself ("linear"), its logarithm ("exp"), or, as in the authors' code, a logarithm
     that starts at a third of what the initialisation asks for ("exp_third").
     """
@@ -94,6 +95,8 @@ class WeightNormLayer(Foldable):
 
         Salimans & Kingma 2016, section 3. Units that do not vary on `x` keep a gain of 1.
         """
+        if self.init_scale is None:
+            return
         t = self.apply_weight(x, self.direction(), None)
         dims = [d for d in range(t.dim()) if d != 1]
         several = t.numel() > t.shape[1]

@@ -56,8 +56,8 @@ class ResnetVae(DensityModel):
             {spec.name: UpLayer(spec, config, joins_z=not bidirectional) for spec in specs}
         )
         self.posterior = nn.ModuleDict({spec.name: LayerPosterior(config) for spec in specs})
-        # Not zero: the layer that reads it would have no gradient, and nothing to be scaled by.
-        self.top = nn.Parameter(torch.randn(config.channels))
+        # Near zero, where training starts best; at zero the layer that reads it would not move.
+        self.top = nn.Parameter(0.01 * torch.randn(config.channels))
         self.down = nn.ModuleDict(
             {spec.name: DownLayer(spec, config, bidirectional=bidirectional) for spec in specs}
         )

@@ -10,6 +10,8 @@ __all__ = ["model_card"]
 LIKELIHOODS = {
     "bernoulli": "independent binary pixels; grey images are thresholded at 128 inside the graphs",
     "discretized_logistic": "a logistic density integrated over the 256 levels of each subpixel",
+    "logistic_mixture": "a mixture of logistic densities for each pixel, integrated over the 256 "
+    "levels of its colours, each colour given those before it",
 }
 
 CAVEAT = (

@@ -33,6 +33,7 @@ __all__ = ["Checkpoint", "has_checkpoint", "load_checkpoint", "load_run", "save_
 FORMAT = 1
 FOLDER = "checkpoints"
 POINTER = "latest"
+AVERAGED_ONLY = "averaged_only"  # in a state: the model's weights are themselves the average
 STATE_FILE = "state.json"
 TENSOR_FILES = ("model", "ema", "optim")
 TEMPORARY = ".writing-"
@@ -212,6 +213,10 @@ def load_run(
     run_dir = path.parent.parent if (path / STATE_FILE).is_file() else path
     config = _run_config(run_dir / "config.json")
     checkpoint = load_checkpoint(path)
+    if weights == "raw" and checkpoint.state.get(AVERAGED_ONLY):
+        raise CheckpointError(
+            f"{checkpoint.path} holds the averaged weights alone: use --weights ema."
+        )
     model = build_model(config_from_dict(config["model"]))
     try:
         model.load_state_dict(checkpoint.model)

@@ -1,17 +1,19 @@
-"""`iafvae-train`: fit a model, evaluate it, export it as a bundle."""
+"""`iafvae-train`: fit a model, evaluate it, export it as a bundle, strip it for carrying."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 
-from model.config import ConfigError, preset_names
-from training.config import Runtime, overridden, run_preset
+from model.config import ConfigError
+from training.cli_fit import fit
+from training.cli_shared import DataDir, Weights, console, errors, one_of
 from training.errors import TrainingError
+from training.reproduce_cli import app as reproduce
 
 app = typer.Typer(
     name="iafvae-train",
@@ -21,157 +23,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-console = Console()
-errors = Console(stderr=True)
 
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        help="Where data sets lie (MNIST/raw/*.gz, ...) or are downloaded to; default: the "
-        "user's cache.",
-    ),
-]
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    numbers = text.lower().split("x")
-    if not all(n.isdigit() for n in numbers) or len(numbers) not in (1, 2):
-        raise ConfigError(f"--size is a number or HEIGHTxWIDTH, not {text!r}")
-    return int(numbers[0]), int(numbers[-1])
-
-
-@app.command()
-def fit(
-    out: Annotated[Path, typer.Option(help="The run directory to write.")],
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Architecture and settings: {', '.join(preset_names())}. Default: mnist."
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="mnist, fashion-mnist, or folder:PATH of your own images."),
-    ] = None,
-    data_dir: DataDir = None,
-    size: Annotated[
-        str | None, typer.Option(help="With folder: resize images to N or HEIGHTxWIDTH.")
-    ] = None,
-    channels: Annotated[int | None, typer.Option(help="With folder: 1 (grey) or 3 (RGB).")] = None,
-    likelihood: Annotated[
-        str | None, typer.Option(help="bernoulli (binary) or discretized_logistic (8-bit).")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="How many epochs in all.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step (128).")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Its highest value, after the warm-up (0.002).")
-    ] = None,
-    warmup_steps: Annotated[
-        int | None,
-        typer.Option(help="Steps over which the learning rate rises (400, or a tenth of the run)."),
-    ] = None,
-    optimizer: Annotated[str | None, typer.Option(help="adamax or adam.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="trapezoid, cosine or constant.")] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="L2 penalty of the optimiser (0).")
-    ] = None,
-    ema_decay: Annotated[
-        float | None, typer.Option(help="Polyak averaging of the weights (0.999).")
-    ] = None,
-    free_bits: Annotated[
-        float | None, typer.Option(help="Minimum nats of each latent part (paper, C.8).")
-    ] = None,
-    kl_warmup_epochs: Annotated[
-        float | None, typer.Option(help="Epochs over which the KL's weight rises to 1 (5).")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of the weights, the order, the binarisation, the noise (0).")
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with the run in --out, as it was configured; only --epochs may differ.",
-        ),
-    ] = False,
-    budget_minutes: Annotated[
-        float | None, typer.Option(help="Stop cleanly after so many minutes of steps.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    compile: Annotated[str, typer.Option(help="auto, on or off: torch.compile.")] = "auto",  # noqa: A002
-    bf16: Annotated[str, typer.Option(help="auto, on or off: bfloat16 products.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
-) -> None:
-    """Train a model; Ctrl-C saves and stops, --resume goes on exactly.
-
-    [bold]Examples[/bold]
-
-      iafvae-train fit --preset mnist --out runs/mnist
-
-      iafvae-train fit --resume --out runs/mnist
-
-      iafvae-train fit --preset fashion-mnist --data folder:photos --size 32 --out runs/photos
-    """
-    from training.fit import fit as run_fit  # torch takes seconds to import
-    from training.rundir import read_config
-
-    overrides: dict[str, dict[str, Any]] = {
-        "data": {"name": data, "size": _size(size), "channels": channels},
-        "optim": {
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "warmup_steps": warmup_steps,
-            "weight_decay": weight_decay,
-            "kind": optimizer,
-            "schedule": schedule,
-            "ema_decay": ema_decay,
-        },
-        "train": {
-            "epochs": epochs,
-            "seed": seed,
-            "free_bits_nats": free_bits,
-            "kl_warmup_epochs": kl_warmup_epochs,
-        },
-        "model": {"likelihood": likelihood},
-    }
-    base = read_config(out) if resume and preset is None else run_preset(preset or "mnist")
-    config = overridden(base, overrides)
-    runtime = Runtime(device=device, compile=compile, bf16=bf16, threads=threads)  # type: ignore[arg-type]
-    result = run_fit(
-        config,
-        out,
-        runtime=runtime,
-        data_dir=data_dir,
-        resume=resume,
-        budget_minutes=budget_minutes,
-        console=console,
-    )
-    console.print(
-        f"{result.reason}: step {result.step} of {result.total_steps}, validation ELBO "
-        f"{result.elbo_nats:.2f} nats, {result.bits_per_dim:.4f} bits/dim, "
-        f"{result.skipped} steps skipped",
-        soft_wrap=True,
-        highlight=False,
-    )
-    if result.reason != "done":
-        again = f" --data-dir {data_dir}" if data_dir else ""
-        console.print(
-            f"saved; go on with: iafvae-train fit --resume --out {out}{again}",
-            soft_wrap=True,
-            highlight=False,
-        )
-    raise typer.Exit({"SIGINT": 130, "SIGTERM": 143}.get(result.reason, 0))
-
+# Commands that have a module of their own.
+app.command()(fit)
+app.add_typer(reproduce, name="reproduce")
 
 Run = Annotated[Path, typer.Argument(help="A run directory, or one checkpoint in it.")]
-Weights = Annotated[str, typer.Option(help="ema (the average) or raw (the last).")]
 
 
 @app.command()
 def evaluate(
-    run: Run,
+    run: Annotated[
+        Path | None, typer.Argument(help="A run directory, or one checkpoint in it.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Measure an exported bundle instead of a run.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="With --bundle: other images than it was trained on.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train, validation, calibration or test.")] = "test",
     importance_samples: Annotated[
         int, typer.Option(help="K of the importance-weighted bound.", min=1)
@@ -181,38 +51,73 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
     data_dir: DataDir = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    memory_gib: Annotated[
+        float, typer.Option(help="About how much memory the draws may take at once.", min=0.01)
+    ] = 2.0,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write the figures as JSON to this file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
 ) -> None:
     """Measure a run's likelihood: ELBO, IW-K bound, KL per group, active units.
 
     Writes the figures as JSON into the run directory too, where `export` finds them. Choose
-    models on the validation split; the test split is for final figures.
+    models on the validation split; the test split is for final figures. A bundle is measured
+    through the engine that serves it, with the same noise, and gives the same figures.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
       iafvae-train evaluate runs/mnist --split test --importance-samples 128
+
+      iafvae-train evaluate --bundle bundles/mnist --limit 1000
     """
     from training.data import SPLITS
-    from training.device import choose_device
-    from training.runs import evaluate_run
+    from training.evaluate_bundle import evaluate_bundle, write_report
 
+    if (run is None) == (bundle is None):
+        raise ConfigError("evaluate takes either a run directory or --bundle DIRECTORY")
+    if bundle is None and data is not None:
+        raise ConfigError("--data goes with --bundle: a run is measured on its own images")
+    chosen = one_of("--split", split, SPLITS)
+    kept: Path | None = None
     with Progress(console=errors, disable=not errors.is_terminal) as progress:
-        report, path = evaluate_run(
-            run,
-            split=one_of("--split", split, SPLITS),
-            importance_samples=importance_samples,
-            seed=seed,
-            weights=one_of("--weights", weights, ("ema", "raw")),
-            limit=limit,
-            data_dir=data_dir,
-            device=str(choose_device(device)),
-            progress=progress,
-        )
+        if bundle is not None:
+            found = evaluate_bundle(
+                bundle,
+                data=data,
+                split=chosen,
+                importance_samples=importance_samples,
+                seed=seed,
+                limit=limit,
+                data_dir=data_dir,
+                device=device,
+                memory_gib=memory_gib,
+                progress=progress,
+            )
+        elif run is not None:
+            from training.device import choose_device
+            from training.runs import evaluate_run
+
+            found, kept = evaluate_run(
+                run,
+                split=chosen,
+                importance_samples=importance_samples,
+                seed=seed,
+                weights=one_of("--weights", weights, ("ema", "raw")),
+                limit=limit,
+                data_dir=data_dir,
+                device=str(choose_device(device)),
+                memory_gib=memory_gib,
+                progress=progress,
+            )
+    if report is not None:
+        write_report(found, report)
     if as_json:
-        console.print_json(data=report.to_dict())
+        console.print_json(data=found.to_dict())
     else:
-        console.print(report.table())
-    errors.print(f"written to {path}", highlight=False, soft_wrap=True)
+        console.print(found.table())
+    for path in filter(None, (kept, report)):
+        errors.print(f"written to {path}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -271,11 +176,38 @@ def export(
     )
 
 
-def one_of(option: str, value: str, choices: tuple[str, ...]) -> Any:
-    """Check a choice; raises `ConfigError` listing what there is."""
-    if value not in choices:
-        raise ConfigError(f"{option} is one of {', '.join(choices)}, not {value!r}")
-    return value
+@app.command()
+def strip(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="The run directory to write, new or empty.")],
+    ema_only: Annotated[
+        bool, typer.Option("--ema-only", help="Keep the averaged weights alone, not the last too.")
+    ] = False,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Keep the averaged weights in bfloat16, rounded.")
+    ] = False,
+) -> None:
+    """Copy a run's newest checkpoint without the optimiser's state, for carrying.
+
+    What it writes is a run: it is evaluated and exported as any other, and resumed with a fresh
+    optimiser, which is close to an uninterrupted run, not equal to it. A full checkpoint holds
+    four numbers a weight; stripped it holds two, with --ema-only one, with --bf16 too a half.
+
+    [bold]Example[/bold]
+
+      iafvae-train strip runs/paper --ema-only --out carried/paper
+    """
+    from training.strip import size_in_bytes, strip_run
+
+    path = strip_run(run, out, ema_only=ema_only, bf16=bf16)
+    megabytes = size_in_bytes(path) / 1e6
+    console.print(f"{out}: {path.name}, {megabytes:.1f} MB", highlight=False, soft_wrap=True)
+
+
+def _place() -> str:
+    """Which of several processes speaks, for its messages; "" where there is one."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return f"process {os.environ.get('RANK', '?')}: " if several else ""
 
 
 def main() -> None:
@@ -283,7 +215,12 @@ def main() -> None:
     try:
         app()
     except (TrainingError, ConfigError, OSError) as error:  # OSError: a disk, a permission
-        errors.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        text = f"error: {_place()}{error}"
+        errors.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+        if _place():
+            from training.distributed import leave
+
+            leave(1)
         raise SystemExit(1) from None
 
 

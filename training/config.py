@@ -27,11 +27,16 @@ Switch = Literal["auto", "on", "off"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images: "mnist", "fashion-mnist" or "folder:PATH" (with its `size` and `channels`)."""
+    """Which images: "mnist", "fashion-mnist", "cifar10" or "folder:PATH".
+
+    `size` and `channels` are a folder's. With `horizontal_flips` every second image, drawn anew
+    at each presentation, is shown to the training mirrored.
+    """
 
     name: str = "mnist"
     size: tuple[int, int] | None = None
     channels: int | None = None
+    horizontal_flips: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,9 @@ class OptimConfig:
     linearly to zero over the last `decay_fraction` of all steps, so that a run can be lengthened
     until the fall begins.
     A step whose gradient norm is not finite, or above `skip_factor` times its running mean, is
-    skipped (0: only the former).
+    skipped (0: only the former). `batch_size` counts all images of a step, over all processes;
+    `accumulate` divides them into so many micro-batches, computed one after another. Under free
+    bits each micro-batch has a mean of its own, so that it is another objective.
     """
 
     kind: Literal["adamax", "adam"] = "adamax"
@@ -55,6 +62,7 @@ class OptimConfig:
     weight_decay: float = 0.0
     ema_decay: float = 0.999
     skip_factor: float = 10.0
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         require(self.kind in ("adamax", "adam"), f"optim.kind is adamax or adam, not {self.kind!r}")
@@ -67,6 +75,12 @@ class OptimConfig:
             f"optim.learning_rate must be positive, not {self.learning_rate}",
         )
         require(self.batch_size >= 1, f"optim.batch_size must be positive, not {self.batch_size}")
+        require(self.accumulate >= 1, f"optim.accumulate must be positive, not {self.accumulate}")
+        require(
+            self.batch_size % self.accumulate == 0,
+            f"a batch of {self.batch_size} images does not divide into {self.accumulate} "
+            "micro-batches: change --batch-size or --accumulate",
+        )
         require(self.warmup_steps >= 0, "optim.warmup_steps must not be negative")
         require(0 < self.decay_fraction <= 1, "optim.decay_fraction must be in (0, 1]")
         require(0 <= self.ema_decay < 1, f"optim.ema_decay must be in [0, 1), not {self.ema_decay}")
@@ -125,7 +139,9 @@ class Runtime:
     """How a run is computed: no number in it is part of the run's definition.
 
     `compile` and `bf16`: "auto" turns each on where it pays (a long run; a processor or GPU with
-    bfloat16 products). `threads`: 0 leaves torch's choice.
+    bfloat16 products). `cuda_graphs` replays a compiled step as CUDA graphs, in one process.
+    `threads`: 0 leaves torch's choice. `timeout_minutes`: how long a process of several waits for
+    the others before it gives up.
     """
 
     device: str = "auto"
@@ -133,6 +149,8 @@ class Runtime:
     bf16: Switch = "auto"
     channels_last: bool = True
     threads: int = 0
+    cuda_graphs: Literal["on", "off"] = "off"
+    timeout_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         switches = get_args(Switch)
@@ -140,6 +158,18 @@ class Runtime:
             value = getattr(self, name)
             require(value in switches, f"{name} is one of {', '.join(switches)}, not {value!r}")
         require(self.threads >= 0, f"threads must not be negative, not {self.threads}")
+        require(
+            self.cuda_graphs in ("on", "off"),
+            f"cuda_graphs is on or off, not {self.cuda_graphs!r}",
+        )
+        require(
+            not (self.cuda_graphs == "on" and self.compile == "off"),
+            "CUDA graphs are captured by the compiler: --cuda-graphs on contradicts --compile off",
+        )
+        require(
+            0 < self.timeout_minutes < math.inf,
+            f"timeout_minutes must be finite and positive, not {self.timeout_minutes}",
+        )
 
 
 def _part(cls: type[Any], values: Mapping[str, Any], what: str) -> Any:
@@ -164,13 +194,32 @@ def run_config_from_dict(values: Mapping[str, Any]) -> RunConfig:
     )
 
 
-_DATA_OF_PRESET = {"fashion-mnist": "fashion-mnist"}
+def _ladder(batch_size: int, epochs: int, data: DataConfig) -> dict[str, Any]:
+    """The authors' settings: free bits of 0.1 nats a part, which take the KL warm-up's place."""
+    return {
+        "data": data,
+        "optim": OptimConfig(batch_size=batch_size),
+        "train": TrainConfig(epochs=epochs, free_bits_nats=0.1, kl_warmup_epochs=0.0),
+    }
+
+
+_CIFAR10 = DataConfig(name="cifar10", horizontal_flips=True)
+# What a preset's run has other than the defaults, which are the MNIST model's.
+_RECIPES: dict[str, dict[str, Any]] = {
+    "fashion-mnist": {"data": DataConfig(name="fashion-mnist")},
+    "mnist-ladder": _ladder(128, 100, DataConfig()),
+    "cifar10-small": _ladder(64, 40, _CIFAR10),
+    "cifar10-medium": _ladder(256, 200, _CIFAR10),
+    "cifar10-paper": _ladder(256, 400, _CIFAR10),
+}
 
 
 def run_preset(name: str) -> RunConfig:
-    """The run that a preset's name stands for: its architecture, its data, its settings."""
-    data = DataConfig(name=_DATA_OF_PRESET.get(name, "mnist"))
-    return RunConfig(model=preset(name), data=data, preset=name)
+    """The run that a preset's name stands for: its architecture, its data, its settings.
+
+    Raises `ConfigError` listing the names for an unknown one.
+    """
+    return RunConfig(model=preset(name), preset=name, **_RECIPES.get(name, {}))
 
 
 def overridden(config: RunConfig, overrides: Mapping[str, Mapping[str, Any]]) -> RunConfig:
@@ -182,21 +231,23 @@ def overridden(config: RunConfig, overrides: Mapping[str, Mapping[str, Any]]) ->
 
 
 def for_images(config: RunConfig, shape: tuple[int, int, int]) -> RunConfig:
-    """Fit a convolutional preset to images `(C, H, W)`.
+    """Fit a preset to images `(C, H, W)`; raises `ConfigError` where its model cannot take them.
 
-    Stride-2 blocks are added, each of the last one's width, until the smallest side is at most
-    7 pixels, or removed while it would vanish.
+    A convolutional model gets stride-2 blocks, each of the last one's width, until the smallest
+    side is at most 7 pixels, or loses some while it would vanish. A ladder keeps its levels.
     """
-    if shape == config.model.image_shape:
+    model = config.model
+    if shape == model.image_shape:
         return config
-    channels = list(config.model.channels)
-    smallest = min(shape[1:])
-    while len(channels) > 1 and smallest < 2 ** len(channels):
-        channels.pop()
-    while math.ceil(smallest / 2 ** len(channels)) > 7:
-        channels.append(channels[-1])
-    model: ConvVaeConfig = replace(config.model, image_shape=shape, channels=tuple(channels))
-    return replace(config, model=model)
+    if isinstance(model, ConvVaeConfig):
+        channels = list(model.channels)
+        smallest = min(shape[1:])
+        while len(channels) > 1 and smallest < 2 ** len(channels):
+            channels.pop()
+        while math.ceil(smallest / 2 ** len(channels)) > 7:
+            channels.append(channels[-1])
+        return replace(config, model=replace(model, image_shape=shape, channels=tuple(channels)))
+    return replace(config, model=replace(model, image_shape=shape))
 
 
 __all__ = [

@@ -1,9 +1,9 @@
 """Images for training, choosing, calibrating and testing, kept apart by a fixed rule.
 
-MNIST and Fashion-MNIST: the official test images are `test`. The 60,000 training images are put in
-the order `argsort(Philox4x64(key=(SPLIT_KEY, 0)))`; the first 55,000 are `train`, the next 2,500
-`validation`, the last 2,500 `calibration`. The raw output of NumPy's Philox bit generator is
-guaranteed not to change between versions, so neither do the splits.
+MNIST, Fashion-MNIST and CIFAR-10: the official test images are `test`. The 60,000 (CIFAR-10:
+50,000) training images are put in the order `argsort(Philox4x64(key=(SPLIT_KEY, 0)))`; the last
+2,500 are `calibration`, the 2,500 before them `validation`, all others `train`. The raw output of
+NumPy's Philox bit generator is guaranteed not to change between versions, so neither do the splits.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from training.cifar import IMAGE_SHAPE, read_cifar10
 from training.errors import DataError
 from training.folder import FolderOptions, read_folder
 from training.idx import ARCHIVES, read_images
@@ -36,6 +37,8 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 SPLIT_KEY = 20160615
 SET_ASIDE = 2_500  # images each for validation and for calibration
 FOLDER_PREFIX = "folder:"
+CIFAR10 = "cifar10"
+DATASETS = (*ARCHIVES, CIFAR10)
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,10 @@ def load_dataset(
 ) -> ImageData:
     """The images of one split.
 
-    `name` is "mnist", "fashion-mnist" or "folder:PATH" (a path that is not absolute is taken from
-    `data_dir`, where one is given). `size` (height, width; one number: a square) and `channels` (1
-    or 3) are for folders alone, see `training.folder`. Raises `DataError` with what to do.
+    `name` is "mnist", "fashion-mnist", "cifar10" or "folder:PATH" (a path that is not absolute is
+    taken from `data_dir`, where one is given). `size` (height, width; one number: a square) and
+    `channels` (1 or 3) are for folders alone, see `training.folder`. Raises `DataError` with what
+    to do.
     """
     if split not in SPLITS:
         raise DataError(f"There is no split {split!r}: it is one of {', '.join(SPLITS)}.")
@@ -82,15 +86,18 @@ def load_dataset(
         options = FolderOptions(size=size, channels=channels)
         pixels = read_folder(path if data_dir is None else data_dir / path, split, options)
         return ImageData(pixels, public_name(name), split)
-    if name not in ARCHIVES:
+    if name not in DATASETS:
         raise DataError(
-            f"There is no data set {name!r}: it is one of {', '.join(ARCHIVES)} or folder:PATH."
+            f"There is no data set {name!r}: it is one of {', '.join(DATASETS)} or folder:PATH."
         )
     if size is not None or channels is not None:
-        raise DataError(
-            f"size and channels are options of a folder; {name} is 28x28 with one channel."
-        )
+        raise DataError(f"size and channels are options of a folder; {name} is {_extent(name)}.")
     return ImageData(_archive_split(name, split, data_dir, download=download), name, split)
+
+
+def _extent(name: str) -> str:
+    channels, height, width = IMAGE_SHAPE if name == CIFAR10 else (1, 28, 28)
+    return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
 
 
 def public_name(name: str) -> str:
@@ -102,7 +109,10 @@ def _archive_split(
     name: str, split: Split, data_dir: Path | None, *, download: bool
 ) -> NDArray[np.uint8]:
     part = "test" if split == "test" else "train"
-    images = read_images(name, part, data_dir, download=download)[:, None]  # [N, 1, 28, 28]
+    if name == CIFAR10:
+        images = read_cifar10(part, data_dir, download=download)
+    else:
+        images = read_images(name, part, data_dir, download=download)[:, None]  # [N, 1, 28, 28]
     return images if split == "test" else images[split_indices(len(images), split)]
 
 

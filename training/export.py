@@ -89,7 +89,7 @@ def export_bundle(
     """
     refuse_strangers(out)
     folded = model.fold().cpu()
-    fields = _manifest_fields(folded, details)
+    fields = _manifest_fields(folded, details, _parameter_count(model))
     _draft_manifest(fields)  # a name that no manifest takes is said before the work, not after it
     modules = graph_modules(folded)
     built = build_graphs(modules)
@@ -167,7 +167,14 @@ def _calibrated(
     return {**fields, "scoring": scoring, "calibration": spec}, _npz(arrays)
 
 
-def _manifest_fields(model: DensityModel, details: BundleDetails) -> dict[str, Any]:
+def _parameter_count(model: DensityModel) -> int:
+    """Numbers that were trained; weight norm's gains are no more than the lengths of the rest."""
+    return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(".g"))
+
+
+def _manifest_fields(
+    model: DensityModel, details: BundleDetails, parameters: int
+) -> dict[str, Any]:
     """Everything but `files`; not calibrated yet."""
     channels, height, width = model.config.image_shape
     image = ImageSpec(channels=channels, height=height, width=width, levels=256)
@@ -192,7 +199,7 @@ def _manifest_fields(model: DensityModel, details: BundleDetails) -> dict[str, A
             "weights_file": WEIGHTS_FILE,
             "opset": OPSET,
             "precision": "float32",
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "parameters": parameters,
             "noise_version": NOISE_VERSION,
             "scoring": {
                 "default_importance_samples": details.default_importance_samples,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +11,23 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from training.checkpoint import has_checkpoint, load_checkpoint
+from training.checkpoint import Checkpoint, has_checkpoint, load_checkpoint
 from training.config import RunConfig, Runtime, for_images
 from training.data import ImageData, Split, load_dataset
+from training.distributed import World
 from training.errors import TrainingError
-from training.interrupts import Interrupts
 from training.loop import Trainer
-from training.progress import shown
 from training.provenance import fit_command, git_revision, processor
 from training.records import Recorder
 from training.rundir import locked, open_run, write_config
-from training.sheets import reconstruction_sheet, sample_sheet, save_sheet
+from training.session import Session
 
-# A checkpoint costs a second or so: at an epoch's end one a minute, within long epochs one in ten.
-CHECKPOINT_AT_EPOCH_SECONDS = 60.0
-CHECKPOINT_WITHIN_EPOCH_SECONDS = 600.0
-SHEET_IMAGES = 64
+__all__ = ["FitResult", "environment_of", "fit", "load_images"]
+
+ACCUMULATED_FREE_BITS = (
+    "note: with --accumulate each micro-batch of {rows} images has its own mean under free bits: "
+    "the objective is not that of batches of {batch}"
+)
 
 
 @dataclass(frozen=True)
@@ -57,28 +57,10 @@ def environment_of(trainer: Trainer) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": str(trainer.backend.device),
         "bf16": trainer.backend.bf16,
-        "compiled": trainer.forward is not trainer.model,
+        "compiled": trainer.forward is not trainer.parallel,
         "threads": torch.get_num_threads(),
+        "processes": trainer.world.size,
     }
-
-
-class _Sheets:
-    """Samples and reconstructions of the averaged model, as PNG files and in TensorBoard."""
-
-    def __init__(self, run_dir: Path, recorder: Recorder, images: ImageData) -> None:
-        self.folder = run_dir / "sheets"
-        self.recorder = recorder
-        self.pixels = images.pixels[: SHEET_IMAGES // 2]
-
-    def write(self, trainer: Trainer) -> None:
-        name = f"{trainer.step:08d}"
-        sheets = {
-            "samples": sample_sheet(trainer.average, count=SHEET_IMAGES),
-            "reconstructions": reconstruction_sheet(trainer.average, self.pixels),
-        }
-        for kind, sheet in sheets.items():
-            save_sheet(self.folder / f"{kind}-{name}.png", sheet)
-            self.recorder.image(trainer.step, kind, sheet)
 
 
 def fit(
@@ -89,39 +71,43 @@ def fit(
     data_dir: Path | None,
     resume: bool,
     budget_minutes: float | None = None,
+    optimizer_state: bool = True,
     console: Console,
+    world: World = World(),  # noqa: B008  frozen
 ) -> FitResult:
     """Train `config` in `run_dir` until its last epoch, a signal, or the end of the budget.
 
     A checkpoint is written at most every minute at an epoch's end, every ten minutes within an
-    epoch, and always at the end of the call. The budget counts from the first step. Raises
+    epoch, and always at the end of the call, with the optimiser's state or without. The budget
+    counts from the first step. Of several processes the first alone writes. Raises
     `TrainingError` before anything is written where the images, the options or the directory do
     not allow the run.
     """
     if budget_minutes is not None and not budget_minutes >= 0:  # nan too
         raise TrainingError(f"--budget-minutes must not be negative, not {budget_minutes}")
-    train = load_images(config, "train", data_dir)
-    validation = load_images(config, "validation", data_dir)
-    _, channels, height, width = train.pixels.shape
-    config = for_images(config, (channels, height, width))
-    if len(train.pixels) < config.optim.batch_size:
-        raise TrainingError(
-            f"{len(train.pixels)} training images do not fill one batch of "
-            f"{config.optim.batch_size}; give a smaller --batch-size or more images"
+    train, validation = world.machine_by_machine(
+        lambda: (
+            load_images(config, "train", data_dir),
+            load_images(config, "validation", data_dir),
         )
-    open_run(run_dir, config, resume=resume)
-    trainer = Trainer(config, runtime, train)
-    with locked(run_dir):
-        open_run(run_dir, config, resume=resume)  # another run may have come in between
+    )
+    config = _fitted(config, train, world)
+    world.from_first(lambda: open_run(run_dir, config, resume=resume))
+    trainer = Trainer(config, runtime, train, world)
+    if not world.alone:
+        world.check_same("the training images", trainer.images)
+    with contextlib.ExitStack() as held:
+        world.from_first(lambda: _claim(held, run_dir, config, resume=resume))
         if resume:
-            _restore(trainer, run_dir, console)
-        write_config(run_dir, config, environment_of(trainer))
-        recorder = Recorder(run_dir, trainer.step)
-        try:
-            sheets = _Sheets(run_dir, recorder, validation)
-            reason = _train(trainer, run_dir, recorder, sheets, validation, budget_minutes, console)
-        finally:
-            recorder.close()
+            _restore(trainer, world.from_first(lambda: _newest(run_dir, console)), console)
+        recorders: list[Recorder] = []  # one, in the first process
+        world.from_first(lambda: recorders.append(_record(held, trainer, run_dir)))
+        recorder = next(iter(recorders), None)
+        _tell_of_micro_batches(config, console)
+        session = Session(
+            trainer, run_dir, validation, recorder, console, optimizer_state=optimizer_state
+        )
+        reason = session.train(budget_minutes)
     final = trainer.validate(validation)
     return FitResult(
         reason=reason,
@@ -133,14 +119,59 @@ def fit(
     )
 
 
-def _restore(trainer: Trainer, run_dir: Path, console: Console) -> None:
-    """Go back to the newest good checkpoint; a run that ended before its first starts anew."""
+def _fitted(config: RunConfig, train: ImageData, world: World) -> RunConfig:
+    """The configuration for images of this shape; raises where a step cannot be made of them."""
+    _, channels, height, width = train.pixels.shape
+    config = for_images(config, (channels, height, width))
+    batch = config.optim.batch_size
+    if len(train.pixels) < batch:
+        raise TrainingError(
+            f"{len(train.pixels)} training images do not fill one batch of {batch}; give a smaller "
+            "--batch-size or more images"
+        )
+    world.share(batch // config.optim.accumulate)
+    return config
+
+
+def _claim(held: contextlib.ExitStack, run_dir: Path, config: RunConfig, *, resume: bool) -> None:
+    with _writable(run_dir):
+        held.enter_context(locked(run_dir))
+    open_run(run_dir, config, resume=resume)  # another run may have come in between
+
+
+def _record(held: contextlib.ExitStack, trainer: Trainer, run_dir: Path) -> Recorder:
+    with _writable(run_dir):
+        write_config(run_dir, trainer.config, environment_of(trainer))
+        recorder = Recorder(run_dir, trainer.step)
+    held.callback(recorder.close)
+    return recorder
+
+
+@contextlib.contextmanager
+def _writable(run_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{run_dir} cannot be written to ({error}): make room there, or give another --out"
+        ) from error
+
+
+def _newest(run_dir: Path, console: Console) -> Checkpoint | None:
+    """The newest good checkpoint; None where a run ended before its first."""
     if not has_checkpoint(run_dir):
         console.print(f"{run_dir} has no checkpoint yet: starting it again", soft_wrap=True)
-        return
+        return None
     checkpoint = load_checkpoint(run_dir)
     for fault in checkpoint.faults:
         console.print(fault, style="yellow", soft_wrap=True, highlight=False)
+    return checkpoint
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint | None, console: Console) -> None:
+    if checkpoint is None:
+        return
+    run_dir = checkpoint.path.parent.parent
     trainer.restore(checkpoint)
     if trainer.step > trainer.total_steps:
         raise TrainingError(
@@ -150,57 +181,17 @@ def _restore(trainer: Trainer, run_dir: Path, console: Console) -> None:
     console.print(
         f"resuming {run_dir} at step {trainer.step} of {trainer.total_steps}", soft_wrap=True
     )
+    if not checkpoint.optim:
+        console.print(
+            "its checkpoint holds no optimiser state: the optimiser starts afresh, and the steps "
+            "are not those of an uninterrupted run",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
-def _train(
-    trainer: Trainer,
-    run_dir: Path,
-    recorder: Recorder,
-    sheets: _Sheets,
-    validation: ImageData,
-    budget_minutes: float | None,
-    console: Console,
-) -> str:
-    interrupts = Interrupts()
-    stop = _stopper(interrupts, trainer, budget_minutes)
-    epochs = trainer.config.train.epochs
-    reason, saved_at = "done", time.monotonic()
-    with (
-        interrupts.watched(),
-        shown(
-            console, recorder, total_steps=trainer.total_steps, step=trainer.step, epochs=epochs
-        ) as observer,
-    ):
-        for reason in trainer.run(observer, stop, validation):
-            age = time.monotonic() - saved_at
-            if age < _LEAST_AGE_SECONDS.get(reason, -math.inf):
-                continue
-            trainer.save(run_dir)
-            saved_at = time.monotonic()
-            sheets.write(trainer)
-    return reason
-
-
-# A reason that only passes by -> how old the last checkpoint must be for another.
-_LEAST_AGE_SECONDS = {
-    "epoch": CHECKPOINT_AT_EPOCH_SECONDS,
-    "step": CHECKPOINT_WITHIN_EPOCH_SECONDS,
-}
-
-
-def _stopper(
-    interrupts: Interrupts, trainer: Trainer, budget_minutes: float | None
-) -> Callable[[], str]:
-    started: list[float] = []  # set after the first step, which may compile for a minute
-    first = trainer.step
-
-    def reason() -> str:
-        if trainer.step > first and not started:
-            started.append(time.monotonic())
-        if interrupts.reason:
-            return interrupts.reason
-        if budget_minutes is None or not started:
-            return ""
-        return "budget" if time.monotonic() - started[0] >= 60 * budget_minutes else ""
-
-    return reason
+def _tell_of_micro_batches(config: RunConfig, console: Console) -> None:
+    batch, parts = config.optim.batch_size, config.optim.accumulate
+    if parts > 1 and config.train.free_bits_nats:
+        note = ACCUMULATED_FREE_BITS.format(rows=batch // parts, batch=batch)
+        console.print(note, style="yellow", soft_wrap=True)

@@ -19,7 +19,7 @@ from onnxscript import opset20 as op
 from torch import Tensor, nn
 
 from model.contract import DensityModel
-from training.widths import row_block, widen
+from training.widths import row_block, steady_sums, widen
 
 __all__ = ["OPSET", "WEIGHTS_FILE", "GraphModule", "Graphs", "build_graphs", "graph_modules"]
 
@@ -160,6 +160,7 @@ def build_graphs(modules: Mapping[str, GraphModule]) -> Graphs:
         proto = _export(module)
         _strip(proto, operation)
         widen(proto)
+        steady_sums(proto)
         blocks.append(row_block(proto))
         for tensor in proto.graph.initializer:
             store.move(tensor)

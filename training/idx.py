@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from training.download import cache_dir as _cache
+from training.download import fetch
 from training.errors import DataError
 
 __all__ = ["ARCHIVES", "IdxArchive", "IdxFile", "parse_idx", "read_images"]
 
 IDX_UINT8 = 0x08
-DOWNLOAD_TIMEOUT_SECONDS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,8 @@ def read_images(
                 f"{file.name} of {dataset} is not under {data_dir}: put it at "
                 f"{archive.folder}/raw/{file.name} there, or allow the download."
             )
-        path = _download(archive, file, (data_dir or _cache()) / archive.folder / "raw")
+        folder = (data_dir or _cache()) / archive.folder / "raw"
+        path = fetch(file.name, archive.mirrors, file.md5_packed, folder)
     content = _unpacked(path)
     if hashlib.sha256(content).hexdigest() != file.sha256_content:
         raise DataError(
@@ -169,43 +171,3 @@ def _unpacked(path: Path) -> bytes:
         raise DataError(
             f"{path} cannot be read ({error}): delete it, so that it is fetched again."
         ) from error
-
-
-def _cache() -> Path:
-    import pooch  # lazy: only needed where no file was given
-
-    return Path(pooch.os_cache("iafvae"))
-
-
-def _download(archive: IdxArchive, file: IdxFile, folder: Path) -> Path:
-    import pooch
-
-    faults = []
-    for mirror in archive.mirrors:
-        try:
-            path = pooch.retrieve(
-                url=mirror + file.name,
-                known_hash=f"md5:{file.md5_packed}",
-                fname=file.name,
-                path=folder,
-                downloader=pooch.HTTPDownloader(timeout=DOWNLOAD_TIMEOUT_SECONDS),
-            )
-            return Path(path)
-        # requests' own errors are OSErrors, a wrong checksum is a ValueError
-        except (OSError, ValueError) as error:
-            faults.append(f"{mirror}{file.name} ({_reason(error)})")
-    raise DataError(
-        f"{file.name} could not be downloaded to {folder} from {', nor from '.join(faults)}. "
-        f"Fetch it by other means and pass its folder as --data-dir."
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause in a few words: a failed connection wraps it three times."""
-    while isinstance(inner := getattr(error, "reason", None) or _first(error), BaseException):
-        error = inner
-    return str(error)
-
-
-def _first(error: BaseException) -> object:
-    return error.args[0] if error.args else None

@@ -19,15 +19,19 @@ STDERR = 2
 class Interrupts:
     """Turns the first Ctrl-C or SIGTERM into a wish to stop; a second one stops at once.
 
-    `reason` is "" until then, "SIGINT" or "SIGTERM" afterwards.
+    `reason` is "" until then, "SIGINT" or "SIGTERM" afterwards. `told` is False in a process that
+    leaves the talking to another.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, told: bool = True) -> None:
         self.reason = ""
+        self.told = told
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name
         signal.signal(number, signal.default_int_handler)
+        if not self.told:
+            return
         try:
             os.write(STDERR, NOTE)  # not print: its buffer may be what was interrupted
         except OSError:  # a closed terminal

@@ -1,7 +1,9 @@
-"""The training loop: exact to resume, safe to interrupt.
+"""The training loop: exact to resume, safe to interrupt, the same in one process and in many.
 
 Every random number of step t is a function of (seed, t) and the order of an epoch of (seed,
 epoch), so that a checkpoint needs no generator's state and a resumed run takes the same steps.
+Where several processes train, each computes its rows of the same batch; all learn the same
+figures, and so come to the same decisions.
 """
 
 from __future__ import annotations
@@ -9,8 +11,6 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,29 +19,31 @@ import torch
 from torch import Tensor, nn
 
 from model import build_model
-from model.contract import DensityModel
 from model.layers import data_dependent_init
-from model.objective import ElboTerms, bits_per_dim, free_bits_objective
-from training.checkpoint import Checkpoint, save_checkpoint
+from model.objective import ElboTerms, free_bits_objective
+from training.checkpoint import Checkpoint
 from training.config import RunConfig, Runtime
 from training.data import ImageData, epoch_order
 from training.device import Backend, prepare
-from training.errors import TrainingError
+from training.distributed import PeerError, World, unsynchronised
 from training.optim import (
     Ema,
     StepGuard,
     build_optimizer,
     kl_weight_at,
     learning_rate_at,
-    load_optimizer_tensors,
-    optimizer_tensors,
+    rewarming_at,
 )
+from training.presentation import STREAM_INIT, STREAM_TRAIN, noise, presented, step_generator
+from training.snapshot import restore, save
+from training.validate import validate
+from training.window import Step, Window
 
 # Images whose activations set the weights' gains and biases before the first step.
 INIT_IMAGES = 512
-# Generators are seeded per step; the stream keeps training, initialisation and validation apart.
-STREAM_TRAIN, STREAM_INIT, STREAM_VALIDATION = 0, 1, 2
 LOG_EVERY_STEPS = 50
+# A wish to stop, as a number among those that all processes add up at every step.
+WISHES = ("SIGINT", "SIGTERM", "budget")
 
 
 class Observer(Protocol):
@@ -57,44 +59,49 @@ class Observer(Protocol):
         """An epoch ended and the averaged model was measured on the validation split."""
 
 
-def step_generator(device: torch.device, seed: int, stream: int, step: int) -> torch.Generator:
-    """A generator for one step's noise, determined by its arguments (splitmix64's mixing)."""
-    x = (seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + step + 1) & (2**64 - 1)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = ((x ^ (x >> shift)) * factor) & (2**64 - 1)
-    generator = torch.Generator(device)
-    generator.manual_seed((x ^ (x >> 31)) & (2**63 - 1))
-    return generator
-
-
-def presented(model: DensityModel, pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """One presentation of uint8 pixels: binarised anew for a Bernoulli model (1 where u < p)."""
-    if model.likelihood.kind != "bernoulli":
-        return model.likelihood.from_pixels(pixels)
-    u = torch.rand(pixels.shape, generator=generator, device=pixels.device)
-    return (u < pixels.float() / 255).float()
-
-
 class Trainer:
     """A run in progress: model, average, optimiser, and the step it has come to."""
 
-    def __init__(self, config: RunConfig, runtime: Runtime, data: ImageData) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        runtime: Runtime,
+        data: ImageData,
+        world: World = World(),  # noqa: B008  frozen
+    ) -> None:
         self.config = config
+        self.world = world
+        self.micro = self._micro_batches()
         torch.manual_seed(config.train.seed)
-        self.backend: Backend = prepare(runtime)
+        self.backend: Backend = prepare(runtime, world, config.optim.accumulate)
         self.pixels = torch.from_numpy(data.pixels).to(self.backend.device)
         self.steps_per_epoch = max(1, len(self.pixels) // config.optim.batch_size)
         self.total_steps = config.train.epochs * self.steps_per_epoch
         self.model = self.backend.place(build_model(config.model))
-        self.step = 0
+        self.step = self.optimizer_since = 0
         self.guard = StepGuard(config.optim.skip_factor)
         self._initialize()
         self.average = copy.deepcopy(self.model).eval()
         self.ema = Ema(self.model, self.average, config.optim.ema_decay)
         self.optimizer = build_optimizer(config.optim, self.model.parameters())
-        self.forward: nn.Module = self.backend.compile(self.model, self.total_steps)
+        self.parallel: nn.Module = world.parallel(self.model, self.backend.device)
+        self.forward: nn.Module = self.backend.compile(self.parallel, self.total_steps)
+        self.settled = world.size <= 2
         self._order_epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
+
+    def _micro_batches(self) -> list[slice]:
+        """This process's rows of the batch, one micro-batch after another."""
+        size, parts = self.config.optim.batch_size, self.config.optim.accumulate
+        own = self.world.share(size // parts)
+        starts = range(0, size, size // parts)
+        return [slice(start + own.start, start + own.stop) for start in starts]
+
+    @functools.cached_property
+    def images(self) -> dict[str, Any]:
+        """What tells these training images from others."""
+        digest = hashlib.sha256(self.pixels.cpu().numpy().tobytes()).hexdigest()
+        return {"count": len(self.pixels), "sha256": digest}
 
     def _initialize(self) -> None:
         order = epoch_order(len(self.pixels), self.config.train.seed, 0)[:INIT_IMAGES]
@@ -102,11 +109,8 @@ class Trainer:
         pixels = self.pixels[torch.from_numpy(order).to(self.pixels.device)]
         x = presented(self.model, pixels, generator)
         with torch.no_grad(), data_dependent_init(self.model):
-            self.model(self.backend.layout(x), self._noise(len(x), generator))
-
-    def _noise(self, rows: int, generator: torch.Generator) -> Tensor:
-        shape = (rows, self.model.layout.dim)
-        return torch.randn(shape, generator=generator, device=self.backend.device)
+            self.model(self.backend.layout(x), noise(self.model, len(x), generator))
+        self.world.spread(self.model)
 
     @property
     def epoch(self) -> int:
@@ -114,7 +118,7 @@ class Trainer:
         return self.step // self.steps_per_epoch
 
     def batch(self) -> Tensor:
-        """The pixels of the next step, `[batch_size, C, H, W]` uint8."""
+        """The pixels of the next step's whole batch, `[batch_size, C, H, W]` uint8."""
         if self._order_epoch != self.epoch:
             order = epoch_order(len(self.pixels), self.config.train.seed, self.epoch)
             self._order = torch.from_numpy(order).to(self.pixels.device)
@@ -123,63 +127,101 @@ class Trainer:
         start = (self.step % self.steps_per_epoch) * size
         return self.pixels[self._order[start : start + size]]
 
-    def train_step(self) -> tuple[ElboTerms, float, bool]:
-        """Take the next step; gives the bound's parts, the gradient's norm, and if it was taken."""
-        config = self.config
-        generator = step_generator(self.backend.device, config.train.seed, STREAM_TRAIN, self.step)
-        x = self.backend.layout(presented(self.model, self.batch(), generator))
-        eps = self._noise(len(x), generator)
-        with self.backend.autocast():
-            terms = ElboTerms(*self.forward(x, eps))
-        weight = kl_weight_at(config.train, self.step, self.steps_per_epoch)
-        loss = -free_bits_objective(terms, config.train.free_bits_nats, weight)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in self.model.parameters() if p.grad is not None]
-        ).item()
-        taken = self.guard.allows(loss.item(), norm)
-        if taken:
+    def train_step(self, wish: str = "") -> Step:
+        """Take the next step; `wish` is this process's reason to stop after it, if any.
+
+        Nothing is changed by a step that another process's failure broke off (`PeerError`).
+        """
+        with self.world.peers():
+            self._settle()
+            self.backend.begin_step()
+            self.optimizer.zero_grad(set_to_none=True)
+            step = self._agreed(self._backward(), wish)
+        if step.taken:
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate_at(config.optim, self.step, self.total_steps)
+                group["lr"] = self._learning_rate(self.step)
             self.optimizer.step()
             self.ema.update(self.guard.taken)
         self.step += 1
-        return ElboTerms(terms.log_px_z.detach(), terms.kl.detach()), norm, taken
+        return step
 
-    @torch.no_grad()
-    def validate(self, data: ImageData, batch_size: int = 500) -> dict[str, float]:
+    def _settle(self) -> None:
+        """Compute gradients once for nothing, before the first step of three processes or more.
+
+        DistributedDataParallel puts gradients into other buckets after its first pass, and the
+        order in which three numbers are added depends on their place: without this, a resumed
+        run's first step would differ from the uninterrupted one's in last bits.
+        """
+        if not self.settled:
+            self._backward()
+            self.settled = True
+
+    def _learning_rate(self, step: int) -> float:
+        config, total = self.config.optim, self.total_steps
+        warmth = rewarming_at(config, step, self.optimizer_since, total)
+        return warmth * learning_rate_at(config, step, total)
+
+    def _backward(self) -> Tensor:
+        """Gradients of the step's loss; gives `[3]`: loss, ELBO and KL, means in nats."""
+        config, pixels = self.config, self.batch()
+        generator = step_generator(self.backend.device, config.train.seed, STREAM_TRAIN, self.step)
+        flips = config.data.horizontal_flips
+        # The numbers of the whole batch are drawn once, and each micro-batch takes its rows.
+        x = self.backend.layout(presented(self.model, pixels, generator, flips=flips))
+        eps = noise(self.model, len(pixels), generator)
+        weight = kl_weight_at(config.train, self.step, self.steps_per_epoch)
+        parts = [
+            self._backward_micro(x[rows], eps[rows], weight, last=rows is self.micro[-1])
+            for rows in self.micro
+        ]
+        return torch.stack(parts).mean(dim=0)
+
+    def _backward_micro(self, x: Tensor, eps: Tensor, weight: float, *, last: bool) -> Tensor:
+        with unsynchronised(self.parallel, last=last):
+            with self.backend.autocast():
+                terms = ElboTerms(*self.forward(x, eps))
+            minimum = self.config.train.free_bits_nats
+            loss = -free_bits_objective(terms, minimum, weight, self.world.batch_mean)
+            (loss / len(self.micro)).backward()  # type: ignore[no-untyped-call]
+        parts = (loss.detach(), terms.elbo.detach().mean(), terms.kl.detach().sum(dim=1).mean())
+        return torch.stack([part.double() for part in parts])
+
+    def _agreed(self, parts: Tensor, wish: str) -> Step:
+        """The whole batch's figures, the decision that they lead to, and everybody's wishes."""
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self.model.parameters() if p.grad is not None]
+        )
+        wishes = parts.new_tensor([wish == reason for reason in WISHES])
+        shared = self.world.mean(torch.cat([parts, norm.double()[None], wishes]))
+        loss, elbo, kl, size, *wished = shared.tolist()  # the one time that the device is awaited
+        taken = self.guard.allows(loss, size)
+        stop = next((reason for reason, votes in zip(WISHES, wished, strict=True) if votes), "")
+        return Step(loss, elbo, kl, size, taken, stop)
+
+    def validate(self, data: ImageData) -> dict[str, float]:
         """Mean bound of the averaged model on `data`, in float32, with fixed noise."""
-        elbo, kl = 0.0, 0.0
-        for start in range(0, len(data.pixels), batch_size):
-            pixels = torch.from_numpy(data.pixels[start : start + batch_size])
-            pixels = pixels.to(self.backend.device)
-            generator = step_generator(self.backend.device, 0, STREAM_VALIDATION, start)
-            x = self.backend.layout(presented(self.average, pixels, generator))
-            terms = ElboTerms(*self.average(x, self._noise(len(x), generator)))
-            elbo += terms.elbo.double().sum().item()
-            kl += terms.kl.double().sum().item()
-        return self._figures(elbo / len(data.pixels), kl / len(data.pixels))
-
-    def _figures(self, elbo: float, kl: float) -> dict[str, float]:
-        bits = bits_per_dim(torch.tensor(elbo, dtype=torch.float64), self.model.dims).item()
-        return {"elbo_nats": elbo, "kl_nats": kl, "bits_per_dim": bits}
+        return validate(self.average, data, self.backend, self.world)
 
     def run(
         self, observer: Observer, stop: Callable[[], str], validation: ImageData
     ) -> Iterator[str]:
         """Train to the end, yielding a reason each time a checkpoint is due.
 
-        `stop` is asked before each step and gives a reason to stop now, or an empty string.
-        Yields "step" from time to time within an epoch, "epoch" after each, that reason when it
-        stops early, and "done" after the last step. Speeds are of steps alone: what is done
-        between two yields, and validation, is not counted.
+        `stop` is asked before each step and gives a reason to stop now, or an empty string; of
+        several processes all stop after the step at which one had a reason. Yields "step" from
+        time to time within an epoch, "epoch" after each, that reason when it stops early, and
+        "done" after the last step. Speeds are of steps alone: what is done between two yields,
+        and validation, is not counted.
         """
-        window = _Window(self.model.dims)
+        window, agreed = Window(self.model.dims), ""
         while self.step < self.total_steps:
-            reason = stop() or self._step(observer, window, stop)
-            if reason:
+            wish = stop()
+            if reason := wish if self.world.alone else agreed:
                 yield reason
+                return
+            agreed, broken = self._step(observer, window, wish, stop)
+            if broken:
+                yield broken
                 return
             epoch_ends = self.step % self.steps_per_epoch == 0
             if not epoch_ends and self.step % LOG_EVERY_STEPS:
@@ -195,96 +237,37 @@ class Trainer:
             return "done"
         return "epoch" if epoch_ends else "step"
 
-    def _step(self, observer: Observer, window: _Window, stop: Callable[[], str]) -> str:
-        """Take a step and tell of it; gives the reason to stop where a wish to stop broke it.
+    def _step(
+        self, observer: Observer, window: Window, wish: str, stop: Callable[[], str]
+    ) -> tuple[str, str]:
+        """Take a step and tell of it; gives everybody's wish, and the wish that broke the step.
 
         Ctrl-C in a terminal also reaches the C++ compiler that the first step may have started.
         """
         try:
-            terms, norm, taken = self.train_step()
-        except RuntimeError:
-            if reason := stop():
-                return reason
-            raise
-        if not taken:
-            observer.skipped(self.step, -float(terms.elbo.mean()), norm)
-        window.add(terms, norm, taken=taken)
-        return ""
+            step = self.train_step(wish)
+        except RuntimeError as error:
+            if not (reason := stop()):
+                raise
+            if self.world.alone:
+                return "", reason
+            raise PeerError(f"{reason} broke off a step of process {self.world.rank}") from error
+        if not step.taken:
+            observer.skipped(self.step, -step.elbo_nats, step.norm)
+        window.add(step, self.config.optim.batch_size)
+        return step.stop, ""
 
-    def _report(self, observer: Observer, window: _Window) -> None:
-        rate = learning_rate_at(self.config.optim, self.step - 1, self.total_steps)
-        counts = {"learning_rate": rate, "skipped": self.guard.skipped}
+    def _report(self, observer: Observer, window: Window) -> None:
+        counts = {
+            "learning_rate": self._learning_rate(self.step - 1),
+            "skipped": self.guard.skipped,
+        }
         observer.train(self.step, {**window.figures(), **counts})
 
     def save(self, run_dir: Path, *, optimizer: bool = True) -> Path:
-        """Write a checkpoint; without the optimiser's state it is a third of the size."""
-        return save_checkpoint(
-            run_dir,
-            self.step,
-            model_state=self.model.state_dict(),
-            ema_state=dict(self.average.named_parameters()),
-            optim_tensors=optimizer_tensors(self.optimizer, self.model) if optimizer else {},
-            state={"guard": self.guard.state(), "time": time.time(), "images": self._images},
-        )
-
-    @functools.cached_property
-    def _images(self) -> dict[str, Any]:
-        """What tells these training images from others."""
-        digest = hashlib.sha256(self.pixels.cpu().numpy().tobytes()).hexdigest()
-        return {"count": len(self.pixels), "sha256": digest}
+        """Write a checkpoint; without the optimiser's state it is half the size."""
+        return save(self, run_dir, optimizer=optimizer)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to exactly where `checkpoint` was written.
-
-        Raises `TrainingError` where the training images are not those of then: their order and
-        the number of steps an epoch would be others.
-        """
-        before = checkpoint.state.get("images")  # older checkpoints do not tell
-        if before is not None and before != (now := self._images):
-            raise TrainingError(
-                f"the training images are not those that the run was started with "
-                f"({before['count']} then, {now['count']} now): put them back, or start a new run"
-            )
-        self.model.load_state_dict(checkpoint.model)
-        self.average.load_state_dict({**checkpoint.model, **checkpoint.ema})
-        load_optimizer_tensors(self.optimizer, self.model, checkpoint.optim)
-        self.guard.restore(checkpoint.state["guard"])
-        self.step = checkpoint.step
-
-
-class _Window:
-    """Averages over the steps since the last report; on the device, so that no step waits."""
-
-    def __init__(self, dims: int) -> None:
-        self.dims = dims
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget all steps so far, and the time until now."""
-        self.sums: Tensor | None = None  # [3] float64: ELBO, KL, gradient's norm
-        self.steps = self.images = 0
-        self.since = time.perf_counter()
-
-    def add(self, terms: ElboTerms, norm: float, *, taken: bool) -> None:
-        """Count a step; the figures of one that was skipped are no part of the averages."""
-        self.images += len(terms.kl)
-        if not taken:
-            return
-        elbo, kl = terms.elbo.mean().double(), terms.kl.sum(dim=1).mean().double()
-        values = torch.stack([elbo, kl, elbo.new_tensor(norm)])
-        self.sums = values if self.sums is None else self.sums + values
-        self.steps += 1
-
-    def figures(self) -> dict[str, float]:
-        """The averages, in nats; nan where every step was skipped."""
-        sums = [math.nan] * 3 if self.sums is None else (self.sums / self.steps).tolist()
-        elbo, kl, norm = sums
-        bits = bits_per_dim(torch.tensor(elbo, dtype=torch.float64), self.dims).item()
-        seconds = time.perf_counter() - self.since
-        return {
-            "elbo_nats": elbo,
-            "kl_nats": kl,
-            "bits_per_dim": bits,
-            "gradient_norm": norm,
-            "images_per_second": self.images / seconds,
-        }
+        """Go back to exactly where `checkpoint` was written; see `training.snapshot.restore`."""
+        restore(self, checkpoint)

@@ -22,19 +22,20 @@ ESCAPE_AFTER = 20
 # So many steps in a row without a finite gradient, and nothing will get better.
 DIVERGED_AFTER = 100
 
-OPTIMIZERS: dict[str, Any] = {"adamax": torch.optim.Adamax, "adam": torch.optim.Adam}
+# torch has a fused kernel for Adam, none for Adamax, whose operations go over lists of tensors.
+OPTIMIZERS: dict[str, tuple[Any, dict[str, bool]]] = {
+    "adamax": (torch.optim.Adamax, {"foreach": True}),
+    "adam": (torch.optim.Adam, {"fused": True}),
+}
 
 
 def build_optimizer(
     config: OptimConfig, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
     """Adamax or Adam (Kingma & Ba 2015) at the configured rate; the schedule is set each step."""
-    cls = OPTIMIZERS[config.kind]
+    cls, fastest = OPTIMIZERS[config.kind]
     optimizer: torch.optim.Optimizer = cls(
-        list(parameters),
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        foreach=True,
+        list(parameters), lr=config.learning_rate, weight_decay=config.weight_decay, **fastest
     )
     return optimizer
 
@@ -55,6 +56,16 @@ def learning_rate_at(config: OptimConfig, step: int, total_steps: int) -> float:
         return rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / span))
     fall = max(1.0, config.decay_fraction * total_steps)
     return rate * min(1.0, (total_steps - step) / fall)
+
+
+def rewarming_at(config: OptimConfig, step: int, since: int, total_steps: int) -> float:
+    """A factor of the learning rate for an optimiser that began afresh at step `since` of a run.
+
+    Its first steps are as long as the rate allows, whatever the gradients: in a trained model they
+    destroy much, so the rate rises again as at the run's start.
+    """
+    warmup = min(config.warmup_steps, total_steps // 10)
+    return min(1.0, (step - since + 1) / warmup) if since and warmup else 1.0
 
 
 def kl_weight_at(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
@@ -82,14 +93,15 @@ def load_optimizer_tensors(
     Raises `TrainingError` where a tensor belongs to no parameter of the model.
     """
     parameters = dict(model.named_parameters())
+    fused = bool(optimizer.defaults.get("fused"))
     for full_name, value in tensors.items():
         name, _, key = full_name.partition("|")
         if name not in parameters:
             raise TrainingError(f"the optimiser's state names {name!r}, which the model lacks")
         target = parameters[name]
-        # "step" counts on the CPU; the others lie in memory as their parameter does, for kernels
-        # over mixed layouts are slower.
-        like = value if key == "step" else target
+        # "step" counts on the CPU, but for fused kernels; the others lie in memory as their
+        # parameter does, for kernels over mixed layouts are slower.
+        like = target if key != "step" else value.to(target.device) if fused else value
         optimizer.state[target][key] = torch.empty_like(like, requires_grad=False).copy_(value)
 
 

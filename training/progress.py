@@ -76,6 +76,19 @@ class ConsoleObserver:
         )
 
 
+class SilentObserver:
+    """Tells nobody: for processes that leave the talking to another."""
+
+    def train(self, step: int, figures: dict[str, float]) -> None:
+        """See `training.loop.Observer`."""
+
+    def skipped(self, step: int, loss: float, norm: float) -> None:
+        """See `training.loop.Observer`."""
+
+    def validation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
+        """See `training.loop.Observer`."""
+
+
 @contextmanager
 def shown(
     console: Console, recorder: Recorder, *, total_steps: int, step: int, epochs: int

@@ -22,6 +22,7 @@ OPTIONS = {
     "--channels": ("data", "channels"),
     "--epochs": ("train", "epochs"),
     "--batch-size": ("optim", "batch_size"),
+    "--accumulate": ("optim", "accumulate"),
     "--learning-rate": ("optim", "learning_rate"),
     "--warmup-steps": ("optim", "warmup_steps"),
     "--optimizer": ("optim", "kind"),
@@ -47,6 +48,8 @@ def fit_command(config: RunConfig) -> str:
         value = getattr(getattr(config, part), key)
         if value != getattr(getattr(base, part), key):
             words.append(f"{option} {_word(value)}")
+    if config.data.horizontal_flips != base.data.horizontal_flips:
+        words.append("--flips" if config.data.horizontal_flips else "--no-flips")
     return " ".join([*words, "--out RUN"])
 
 

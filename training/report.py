@@ -38,7 +38,8 @@ class EvaluationReport:
     `elbo` is the mean over all K draws, `importance_weighted` the bound of Burda et al. 2016
     (arXiv:1509.00519) from the same draws. `kl_nats` is the KL of each latent group, top down;
     `log_px_z_nats` what is left of the ELBO. `active_units` counts the latents of each group whose
-    posterior mean varies over the images by more than 0.01 (ibid., section 5); None at K = 1.
+    posterior mean varies over the images by more than 0.01 (ibid., section 5); None at K = 1, and
+    where only graphs were at hand, which give no latents. `backend` is what computed.
     """
 
     dataset: str
@@ -56,6 +57,7 @@ class EvaluationReport:
     latents: dict[str, int]
     effective_sample_size: float
     seconds: float
+    backend: str = "float32"
 
     @property
     def protocol(self) -> str:
@@ -63,7 +65,7 @@ class EvaluationReport:
         return (
             f"{self.images} images of the {self.split} split of {self.dataset}. "
             f"{PROTOCOLS.get(self.likelihood, AS_THEY_ARE)} {self.importance_samples} draws of "
-            f"the latents for each image, seed {self.seed}, float32."
+            f"the latents for each image, seed {self.seed}, {self.backend}."
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -62,10 +62,13 @@ def open_run(run_dir: Path, config: RunConfig, *, resume: bool) -> None:
 
 def _check_same(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
     train = replace(before.train, epochs=now.train.epochs)
-    if replace(before, preset=now.preset, train=train) != now:
+    optim = before.optim
+    if not now.train.free_bits_nats:  # micro-batches then add up to the same step
+        optim = replace(optim, accumulate=now.optim.accumulate)
+    if replace(before, preset=now.preset, train=train, optim=optim) != now:
         raise TrainingError(
-            f"{run_dir} was started with another configuration ({_difference(before, now)})"
-            "; only --epochs may change at a resume"
+            f"{run_dir} was started with another configuration ({_difference(before, now)}); only "
+            "--epochs may change at a resume, and --accumulate where there are no free bits"
         )
 
 

@@ -18,7 +18,7 @@ from training.checkpoint import Checkpoint, load_run
 from training.config import ConfigError, run_config_from_dict
 from training.data import FOLDER_PREFIX, ImageData, Split, load_dataset, public_name
 from training.errors import DataError, EvaluationError, ExportError, TrainingError
-from training.evaluate import evaluate_model
+from training.evaluate import MEMORY_GIB, evaluate_model
 from training.export import BundleDetails, export_bundle, refuse_strangers
 from training.provenance import fit_command, git_revision, processor
 from training.records import read_metrics
@@ -50,12 +50,14 @@ def evaluate_run(
     limit: int | None = None,
     data_dir: Path | None = None,
     device: str = "cpu",
+    memory_gib: float = MEMORY_GIB,
     progress: Progress | None = None,
 ) -> tuple[EvaluationReport, Path]:
     """Measure a run's newest checkpoint (or the checkpoint `run` itself) and write the report.
 
-    `limit` takes the first so many images alone. Returns the report and the JSON file in the run's
-    directory; the same evaluation of the same weights replaces it.
+    `limit` takes the first so many images alone; draws are computed in about `memory_gib`.
+    Returns the report and the JSON file in the run's directory; the same evaluation of the same
+    weights replaces it.
     """
     config, model, checkpoint = load_run(run, weights=weights)
     run_dir = checkpoint.path.parent.parent
@@ -67,6 +69,7 @@ def evaluate_run(
         images,
         importance_samples=importance_samples,
         seed=seed,
+        memory_gib=memory_gib,
         progress=progress,
     )
     command = (
@@ -180,7 +183,7 @@ def _fit_command(config: Mapping[str, Any]) -> str:
 
 def _weights_used(checkpoint: Checkpoint, weights: Weights) -> dict[str, Any]:
     """Which weights: two runs, or one taken up again earlier, may come to the same step."""
-    name = "ema" if weights == "ema" else "model"
+    name = "ema" if weights == "ema" and checkpoint.ema else "model"
     digest = hashlib.sha256((checkpoint.path / f"{name}.safetensors").read_bytes()).hexdigest()
     return {"step": checkpoint.step, "weights": weights, "weights_sha256": digest}
 

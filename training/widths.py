@@ -4,7 +4,9 @@ An element-wise function such as Elu rounds the last elements of an array, those
 vector, by another routine than the others, and a sum over a row depends on where the row starts.
 Where every row is a multiple of `VECTOR` floats, neither happens, and a batch of any size may be
 computed as it is. So hidden layers are widened by units that are always zero, which changes no
-result, and a bundle's manifest says how many rows make up whole vectors where that is not enough.
+result; sums over rows of another length become matrix products with ones, whose rows do not
+depend on each other at any length; and a bundle's manifest says how many rows make up whole
+vectors where that is not enough.
 """
 
 import math
@@ -14,7 +16,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-__all__ = ["BLOCKS", "row_block", "widen"]
+__all__ = ["BLOCKS", "row_block", "steady_sums", "widen"]
 
 VECTOR = 16  # floats: the widest registers in use
 BLOCKS = (1, 2, 4, 8, 16)
@@ -102,6 +104,54 @@ def _keeps_rows(node: onnx.NodeProto) -> bool:
     return node.op_type != "Gather" or axes in ([], [0])
 
 
+def steady_sums(proto: onnx.ModelProto) -> None:
+    """Turn sums over the last axis of rows that are no whole vectors into products, in place.
+
+    A row is all that belongs to one element of the first axis.
+    """
+    shapes = _row_shapes(proto)
+    weights = {t.name: t for t in proto.graph.initializer}
+    nodes = list(proto.graph.node)
+    for place in reversed(range(len(nodes))):
+        shape = shapes.get(nodes[place].input[0]) if nodes[place].input else None
+        if shape is None or not _sums_last_axis(nodes[place], shape, weights):
+            continue
+        if shape[-1] and shape[-1] > 2 and math.prod(shape) % VECTOR:
+            nodes[place : place + 1] = _product_with_ones(proto, nodes[place], shape[-1])
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name in read]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+
+
+def _sums_last_axis(
+    node: onnx.NodeProto, shape: list[int], weights: dict[str, onnx.TensorProto]
+) -> bool:
+    if node.op_type != "ReduceSum" or len(node.input) < 2 or node.input[1] not in weights:
+        return False
+    axes = onnx.numpy_helper.to_array(weights[node.input[1]]).tolist()
+    return axes in ([len(shape)], [-1])
+
+
+def _product_with_ones(
+    proto: onnx.ModelProto, node: onnx.NodeProto, length: int
+) -> list[onnx.NodeProto]:
+    """The product, and a Squeeze where the sum does not keep its axis."""
+    keeps = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+    ones, product = f"ones_{length}", node.output[0] if keeps else f"{node.output[0]}_product"
+    constants = {ones: np.ones((length, 1), np.float32), "last_axis": np.array([-1])}
+    held = {tensor.name for tensor in proto.graph.initializer}
+    for name, value in constants.items():
+        if name not in held and (name == ones or not keeps):
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    made = [onnx.helper.make_node("MatMul", [node.input[0], ones], [product])]
+    if not keeps:
+        made.append(onnx.helper.make_node("Squeeze", [product, "last_axis"], [node.output[0]]))
+    return made
+
+
 def row_block(proto: onnx.ModelProto) -> int:
     """The smallest of `BLOCKS` that makes every sensitive operation's rows whole vectors.
 
@@ -116,16 +166,24 @@ def row_block(proto: onnx.ModelProto) -> int:
     )
 
 
-def _sensitive_widths(proto: onnx.ModelProto) -> set[int | None]:
-    graph = onnx.shape_inference.infer_shapes(proto).graph
-    shapes = {
+def _row_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
+    """Each tensor's axes but the first; 0 for a length that cannot be told."""
+    graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    return {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
         for value in (*graph.value_info, *graph.input, *graph.output)
     }
+
+
+def _sensitive_widths(proto: onnx.ModelProto) -> set[int | None]:
+    shapes = _row_shapes(proto)
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     widths: set[int | None] = set()
     for node in proto.graph.node:
-        shape = shapes.get(node.input[0]) if node.input else None
-        width = math.prod(shape) if shape is not None else None
-        if node.op_type in ROUNDED or (node.op_type in SUMS and (width is None or width > 2)):
-            widths.add(width or None)  # a sum of one or two numbers has one rounding
+        if node.op_type not in ROUNDED | SUMS:
+            continue
+        shape = shapes.get(node.input[0])
+        short = shape is not None and _sums_last_axis(node, shape, weights) and shape[-1] in (1, 2)
+        if not short:  # a sum of one or two numbers has one rounding
+            widths.add(math.prod(shape) or None if shape is not None else None)
     return widths

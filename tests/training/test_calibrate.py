@@ -10,14 +10,14 @@ from scipy import special, stats
 
 from service.bundle import load_bundle
 from service.engine import Engine
-from service.noise import Purpose, image_keys, normal
+from service.noise import NOISE_VERSION, Purpose, image_keys, normal
 from service.operations import ModelRuntime
 from service.scoring import p_values
 from training.calibrate import calibration_arrays, importance_weighted_scores
 from training.errors import ExportError
 
 D = 3
-MANIFEST = SimpleNamespace(latent=SimpleNamespace(dim=D))
+MANIFEST = SimpleNamespace(latent=SimpleNamespace(dim=D), noise_version=NOISE_VERSION)
 
 
 class NoiseEngine:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from training.checkpoint import load_checkpoint
 from training.config import OptimConfig, RunConfig, Runtime, TrainConfig
 from training.data import ImageData
 from training.errors import TrainingError
-from training.loop import Trainer, presented, step_generator
+from training.loop import Trainer
 from training.optim import (
     DIVERGED_AFTER,
     ESCAPE_AFTER,
@@ -25,6 +24,8 @@ from training.optim import (
     kl_weight_at,
     learning_rate_at,
 )
+from training.presentation import presented, step_generator
+from training.window import Step
 
 MODEL = ConvVaeConfig(
     image_shape=(1, 12, 12),
@@ -142,7 +143,7 @@ def test_a_step_that_a_wish_to_stop_broke_is_a_stop(
     """Ctrl-C reaches the compiler that torch started, too; torch then raises."""
     trainer, wishes = Trainer(CONFIG, EAGER, digits), []
 
-    def broken() -> None:
+    def broken(wish: str) -> None:
         wishes.append("SIGINT")
         raise RuntimeError("C++ compile error")
 
@@ -152,18 +153,35 @@ def test_a_step_that_a_wish_to_stop_broke_is_a_stop(
         list(trainer.run(Silent(), lambda: "", digits))
 
 
+class Clock:
+    """Time that passes only when somebody waits."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+
 def test_speed_is_of_the_steps_and_skipped_ones_have_no_figures(
     digits: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer, told = Trainer(CONFIG, EAGER, digits), []
-    observer = Silent()
+    clock, told, observer = Clock(), [], Silent()
+    monkeypatch.setattr("training.window.time.perf_counter", lambda: clock.now)
+    trainer = Trainer(CONFIG, EAGER, digits)
+    take = trainer.train_step
+
+    def step(wish: str) -> Step:
+        clock.wait(0.5)
+        return take(wish)
+
+    monkeypatch.setattr(trainer, "train_step", step)
     monkeypatch.setattr(observer, "train", lambda step, figures: told.append(figures))
-    monkeypatch.setattr(trainer, "validate", lambda data: time.sleep(0.2) or {})
-    rates = []
+    monkeypatch.setattr(trainer, "validate", lambda data: clock.wait(60) or {})
     for _ in trainer.run(observer, lambda: "", digits):
-        rates.append(told[-1]["images_per_second"])
-        time.sleep(0.2)  # a checkpoint
-    assert min(rates[1:]) > 40 / 0.2  # neither pause is in it
+        clock.wait(60)  # a checkpoint
+    rates = [figures["images_per_second"] for figures in told]
+    assert rates == pytest.approx([8 / 0.5] * 3)  # neither pause is in it
     monkeypatch.setattr(trainer.guard, "allows", lambda loss, norm: False)
     trainer.step = 0
     next(trainer.run(observer, lambda: "", digits))
@@ -198,12 +216,11 @@ def test_a_step_without_a_finite_gradient_changes_nothing(
     monkeypatch.setattr(
         trainer, "forward", lambda x, eps: tuple(t * float("nan") for t in forward(x, eps))
     )
-    _, _, taken = trainer.train_step()
-    assert not taken
+    assert not trainer.train_step().taken
     assert_identical(before, state_of(trainer))
     assert trainer.guard.skipped_nonfinite == 1
     monkeypatch.setattr(trainer, "forward", forward)
-    assert trainer.train_step()[2]
+    assert trainer.train_step().taken
 
 
 def test_the_guard_skips_explosions_but_accepts_a_new_level() -> None:

@@ -22,6 +22,7 @@ CHANGED = {
     "channels": 3,
     "epochs": 7,
     "batch_size": 16,
+    "accumulate": 2,
     "learning_rate": 0.005,
     "warmup_steps": 11,
     "kind": "adam",
@@ -37,7 +38,8 @@ CHANGED = {
 def changed_everywhere(config: RunConfig) -> RunConfig:
     for part, key in OPTIONS.values():
         config = replace(config, **{part: replace(getattr(config, part), **{key: CHANGED[key]})})
-    return replace(config, data=replace(config.data, name="folder:/home/somebody/photos"))
+    data = replace(config.data, name="folder:/home/somebody/photos", horizontal_flips=True)
+    return replace(config, data=data)
 
 
 @pytest.mark.parametrize("change", [lambda config: config, changed_everywhere])
@@ -61,7 +63,7 @@ def test_the_recorded_command_starts_the_same_run(
 
 def test_every_option_has_a_help_text() -> None:
     commands = typer.main.get_command(app).commands
-    assert set(commands) == {"fit", "evaluate", "export"}
+    assert set(commands) >= {"fit", "evaluate", "export", "strip"}
     for name, command in commands.items():
         assert command.help
         silent = [p.name for p in command.params if p.name != "help" and not p.help]

@@ -2,11 +2,12 @@
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from training.widths import row_block, widen
+from training.widths import row_block, steady_sums, widen
 
 
 def graph(nodes, weights, outputs, width=5):
@@ -107,3 +108,50 @@ def test_what_rounds_the_same_everywhere_needs_no_block():
     assert row_block(graph(nodes, {}, {"y": [7]}, 7)) == 1
     nodes = [helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)]
     assert row_block(graph(nodes, {"axes": np.array([1])}, {"y": []}, 1)) == 1
+    assert row_block(summed(5, 2, keepdims=0)) == 1
+    assert row_block(summed(5, 3, keepdims=0)) == 16
+
+
+def summed(*shape, keepdims, axis=-1):
+    nodes = [helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=keepdims)]
+    rest = [*shape[:-1], *([1] if keepdims else [])]
+    model = graph(nodes, {"axes": np.array([axis])}, {"y": rest}, shape[0])
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    for size in shape[1:]:
+        dims.add(dim_value=size)
+    return model
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("shape", [(5,), (13,), (3, 35), (2, 7)])
+def test_odd_sums_become_products_whose_rows_are_independent(shape, keepdims):
+    """By ONNX Runtime: rows summed alone, and at every place of a batch, have the same bytes."""
+    model = summed(*shape, keepdims=keepdims)
+    steady_sums(model)
+    assert "ReduceSum" not in {node.op_type for node in model.graph.node}
+    onnx.checker.check_model(model, full_check=True)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.exp(normal(40, *shape))
+    whole = session.run(None, {"x": x})[0]
+    wanted = x.astype(np.float64).sum(axis=-1, keepdims=bool(keepdims))
+    assert whole.shape == wanted.shape
+    assert np.allclose(whole, wanted, rtol=1e-6)
+    for start in range(20):
+        for rows in (1, 2, 3, 7, 16, 20):
+            part = session.run(None, {"x": x[start : start + rows].copy()})[0]
+            assert part.tobytes() == whole[start : start + rows].tobytes()
+
+
+@pytest.mark.parametrize("shape", [(16,), (4, 64), (8, 2), (2,), (2, 5, 8)])
+def test_sums_over_whole_vectors_stay_sums(shape):
+    model = summed(*shape, keepdims=1)
+    before = model.SerializeToString()
+    steady_sums(model)
+    assert model.SerializeToString() == before
+
+
+def test_sums_over_another_axis_stay_sums():
+    model = summed(3, 5, keepdims=1, axis=1)
+    before = model.SerializeToString()
+    steady_sums(model)
+    assert model.SerializeToString() == before

@@ -1,0 +1,58 @@
+"""What a model is shown at a step: which images, mirrored or not, binarised anew, and the noise.
+
+Every number is a function of (seed, step) and of a row's place in the step's whole batch, never of
+how many processes or micro-batches the batch is divided into: every process draws the numbers of
+the whole batch, and takes those of its own rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.contract import DensityModel
+
+__all__ = [
+    "STREAM_INIT",
+    "STREAM_TRAIN",
+    "STREAM_VALIDATION",
+    "noise",
+    "presented",
+    "step_generator",
+]
+
+# Generators are seeded per step; the stream keeps training, initialisation and validation apart.
+STREAM_TRAIN, STREAM_INIT, STREAM_VALIDATION = 0, 1, 2
+
+
+def step_generator(device: torch.device, seed: int, stream: int, step: int) -> torch.Generator:
+    """A generator for one step's noise, determined by its arguments (splitmix64's mixing)."""
+    x = (seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + step + 1) & (2**64 - 1)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = ((x ^ (x >> shift)) * factor) & (2**64 - 1)
+    generator = torch.Generator(device)
+    generator.manual_seed((x ^ (x >> 31)) & (2**63 - 1))
+    return generator
+
+
+def presented(
+    model: DensityModel, pixels: Tensor, generator: torch.Generator, *, flips: bool = False
+) -> Tensor:
+    """One presentation of uint8 pixels `[B, C, H, W]`, in the likelihood's units.
+
+    With `flips` each image is mirrored with probability 1/2. For a Bernoulli model each pixel is
+    binarised anew: 1 where u < p.
+    """
+    if flips:
+        mirrored = torch.rand(len(pixels), generator=generator, device=pixels.device) < 0.5
+        pixels = torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
+    if model.likelihood.kind != "bernoulli":
+        return model.likelihood.from_pixels(pixels)
+    u = torch.rand(pixels.shape, generator=generator, device=pixels.device)
+    return (u < pixels.float() / 255).float()
+
+
+def noise(model: DensityModel, count: int, generator: torch.Generator) -> Tensor:
+    """Standard normal noise `[count, D]` for the latents of so many images."""
+    shape = (count, model.layout.dim)
+    return torch.randn(shape, generator=generator, device=generator.device)
