@@ -19,6 +19,7 @@ __all__ = ["Crew"]
 logger = logging.getLogger(__name__)
 
 JOIN_SECONDS = 5.0
+REPLACE_SECONDS = 1.0
 
 
 class _Thread(threading.Thread):
@@ -44,7 +45,8 @@ class _Thread(threading.Thread):
 
 
 class Crew:
-    """`size` threads around `runner`; `report` is called on `events` for every batch, once.
+    """`size` threads around `runner`; `report` is called on `events` for every batch, once, and
+    `replaced` where a thread had been missing.
 
     Every batch that was given is reported, also where its thread has died. All methods but
     `compute` and `post` are called on the event loop.
@@ -56,12 +58,20 @@ class Crew:
         size: int,
         events: asyncio.AbstractEventLoop,
         report: Callable[[Batch, Outcome], None],
+        replaced: Callable[[], None],
     ) -> None:
-        self._runner, self._events, self._report = runner, events, report
+        self._runner, self._events = runner, events
+        self._report, self._replaced = report, replaced
         self._threads: set[_Thread] = set()
         self._free: list[_Thread] = []
+        self._dismissed = False
         for number in range(size):
             self._hire(number)
+
+    @property
+    def free(self) -> int:
+        """Threads that wait for a batch."""
+        return len(self._free)
 
     def give(self, batch: Batch) -> None:
         """Have `batch` computed by a free thread; raises IndexError where there is none."""
@@ -78,6 +88,7 @@ class Crew:
 
     async def dismiss(self) -> None:
         """End the threads; one that is stuck is left behind, and ends with the process."""
+        self._dismissed = True
         threads, self._threads = self._threads, set()
         for thread in threads:
             thread.inbox.put(None)
@@ -103,13 +114,13 @@ class Crew:
         self._threads.remove(thread)
         if thread in self._free:
             self._free.remove(thread)
-        self._hire(thread.number)
         batch, thread.batch = thread.batch, None
         if batch is not None:
             outcome = Outcome(began=time.monotonic())
             failure = EngineFailure(f"{batch.operation} failed: its thread died")
             outcome.results = [(span, failure) for span in batch.spans]
             self._report(batch, outcome)
+        self._replace(thread.number)
 
     def _done(self, thread: _Thread, batch: Batch, outcome: Outcome) -> None:
         if thread.batch is batch:  # not where the thread was buried meanwhile
@@ -117,8 +128,20 @@ class Crew:
             self._free.append(thread)
             self._report(batch, outcome)
 
+    def _replace(self, number: int) -> None:
+        """Start a thread, or try until the system has one to give; nothing once dismissed."""
+        if self._dismissed:
+            return
+        try:
+            self._hire(number)
+        except RuntimeError as error:
+            logger.critical("no thread can be started (%s): trying again", error)
+            self._events.call_later(REPLACE_SECONDS, self._replace, number)
+        else:
+            self._replaced()
+
     def _hire(self, number: int) -> None:
         thread = _Thread(self, number)
+        thread.start()
         self._threads.add(thread)
         self._free.append(thread)
-        thread.start()

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.context import Context
-from service.errors import ClientGone, IafvaeError
+from service.errors import ClientGone, IafvaeError, ShuttingDown
 from service.operations import ModelRuntime
 from service.problems import problem_response, unexpected
 from service.results import Timing
@@ -74,6 +74,9 @@ class Exchange(ABC):
             record.outcome = error.type
         except IafvaeError as error:
             await self._fail(error, scope, receive, send, record)
+        except asyncio.CancelledError:  # by the server, which does not wait any longer
+            over = ShuttingDown("the service has stopped before the answer: send the request again")
+            await self._fail(over, scope, receive, send, record)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
             await self._fail(unexpected(error, scope), scope, receive, send, record)
         else:

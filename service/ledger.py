@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from service.batch import Arrays
@@ -12,7 +12,7 @@ from service.batching import join_parts
 from service.errors import DeadlineExceeded, IafvaeError
 from service.fairness import Span
 from service.observer import Guarded
-from service.worker import Job, Outcome, as_error
+from service.worker import Batch, Job, Outcome, as_error
 
 __all__ = ["BatchResult", "Ledger", "supervised"]
 
@@ -57,6 +57,15 @@ class Ledger:
     def waiting(self) -> list[Job]:
         """Jobs of which rows are still in the queue."""
         return [job for job in self._jobs if job.taken < job.rows]
+
+    def lost(self, flying: Iterable[Batch]) -> list[Job]:
+        """Jobs with rows that neither wait, nor are being computed, nor have been."""
+        held = {job: job.rows - job.taken + job.done for job in self._jobs}
+        for batch in flying:
+            for span in batch.spans:
+                if span.job in held:
+                    held[span.job] += span.rows
+        return [job for job, rows in held.items() if rows < job.rows]
 
     def deliver(self, span: Span[Job], result: Arrays | IafvaeError, outcome: Outcome) -> None:
         """Rows of a job, or why there are none. A fault in here is that job's alone."""

@@ -96,7 +96,7 @@ class Scheduler:
     async def start(self) -> None:
         """Start the worker threads; works are accepted from here on."""
         events = asyncio.get_running_loop()
-        self._crew = Crew(self._runner, self._in_flight_limit, events, self._finished)
+        self._crew = Crew(self._runner, self._in_flight_limit, events, self._finished, self._pump)
         self.accepting = True
         if math.isfinite(self._hang_seconds):
             self._watch()
@@ -183,7 +183,7 @@ class Scheduler:
         """
         self._pump_scheduled = False
         try:
-            while len(self._flying) < self._in_flight_limit:
+            while self._crew is not None and self._crew.free:
                 taken = self._queue.take(self._room)
                 if taken is None:
                     break
@@ -204,7 +204,7 @@ class Scheduler:
             if may_compute and self._is_alone(batch):
                 self._finished(batch, self._runner.compute(batch))
             else:
-                assert self._crew is not None  # noqa: S101 - nothing is accepted before `start`
+                assert self._crew is not None  # noqa: S101 - `_pump` has looked
                 self._crew.give(batch)
         except Exception as error:
             logger.exception("a batch of %s could not be handed out", operation)
@@ -221,14 +221,25 @@ class Scheduler:
         """Forming a batch failed: try again soon, and in the end give up what waits."""
         self._stumbles += 1
         logger.exception("no batch could be formed (%d in a row)", self._stumbles)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._fail_lost)  # what has just come back is delivered first
         if self._stumbles < STUMBLES:
             self._pump_scheduled = True
-            asyncio.get_running_loop().call_later(STUMBLE_SECONDS, self._pump)
+            loop.call_later(STUMBLE_SECONDS, self._pump)
             return
         self._stumbles = 0
-        for job in self._ledger.waiting():
-            self._ledger.fail(job, EngineFailure(f"{job.operation} failed: see the log"), "failed")
+        self._give_up(self._ledger.waiting())
+        known = self._queue.rows_by_operation
         self._queue = FairQueue(self._max_queue_rows)
+        self._queue.rows_by_operation.update(dict.fromkeys(known, 0))
+
+    def _fail_lost(self) -> None:
+        """Rows that were taken out of the queue when it failed are in nobody's hands."""
+        self._give_up(self._ledger.lost(self._flying))
+
+    def _give_up(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self._ledger.fail(job, EngineFailure(f"{job.operation} failed: see the log"), "failed")
 
     def _room(self, operation: str) -> int:
         """Rows of the next batch: what there is is spread over the workers that are idle."""

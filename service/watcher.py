@@ -79,7 +79,11 @@ class Watcher:
         loaded = {model.directory for model in registry.models}
         missing = (loaded | registry.failed.keys() | attempted.keys()) - now
         for directory in sorted(missing & self._missed):
-            attempted.pop(directory, None)
+            if directory in attempted:
+                del attempted[directory]
+                # A refused one may have had the same name and version: it is tried once more.
+                for refused in now & registry.failed.keys():
+                    attempted.pop(refused, None)
             registry.failed.pop(directory, None)
             await self._unload(directory)
         self._missed = missing

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from service import crew
 from service.errors import DeviceFault, EngineFailure
 from service.worker import Runner
 
@@ -56,6 +57,39 @@ def test_a_batch_whose_thread_dies_is_answered(plain, monkeypatch):
                 with pytest.raises(EngineFailure, match="its thread died"):
                     await bench.submit([1])
             assert (await bench.submit([1])).arrays["y"].tolist() == [2]
+
+    plain.run(main())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_where_no_thread_can_be_started_it_is_tried_again(plain, monkeypatch):
+    """The system refuses for a while to replace a thread that died."""
+    start, refusals = crew._Thread.start, [1, 1]
+
+    def refuse(thread):
+        if refusals:
+            refusals.pop()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def die(runner, batch):
+        raise SystemExit
+
+    monkeypatch.setattr(crew, "REPLACE_SECONDS", 0.05)
+
+    async def main():
+        async with plain.Bench() as bench:
+            monkeypatch.setattr(crew._Thread, "start", refuse)
+            with monkeypatch.context() as patch:
+                patch.setattr(Runner, "compute", die)
+                with pytest.raises(EngineFailure, match="its thread died"):
+                    await bench.submit([1])
+            waiting = [bench.submit([i], caller=str(i)) for i in range(20)]
+            answers = await asyncio.gather(*waiting)  # whoever comes meanwhile waits
+            assert [answer.arrays["y"].tolist() for answer in answers] == [
+                [2 * i] for i in range(20)
+            ]
+            assert not refusals
 
     plain.run(main())
 

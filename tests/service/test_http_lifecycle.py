@@ -116,6 +116,29 @@ def test_sigterm_lets_what_is_in_flight_finish(start_server):
     assert running.process.wait(15) == 0
 
 
+@pytest.mark.parametrize("sent", ["whole", "half"])
+def test_what_is_not_done_when_the_drain_ends_is_told_so(start_server, sent):
+    """Computing, or still on its way: the answer is the documented one, and the end in order."""
+    running = start_server(IAFVAE_MAX_BATCH_ROWS="1", IAFVAE_DRAIN_SECONDS="1")
+    if sent == "whole":
+        # Together more than a second's work.
+        connection, other = long_request(running.port), long_request(running.port)
+        wait_until(lambda: metric(running.url, "iafvae_queue_rows") > 0)
+    else:
+        connection, other = (socket.create_connection(("127.0.0.1", running.port)) for _ in "12")
+        connection.sendall(b"POST /v1/score HTTP/1.1\r\nhost: t\r\ncontent-length: 9\r\n\r\n{")
+        time.sleep(0.2)
+    with connection, other:
+        running.process.send_signal(signal.SIGTERM)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    if sent == "half" or not answer.startswith(b"HTTP/1.1 200 "):  # a quick machine is done
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"urn:iafvae:problem:shutting-down" in answer
+    assert running.process.wait(15) == 0
+
+
 def test_ctrl_c_does_not_wait(start_server):
     running = start_server(IAFVAE_DRAIN_DELAY_SECONDS="30")
     running.process.send_signal(signal.SIGINT)

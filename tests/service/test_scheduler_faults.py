@@ -208,6 +208,36 @@ def test_a_queue_that_is_broken_for_good_gives_up_what_waits(plain, monkeypatch)
     plain.run(main())
 
 
+@pytest.mark.parametrize("rows", [3, 20])
+def test_rows_that_the_queue_has_lost_are_given_up(plain, monkeypatch, rows):
+    """It fails after it has taken rows out: nobody would ever compute them."""
+    whole, left = FairQueue.take, [1]
+
+    def take(self, capacity):
+        taken = whole(self, capacity)
+        if left and taken is not None and taken[1][0].job.caller == "lost":
+            left.pop()
+            raise RuntimeError("planted")
+        return taken
+
+    monkeypatch.setattr(FairQueue, "take", take)
+
+    async def main():
+        async with plain.Bench() as bench:
+            holder = await bench.hold()
+            lost, other = (bench.submit(range(rows), caller=c) for c in ("lost", "other"))
+            await asyncio.sleep(0.01)
+            bench.engine.gate.set()  # what has come back when the queue fails is delivered
+            results = await asyncio.gather(holder, lost, other, return_exceptions=True)
+            assert not left
+            assert [isinstance(r, EngineFailure) for r in results] == [False, True, True]
+            assert (await bench.submit([2])).arrays["y"].tolist() == [4]
+            assert bench.scheduler.queued_rows == 0
+            assert bench.counts.queued[-1] == 0
+
+    plain.run(main())
+
+
 def test_a_batcher_that_returns_too_little_fails_its_batch_alone(plain, monkeypatch):
     async def main():
         async with plain.Bench() as bench:

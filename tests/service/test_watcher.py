@@ -204,6 +204,34 @@ def test_a_renamed_directory_keeps_its_model(watched, root):
     assert watched.registry.failed == {}
 
 
+@pytest.mark.parametrize("default", [True, False])
+def test_a_copy_is_loaded_when_what_it_was_a_copy_of_has_gone(watched, root, edition, put, default):
+    """It is refused while the first is there, and its files do not change afterwards."""
+    original = root / "a"
+    if not default:
+        original = put(edition("1.0.0", name="other"), root / "o")
+        watched.looks(2)
+    shutil.copytree(original, root / "copy")
+    watched.looks(2)
+    assert "copy" in watched.registry.failed
+    shutil.rmtree(original)
+    watched.looks(5)
+    assert watched.loaded == ({"copy": "1.9.0"} if default else {"a": "1.9.0", "copy": "1.0.0"})
+    assert watched.registry.failed == {}
+
+
+def test_a_broken_bundle_is_not_tried_at_every_look_because_another_has_gone(
+    watched, root, edition
+):
+    shutil.copytree(edition("1.10.0"), root / "bad")
+    (root / "bad" / "weights.bin").write_bytes(b"")
+    watched.looks(2)
+    shutil.rmtree(root / "a")  # the default model, which stays
+    watched.looks(8)
+    failures = watched.client.metric("iafvae_model_load_failures_total", directory="bad")
+    assert failures <= 2
+
+
 @pytest.mark.parametrize("how", ["empty", "gone", "no directory"])
 def test_a_directory_that_is_not_mounted_unloads_nothing(watched, root, edition, put, how, caplog):
     put(edition("3", name="other"), root / "o")

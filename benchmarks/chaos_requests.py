@@ -1,0 +1,202 @@
+"""What the chaos test asks, and what the bare graphs say the answers are.
+
+Each request's answer is computed by ONNX Runtime on the files of the bundle, with the noise that
+the request's seed means, and by nothing else of the service.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as the service does
+import onnxruntime as ort
+
+from service.bundle import load_bundle
+from service.codecs import encode_npy
+from service.noise import Purpose, image_keys, normal
+from service.scoring import estimate
+
+NPY = "application/x-npy"
+TOLERANCE = 1e-4  # of floats, relative and absolute; a pixel's mean may round to its neighbour
+Array = NDArray[Any]
+
+
+class BareGraphs:
+    """A bundle's graphs without the service."""
+
+    def __init__(self, path: Path) -> None:
+        bundle = load_bundle(path)
+        self.manifest, self.hash = bundle.manifest, bundle.hash
+        self._sessions = {
+            name: ort.InferenceSession(path / graph.file, providers=["CPUExecutionProvider"])
+            for name, graph in bundle.manifest.graphs.items()
+        }
+
+    def sample(self, seeds: Array, streams: Array) -> Array:
+        """The mean as pixels, uint8 ``[n, C, H, W]``."""
+        warmth = np.ones((len(seeds), len(self.manifest.latent.groups)), np.float32)
+        eps = self._normal(seeds, streams, 0, Purpose.SAMPLE)
+        inputs = {"eps": eps, "temperature": warmth, "u": self._no_draw(len(seeds))}
+        return _pixels(self._run("sample", inputs)["mean"])
+
+    def score(self, images: Array, samples: int, seed: int) -> Array:
+        """Log-likelihoods in nats, float32 ``[n]``."""
+        owner = np.repeat(np.arange(len(images), dtype=np.int64), samples)
+        draws = np.tile(np.arange(samples, dtype=np.uint64), len(images))
+        seeds = np.full(len(owner), seed, np.uint64)
+        eps = self._normal(seeds, image_keys(images)[owner], draws, Purpose.IMAGE)
+        got = self._run("score", {"image": images, "owner": owner, "eps": eps})
+        weights = got["log_weight"].reshape(len(images), samples)
+        return estimate(weights).log_likelihood_nats.astype(np.float32)
+
+    def encode(self, images: Array, seed: int | None) -> Array:
+        """Latents, float32 ``[n, D]``; without a seed at eps = 0."""
+        eps = np.zeros((len(images), self.manifest.latent.dim), np.float32)
+        if seed is not None:
+            seeds = np.full(len(images), seed, np.uint64)
+            eps = self._normal(seeds, image_keys(images), 0, Purpose.IMAGE)
+        return self._run("encode", {"image": images, "eps": eps})["z"]
+
+    def reconstruct(self, images: Array) -> Array:
+        """As `sample`."""
+        z = self.encode(images, None)
+        return _pixels(self._run("decode", {"z": z, "u": self._no_draw(len(z))})["mean"])
+
+    def _normal(self, seeds: Array, streams: Array, draws: Any, purpose: Purpose) -> Array:
+        dim, version = self.manifest.latent.dim, self.manifest.noise_version
+        return normal(seeds, streams, draws, dim, purpose, version=version)
+
+    def _no_draw(self, rows: int) -> Array:
+        return np.zeros((rows, self.manifest.likelihood.uniforms), np.float32)
+
+    def _run(self, operation: str, inputs: dict[str, Array]) -> dict[str, Array]:
+        names = [tensor.name for tensor in self.manifest.graphs[operation].outputs]
+        return dict(zip(names, self._sessions[operation].run(names, inputs), strict=True))
+
+
+def _pixels(mean: Array) -> Array:
+    return np.rint(mean * np.float32(255.0)).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request that has a right answer. `path` has ``{model}`` in it.
+
+    read: the array in an answer's body; streamed: the answer is computed while it is sent.
+    """
+
+    name: str
+    path: str
+    body: bytes
+    right: Callable[[BareGraphs], Array]
+    read: Callable[[bytes], Array] = lambda body: np.load(io.BytesIO(body))
+    streamed: bool = False
+    headers: dict[str, str] = field(default_factory=lambda: {"content-type": NPY, "accept": NPY})
+
+
+def asks(shape: tuple[int, int, int], *, streamed: int) -> list[Ask]:
+    """Small and large requests to every operation and both protocols.
+
+    shape: of an image, ``(C, H, W)``; streamed: images of the answer that is a stream.
+    """
+    images = np.random.default_rng(5).integers(0, 256, (64, *shape), np.uint8)
+    few, one = images[:6], images[:1]
+    ask = [
+        _sample(1, seed=11),
+        _sample(7, seed=3),
+        _sample(streamed, seed=2, streamed=True),
+        Ask("encode", "/v1/encode?seed=4&model={model}", encode_npy(few), _encode(few, 4)),
+        Ask("reconstruct", "/v1/reconstruct?model={model}", encode_npy(few), _rebuild(few)),
+        _infer(np.array([5, 6, 7], np.uint64)),
+    ]
+    for given, samples in ((one, 1), (few, 16), (images, 16)):
+        query = f"importance_samples={samples}&seed=1&model={{model}}"
+        right = _score(given, samples, 1)
+        name = f"score {len(given)}x{samples}"
+        ask.append(Ask(name, f"/v1/score?{query}", encode_npy(given), right))
+    return ask
+
+
+def _sample(n: int, *, seed: int, streamed: bool = False) -> Ask:
+    def right(bare: BareGraphs) -> Array:
+        return bare.sample(np.full(n, seed, np.uint64), np.arange(n, dtype=np.uint64))
+
+    name = f"{'stream' if streamed else 'sample'} {n}"
+    path = f"/v1/sample?seed={seed}&n={n}&model={{model}}"
+    return Ask(name, path, b"", right, streamed=streamed, headers={"accept": NPY})
+
+
+def _infer(seeds: Array) -> Ask:
+    document = {
+        "inputs": [
+            {"name": "seed", "datatype": "INT64", "shape": [len(seeds)], "data": seeds.tolist()}
+        ],
+        "outputs": [{"name": "image"}],
+    }
+
+    def read(body: bytes) -> Array:
+        output = json.loads(body)["outputs"][0]
+        return np.array(output["data"], np.uint8).reshape(output["shape"])
+
+    return Ask(
+        "infer sample",
+        "/v2/models/{model}.sample/infer",
+        json.dumps(document).encode(),
+        lambda bare: bare.sample(seeds, np.zeros(len(seeds), np.uint64)),
+        read,
+        headers={"content-type": "application/json"},
+    )
+
+
+def _encode(images: Array, seed: int) -> Callable[[BareGraphs], Array]:
+    return lambda bare: bare.encode(images, seed)
+
+
+def _rebuild(images: Array) -> Callable[[BareGraphs], Array]:
+    return lambda bare: bare.reconstruct(images)
+
+
+def _score(images: Array, samples: int, seed: int) -> Callable[[BareGraphs], Array]:
+    return lambda bare: bare.score(images, samples, seed)
+
+
+class Judge:
+    """Knows the right answer of every request for every bundle."""
+
+    def __init__(self, bundles: Iterable[Path], asked: Iterable[Ask]) -> None:
+        self._right: dict[tuple[str, str], Array] = {}
+        self._bytes: dict[tuple[str, str], bytes] = {}
+        known = list(asked)
+        for path in bundles:
+            bare = BareGraphs(path)
+            self._right |= {(bare.hash, ask.name): ask.right(bare) for ask in known}
+
+    def problem(self, ask: Ask, bundle: str, body: bytes) -> str | None:
+        """What is wrong with the answer of `bundle` to `ask`: its numbers, or that its bytes were
+        others before."""
+        key = bundle, ask.name
+        right = self._right.get(key)
+        if right is None:
+            return f"{ask.name}: answered by {bundle!r}, which nobody has put there"
+        try:
+            got = ask.read(body)
+        except (ValueError, KeyError, IndexError, EOFError) as error:
+            return f"{ask.name}: the answer cannot be read ({error})"
+        if got.dtype != right.dtype or got.shape != right.shape:
+            return f"{ask.name}: {got.dtype}{got.shape} instead of {right.dtype}{right.shape}"
+        slack = 1.0 if got.dtype == np.uint8 else TOLERANCE
+        numbers, wanted = got.astype(np.float64), right.astype(np.float64)
+        if not np.allclose(numbers, wanted, rtol=TOLERANCE, atol=slack):
+            return f"{ask.name}: not what the bare graph of {bundle[:12]} computes"
+        if self._bytes.setdefault(key, got.tobytes()) != got.tobytes():
+            return f"{ask.name}: other bytes than before by the same bundle {bundle[:12]}"
+        return None
