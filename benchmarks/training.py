@@ -1,106 +1,185 @@
 """Training speed: the shipped configuration against plain float32 eager mode, in one run.
 
-    python benchmarks/training.py [--preset mnist] [--rounds 6] [--steps 20] [--json FILE]
+    python benchmarks/training.py [--presets mnist cifar10-small] [--profile] [--json FILE]
 
 Both train the same model on the same images from the same start: one as `iafvae-train fit` runs
 it (torch.compile, bfloat16 products, channels_last, where they pay), one plainly. Rounds
 alternate, and the ratio is the median over rounds, so that a machine's drift hits both. The
 printed CPU ratio compares processor seconds an image, which a busy neighbour disturbs less.
+
+In the same rounds large matrices are multiplied, in float32 and bfloat16: the machine's peak. A
+model's products and convolutions, forward and backward, are counted; their number a second over
+the peak is the fraction of it that training reaches (on a GPU: model FLOP utilisation, of the
+maker's dense bfloat16 figure where this program knows it). `--profile` then says what the rest
+of a step is spent on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-# Run as a file, this folder comes first on the path, and this module would hide the package.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:  # run as a file: this folder's names would hide the packages'
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from training.config import Runtime, for_images, run_preset  # noqa: E402
-from training.data import ImageData  # noqa: E402
-from training.loop import Trainer  # noqa: E402
+from benchmarks.harness import Timing, effort, machine, machine_line, timed, write_json
+from benchmarks.matrix_peak import measured_peak, stated_peak, training_flops
+from benchmarks.training_profile import by_kind, profile_report, profile_steps
+from training.config import ConfigError, Runtime, for_images, run_preset
+from training.data import ImageData
+from training.device import choose_device
+from training.errors import TrainingError
+from training.loop import Trainer
 
 PLAIN = Runtime(compile="off", bf16="off", channels_last=False)
 SHIPPED = Runtime(compile="on")
+CPU_PRESETS, GPU_PRESETS = ("mnist", "cifar10-small"), ("mnist", "cifar10-small", "cifar10-paper")
+CPU_TARGET, GPU_TARGET, GPU_TARGET_PRESET = 2.5, 0.35, "cifar10-paper"
 
 
 def images(shape: tuple[int, int, int], count: int) -> ImageData:
-    """Random grey images: the time of a step does not depend on what is in them."""
+    """Random images: the time of a step does not depend on what is in them."""
     pixels = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
     return ImageData(pixels, "random", "train")
 
 
-def measure(trainer: Trainer, steps: int) -> tuple[float, float]:
-    """Images a second of wall time, and processor seconds an image."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(steps):
-        trainer.train_step()
-    if trainer.backend.device.type == "cuda":
-        torch.cuda.synchronize()
-    n = steps * trainer.config.optim.batch_size
-    return n / (time.perf_counter() - wall), (time.process_time() - cpu) / n
+def steps_of(trainer: Trainer, steps: int) -> Timing:
+    """The time of one image, over so many steps."""
+
+    def run() -> None:
+        for _ in range(steps):
+            trainer.train_step()
+
+    return timed(run, trainer.backend.device).per(steps * trainer.config.optim.batch_size)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="mnist")
+def trainers_for(preset: str, options: argparse.Namespace) -> dict[str, Trainer]:
+    """The two that are compared, on the same images."""
+    config = run_preset(preset)
+    config = for_images(config, config.model.image_shape)
+    if options.batch_size:
+        config = replace(config, optim=replace(config.optim, batch_size=options.batch_size))
+    data = images(config.model.image_shape, max(512, 8 * config.optim.batch_size))
+    return {
+        name: Trainer(
+            config, replace(runtime, device=options.device, threads=options.threads), data
+        )
+        for name, runtime in (("plain", PLAIN), ("shipped", SHIPPED))
+    }
+
+
+def measure(preset: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one preset."""
+    trainers = trainers_for(preset, options)
+    shipped = trainers["shipped"]
+    device = shipped.backend.device
+    flops = training_flops(trainers["plain"].model, images(shipped.config.model.image_shape, 2))
+    started = time.perf_counter()
+    for trainer in trainers.values():
+        steps_of(trainer, options.warmup)
+    warmup_seconds = time.perf_counter() - started
+    rounds: dict[str, list[Timing]] = {name: [] for name in trainers}
+    peaks: dict[str, float] = {"float32": 0.0, "bfloat16": 0.0}
+    for _ in range(options.rounds):
+        for name, trainer in trainers.items():
+            rounds[name].append(steps_of(trainer, options.steps))
+        for name in peaks:
+            peaks[name] = max(peaks[name], measured_peak(device, getattr(torch, name)))
+
+    pairs = list(zip(rounds["plain"], rounds["shipped"], strict=True))
+    peak = peaks["bfloat16" if shipped.backend.bf16 else "float32"]
+    rate = flops * statistics.median(1 / effort(t, device) for t in rounds["shipped"])
+    stated = stated_peak(device)
+    figures: dict[str, Any] = {
+        "preset": preset,
+        "parameters": sum(p.numel() for p in shipped.model.parameters()),
+        "batch_size": shipped.config.optim.batch_size,
+        "bf16": shipped.backend.bf16,
+        "plain_images_per_second": statistics.median(1 / t.wall for t in rounds["plain"]),
+        "shipped_images_per_second": statistics.median(1 / t.wall for t in rounds["shipped"]),
+        "speed_ratio": statistics.median(p.wall / s.wall for p, s in pairs),
+        "cpu_ratio": statistics.median(p.cpu / s.cpu for p, s in pairs),
+        "megaflop_an_image": flops / 1e6,
+        "float32_peak_gflop_per_second": peaks["float32"] / 1e9,
+        "bfloat16_peak_gflop_per_second": peaks["bfloat16"] / 1e9,
+        "fraction_of_measured_peak": rate / peak,
+        "fraction_of_stated_peak": None if stated is None else rate / stated,
+        "warmup_and_compile_seconds": warmup_seconds,
+    }
+    if options.profile:
+        rows = profile_steps(shipped, max(2, options.steps // 4))
+        print(f"\n{preset}, one step of {shipped.config.optim.batch_size} images\n")
+        print(profile_report(rows), end="\n\n")
+        figures["milliseconds_a_step"] = by_kind(rows)
+    return figures
+
+
+def verdict(figures: dict[str, Any], device: torch.device) -> str | None:
+    """What became of the preset's target: None where it has none on this device."""
+    if device.type != "cuda":
+        value, least, what = figures["cpu_ratio"], CPU_TARGET, "plain float32 eager mode"
+    elif figures["preset"] == GPU_TARGET_PRESET:
+        value, least = figures["fraction_of_stated_peak"], GPU_TARGET
+        value = figures["fraction_of_measured_peak"] if value is None else value
+        what = "the dense bfloat16 peak"
+    else:
+        return None
+    outcome = "met" if value >= least else "MISSED"
+    return f"{figures['preset']}: {value:.2f} of {what}, at least {least:g} wanted: {outcome}"
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--presets",
+        "--preset",
+        nargs="+",
+        help=f"default: {' '.join(CPU_PRESETS)}; on a GPU also {GPU_TARGET_PRESET}",
+    )
     parser.add_argument("--rounds", type=int, default=6, help="alternations (default 6)")
     parser.add_argument("--steps", type=int, default=20, help="steps a round (default 20)")
     parser.add_argument("--warmup", type=int, default=5, help="steps before measuring")
     parser.add_argument("--batch-size", type=int, help="instead of the preset's")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--profile", action="store_true", help="also time a step's operations")
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    args = parser.parse_args()
+    return parser.parse_args()
 
-    config = run_preset(args.preset)
-    config = for_images(config, config.model.image_shape)
-    if args.batch_size:
-        config = replace(config, optim=replace(config.optim, batch_size=args.batch_size))
-    data = images(config.model.image_shape, 8 * config.optim.batch_size)
-    common = {"device": args.device, "threads": args.threads}
-    trainers = {
-        "plain": Trainer(config, replace(PLAIN, **common), data),
-        "shipped": Trainer(config, replace(SHIPPED, **common), data),
-    }
-    started = time.perf_counter()
-    for trainer in trainers.values():
-        measure(trainer, args.warmup)
-    warmup_seconds = time.perf_counter() - started
-    rounds = {name: [] for name in trainers}
-    for _ in range(args.rounds):
-        for name, trainer in trainers.items():
-            rounds[name].append(measure(trainer, args.steps))
 
-    pairs = list(zip(rounds["plain"], rounds["shipped"], strict=True))
-    figures = {
-        "preset": args.preset,
-        "batch_size": config.optim.batch_size,
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-        "threads": torch.get_num_threads(),
-        "device": str(trainers["shipped"].backend.device),
-        "bf16": trainers["shipped"].backend.bf16,
-        "plain_images_per_second": statistics.median(w for w, _ in rounds["plain"]),
-        "shipped_images_per_second": statistics.median(w for w, _ in rounds["shipped"]),
-        "speed_ratio": statistics.median(s[0] / p[0] for p, s in pairs),
-        "cpu_ratio": statistics.median(p[1] / s[1] for p, s in pairs),
-        "warmup_and_compile_seconds": warmup_seconds,
-    }
-    for name, value in figures.items():
-        print(f"{name:28} {value:.3f}" if isinstance(value, float) else f"{name:28} {value}")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+def main() -> None:
+    """Measure and print; exits with 1 if a target is missed."""
+    options = arguments()
+    if options.profile:
+        # Compiled kernels are else invisible to the profiler on a CPU.
+        torch._inductor.config.cpp.enable_kernel_profile = True
+    try:
+        device = choose_device(options.device)
+        presets = options.presets or (GPU_PRESETS if device.type == "cuda" else CPU_PRESETS)
+        found = []
+        for preset in presets:
+            found.append(measure(preset, options))
+            print(json.dumps(found[-1], indent=1))
+    except (ConfigError, TrainingError) as error:
+        raise SystemExit(str(error)) from None
+    print(machine_line(machine(device)))
+    verdicts = [v for figures in found if (v := verdict(figures, device))]
+    print("\n".join(verdicts))
+    if options.json:
+        write_json(options.json, {**machine(device), "presets": found, "targets": verdicts})
+    sys.exit(1 if any(v.endswith("MISSED") for v in verdicts) else 0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,185 @@
+"""What each posterior costs and how tight it becomes, as the latent grows from 32 to 4096.
+
+    python benchmarks/flows.py --out DIR [--budget-minutes 30] [--dims 32 128 ...] [--quick]
+
+Every posterior is fitted by stochastic optimisation to densities whose normaliser is known
+(benchmarks/flow_targets.py): the posterior of a linear VAE with a local decoder, and the same bent
+out of Gaussian shape. So E_q[log q - log p] = KL(q || p) is absolute: nats that a VAE's bound would
+lose; 0 is perfect. All have the same batch, optimiser, learning rate and seed.
+
+A fit takes the same processor seconds whatever the posterior, more at larger dimensions, so that
+all fits together take about --budget-minutes. Two comparisons come from each: after equal seconds,
+and after equal steps, as many as the slowest posterior has taken. The cost is the time of a
+forward and a backward pass of the flow, its conditions computed for every row, as in training.
+
+DIR gets results.json (rewritten after every fit: interrupted, the same command goes on where it
+stopped), flows.md and flows.png. A posterior of more than --most-parameters weights is not run,
+and the table says so: such are the full-covariance Gaussian and long planar flows of many latents,
+whose encoder would have to give D (D - 1) / 2 and 2 D K numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if not __package__:  # run as a file: this folder's names would hide the packages'
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks.flow_fits import (
+    FitSettings,
+    Posterior,
+    candidates,
+    cost_ms,
+    fit,
+    parameters_of,
+)
+from benchmarks.flow_report import markdown, plot
+from benchmarks.flow_targets import TARGETS, Target, lattice
+from benchmarks.harness import machine, machine_line, read_json, write_json, write_whole
+from model.config import PosteriorConfig
+
+DIMS, QUICK_DIMS = [32, 128, 512, 1024, 4096], [32, 128]
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fit to be made."""
+
+    target: str
+    dim: int
+    name: str
+    config: PosteriorConfig
+    parameters: int
+    seconds: float
+
+    @property
+    def key(self) -> str:
+        """Its name in the results."""
+        return f"{self.target}/{self.dim}/{self.name}"
+
+
+def rows_of(options: argparse.Namespace) -> list[Row]:
+    """All fits, the smallest latents first; a fit's share of the budget grows as sqrt(D)."""
+    chosen = [
+        (target, dim, name, config, parameters_of(config, lattice(dim)))
+        for dim in options.dims
+        for target in options.targets
+        for name, config in candidates(options.width).items()
+        if options.posteriors is None or name in options.posteriors
+    ]
+    runs = [c for c in chosen if c[4] <= options.most_parameters]
+    unit = 60 * options.budget_minutes / max(1e-9, sum(dim**0.5 for _, dim, *_ in runs))
+    return [Row(*c, seconds=round(unit * c[1] ** 0.5, 3)) for c in chosen]
+
+
+def measure(row: Row, target: Target, settings: FitSettings) -> dict[str, Any]:
+    """Cost and tightness of one posterior."""
+    torch.manual_seed(settings.seed)
+    posterior = Posterior(row.config, target.shape)
+    cost = cost_ms(posterior, settings.batch_size)
+    points = fit(posterior, target, settings, row.seconds)
+    return {"cost_ms": cost, "points": [asdict(point) for point in points]}
+
+
+def results(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The document, whole after each fit; fits that it already holds are not made again."""
+    settings = FitSettings(
+        batch_size=options.batch_size, learning_rate=options.learning_rate, seed=options.seed
+    )
+    path = options.out / RESULTS
+    before = (read_json(path) or {}).get("rows", {})
+    facts = machine(torch.device("cpu"))
+    document: dict[str, Any] = {**facts, "settings": asdict(settings), "rows": {}}
+    targets: dict[tuple[str, int], Target] = {}
+    rows = rows_of(options)
+    for n, row in enumerate(rows, 1):
+        of = {
+            "target": row.target,
+            "dim": row.dim,
+            "posterior": row.name,
+            "parameters": row.parameters,
+            "run": row.parameters <= options.most_parameters,
+            "seconds": row.seconds,
+            "width": options.width,
+            **asdict(settings),
+        }
+        found = before.get(row.key)
+        if found is None or any(found.get(k) != v for k, v in of.items()):
+            found = dict(of)
+            if of["run"]:
+                where = (row.target, row.dim)
+                target = targets.get(where) or TARGETS[row.target](row.dim)
+                targets[where] = target
+                started = time.perf_counter()
+                found |= measure(row, target, settings)
+                print(_progress(n, len(rows), row, found, time.perf_counter() - started))
+        document["rows"][row.key] = found
+        yield document
+
+
+def _progress(n: int, total: int, row: Row, found: dict[str, Any], wall: float) -> str:
+    last = found["points"][-1]
+    return (
+        f"[{n}/{total}] {row.target} {row.dim:5} {row.name:18} {found['cost_ms']:8.2f} ms, "
+        f"{last['gap_nats'] / row.dim:8.4f} nats a latent after {last['step']} steps, "
+        f"{last['seconds']:.0f} s ({wall:.0f} s by the clock)"
+    )
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = list(candidates(1))
+    parser.add_argument("--out", type=Path, required=True, help="directory of the results")
+    parser.add_argument("--budget-minutes", type=float, default=30.0, help="of all fits together")
+    parser.add_argument("--dims", type=int, nargs="+", default=DIMS, help=f"default {DIMS}")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--posteriors", nargs="+", choices=names, metavar="NAME", help=f"{names}")
+    parser.add_argument("--width", type=int, default=320, help="of hidden layers (default 320)")
+    parser.add_argument("--most-parameters", type=int, default=20_000_000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=0.003)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="default 1; 0: torch's choice")
+    parser.add_argument("--quick", action="store_true", help=f"a minute's look at {QUICK_DIMS}")
+    options = parser.parse_args()
+    if options.quick:
+        options.dims, options.budget_minutes = QUICK_DIMS, min(1.0, options.budget_minutes)
+    return options
+
+
+def main() -> None:
+    """Fit what is missing, then write the table and the plot."""
+    options = arguments()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    document: dict[str, Any] = {}
+    try:
+        for document in results(options):
+            write_json(options.out / RESULTS, document)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    except KeyboardInterrupt:
+        raise SystemExit(
+            f"stopped; the same command goes on from {options.out / RESULTS}"
+        ) from None
+    rows = list(document["rows"].values())
+    text = markdown(rows)
+    write_whole(options.out / "flows.md", f"{machine_line(document)}\n\n{text}\n")
+    plot(rows, options.out / "flows.png")
+    print(f"\n{text}\n\n{machine_line(document)}\nwritten to {options.out}")
+
+
+if __name__ == "__main__":
+    main()

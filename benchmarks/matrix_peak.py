@@ -1,0 +1,78 @@
+"""How fast a machine multiplies matrices, and how many multiplications a model makes.
+
+A floating point operation is an addition or a multiplication: a product of matrices `[M, K]` and
+`[K, N]` makes 2 M N K of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.harness import effort, timed
+from model.contract import DensityModel
+from training.data import ImageData
+from training.presentation import presented
+
+# Dense bfloat16 peaks with float32 sums as NVIDIA's data sheets give them, FLOP/s. The first name
+# that a device's own contains counts.
+GPU_BF16_PEAKS: dict[str, float] = {
+    "GB200": 2500e12,
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 5090": 210e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def stated_peak(device: torch.device) -> float | None:
+    """The maker's figure for a GPU; None where the table lacks it, and for a CPU."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in GPU_BF16_PEAKS.items() if part in name), None)
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """FLOP/s of large square products with the threads set; per processor second on a CPU.
+
+    On a CPU the threads' processor seconds are added up, as a training step's are.
+    """
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    timed(lambda: torch.mm(a, b, out=out), device)
+    best, spent = 0.0, 0.0
+    while spent < seconds:
+        timing = timed(lambda: [torch.mm(a, b, out=out) for _ in range(4)], device)
+        best = max(best, 4 * 2 * n**3 / effort(timing, device))
+        spent += timing.wall
+    return best
+
+
+def training_flops(model: DensityModel, data: ImageData) -> float:
+    """FLOP of one image's forward and backward pass: products and convolutions alone.
+
+    Counted in plain eager mode on the operations that really run; masked weights count whole, as
+    they are multiplied whole.
+    """
+    images = 2
+    device = next(model.parameters()).device
+    pixels = torch.from_numpy(data.pixels[:images]).to(device)
+    x = presented(model, pixels, torch.Generator(device).manual_seed(0))
+    eps = torch.randn(images, model.layout.dim, device=device)
+    with FlopCounterMode(display=False) as counter:
+        log_px_z, kl = model(x, eps)
+        (log_px_z.sum() - kl.sum()).backward()
+    model.zero_grad(set_to_none=True)
+    return float(counter.get_total_flops()) / images

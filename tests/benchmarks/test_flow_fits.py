@@ -1,0 +1,114 @@
+"""The fits of the flow benchmark: exact densities, gaps that are divergences, honest tables."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from benchmarks.flow_fits import (
+    FitSettings,
+    Posterior,
+    candidates,
+    evaluation_steps,
+    fit,
+    gap,
+    parameters_of,
+)
+from benchmarks.flow_report import after_seconds, after_steps, common_step, markdown, plot
+from benchmarks.flow_targets import Linear
+
+CANDIDATES = candidates(12)
+SHAPE = (8, 1, 1)
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_log_q_is_the_density_of_z(name: str):
+    """Against the Jacobian of eps -> z by autograd, which knows nothing of the flow's own."""
+    torch.manual_seed(0)
+    shape = (4, 2, 2) if name.startswith("conv") else SHAPE
+    posterior = Posterior(CANDIDATES[name], shape).double()
+    eps = torch.randn(math.prod(shape), dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda e: posterior(e[None])[0][0], eps)
+    log_p_eps = torch.distributions.Normal(0.0, 1.0).log_prob(eps).sum()
+    expected = log_p_eps - torch.linalg.slogdet(jacobian).logabsdet
+    _, log_q = posterior(eps[None])
+    assert log_q.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-6)
+    assert parameters_of(CANDIDATES[name], shape) == sum(
+        p.numel() for p in posterior.flow.parameters()
+    )
+
+
+def test_the_gap_is_the_divergence():
+    """A diagonal Gaussian with the best variances: the closed form, within four deviations."""
+    target = Linear(32)
+    posterior = Posterior(CANDIDATES["diagonal"], target.shape)
+    with torch.no_grad():
+        posterior.log_scale.copy_(-0.5 * target.precision().diagonal().log())
+    eps = torch.randn(8192, 32, generator=torch.Generator().manual_seed(0))
+    value, error = gap(posterior, target, eps, 512)
+    assert error < 0.2
+    assert abs(value - target.diagonal_gap()) < 4 * error
+
+
+def test_a_fit_finds_the_best_and_measures_on_the_way():
+    target = Linear(8)
+    torch.manual_seed(0)
+    posterior = Posterior(CANDIDATES["diagonal"], target.shape)
+    settings = FitSettings(batch_size=128, learning_rate=0.05)
+    points = fit(posterior, target, settings, seconds=0.0, least_steps=300)
+    due = evaluation_steps(300)
+    assert [p.step for p in points] == [n for n in range(1, 301) if due(n)]
+    assert points[-1].step == 300
+    assert all(a.seconds < b.seconds for a, b in itertools.pairwise(points))
+    last = points[-1]
+    assert last.gap_nats < 0.8 * points[0].gap_nats
+    excess = last.gap_nats - target.diagonal_gap()
+    assert abs(excess) < 4 * last.standard_error_nats + 0.02
+
+
+def test_the_full_covariance_closes_the_gap_that_a_diagonal_leaves():
+    target = Linear(8)
+    torch.manual_seed(0)
+    posterior = Posterior(CANDIDATES["linear IAF"], target.shape)
+    settings = FitSettings(batch_size=128, learning_rate=0.02)
+    last = fit(posterior, target, settings, seconds=0.0, least_steps=400)[-1]
+    assert last.gap_nats > -4 * last.standard_error_nats
+    assert last.gap_nats < 0.05 * target.diagonal_gap()
+
+
+def _row(posterior: str, dim: int, gaps: dict[int, float], *, run: bool = True) -> dict:
+    row = {"target": "linear", "dim": dim, "posterior": posterior, "run": run}
+    row |= {"parameters": 33_500_000, "seconds": 3.0}
+    if run:
+        points = [{"step": s, "seconds": s / 10, "gap_nats": g} for s, g in gaps.items()]
+        row |= {"cost_ms": 1.5, "points": points}
+    return row
+
+
+ROWS = [
+    _row("IAF, 1 step", 32, {8: 64.0, 12: 32.0, 18: 16.0}),
+    _row("planar, 64 steps", 32, {8: 96.0, 12: 48.0}),
+    _row("IAF, 1 step", 64, {8: 64.0}),
+    _row("planar, 64 steps", 64, {}, run=False),
+]
+
+
+def test_equal_steps_are_those_that_all_have_taken():
+    assert common_step(ROWS, "linear", 32) == 12
+    assert after_steps(ROWS)(ROWS[0]) == 1.0
+    assert after_seconds(ROWS[0]) == 0.5
+    assert common_step(ROWS, "linear", 64) == 8
+    assert math.isnan(after_seconds(ROWS[3]))
+
+
+def test_the_table_compares_with_the_best_iaf_and_says_what_was_not_run(tmp_path):
+    text = markdown(ROWS)
+    assert "34M weights" in text
+    behind = [line for line in text.splitlines() if line.startswith("| best planar")]
+    assert [line.split("|")[2].strip() for line in behind] == ["3.00", "1.50"]  # seconds, steps
+    assert [line.split("|")[3].strip() for line in behind] == ["nan", "nan"]
+    plot(ROWS, tmp_path / "flows.png")
+    assert (tmp_path / "flows.png").read_bytes()[:4] == b"\x89PNG"
