@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ResnetVaeConfig
 from model.densities import at_least_float32
+from model.ladder import INIT_SCALE
 from model.layers import ConvTranspose, Foldable
 
 # The logistic's log-scale starts at that of pixels about which little is known.
 START_LOG_SCALE = -3.3
-INIT_SCALE = 0.1
 # The middle of the lowest and of the highest bin: no mean lies beyond them.
 CLIP = 0.5 - 1 / 512
 
@@ -28,9 +30,9 @@ class PixelHead(Foldable):
     Rounded to bfloat16, a pixel's mean would be off by half a level.
     """
 
-    def __init__(self, conv: nn.Module) -> None:
+    def __init__(self, conv: ConvTranspose) -> None:
         super().__init__()
-        self.conv = conv
+        self.conv: nn.Module = conv
 
     def forward(self, h: Tensor) -> Tensor:
         """Give the likelihood's parameters."""
@@ -42,15 +44,18 @@ class PixelHead(Foldable):
         return maps
 
     def folded(self) -> nn.Module:
-        """See the base class."""
-        return _PlainHead(self)
+        """See the base class; what is folded already stays."""
+        if not isinstance(self.conv, ConvTranspose):
+            return self
+        rest = copy.deepcopy(self)
+        rest.conv = nn.Identity()
+        return _PlainHead(self.conv.folded(), rest)
 
 
 class _PlainHead(nn.Module):
-    def __init__(self, head: PixelHead) -> None:
+    def __init__(self, conv: nn.Module, head: PixelHead) -> None:
         super().__init__()
-        self.conv = head.conv.folded()  # type: ignore[operator]
-        head.conv = nn.Identity()
+        self.conv = conv
         self.head = head
 
     def forward(self, h: Tensor) -> Tensor:
@@ -60,7 +65,7 @@ class _PlainHead(nn.Module):
 class SharedScaleHead(PixelHead):
     """Locations from the maps; log-scales are learned numbers, `[1 or C, 1, 1]`."""
 
-    def __init__(self, conv: nn.Module, scales: int, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, conv: ConvTranspose, scales: int, image_shape: tuple[int, int, int]) -> None:
         super().__init__(conv)
         self.image_shape = image_shape
         self.log_scale = nn.Parameter(torch.full((scales, 1, 1), START_LOG_SCALE))

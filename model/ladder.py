@@ -15,10 +15,9 @@ from model.flows import build_conv_flow, conv_context_channels
 from model.ladder_layers import Double, PartedConv, Parts, Residual, Subsample
 from model.layers import Conv, ConvTranspose
 
-# Means and log-scales start near 0, so that posterior and prior begin close to each other;
-# hidden maps at unit scale, where an ELU bends.
-GAUSSIAN_INIT_SCALE = 0.1
-HIDDEN_INIT_SCALE = 1.0
+# What every convolution's maps start with, as in the authors' code: posterior and prior begin close
+# to each other, and residual branches far below what they are added to.
+INIT_SCALE = 0.1
 
 
 @dataclass(frozen=True)
@@ -60,15 +59,6 @@ def posterior_maps(config: ResnetVaeConfig) -> int:
     return 2 * z + conv_context_channels(config.posterior, z, h)
 
 
-def _init_scales(config: ResnetVaeConfig, widths: dict[str, int]) -> Tensor:
-    """The standard deviation of every map at the start, `[sum of widths]`."""
-    scales = []
-    for name, width in widths.items():
-        gaussian = 0 if name == "state" else 2 * config.z_channels
-        scales += [GAUSSIAN_INIT_SCALE] * gaussian + [HIDDEN_INIT_SCALE] * (width - gaussian)
-    return torch.tensor(scales)
-
-
 def _parted(
     config: ResnetVaeConfig, widths: dict[str, int], *, stride: int = 1, reads_data: bool = True
 ) -> PartedConv:
@@ -76,7 +66,7 @@ def _parted(
         config.channels,
         sum(widths.values()),
         stride=stride,
-        init_scale=_init_scales(config, widths) if reads_data else None,
+        init_scale=INIT_SCALE if reads_data else None,
         gain=config.gain,
     )
     return PartedConv(conv, widths)
@@ -98,7 +88,7 @@ class UpLayer(nn.Module):
             widths["state"] = h
             inputs = (config.z_channels, h) if joins_z else (h,)
             resample = Subsample() if spec.strided else nn.Identity()
-            conv = Conv(sum(inputs), h, gain=config.gain)
+            conv = Conv(sum(inputs), h, init_scale=INIT_SCALE, gain=config.gain)
             self.residual = Residual(conv, inputs, resample, config.residual_scale)
         self.parts: nn.Module = _parted(config, widths, stride=2 if spec.strided else 1)
 
@@ -118,12 +108,14 @@ class DownLayer(nn.Module):
         if bidirectional:
             widths["posterior"] = posterior_maps(config)
         self.parts: nn.Module = _parted(config, widths, reads_data=not spec.top)
-        conv: Conv | ConvTranspose = Conv(z + h, h, gain=config.gain)
+        conv: Conv | ConvTranspose = Conv(z + h, h, init_scale=INIT_SCALE, gain=config.gain)
         resample: nn.Module = nn.Identity()
         if spec.strided:
             odd = (spec.outer[0] % 2, spec.outer[1] % 2)
             padding = (1 - odd[0], 1 - odd[1])
-            conv = ConvTranspose(z + h, h, output_padding=padding, gain=config.gain)
+            conv = ConvTranspose(
+                z + h, h, output_padding=padding, init_scale=INIT_SCALE, gain=config.gain
+            )
             resample = Double(spec.outer)
         self.residual: nn.Module = Residual(conv, (z, h), resample, config.residual_scale)
 

@@ -23,7 +23,7 @@ NORM_EPS = 1e-12
 GAIN_ROOT: dict[Gain, float] = {"exp": 1.0, "exp_third": 3.0}
 
 
-InitScale = float | Tensor | None
+InitScale = float | None
 
 
 class Foldable(nn.Module):
@@ -38,9 +38,9 @@ class WeightNormLayer(Foldable):
     """What linear, convolution and transposed convolution share: `v`, `g`, `bias`, the fold.
 
     `init_scale` is the standard deviation that data-dependent initialisation gives to each
-    unit's pre-activation, one for all or `[units]`; None leaves gains at 1 and biases at 0, for a
-    layer whose input is no data. `bias_start`, where given, is the value at which the bias starts
-    and that the initialisation leaves alone. `gain` says what `g` holds:
+    unit's pre-activation; None leaves gains at 1 and biases at 0, for a layer whose input is no
+    data. `bias_start`, where given, is the value at which the bias starts and that the
+    initialisation leaves alone. `gain` says what `g` holds:
     the gain itself ("linear"), its logarithm ("exp"), or, as in the authors' code, a logarithm
     that starts at a third of what the initialisation asks for ("exp_third").
     """
@@ -101,8 +101,7 @@ class WeightNormLayer(Foldable):
         dims = [d for d in range(t.dim()) if d != 1]
         several = t.numel() > t.shape[1]
         std = t.std(dim=dims, correction=int(several))
-        wanted = torch.as_tensor(self.init_scale, dtype=std.dtype, device=std.device)
-        gain = torch.where(std > 1e-6, wanted / std.clamp_min(1e-6), torch.ones_like(std))
+        gain = torch.where(std > 1e-6, self.init_scale / std.clamp_min(1e-6), torch.ones_like(std))
         self.g.copy_(gain if self.gain == "linear" else torch.log(gain) / GAIN_ROOT[self.gain])
         if self.bias_start is None:
             self.bias.copy_(-t.mean(dim=dims) * gain)

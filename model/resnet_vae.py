@@ -23,6 +23,7 @@ from model.contract import DensityModel, Features, Inference, LatentGroup, Laten
 from model.densities import at_least_float32, build_likelihood
 from model.heads import build_head
 from model.ladder import (
+    INIT_SCALE,
     DownLayer,
     LayerInference,
     LayerPosterior,
@@ -50,7 +51,12 @@ class ResnetVae(DensityModel):
         super().__init__(config, LatentLayout(groups), likelihood)
         self.specs = specs
         self.stem = Conv(
-            config.image_shape[0], config.channels, kernel_size=5, stride=2, gain=config.gain
+            config.image_shape[0],
+            config.channels,
+            kernel_size=5,
+            stride=2,
+            init_scale=INIT_SCALE,
+            gain=config.gain,
         )
         self.up = nn.ModuleDict(
             {spec.name: UpLayer(spec, config, joins_z=not bidirectional) for spec in specs}
@@ -100,6 +106,8 @@ class ResnetVae(DensityModel):
         """See `DensityModel`; what the top state alone determines becomes a constant."""
         folded = super().fold()
         layer = folded._down(self.specs[0])
+        if isinstance(layer.parts, ConstantParts):  # folded already
+            return folded
         with torch.no_grad():
             h = folded._top_state()
             parts = layer.parts(h)

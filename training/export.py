@@ -48,6 +48,7 @@ CALIBRATION_FILE = "calibration.npz"
 CANARIES_FILE = "canaries.npz"
 CALIBRATION_SEED = 0
 CANARY_IMAGES = 4
+CANARY_IMAGES_OF_LARGE, LARGE_LATENT = 2, 4096  # their noise would outweigh a small model
 SHEET_SCALE = 2
 RECONSTRUCTIONS = 32
 
@@ -97,7 +98,9 @@ def export_bundle(
     contents[WEIGHTS_FILE] = built.weights
     fields["row_block"] = built.row_block
     images = _sampled_pixels(folded, max(PARITY_ROWS))
-    contents[CANARIES_FILE] = _canaries(modules, fields, images[:CANARY_IMAGES])
+    large = folded.layout.dim > LARGE_LATENT
+    canary_images = images[: CANARY_IMAGES_OF_LARGE if large else CANARY_IMAGES]
+    contents[CANARIES_FILE] = _canaries(modules, fields, canary_images)
     contents["samples.png"] = png_bytes(sample_sheet(folded, scale=SHEET_SCALE))
     if examples is not None:
         shown = examples.first(RECONSTRUCTIONS).pixels

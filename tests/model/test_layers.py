@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -19,12 +20,29 @@ from model.layers import (
 
 IMAGES = (6, 3, 9, 8)
 
+
+def rows_hidden(out: int, inputs: int, rows: list[int]) -> Tensor:
+    """A mask of a 3x3 convolution that shuts whole rows of the kernel, and some entries more."""
+    mask = (torch.rand(out, inputs, 3, 3) < 0.8).float()
+    mask[:, :, rows] = 0
+    return mask
+
+
 LAYERS = {
     "linear": (lambda: Linear(10, 7), (6, 10)),
     "masked-linear": (lambda: Linear(10, 7, mask=(torch.rand(7, 10) < 0.5).float()), (6, 10)),
     "conv": (lambda: Conv(3, 5), IMAGES),
     "conv-stride-2": (lambda: Conv(3, 5, stride=2), IMAGES),
+    "conv-5x5": (lambda: Conv(3, 5, kernel_size=5, stride=2), IMAGES),
+    "conv-masked-above": (lambda: Conv(3, 5, mask=rows_hidden(5, 3, [0])), IMAGES),
+    "conv-masked-below": (lambda: Conv(3, 5, mask=rows_hidden(5, 3, [2])), IMAGES),
+    "conv-one-row": (lambda: Conv(3, 5, mask=rows_hidden(5, 3, [0, 1])), IMAGES),
+    "conv-log-gain": (lambda: Conv(3, 5, gain="exp"), IMAGES),
     "transposed": (lambda: ConvTranspose(3, 5, output_padding=(1, 0)), IMAGES),
+    "transposed-5x5": (
+        lambda: ConvTranspose(3, 5, output_padding=(0, 1), kernel_size=5, gain="exp"),
+        IMAGES,
+    ),
 }
 
 
@@ -77,6 +95,47 @@ def test_later_layers_see_initialised_earlier_ones() -> None:
     after = net(x)
     torch.testing.assert_close(within, after)
     torch.testing.assert_close(after.std(dim=0), torch.full((4,), 0.1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [[], [0], [2], [0, 1], [1, 2], [1], [0, 2], [0, 1, 2]])
+def test_kernel_rows_that_a_mask_hides_are_left_out_not_changed(rows: list[int]) -> None:
+    layer = randomised(Conv(3, 5, mask=rows_hidden(5, 3, rows)))
+    x = torch.randn(IMAGES, requires_grad=True)
+    out = layer(x)
+    whole = F.conv2d(x, layer.weight(), layer.bias, padding=1)
+    torch.testing.assert_close(out, whole)
+    torch.testing.assert_close(layer.folded()(x), whole)
+    (got,) = torch.autograd.grad(out.square().sum(), x, retain_graph=True)
+    (wanted,) = torch.autograd.grad(whole.square().sum(), x)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("gain", "share"), [("linear", 1.0), ("exp", 1.0), ("exp_third", 1 / 3)])
+def test_gains_begin_where_the_initialisation_wants_them(gain: str, share: float) -> None:
+    """The authors' exp(log(s) / 3) starts at the cube root of the gain that was asked for."""
+    layer = Conv(3, 5, init_scale=0.1, gain=gain)
+    x = torch.randn(20, 3, 9, 8) * 4
+    with torch.no_grad(), data_dependent_init(layer):
+        layer(x)
+    asked = 0.1 / F.conv2d(x, layer.direction(), padding=1).std(dim=(0, 2, 3))
+    effective = layer.weight().flatten(1).norm(dim=1)
+    torch.testing.assert_close(effective, asked**share, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_reads_no_data_is_left_alone() -> None:
+    layer = Conv(3, 5, init_scale=None)
+    with torch.no_grad(), data_dependent_init(layer):
+        layer(torch.randn(IMAGES))
+    assert (layer.g == 1).all()
+    assert (layer.bias == 0).all()
+
+
+def test_a_single_number_sets_no_scale() -> None:
+    layer = Conv(3, 5)
+    with torch.no_grad(), data_dependent_init(layer):
+        layer(torch.randn(1, 3, 1, 1))
+    assert (layer.g == 1).all()
+    assert torch.isfinite(layer.bias).all()
 
 
 def test_hooks_are_gone_afterwards() -> None:

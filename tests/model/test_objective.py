@@ -58,7 +58,7 @@ class LinearGaussian:
         if flow:
             chain = build_flow(IafPosterior(steps=2, hidden=(8, 8)), D, X).double()
             context = self.x.expand(K, B, X).reshape(-1, X)
-            z_flat, log_det = chain(z.view(-1, D), context)
+            z_flat, log_det = chain(z.view(-1, D), chain.condition(context))
             z, log_q = z_flat.view(K, B, D).detach(), log_q - log_det.view(K, B).detach()
         log_px_z = gaussian_log_prob(
             self.x, z @ self.W.T + self.b, torch.tensor(math.log(self.s), dtype=torch.float64)

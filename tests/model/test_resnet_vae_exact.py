@@ -172,6 +172,7 @@ def test_the_image_against_the_slow_computation(name: str) -> None:
     model, x, eps = prepared(EXACT[name])
     slow = Slow(model)
     with torch.no_grad():
+        model.head.log_scale.fill_(-2.0)  # broad: a difference of cumulatives is exact enough
         z = model.infer(model.bottom_up(x), eps).z
         *_, h = slow.down(slow.latents(z))
         height, width = model.config.image_shape[1:]

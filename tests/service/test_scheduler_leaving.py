@@ -111,7 +111,14 @@ def test_deadlines(plain):
     plain.run(main())
 
 
+def engines():
+    """All engines' threads; other tests' servers have some too."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("engine-")}
+
+
 def test_stopping_drains_and_then_refuses(plain):
+    others = engines()
+
     async def main():
         bench = plain.Bench(plain.FakeEngine(seconds=0.01))
         with pytest.raises(ShuttingDown):
@@ -125,7 +132,7 @@ def test_stopping_drains_and_then_refuses(plain):
             await bench.submit([1])
         assert all(len(r.arrays["y"]) == 20 for r in await asyncio.gather(*tasks))
         await stopping
-        assert not [t for t in threading.enumerate() if t.name.startswith("engine-")]
+        assert engines() == others
 
     plain.run(main())
 
