@@ -13,7 +13,7 @@ from model.densities import at_least_float32
 from model.ladder import INIT_SCALE
 from model.layers import ConvTranspose, Foldable
 
-# The logistic's log-scale starts at that of pixels about which little is known.
+# The logistic starts nine levels wide: as wide as early errors, and narrow enough for later ones.
 START_LOG_SCALE = -3.3
 # The middle of the lowest and of the highest bin: no mean lies beyond them.
 CLIP = 0.5 - 1 / 512
