@@ -79,6 +79,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load scripts from elsewhere; ours is in service/web
         redoc_url=None,
+        # Asking at every request whether somebody traces costs more than our own middleware.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.context, app.state.manager = context, manager
     hot = operation_routes(context)

@@ -165,26 +165,48 @@ class ScoreBatcher:
 
     def assemble(self, pieces: Sequence[Piece[ScoreWork]]) -> Arrays:
         """Images, the owner of every row, and noise that is the image's and the sample's."""
-        images, owners, keys, draws, seeds = [], [], [], [], []
-        offset = 0
-        for work, start, stop in pieces:
-            first, last = start // work.samples, (stop - 1) // work.samples + 1
-            rows = np.arange(start, stop, dtype=np.int64)
-            image, sample = np.divmod(rows, work.samples)
-            images.append(work.images[first:last])
-            owners.append(image + (offset - first))
-            keys.append(work.keys[image])
-            draws.append(sample.astype(np.uint64))
-            seeds.append(np.full(stop - start, work.seed, dtype=np.uint64))
-            offset += last - first
-        columns = _join(seeds), _join(keys), _join(draws)
+        # One sample an image is what most ask for, often one image each: no arrays per piece.
+        single = all(work.samples == 1 for work, _, _ in pieces)
+        images, owners, columns = (_single if single else _several)(pieces)
         eps = normal(*columns, self._dim, Purpose.IMAGE, version=self._version)
-        return {"image": _join(images), "owner": _join(owners), "eps": eps}
+        return {"image": images, "owner": owners, "eps": eps}
 
     def split(self, pieces: Sequence[Piece[ScoreWork]], outputs: Arrays) -> list[Arrays]:
         """What estimates are made of; ``log_px_z`` is ``log_weight`` plus the sum of ``kl``."""
         kept = ("log_weight", "kl")
         return [{name: outputs[name][rows] for name in kept} for rows in _places(pieces)]
+
+
+Owned = tuple[U8, NDArray[np.int64], tuple[U64, U64, U64]]
+
+
+def _single(pieces: Sequence[Piece[ScoreWork]]) -> Owned:
+    """As `_several`, for works of one sample an image: rows are images."""
+    seeds = np.array([work.seed for work, _, _ in pieces], dtype=np.uint64)
+    seeds = np.repeat(seeds, [stop - start for _, start, stop in pieces])
+    images = _join([work.images[start:stop] for work, start, stop in pieces])
+    keys = _join([work.keys[start:stop] for work, start, stop in pieces])
+    rows = len(images)
+    draws = np.zeros(rows, dtype=np.uint64)
+    return images, np.arange(rows, dtype=np.int64), (seeds, keys, draws)
+
+
+def _several(pieces: Sequence[Piece[ScoreWork]]) -> Owned:
+    """Images ``[N, C, H, W]``, the owner of each row ``[R]``, and for its noise the rows' seeds,
+    keys and draws."""
+    images, owners, keys, draws, seeds = [], [], [], [], []
+    offset = 0
+    for work, start, stop in pieces:
+        first, last = start // work.samples, (stop - 1) // work.samples + 1
+        rows = np.arange(start, stop, dtype=np.int64)
+        image, sample = np.divmod(rows, work.samples)
+        images.append(work.images[first:last])
+        owners.append(image + (offset - first))
+        keys.append(work.keys[image])
+        draws.append(sample.astype(np.uint64))
+        seeds.append(np.full(stop - start, work.seed, dtype=np.uint64))
+        offset += last - first
+    return _join(images), _join(owners), (_join(seeds), _join(keys), _join(draws))
 
 
 def batchers(manifest: Manifest) -> dict[str, Batcher]:

@@ -260,7 +260,8 @@ class Scheduler:
         self._pump()  # the worker goes on while answers are delivered
         for span, result in outcome.results:
             self._ledger.deliver(span, result, outcome)
-        supervised(self._account, batch, outcome)
+        # After the callers' next step, which is to send their answers.
+        asyncio.get_running_loop().call_soon(supervised, self._account, batch, outcome)
 
     def _account(self, batch: Batch, outcome: Outcome) -> None:
         """Learn what the batch cost, and tell who counts."""
