@@ -12,21 +12,37 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from service.compression import decompress
 from service.context import Context
 from service.errors import ClientGone, IafvaeError, ShuttingDown
 from service.operations import ModelRuntime
 from service.problems import problem_response, unexpected
 from service.results import Timing
 
-__all__ = ["Exchange", "Headers", "Record", "Reply", "model_headers", "send_pieces"]
+__all__ = [
+    "INLINE_BYTES",
+    "PLAIN",
+    "Exchange",
+    "Headers",
+    "Record",
+    "Reply",
+    "model_headers",
+    "send_pieces",
+    "send_start",
+]
 
 logger = logging.getLogger("iafvae")
 Headers = list[tuple[bytes, bytes]]
+PLAIN = "identity"  # the encoding of a body that has none
+INLINE_BYTES = 2**16  # more than this is coded beside the event loop
+# Zeros become a thousand times as many: of so few compressed bytes, no more than INLINE_BYTES.
+INLINE_COMPRESSED = INLINE_BYTES // 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +101,25 @@ class Exchange(ABC):
                 await send_start(send, reply.headers)
             await send({"type": "http.response.body", "body": reply.body})
         self._count(record, time.perf_counter() - began, scope)
+
+    @asynccontextmanager
+    async def decoded(self, sent: bytes, encoding: str) -> AsyncGenerator[bytes, None]:
+        """The body without its encoding ("gzip", "deflate", or none), counted like one that came
+        without. Raises PayloadTooLarge, MalformedBody, Overloaded.
+        """
+        if encoding == PLAIN:
+            yield sent
+            return
+        most = self._context.settings.max_body_bytes
+        if len(sent) <= INLINE_COMPRESSED:
+            body = decompress(sent, encoding, most)
+        else:
+            body = await self._context.beside(decompress, sent, encoding, most)
+        self._context.buffers.take(len(body))
+        try:
+            yield body
+        finally:
+            self._context.buffers.give(len(body))
 
     async def _fail(
         self, error: IafvaeError, scope: Scope, receive: Receive, send: Send, record: Record

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from service.bodies import read_body
-from service.compression import ENCODINGS, accepted_encoding, compress, decompress
+from service.compression import ENCODINGS, accepted_encoding, compress
 from service.context import Context
 from service.errors import InvalidInput, NotFound
-from service.exchange import Exchange, Record, Reply, model_headers
+from service.exchange import INLINE_BYTES, PLAIN, Exchange, Record, Reply, model_headers
 from service.inference import InferRequest, encode_response, parse_request
 from service.inference_models import Task, find_model
 from service.lifetimes import call_of, until, while_connected
@@ -24,9 +22,6 @@ __all__ = ["HEADER_LENGTH", "InferExchange"]
 
 HEADER_LENGTH = "inference-header-content-length"
 BINARY = "application/octet-stream"
-INLINE_BYTES = 2**16  # more than this is coded beside the event loop
-# Zeros become a thousand times as many: of so few compressed bytes, no more than INLINE_BYTES.
-INLINE_COMPRESSED = INLINE_BYTES // 1024
 LEAST_COMPRESSED = 1024  # smaller answers gain nothing
 
 
@@ -52,7 +47,7 @@ class InferExchange(Exchange):
                 buffers=context.buffers,
                 encodings=ENCODINGS,
             ) as sent,
-            self._decoded(sent, headers.get("content-encoding", "identity")) as body,
+            self.decoded(sent, headers.get("content-encoding", PLAIN)) as body,
         ):
             request = parse_request(
                 body,
@@ -87,23 +82,6 @@ class InferExchange(Exchange):
             body=content,
             timing=timing,
         )
-
-    @asynccontextmanager
-    async def _decoded(self, sent: bytes, encoding: str) -> AsyncGenerator[bytes, None]:
-        """The body without its encoding, counted like one that came without."""
-        if encoding == "identity":
-            yield sent
-            return
-        most = self._context.settings.max_body_bytes
-        if len(sent) <= INLINE_COMPRESSED:
-            body = decompress(sent, encoding, most)
-        else:
-            body = await self._context.beside(decompress, sent, encoding, most)
-        self._context.buffers.take(len(body))
-        try:
-            yield body
-        finally:
-            self._context.buffers.give(len(body))
 
     async def _compressed(self, content: bytes, encoding: str) -> bytes:
         if len(content) <= INLINE_BYTES:

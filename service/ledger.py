@@ -103,6 +103,7 @@ class Ledger:
     def drop(self, job: Job, reason: str) -> None:
         """Nobody awaits `job` any more: what is left of it will not be computed."""
         self._close(job)
+        job.reason = reason  # before it is gone: workers count what they skip by it
         left = self._discard(job)
         job.release()
         if left:

@@ -13,8 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from service.answers import Answer
 from service.bodies import read_body
+from service.compression import ENCODINGS
 from service.context import Context
 from service.exchange import (
+    PLAIN,
     Exchange,
     Record,
     Reply,
@@ -86,35 +88,59 @@ class NativeExchange(Exchange):
             max_bytes=settings.max_body_bytes,
             timeout_seconds=settings.body_timeout_seconds,
             buffers=self._context.buffers,
-        ) as body:
-            intake = await parse_body(
-                headers,
-                scope["query_string"],
-                body,
-                payload=spec.payload,
-                optional=spec.optional,
-                max_items=settings.max_images,
-            )
-            options = _options(spec.options, intake, scope["query_string"])
-            registry = self._context.registry
-            record.runtime = runtime = registry.get(options.model, options.version)
-            work: Work[Any] = Work(
-                runtime=runtime,
-                options=options,
-                intake=intake,
-                media_type=media_type,
-                call=call,
-                context=self._context,
-            )
-            async with while_connected(receive):
-                async with until(call.deadline):
-                    answer = await spec.handler(work)
-                reply = _reply(answer, runtime, record.operation)
-                if answer.rest is not None:
-                    record.timing, record.started = answer.timing, True
-                    async with aclosing(answer.rest):
-                        await send_start(send, reply.headers)
-                        await send_pieces(send, answer.body, answer.rest)
+            encodings=ENCODINGS,
+        ) as sent:
+            encoding = headers.get("content-encoding", PLAIN)
+            if encoding == PLAIN:  # as almost always, and the context costs some
+                work = await self._work(scope, headers, sent, media_type, call, record)
+                return await self._answered(work, receive, send, record)
+            async with self.decoded(sent, encoding) as body:
+                work = await self._work(scope, headers, body, media_type, call, record)
+                return await self._answered(work, receive, send, record)
+
+    async def _work(
+        self,
+        scope: Scope,
+        headers: Headers,
+        body: bytes,
+        media_type: str,
+        call: Call,
+        record: Record,
+    ) -> Work[Any]:
+        """What is asked for."""
+        spec, query = self._spec, scope["query_string"]
+        intake = await parse_body(
+            headers,
+            query,
+            body,
+            payload=spec.payload,
+            optional=spec.optional,
+            max_items=self._context.settings.max_images,
+        )
+        options = _options(spec.options, intake, query)
+        record.runtime = runtime = self._context.registry.get(options.model, options.version)
+        return Work(
+            runtime=runtime,
+            options=options,
+            intake=intake,
+            media_type=media_type,
+            call=call,
+            context=self._context,
+        )
+
+    async def _answered(
+        self, work: Work[Any], receive: Receive, send: Send, record: Record
+    ) -> Reply:
+        """What comes of it; all of a stream but its end is sent here."""
+        async with while_connected(receive):
+            async with until(work.call.deadline):
+                answer = await self._spec.handler(work)
+            reply = _reply(answer, work.runtime, record.operation)
+            if answer.rest is not None:
+                record.timing, record.started = answer.timing, True
+                async with aclosing(answer.rest):
+                    await send_start(send, reply.headers)
+                    await send_pieces(send, answer.body, answer.rest)
         return reply
 
 

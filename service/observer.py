@@ -20,6 +20,9 @@ class SchedulerObserver(Protocol):
     def dropped(self, operation: str, rows: int, reason: str) -> None:
         """`rows` rows will not be computed: "cancelled", "expired", "failed" or "shutdown"."""
 
+    def retried(self, operation: str, runs: int) -> None:
+        """A batch failed and was run `runs` times more, in halves."""
+
     def queue(self, rows: Mapping[str, int]) -> None:
         """So many rows of each operation wait now."""
 
@@ -40,6 +43,11 @@ class Guarded:
         """As `SchedulerObserver.dropped`."""
         if self._observer is not None:
             _guard(self._observer.dropped, operation, rows, reason)
+
+    def retried(self, operation: str, runs: int) -> None:
+        """As `SchedulerObserver.retried`."""
+        if self._observer is not None:
+            _guard(self._observer.retried, operation, runs)
 
     def queue(self, rows: Mapping[str, int]) -> None:
         """As `SchedulerObserver.queue`, where something has changed since."""

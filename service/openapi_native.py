@@ -97,7 +97,8 @@ def _prose(operation: Operation[Any]) -> str:
         )
     lines.append(
         "With a JSON body options are its fields; with every other body they are query parameters "
-        "(or form fields). Unknown ones are refused."
+        "(or form fields). Unknown ones are refused. Bodies may be compressed (`Content-Encoding`: "
+        "gzip or deflate)."
     )
     return "\n\n".join(lines)
 

@@ -268,8 +268,10 @@ class Scheduler:
         operation = batch.operation
         if outcome.rows:
             self._observer.batch(operation, outcome.rows, outcome.padded_rows, outcome.seconds)
-        if outcome.skipped_rows:
-            self._observer.dropped(operation, outcome.skipped_rows, "cancelled")
+        for reason, rows in outcome.skipped.items():
+            self._observer.dropped(operation, rows, reason)
+        if outcome.runs > 1:
+            self._observer.retried(operation, outcome.runs - 1)
         self._queue.charge(operation, outcome.seconds - batch.expected_seconds)
         if outcome.runs == 1 and outcome.fault is None:  # halves would teach a wrong cost
             self._cost.add(operation, outcome.rows, outcome.images, outcome.seconds)

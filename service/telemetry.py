@@ -55,6 +55,9 @@ class Telemetry:
         self._dropped = make.counter(
             "dropped_rows", "Rows never computed, by reason.", (*who, "reason")
         )
+        self._retries = make.counter(
+            "batch_retries", "Runs of halves of batches that failed as a whole.", who
+        )
         self._non_finite = make.counter("non_finite_results", "Results with NaN or infinity.", who)
         self._info = make.gauge(
             "model_info",
@@ -162,6 +165,10 @@ class ModelTelemetry:
     def dropped(self, operation: str, rows: int, reason: str) -> None:
         """`rows` rows will never be computed."""
         self._telemetry._dropped.labels(operation, self._model, reason).inc(rows)
+
+    def retried(self, operation: str, runs: int) -> None:
+        """A batch failed and was run `runs` times more, in halves."""
+        self._telemetry._retries.labels(operation, self._model).inc(runs)
 
     def queue(self, rows: Mapping[str, int]) -> None:
         """So many rows of each operation now wait; versions of one model add up."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class Job:
         "largest_batch",
         "operation",
         "parts",
+        "reason",
         "rows",
         "submitted",
         "taken",
@@ -63,7 +65,7 @@ class Job:
         self.operation, self.rows = work.operation, work.rows
         self.images = -(-work.rows // work.rows_per_image)
         self.caller, self.future, self.submitted = caller, future, submitted
-        self.gone = False
+        self.gone, self.reason = False, ""
         self.taken, self.done, self.largest_batch = work.rows, 0, 0
         self.began, self.compute_seconds = float("inf"), 0.0
         self.parts: list[tuple[int, Arrays]] = []
@@ -101,8 +103,8 @@ class Outcome:
     """What became of a batch: an answer or an error for every span that was tried.
 
     rows: that were computed (each once, also where halves were tried again), of so many images;
-    skipped_rows: whose caller had gone; runs: of the engine; seconds: without the time for which
-    another batch had the device; fault: set where the device failed.
+    skipped: rows that nobody waited for any more, by the reason; runs: of the engine; seconds:
+    without the time for which another batch had the device; fault: set where the device failed.
     """
 
     began: float
@@ -110,10 +112,15 @@ class Outcome:
     rows: int = 0
     images: int = 0
     padded_rows: int = 0
-    skipped_rows: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
     runs: int = 0
     fault: DeviceFault | None = None
     results: list[tuple[Span[Job], Arrays | IafvaeError]] = field(default_factory=list)
+
+    def skip(self, spans: Sequence[Span[Job]]) -> None:
+        """Nobody waited for the rows of `spans` when their turn came."""
+        for span in spans:
+            self.skipped[span.job.reason] += span.rows
 
 
 class Runner:
@@ -149,7 +156,9 @@ class Runner:
     def _compute(self, batch: Batch, outcome: Outcome) -> None:
         live = _alive([(span, span.job.work) for span in batch.spans])
         outcome.rows = sum(span.rows for span, _ in live)
-        outcome.skipped_rows = sum(span.rows for span in batch.spans) - outcome.rows
+        if len(live) < len(batch.spans):
+            kept = {id(span) for span, _ in live}
+            outcome.skip([span for span in batch.spans if id(span) not in kept])
         if live:
             self._attempt(batch.operation, live, outcome)
             outcome.padded_rows = self._engine.padded_rows(outcome.rows)
@@ -187,10 +196,9 @@ class Runner:
             asked = time.monotonic()
             with self._device:
                 waited = time.monotonic() - asked
-                if not _alive(live):  # they have gone while another batch had the device
-                    rows = sum(span.rows for span, _ in live)
-                    outcome.rows -= rows
-                    outcome.skipped_rows += rows
+                if all(span.job.gone for span, _ in live):  # while another batch had the device
+                    outcome.rows -= sum(span.rows for span, _ in live)
+                    outcome.skip([span for span, _ in live])
                     return []
                 outcome.runs += 1
                 outputs = self._engine.run(operation, arrays)

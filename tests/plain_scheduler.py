@@ -99,12 +99,16 @@ class Counts:
 
     def __init__(self):
         self.batches, self.drops, self.queued = [], Counter(), []
+        self.retries = Counter()
 
     def batch(self, operation, rows, padded, seconds):
         self.batches.append((operation, rows, padded))
 
     def dropped(self, operation, rows, reason):
         self.drops[reason] += rows
+
+    def retried(self, operation, runs):
+        self.retries[operation] += runs
 
     def queue(self, rows):
         self.queued.append(sum(rows.values()))

@@ -203,10 +203,17 @@ BAD = {
     ),
     "compressed": (
         "/v1/sample",
-        {"json": {}, "headers": {"content-encoding": "gzip"}},
+        {"json": {}, "headers": {"content-encoding": "br"}},
         415,
         "unsupported-media-type",
-        "Content-Encoding",
+        "gzip or deflate",
+    ),
+    "not what it says": (
+        "/v1/sample",
+        {"json": {}, "headers": {"content-encoding": "gzip"}},
+        400,
+        "malformed-body",
+        "not gzip",
     ),
     "latents as a file": (
         "/v1/decode",

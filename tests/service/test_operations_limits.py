@@ -79,6 +79,9 @@ def test_life(tiny_bundle):
         def dropped(self, operation, rows, reason):
             raise AssertionError
 
+        def retried(self, operation, runs):
+            raise AssertionError
+
         def queue(self, rows):
             assert all(waiting >= 0 for waiting in rows.values())
 

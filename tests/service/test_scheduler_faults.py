@@ -33,6 +33,9 @@ def test_a_bad_row_fails_alone(plain, bad):
                     assert result.arrays["y"].tolist() == [2 * i]
             assert bench.scheduler.healthy
             assert (await bench.submit([20])).arrays["y"].tolist() == [40]
+        # A batch of eight falls into 1 + 2 + 4 + 8 parts at most; one sound batch is run once.
+        assert bench.counts.retries["double"] == len(bench.engine.batches) - 2
+        assert bool(bad) == bool(bench.counts.retries)
 
     plain.run(main())
 
@@ -99,7 +102,7 @@ def test_an_observer_that_fails_harms_nobody(plain):
         def batch(self, *arguments):
             raise RuntimeError("no")
 
-        dropped = queue = batch
+        dropped = retried = queue = batch
 
     async def main():
         async with plain.Bench(observer=Broken()) as bench:

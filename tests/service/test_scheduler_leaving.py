@@ -65,6 +65,23 @@ def test_batches_that_wait_formed_are_dropped_too(plain):
     plain.run(main())
 
 
+def test_rows_whose_deadline_passes_in_a_formed_batch_have_expired(plain):
+    async def main():
+        async with plain.Bench(prefetch=1) as bench:
+            holder = await bench.hold()
+            late = bench.submit(range(5), deadline=time.monotonic() + 0.03)
+            with pytest.raises(DeadlineExceeded):
+                await late
+            assert bench.scheduler.queued_rows == 0
+            bench.engine.gate.set()
+            await holder
+            await bench.submit([1])
+        assert bench.engine.batches == [[-1], [1]]
+        assert bench.counts.drops == {"expired": 5}
+
+    plain.run(main())
+
+
 def test_who_leaves_is_not_tried_again_in_a_failing_batch(plain):
     """A batch fails while one of its callers goes: the halves are run without its rows."""
     left = threading.Event()

@@ -46,11 +46,13 @@ def test_the_scheduler_reports(telemetry):
     observer = telemetry.model("m")
     observer.batch("score", 7, 1, 0.003)
     observer.dropped("score", 5, "cancelled")
+    observer.retried("score", 3)
     observer.queue({"score": 9})
     labels = {"operation": "score", "model": "m"}
     assert value(telemetry, "iafvae_batch_rows_sum", **labels) == 7
     assert value(telemetry, "iafvae_padded_rows_total", **labels) == 1
     assert value(telemetry, "iafvae_dropped_rows_total", **labels, reason="cancelled") == 5
+    assert value(telemetry, "iafvae_batch_retries_total", **labels) == 3
     assert value(telemetry, "iafvae_queue_rows", **labels) == 9
 
 

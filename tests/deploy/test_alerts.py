@@ -1,0 +1,63 @@
+"""The alerting rules speak of metrics, labels and outcomes that the service really has."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.errors import PROBLEMS
+from service.telemetry import Telemetry
+
+RULES = Path(__file__).resolve().parents[2] / "deploy" / "alerts.yml"
+EXPRESSIONS = re.findall(r"^\s+expr: (.+)$", RULES.read_text(), re.MULTILINE)
+
+
+def exposed() -> dict[str, set[str]]:
+    """Every sample's name, with the labels it can have, after one of each was counted."""
+    telemetry = Telemetry()
+    telemetry.request("score", "m", "ok", seconds=0.1, queue_seconds=0.0, compute_seconds=0.1)
+    telemetry.non_finite("score", "m", 1)
+    telemetry.models("failed", lambda: 1)
+    telemetry.ready(ready=True)
+    telemetry.model("m").dropped("score", 1, "expired")
+    telemetry.model("m").retried("score", 1)
+    text = telemetry.exposition()[0].decode()
+    return {
+        sample.name: set(sample.labels)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_rules_ask_for_what_there_is(expression):
+    known = exposed()
+    asked = re.findall(r"(iafvae_\w+)(?:\{(\w+)=)?", expression)
+    assert asked
+    for name, label in asked:
+        assert name in known
+        assert not label or label in known[name]
+    for grouping in re.findall(r"by \(([^)]+)\)", expression):
+        labels = set(grouping.split(", ")) - {"instance"}  # which Prometheus adds
+        assert all(labels <= known[name] for name, _ in asked)
+    slugs = {problem.type for problem in PROBLEMS.values()}
+    for outcomes in re.findall(r'outcome=~?"([^"]+)"', expression):
+        assert set(outcomes.split("|")) <= slugs
+
+
+def test_there_are_rules():
+    assert len(EXPRESSIONS) == RULES.read_text().count("- alert:") > 0
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="Prometheus is not installed")
+def test_prometheus_reads_them():
+    promtool = str(shutil.which("promtool"))
+    done = subprocess.run(
+        [promtool, "check", "rules", str(RULES)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
