@@ -17,10 +17,19 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from service.engine_base import BackendName, EngineOptions, Precision, Provider
 
-__all__ = ["PREFIX", "SHIPPED_BUNDLE", "Settings", "SettingsError", "load_settings"]
+__all__ = [
+    "PREFIX",
+    "SHIPPED_BUNDLE",
+    "SHIPPED_MODELS",
+    "Settings",
+    "SettingsError",
+    "load_settings",
+]
 
 PREFIX = "IAFVAE_"
-SHIPPED_BUNDLE = Path(__file__).resolve().parent / "bundles" / "mnist"
+SHIPPED_MODELS = Path(__file__).resolve().parent / "bundles"
+SHIPPED_DEFAULT = "mnist"
+SHIPPED_BUNDLE = SHIPPED_MODELS / SHIPPED_DEFAULT
 OTHER_PROGRAMS = {"IAFVAE_DATA_DIR", "IAFVAE_KEY"}  # of training, and of the client
 # Kubernetes and Docker links describe a Service named "iafvae" in variables of our prefix.
 LINKED = re.compile(r"IAFVAE_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)$")
@@ -59,11 +68,14 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="0 takes a free port")] = 8000
     models: Annotated[Path, Field(description="a bundle, or a directory of bundles")] = (
-        SHIPPED_BUNDLE
+        SHIPPED_MODELS
     )
     default_model: Annotated[
         str | None,
-        Field(description="name, or name@version to pin it; absent: the only one, or the first"),
+        Field(
+            description="name, or name@version to pin it; absent: the only one, or the first; of "
+            f"those that ship {SHIPPED_DEFAULT}"
+        ),
     ] = None
     max_models: Annotated[Count, Field(description="loaded at once, all versions counted")] = 16
     watch_seconds: Annotated[
@@ -152,6 +164,14 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """What the caller gives, then the environment; no .env files."""
         return init_settings, _Environment(settings_cls)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shipped(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Of the models that ship, the one that answers where a request names none."""
+        if "models" in given:
+            return given
+        return {"default_model": SHIPPED_DEFAULT, **given}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from service.settings import SHIPPED_BUNDLE, Settings, SettingsError, load_settings
+from service.settings import SHIPPED_MODELS, Settings, SettingsError, load_settings
 
 
 def test_defaults(monkeypatch):
     settings = load_settings()
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
-    assert settings.models == SHIPPED_BUNDLE
+    assert (settings.models, settings.default_model) == (SHIPPED_MODELS, "mnist")
+    assert (settings.models / "mnist" / "manifest.json").is_file()
+
+
+def test_models_of_ones_own_have_no_default_that_ships(monkeypatch, tmp_path):
+    assert load_settings(models=tmp_path).default_model is None
+    assert load_settings(default_model="cifar10").default_model == "cifar10"
+    monkeypatch.setenv("IAFVAE_MODELS", str(tmp_path))
+    assert load_settings().default_model is None
 
 
 def test_variables_then_arguments(monkeypatch):
