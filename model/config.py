@@ -191,6 +191,18 @@ def _mnist(steps: int, width: int) -> ConvVaeConfig:
     return ConvVaeConfig(posterior=IafPosterior(steps=steps, hidden=(width, width)))
 
 
+def _fashion(posterior: ConvIafPosterior | DiagonalPosterior) -> ResnetVaeConfig:
+    """The ladder of `mnist-ladder` with a mixture of logistics for its 8-bit pixels."""
+    return ResnetVaeConfig(
+        image_shape=(1, 28, 28),
+        likelihood="logistic_mixture",
+        channels=32,
+        z_channels=16,
+        levels=(1, 2),
+        posterior=posterior,
+    )
+
+
 PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "mnist": lambda: _mnist(2, 320),
     "mnist-diagonal": lambda: ConvVaeConfig(posterior=DiagonalPosterior()),
@@ -206,6 +218,8 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
         levels=(1, 2),
     ),
     "fashion-mnist": lambda: ConvVaeConfig(likelihood="discretized_logistic"),
+    "fashion-mnist-mixture": lambda: _fashion(ConvIafPosterior()),
+    "fashion-mnist-mixture-diagonal": lambda: _fashion(DiagonalPosterior()),
     "cifar10-small": lambda: ResnetVaeConfig(channels=32, z_channels=8, levels=(3, 3)),
     "cifar10-medium": lambda: ResnetVaeConfig(channels=96, z_channels=24, levels=(12,)),
     "cifar10-paper": lambda: ResnetVaeConfig(),

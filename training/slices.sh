@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Take a model that ships, or one that waits for a GPU, further in slices of so many minutes.
+#
+#   training/slices.sh MODEL MINUTES [option of iafvae-train fit]...
+#   training/slices.sh MODEL finish
+#
+# MODEL: mnist, mnist-iaf-8x1920, mnist-ladder, fashion-mnist-mixture, cifar10-small,
+# cifar10-medium or cifar10-paper. The first slice copies what training/checkpoints/MODEL has, if
+# anything, to runs/MODEL; every later one resumes there, exactly. Ctrl-C stops with a checkpoint
+# as well. `finish` measures the test set once and exports runs/MODEL/bundle.
+#
+#   IAFVAE_DATA_DIR   where the data sets lie or are downloaded to
+#   IAFVAE_TRAIN      the program (.venv/bin/iafvae-train, else the one on the path)
+#   SLICES_DRY=1      only print the commands
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+usage() { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || usage
+model=$1 minutes=$2
+shift 2
+
+train=${IAFVAE_TRAIN:-.venv/bin/iafvae-train}
+[ -n "$(command -v "$train")" ] || train=iafvae-train
+run=runs/$model
+
+# Epochs of the whole run: what a night on one large GPU takes. While the rate is constant they can
+# be changed without changing a step. K is what the test set is measured with.
+case $model in
+  mnist | mnist-iaf-8x1920) epochs=2000 k=128 ;;
+  mnist-ladder | fashion-mnist-mixture) epochs=400 k=128 ;;
+  cifar10-small) epochs=200 k=128 ;;
+  cifar10-medium) epochs=200 k=128 ;;
+  cifar10-paper) epochs=400 k=128 ;;
+  *) echo "there is no model $model" >&2; usage ;;
+esac
+
+do_() {
+  printf '+ %s\n' "$*"
+  [ -n "${SLICES_DRY:-}" ] || "$@"
+}
+
+if [ "$minutes" = finish ]; then
+  [ $# = 0 ] || usage
+  do_ "$train" evaluate "$run" --split test --importance-samples "$k"
+  case $model in
+    mnist*) do_ "$train" bound "$run" ;;
+    *) do_ "$train" anomaly "$run" ;;
+  esac
+  do_ "$train" curve "$run"
+  do_ "$train" export "$run" --out "$run/bundle"
+  exit
+fi
+
+[[ $minutes =~ ^[0-9]+(\.[0-9]+)?$ ]] || usage
+if [ ! -e "$run" ] && [ -d "training/checkpoints/$model" ]; then
+  do_ mkdir -p runs
+  do_ cp -r "training/checkpoints/$model" "$run.part"
+  do_ mv "$run.part" "$run"
+  do_ "$train" fit --resume --out "$run" --epochs "$epochs" --budget-minutes "$minutes" "$@"
+elif [ -e "$run" ]; then
+  do_ "$train" fit --resume --out "$run" --epochs "$epochs" --budget-minutes "$minutes" "$@"
+else
+  do_ "$train" fit --preset "$model" --out "$run" --epochs "$epochs" --budget-minutes "$minutes" "$@"
+fi
