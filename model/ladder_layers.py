@@ -98,6 +98,8 @@ class Residual(Foldable):
         weights = torch.split(weight, list(self.widths), dim=1 - self.conv.out_dim)
         biases = [None] * (len(weights) - 1) + [bias]
         convs = [_like(self.conv, w, b) for w, b in zip(weights, biases, strict=True)]
+        if isinstance(self.conv, ConvTranspose):
+            return _JoinedResidual(_like(self.conv, weight, bias), convs, self.resample)
         return PlainResidual(convs, self.resample)
 
 
@@ -120,6 +122,22 @@ class PlainResidual(nn.Module):
         """Give the same with h and the last of the maps fixed."""
         *convs, last = self.convs
         return _ConstantResidual(convs, self.resample(h) + last(F.elu(state)))
+
+
+class _JoinedResidual(PlainResidual):
+    """The same with a transposed convolution, which is one of all the maps side by side.
+
+    Most of its time is the sum of what its kernel spreads, as large for few maps as for many.
+    """
+
+    def __init__(self, conv: nn.Module, convs: Sequence[nn.Module], resample: nn.Module) -> None:
+        super().__init__(convs, resample)
+        self.conv = conv
+
+    def forward(self, h: Tensor, *maps: Tensor) -> Tensor:
+        """See `Residual`; all maps have as many rows."""
+        out: Tensor = self.resample(h) + self.conv(F.elu(torch.cat(maps, dim=1)))
+        return out
 
 
 class _ConstantResidual(nn.Module):

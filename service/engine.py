@@ -3,7 +3,8 @@
 On CPU one session of one thread an operation is shared by as many callers as there are cores:
 several one-thread runs in flight beat one run of many threads, and cost less. On a GPU a session
 remembers the plan of one shape, so batches are padded to few sizes, and each size of each
-operation has a session of its own, over the same weights.
+operation has a session of its own, over the same weights. What ONNX Runtime's CPU kernels are slow
+at is written in other operators there (`service.graph_rewrite`).
 
 The bytes of a row must not depend on its batch. Measured on ONNX Runtime's CPU kernels:
 convolutions and matrix products never do (also for one row), but element-wise functions (Elu,
@@ -45,6 +46,7 @@ from service.device_options import (
 )
 from service.engine_base import EngineBase, EngineOptions, Provider
 from service.errors import ProviderUnavailable
+from service.graph_rewrite import in_vectors
 from service.hardware import cuda_driver_problem, library_problem
 from service.initializers import external_tensors
 from service.lanes import BoundLane, Lane, Session, SharedLane
@@ -60,6 +62,7 @@ CPU_ROWS = 32
 GPU_ROWS = 256
 GPU_BUCKETS = (16, 64)  # and the largest batch
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+CPU_PROVIDERS = ["CPUExecutionProvider"]
 EXECUTION_PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -139,7 +142,7 @@ class Engine(EngineBase):
             providers = (
                 device_providers(self.provider, self.options, plan)
                 if device == "cuda"
-                else ["CPUExecutionProvider"]
+                else CPU_PROVIDERS
             )
             return self._create(operation, providers, device)
 
@@ -196,7 +199,7 @@ class Engine(EngineBase):
             )
 
     def _session(self, operation: str) -> Session:
-        return self._create(operation, ["CPUExecutionProvider"], None)
+        return self._create(operation, CPU_PROVIDERS, None)
 
     def _create(self, operation: str, providers: list[Any], share: str | None) -> Session:
         """A session of `operation`; share: the device on which weights are held in common."""
@@ -208,6 +211,8 @@ class Engine(EngineBase):
         options.add_external_initializers_from_files_in_memory([weights], [blob], [len(blob)])
         options.add_session_config_entry(EXTERNAL_FOLDER, str(self.bundle.path.resolve()))
         try:
+            if providers == CPU_PROVIDERS and self.precision == "float32":
+                model = in_vectors(model)
             if share is not None:
                 self._share_weights(options, model, blob, share)
             session: Session = ort.InferenceSession(model, options, providers=providers)

@@ -1,17 +1,17 @@
 """Where the weights of an ONNX graph lie in its weights file, read without the onnx package.
 
-A model is a protocol buffer (https://protobuf.dev/programming-guides/encoding/): fields, each a tag
-and a value. Of all of it only ``ModelProto.graph.initializer`` is looked into, and of those only
-tensors whose data is external. The numbers of the fields are those of ``onnx.proto``.
+A model is a protocol buffer. Of all of it only ``ModelProto.graph.initializer`` is looked into, and
+of those only tensors whose data is external. The numbers of the fields are those of ``onnx.proto``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from service.wire import fields, packed
 
 __all__ = ["ExternalTensor", "external_tensors"]
 
@@ -19,9 +19,6 @@ GRAPH, INITIALIZER = 7, 5  # of ModelProto, of GraphProto
 DIMS, DATA_TYPE, NAME, EXTERNAL_DATA = 1, 2, 8, 13  # of TensorProto
 KEY, VALUE = 1, 2  # of StringStringEntryProto
 FLOAT = 1  # TensorProto.DataType
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
-
-Field = tuple[int, int | memoryview]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +41,9 @@ class ExternalTensor:
 def external_tensors(model: bytes) -> list[ExternalTensor]:
     """All float32 initialisers with external data; raises ValueError where `model` is no model."""
     found = []
-    for number, graph in _fields(memoryview(model)):
+    for number, graph, _ in fields(memoryview(model)):
         if number == GRAPH and isinstance(graph, memoryview):
-            for inner, tensor in _fields(graph):
+            for inner, tensor, _ in fields(graph):
                 if inner == INITIALIZER and isinstance(tensor, memoryview):
                     found += _external(tensor)
     return found
@@ -55,60 +52,17 @@ def external_tensors(model: bytes) -> list[ExternalTensor]:
 def _external(tensor: memoryview) -> list[ExternalTensor]:
     shape: list[int] = []
     name, data_type, entries = "", 0, {}
-    for number, value in _fields(tensor):
+    for number, value, _ in fields(tensor):
         if number == DIMS:
-            shape += [value] if isinstance(value, int) else _packed(value)
+            shape += [value] if isinstance(value, int) else packed(value)
         elif number == DATA_TYPE and isinstance(value, int):
             data_type = value
         elif number == NAME and isinstance(value, memoryview):
             name = str(value, "utf-8")
         elif number == EXTERNAL_DATA and isinstance(value, memoryview):
-            entry = {n: str(v, "utf-8") for n, v in _fields(value) if isinstance(v, memoryview)}
+            entry = {n: str(v, "utf-8") for n, v, _ in fields(value) if isinstance(v, memoryview)}
             entries[entry.get(KEY, "")] = entry.get(VALUE, "")
     if data_type != FLOAT or not {"location", "offset", "length"} <= set(entries):
         return []
     place = {"offset": int(entries["offset"]), "length": int(entries["length"])}
     return [ExternalTensor(name=name, shape=tuple(shape), location=entries["location"], **place)]
-
-
-def _fields(data: memoryview) -> Iterator[Field]:
-    """Numbers and values of a message's fields, in order."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        wire = tag & 7
-        if wire == VARINT:
-            value, at = _varint(data, at)
-            yield tag >> 3, value
-            continue
-        if wire == BYTES:
-            size, at = _varint(data, at)
-        elif wire in (FIXED64, FIXED32):
-            size = 8 if wire == FIXED64 else 4
-        else:
-            raise ValueError(f"no protocol buffer: wire type {wire} at byte {at}")
-        if at + size > len(data):
-            raise ValueError("no protocol buffer: a field is longer than its message")
-        yield tag >> 3, data[at : at + size]
-        at += size
-
-
-def _packed(data: memoryview) -> list[int]:
-    values, at = [], 0
-    while at < len(data):
-        value, at = _varint(data, at)
-        values.append(value)
-    return values
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """The number at `at`, and where it ends."""
-    value = shift = 0
-    while True:
-        if at >= len(data) or shift > 63:
-            raise ValueError("no protocol buffer: a number does not end")
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from service.bundle import Manifest
+from training.data_facts import data_note
+from training.findings import Findings
 
 __all__ = ["model_card"]
 
@@ -20,10 +22,23 @@ CAVEAT = (
     "arXiv:1810.09136). The p-value holds for images drawn and prepared as the calibration images "
     "were."
 )
+LIMITS = (
+    "The model knows images of this size and kind alone. Another size is resized, another colour "
+    "converted at the caller's wish, and the p-value is then of an altered image. Its samples show "
+    "what it learned, with the faults and the one-sidedness of the images it learned from."
+)
+BINARY_LIMITS = (
+    "It knows black and white: grey is thresholded before it is scored, so that what happens "
+    "within the dark or within the bright levels is invisible to it."
+)
+FINDINGS = Findings()
 
 
-def model_card(manifest: Manifest, *, reconstructions: bool) -> str:
-    """The card in Markdown; `reconstructions` says whether reconstructions.png is there."""
+def model_card(manifest: Manifest, *, reconstructions: bool, findings: Findings = FINDINGS) -> str:
+    """The card in Markdown; `reconstructions` says whether reconstructions.png is there.
+
+    `findings` fill sections of their own, with their pictures.
+    """
     image, latent = manifest.image, manifest.latent
     groups = ", ".join(f"`{g.name}` {g.channels}x{g.height}x{g.width}" for g in latent.groups)
     pictures = ["![samples](samples.png)"]
@@ -46,16 +61,49 @@ def model_card(manifest: Manifest, *, reconstructions: bool) -> str:
         _table(("", ""), list(facts.items())),
         "## Figures",
         _figures(manifest),
+        *_section("The bound by the number of draws", findings.bound, "bound.png", findings),
         "## Calibration",
         _calibration(manifest),
+        *_section("Known failures", findings.failures, "anomaly.png", findings),
         "## Training",
-        _table(
-            ("", ""), [(key, _plain(value)) for key, value in sorted(manifest.training.items())]
-        ),
+        *_training(manifest),
+        *_section("", findings.curve, "curve.png", findings),
+        "## Data",
+        data_note(str(manifest.training.get("data", ""))),
         "## What it is not for",
         CAVEAT,
+        LIMITS,
+        *([BINARY_LIMITS] if manifest.likelihood.kind == "bernoulli" else []),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _section(title: str, text: str, picture: str, findings: Findings) -> list[str]:
+    """A heading, a picture and what was found; nothing where nothing was."""
+    heading = [f"## {title}"] if title else []
+    shown = (
+        [f"![{picture.removesuffix('.png')}]({picture})"] if picture in findings.pictures else []
+    )
+    return [*heading, *shown, text] if text else []
+
+
+def _training(manifest: Manifest) -> list[str]:
+    """What made the weights; and the calls one by one, where there was more than one."""
+    facts = {key: value for key, value in manifest.training.items() if key != "calls"}
+    table = _table(("", ""), [(key, _plain(value)) for key, value in sorted(facts.items())])
+    calls = manifest.training.get("calls")
+    if not isinstance(calls, list) or len(calls) < 2:
+        return [table]
+    rows = [
+        (
+            str(call.get("step", "")),
+            str(call.get("command", "")),
+            _plain({k: v for k, v in call.items() if k not in ("step", "command")}),
+        )
+        for call in calls
+        if isinstance(call, Mapping)
+    ]
+    return [table, "Calls:", _table(("from step", "command", "what was new"), rows)]
 
 
 def _figures(manifest: Manifest) -> str:

@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from model.config import ConfigError
 from training.cli_fit import fit
+from training.cli_measure import anomaly, bound, curve
 from training.cli_shared import DataDir, Weights, console, errors, one_of
 from training.errors import TrainingError
 from training.reproduce_cli import app as reproduce
@@ -26,6 +27,9 @@ app = typer.Typer(
 
 # Commands that have a module of their own.
 app.command()(fit)
+app.command()(anomaly)
+app.command()(bound)
+app.command()(curve)
 app.add_typer(reproduce, name="reproduce")
 
 Run = Annotated[Path, typer.Argument(help="A run directory, or one checkpoint in it.")]
@@ -147,7 +151,8 @@ def export(
     """Write a run as a bundle of ONNX graphs for `iafvae serve`.
 
     The graphs are compared with the model through the service's own engine first; nothing is
-    published unless they agree. Figures of earlier `evaluate` calls go into the bundle.
+    published unless they agree. Figures of earlier `evaluate`, `bound` and `anomaly` calls of
+    the same weights go into the bundle, with the curve of the training.
 
     [bold]Example[/bold]
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from model.config import ConfigError, preset_names
 from training.cli_shared import Accumulate, DataDir, console
 from training.config import RunConfig, Runtime, overridden, run_preset
+from training.settings import with_settings
 
 __all__ = ["fit"]
 
@@ -68,6 +69,13 @@ def fit(
     ] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamax or adam.")] = None,
     schedule: Annotated[str | None, typer.Option(help="trapezoid, cosine or constant.")] = None,
+    decay_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Over which part of the run, at its end, the rate of a trapezoid falls to zero: "
+            "0 (never) to 1 (0.4)."
+        ),
+    ] = None,
     weight_decay: Annotated[
         float | None, typer.Option(help="L2 penalty of the optimiser (0).")
     ] = None,
@@ -83,12 +91,20 @@ def fit(
     seed: Annotated[
         int | None, typer.Option(help="Of the weights, the order, the binarisation, the noise (0).")
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Any other field of config.json, PATH=VALUE, as often as needed: "
+            "model.z_channels=8, model.levels=[3,3].",
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the run in --out, as it was configured; only --epochs may differ, "
-            "and the number of processes.",
+            help="Go on with the run in --out, as it was configured; only --epochs and "
+            "--decay-fraction may differ, and the number of processes.",
         ),
     ] = False,
     budget_minutes: Annotated[
@@ -123,6 +139,10 @@ def fit(
 
       iafvae-train fit --resume --out runs/mnist
 
+      iafvae-train fit --resume --epochs 170 --decay-fraction 0.15 --out runs/mnist
+
+      iafvae-train fit --preset cifar10-small --set model.levels=[2,2,2] --out runs/ladder
+
       iafvae-train fit --preset fashion-mnist --data folder:photos --size 32 --out runs/photos
 
       iafvae-train fit --preset cifar10-small --budget-minutes 60 --out runs/small
@@ -147,6 +167,7 @@ def fit(
             "weight_decay": weight_decay,
             "kind": optimizer,
             "schedule": schedule,
+            "decay_fraction": decay_fraction,
             "ema_decay": ema_decay,
         },
         "train": {
@@ -167,7 +188,9 @@ def fit(
     )
     with joined(timeout_minutes) as world:
         teller = console if world.first else Console(quiet=True)
-        config = world.from_first(lambda: _config(out, preset, overrides, resume=resume))
+        config = world.from_first(
+            lambda: _config(out, preset, overrides, settings or [], resume=resume)
+        )
         result = run_fit(
             config,
             out,
@@ -197,10 +220,21 @@ def fit(
 
 
 def _config(
-    out: Path, preset: str | None, overrides: dict[str, dict[str, Any]], *, resume: bool
+    out: Path,
+    preset: str | None,
+    overrides: dict[str, dict[str, Any]],
+    settings: list[str],
+    *,
+    resume: bool,
 ) -> RunConfig:
     """The run's configuration: what it was started with, or the preset's, with what is given."""
     from training.rundir import read_config
 
     base = read_config(out) if resume and preset is None else run_preset(preset or "mnist")
-    return overridden(base, overrides)
+    config = with_settings(overridden(base, overrides), settings)
+    if overrides["optim"]["decay_fraction"] is not None and config.optim.schedule != "trapezoid":
+        raise ConfigError(
+            f"--decay-fraction is the fall of a trapezoid: the schedule {config.optim.schedule} "
+            "has none"
+        )
+    return config

@@ -27,7 +27,14 @@ from training.scorers import Facts, ModelScorer, Scorer
 
 Array = NDArray[np.float64]
 
-__all__ = ["ImageFigures", "evaluate_images", "evaluate_model", "pieces"]
+__all__ = [
+    "ACTIVE_VARIANCE",
+    "ImageFigures",
+    "evaluate_images",
+    "evaluate_model",
+    "image_figures",
+    "pieces",
+]
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5: a unit is active above it
 MEMORY_GIB = 2.0
@@ -104,8 +111,12 @@ def evaluate_images(
     chunk: int | None = None,
     memory_gib: float = MEMORY_GIB,
     progress: Progress | None = None,
+    start: int = 0,
 ) -> ImageFigures:
-    """The figures of each image of `pixels` uint8 [N, C, H, W], as the likelihood reads them."""
+    """The figures of each image of `pixels` uint8 [N, C, H, W], as the likelihood reads them.
+
+    `start` is the first one's place in a larger set, whose other images are measured elsewhere.
+    """
     if min(importance_samples, batch_size or 1, chunk or 1) < 1 or not memory_gib > 0:
         raise ValueError(
             "importance_samples, batch_size and chunk are at least 1, memory_gib is positive"
@@ -123,13 +134,13 @@ def evaluate_images(
     with ThreadPoolExecutor(noise_threads()) as threads, scorer.exactly():
         for first in range(0, len(pixels), batch_size):
             batch = pixels[first : first + batch_size]
-            places = range(first, first + len(batch))
+            places = range(start + first, start + first + len(batch))
             sums = _sum_draws(scorer, batch, places, seed, importance_samples, chunk, threads)
             spread.add(sums)
             kept.append(sums.without_latents())
             if progress is not None and task is not None:
                 progress.advance(task, len(batch))
-    return _figures(kept, spread, importance_samples)
+    return image_figures(kept, spread, importance_samples)
 
 
 def pieces(facts: Facts, draws: int, memory_gib: float) -> tuple[int, int]:
@@ -160,7 +171,9 @@ def _sum_draws(
     return functools.reduce(operator.add, chunks)
 
 
-def _figures(sums: list[Sums], spread: Spread, draws: int) -> ImageFigures:
+def image_figures(sums: list[Sums], spread: Spread, draws: int) -> ImageFigures:
+    """What sums over so many draws say of each image, in the order of the parts."""
+
     def together(name: str) -> Array:
         return np.concatenate([getattr(part, name).numpy() for part in sums])
 

@@ -38,6 +38,7 @@ from training.calibrate import IMPORTANCE_SAMPLES, calibration_arrays, importanc
 from training.card import model_card
 from training.data import ImageData
 from training.errors import ExportError
+from training.findings import Findings
 from training.graphs import OPSET, WEIGHTS_FILE, GraphModule, build_graphs, graph_modules
 from training.parity import PARITY_ROWS, check_parity, graph_inputs, torch_outputs
 from training.sheets import png_bytes, reconstruction_sheet, sample_sheet
@@ -60,7 +61,8 @@ class BundleDetails:
     """What a bundle says of itself beyond what the model knows.
 
     `evaluation`: entries as `EvaluationReport.manifest_entries` gives them; `training`: whatever
-    made the model, as JSON values.
+    made the model, as JSON values; `findings`: what else was measured, for the card, with its
+    pictures.
     """
 
     name: str
@@ -71,6 +73,7 @@ class BundleDetails:
     alpha: float = 0.01
     evaluation: tuple[Mapping[str, Any], ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
+    findings: Findings = field(default_factory=Findings)
 
 
 def export_bundle(
@@ -115,7 +118,12 @@ def export_bundle(
         if calibration is not None:
             fields, scores = _calibrated(fields, contents, calibration, progress)
             contents[CALIBRATION_FILE] = scores
-        card = model_card(_manifest(fields, contents), reconstructions=examples is not None)
+        contents |= details.findings.pictures
+        card = model_card(
+            _manifest(fields, contents),
+            reconstructions=examples is not None,
+            findings=details.findings,
+        )
         contents["MODEL_CARD.md"] = card.encode()
         return write_bundle(out, fields, contents, check=check)
     except (BundleError, ValueError, OSError) as error:

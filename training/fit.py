@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from training.calls import rate_note, read_environment, with_call
 from training.checkpoint import Checkpoint, has_checkpoint, load_checkpoint
 from training.config import RunConfig, Runtime, for_images
 from training.data import ImageData, Split, load_dataset
@@ -19,7 +20,7 @@ from training.errors import TrainingError
 from training.loop import Trainer
 from training.provenance import fit_command, git_revision, processor
 from training.records import Recorder
-from training.rundir import locked, open_run, write_config
+from training.rundir import CONFIG_FILE, locked, open_run, read_config, write_config
 from training.session import Session
 
 __all__ = ["FitResult", "environment_of", "fit", "load_images"]
@@ -140,8 +141,12 @@ def _claim(held: contextlib.ExitStack, run_dir: Path, config: RunConfig, *, resu
 
 
 def _record(held: contextlib.ExitStack, trainer: Trainer, run_dir: Path) -> Recorder:
+    before = read_config(run_dir) if (run_dir / CONFIG_FILE).exists() else None
+    environment = with_call(
+        read_environment(run_dir), before, trainer.config, environment_of(trainer), trainer.step
+    )
     with _writable(run_dir):
-        write_config(run_dir, trainer.config, environment_of(trainer))
+        write_config(run_dir, trainer.config, environment)
         recorder = Recorder(run_dir, trainer.step)
     held.callback(recorder.close)
     return recorder
@@ -178,9 +183,13 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint | None, console: Console) 
             f"{run_dir} has come to step {trainer.step}, epoch {trainer.epoch}: --epochs "
             f"{trainer.config.train.epochs} lies behind it"
         )
-    console.print(
-        f"resuming {run_dir} at step {trainer.step} of {trainer.total_steps}", soft_wrap=True
-    )
+    whole = f" of {trainer.total_steps}" if trainer.ends else ""
+    console.print(f"resuming {run_dir} at step {trainer.step}{whole}", soft_wrap=True)
+    if trainer.world.first:  # alone has the run's directory
+        before = read_config(run_dir)
+        note = rate_note(before, trainer.config, trainer.step, trainer.steps_per_epoch)
+        if note:
+            console.print(note, style="yellow", soft_wrap=True, highlight=False)
     if not checkpoint.optim:
         console.print(
             "its checkpoint holds no optimiser state: the optimiser starts afresh, and the steps "

@@ -19,6 +19,7 @@ from onnxscript import opset20 as op
 from torch import Tensor, nn
 
 from model.contract import DensityModel
+from training.few_maps import in_blocks
 from training.widths import row_block, steady_sums, widen
 
 __all__ = ["OPSET", "WEIGHTS_FILE", "GraphModule", "Graphs", "build_graphs", "graph_modules"]
@@ -161,6 +162,7 @@ def build_graphs(modules: Mapping[str, GraphModule]) -> Graphs:
         _strip(proto, operation)
         widen(proto)
         steady_sums(proto)
+        in_blocks(proto)
         blocks.append(row_block(proto))
         for tensor in proto.graph.initializer:
             store.move(tensor)

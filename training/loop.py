@@ -22,7 +22,7 @@ from model import build_model
 from model.layers import data_dependent_init
 from model.objective import ElboTerms, free_bits_objective
 from training.checkpoint import Checkpoint
-from training.config import RunConfig, Runtime
+from training.config import UNENDING_EPOCHS, RunConfig, Runtime
 from training.data import ImageData, epoch_order
 from training.device import Backend, prepare
 from training.distributed import PeerError, World, unsynchronised
@@ -111,6 +111,11 @@ class Trainer:
         with torch.no_grad(), data_dependent_init(self.model):
             self.model(self.backend.layout(x), noise(self.model, len(x), generator))
         self.world.spread(self.model)
+
+    @property
+    def ends(self) -> bool:
+        """Whether the run has a last step, and is not for its minutes alone to end."""
+        return self.config.train.epochs < UNENDING_EPOCHS
 
     @property
     def epoch(self) -> int:

@@ -15,7 +15,7 @@ from PIL import Image
 from training.reproduce_report import summary
 from training.toy_picture import toy_figure
 
-__all__ = ["picture"]
+__all__ = ["INK", "PALETTE", "picture", "rendered"]
 
 Document = Mapping[str, Any]
 
@@ -39,8 +39,13 @@ STYLE: dict[str, Any] = {
 
 def picture(document: Document) -> bytes | None:
     """A document's picture as PNG; None where there is nothing to show yet."""
+    return rendered(lambda: _PICTURES[document["kind"]](document))
+
+
+def rendered(draw: Callable[[], Figure | None]) -> bytes | None:
+    """What `draw` draws, in the pictures' common style, as PNG; None where it draws nothing."""
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = _PICTURES[document["kind"]](document)
+        figure = draw()
         if figure is None:
             return None
         drawn = io.BytesIO()

@@ -6,14 +6,17 @@ No path of a machine is among it: a folder of images is named as such, a run's d
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from training.config import RunConfig, run_preset
+from model.config import ConfigError
+from training.config import RunConfig, for_images, run_preset
 from training.data import FOLDER_PREFIX
+from training.settings import differences
 
-__all__ = ["OPTIONS", "fit_command", "git_revision", "processor"]
+__all__ = ["OPTIONS", "fit_command", "git_revision", "processor", "resume_command"]
 
 # The options of `iafvae-train fit` that change a run's numbers -> where its configuration has them.
 OPTIONS = {
@@ -27,12 +30,15 @@ OPTIONS = {
     "--warmup-steps": ("optim", "warmup_steps"),
     "--optimizer": ("optim", "kind"),
     "--schedule": ("optim", "schedule"),
+    "--decay-fraction": ("optim", "decay_fraction"),
     "--weight-decay": ("optim", "weight_decay"),
     "--ema-decay": ("optim", "ema_decay"),
     "--free-bits": ("train", "free_bits_nats"),
     "--kl-warmup-epochs": ("train", "kl_warmup_epochs"),
     "--seed": ("train", "seed"),
 }
+# Other fields that follow from the images or have an option of another form.
+ELSEWHERE = ("data.name", "data.horizontal_flips", "model.image_shape")
 
 
 def fit_command(config: RunConfig) -> str:
@@ -44,13 +50,34 @@ def fit_command(config: RunConfig) -> str:
         words.append(f"--data {FOLDER_PREFIX}PATH")
     elif config.data.name != base.data.name:
         words.append(f"--data {config.data.name}")
+    return " ".join([*words, *_options(_shaped(base, config), config), "--out RUN"])
+
+
+def resume_command(before: RunConfig, config: RunConfig) -> str:
+    """The command that goes on with a run configured as `before`, as `config` says."""
+    return " ".join(["iafvae-train fit --resume", *_options(before, config), "--out RUN"])
+
+
+def _options(base: RunConfig, config: RunConfig) -> list[str]:
+    """What makes `config` of `base`: options, and `--set` for fields that have none."""
+    words = []
     for option, (part, key) in OPTIONS.items():
         value = getattr(getattr(config, part), key)
         if value != getattr(getattr(base, part), key):
             words.append(f"{option} {_word(value)}")
     if config.data.horizontal_flips != base.data.horizontal_flips:
         words.append("--flips" if config.data.horizontal_flips else "--no-flips")
-    return " ".join([*words, "--out RUN"])
+    named = {f"{part}.{key}" for part, key in OPTIONS.values()}
+    settings = differences(base, config, without={*named, *ELSEWHERE})
+    return words + [f"--set {shlex.quote(setting)}" for setting in settings]
+
+
+def _shaped(base: RunConfig, config: RunConfig) -> RunConfig:
+    """`base` as `fit` makes it for images of the run's shape."""
+    try:
+        return for_images(base, config.model.image_shape)
+    except ConfigError:  # a model of another kind, told whole
+        return base
 
 
 def _word(value: Any) -> str:

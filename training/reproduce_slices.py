@@ -13,12 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from model.config import require
-from training.config import RunConfig
+from training.config import UNENDING_EPOCHS, RunConfig
 
 __all__ = ["EqualMinutes", "EqualSteps", "Plan", "Slice", "Standing", "plan_for", "water_level"]
 
-# Epochs of a run that its minutes end: more than any run takes, so that it never ends by itself.
-UNENDING_EPOCHS = 100_000
 # What is left below it, a third of a second, is not worth a start.
 LEAST_MINUTES = 0.005
 

@@ -17,6 +17,8 @@ __all__ = ["locked", "open_run", "read_config", "write_config"]
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
+# How long a run is and when its rate falls may be thought over while it goes on.
+MAY_CHANGE = {("train", "epochs"), ("optim", "decay_fraction")}
 
 
 def write_config(run_dir: Path, config: RunConfig, environment: Mapping[str, Any]) -> None:
@@ -62,13 +64,14 @@ def open_run(run_dir: Path, config: RunConfig, *, resume: bool) -> None:
 
 def _check_same(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
     train = replace(before.train, epochs=now.train.epochs)
-    optim = before.optim
+    optim = replace(before.optim, decay_fraction=now.optim.decay_fraction)
     if not now.train.free_bits_nats:  # micro-batches then add up to the same step
         optim = replace(optim, accumulate=now.optim.accumulate)
     if replace(before, preset=now.preset, train=train, optim=optim) != now:
         raise TrainingError(
             f"{run_dir} was started with another configuration ({_difference(before, now)}); only "
-            "--epochs may change at a resume, and --accumulate where there are no free bits"
+            "--epochs and --decay-fraction may change at a resume, and --accumulate where there "
+            "are no free bits"
         )
 
 
@@ -78,7 +81,7 @@ def _difference(before: RunConfig, after: RunConfig) -> str:
         f"{part}.{key}: {old[part].get(key)} then, {value} now"
         for part in ("model", "data", "optim", "train")
         for key, value in new[part].items()
-        if old[part].get(key) != value and (part, key) != ("train", "epochs")
+        if old[part].get(key) != value and (part, key) not in MAY_CHANGE
     )
 
 

@@ -20,11 +20,12 @@ from training.data import FOLDER_PREFIX, ImageData, Split, load_dataset, public_
 from training.errors import DataError, EvaluationError, ExportError, TrainingError
 from training.evaluate import MEMORY_GIB, evaluate_model
 from training.export import BundleDetails, export_bundle, refuse_strangers
+from training.findings import gather
 from training.provenance import fit_command, git_revision, processor
 from training.records import read_metrics
 from training.report import EvaluationReport
 
-__all__ = ["evaluate_run", "export_run", "run_images", "training_facts"]
+__all__ = ["evaluate_run", "export_run", "run_images", "training_facts", "weights_used"]
 
 Weights = Literal["ema", "raw"]
 SHOWN: tuple[Split, ...] = ("calibration", "test")
@@ -81,7 +82,7 @@ def evaluate_run(
         **report.to_dict(),
         "command": command if limit is None else f"{command} --limit {limit}",
         "manifest": report.manifest_entries(command),
-        **_weights_used(checkpoint, weights),
+        **weights_used(checkpoint, weights),
     }
     name = f"evaluation-{split}-k{importance_samples}-{checkpoint.path.name}-{weights}.json"
     path = run_dir / name
@@ -105,20 +106,23 @@ def export_run(
 ) -> Bundle:
     """Write the bundle of a run's newest checkpoint (or of the checkpoint `run`) to `out`.
 
-    The figures of every full evaluation of these weights go with it. `calibrate=False` needs no
+    The figures of every full evaluation of these weights go with it, and what `bound` and
+    `anomaly` found of them, and the curve of its training. `calibrate=False` needs no
     images and gives a bundle without p-values; `command` is the one that trained the model.
     """
     refuse_strangers(out)  # before the images are read, and the graphs made
     config, model, checkpoint = load_run(run, weights=weights)
     run_dir = checkpoint.path.parent.parent
     data = public_name(str(config["data"]["name"]))
+    name = name or _default_name(run_dir, config)
     details = BundleDetails(
-        name=name or _default_name(run_dir, config),
+        name=name,
         version=version,
         description=description or f"An IAF-VAE (arXiv:1606.04934) trained on {data}.",
         license=license_name,
         evaluation=tuple(_figures(run_dir, checkpoint, weights)),
         training=training_facts(run_dir, config, checkpoint, weights, command),
+        findings=gather(run_dir, weights_used(checkpoint, weights), f"{name} {version}"),
     )
     images = _shown_images(config, data_dir) if calibrate else {}
     return export_bundle(
@@ -158,17 +162,19 @@ def training_facts(
     """What made the weights, for the manifest: numbers and words, no path of this machine."""
     environment = {"processor": processor(), **config.get("environment", {})}
     recorded = environment.pop("command", "")  # said once, above
+    calls = environment.pop("calls", [])
     return {
         "command": command or recorded or _fit_command(config),
         "data": public_name(str(config["data"]["name"])),
         "preset": str(config.get("preset", "")),
         "git_revision": environment.pop("git_revision", None) or git_revision(),
-        **_weights_used(checkpoint, weights),
+        **weights_used(checkpoint, weights),
         "minutes": round(_minutes(run_dir, config, checkpoint.step), 1),
         "model": dict(config["model"]),
         "optim": dict(config.get("optim", {})),
         "train": dict(config.get("train", {})),
         "environment": environment,
+        **({"calls": calls} if len(calls) > 1 else {}),
     }
 
 
@@ -181,7 +187,7 @@ def _fit_command(config: Mapping[str, Any]) -> str:
         return "iafvae-train fit --out RUN"
 
 
-def _weights_used(checkpoint: Checkpoint, weights: Weights) -> dict[str, Any]:
+def weights_used(checkpoint: Checkpoint, weights: Weights) -> dict[str, Any]:
     """Which weights: two runs, or one taken up again earlier, may come to the same step."""
     name = "ema" if weights == "ema" and checkpoint.ema else "model"
     digest = hashlib.sha256((checkpoint.path / f"{name}.safetensors").read_bytes()).hexdigest()
@@ -190,7 +196,7 @@ def _weights_used(checkpoint: Checkpoint, weights: Weights) -> dict[str, Any]:
 
 def _figures(run_dir: Path, checkpoint: Checkpoint, weights: Weights) -> Iterator[dict[str, Any]]:
     """Manifest entries of all evaluations of exactly these weights on all of a split's images."""
-    wanted = _weights_used(checkpoint, weights)
+    wanted = weights_used(checkpoint, weights)
     for path in sorted(run_dir.glob("evaluation-*.json")):
         try:
             content = json.loads(path.read_bytes())

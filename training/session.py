@@ -14,7 +14,7 @@ from training.data import ImageData
 from training.distributed import PeerError
 from training.interrupts import Interrupts
 from training.loop import Observer, Trainer
-from training.progress import SilentObserver, shown
+from training.progress import Budget, SilentObserver, shown
 from training.records import Recorder
 from training.sheets import reconstruction_sheet, sample_sheet, save_sheet
 
@@ -58,9 +58,10 @@ class Session:
         run (`PeerError`): nothing is wrong with what this one holds.
         """
         interrupts = Interrupts(told=self.recorder is not None)
-        stop = stopper(interrupts, self.trainer, budget_minutes)
+        budget = Budget(budget_minutes)
+        stop = stopper(interrupts, self.trainer, budget)
         reason, saved_at = "done", time.monotonic()
-        with interrupts.watched(), self._observer() as observer:
+        with interrupts.watched(), self._observer(budget) as observer:
             try:
                 for reason in self.trainer.run(observer, stop, self.validation):
                     age = time.monotonic() - saved_at
@@ -93,7 +94,7 @@ class Session:
             recorder.image(trainer.step, kind, sheet)
 
     @contextmanager
-    def _observer(self) -> Iterator[Observer]:
+    def _observer(self, budget: Budget) -> Iterator[Observer]:
         if self.recorder is None:
             yield SilentObserver()
             return
@@ -101,28 +102,24 @@ class Session:
         with shown(
             self.console,
             self.recorder,
-            total_steps=trainer.total_steps,
+            total_steps=trainer.total_steps if trainer.ends else None,
             step=trainer.step,
-            epochs=trainer.config.train.epochs,
+            epochs=trainer.config.train.epochs if trainer.ends else None,
+            budget=budget,
         ) as observer:
             yield observer
 
 
-def stopper(
-    interrupts: Interrupts, trainer: Trainer, budget_minutes: float | None
-) -> Callable[[], str]:
+def stopper(interrupts: Interrupts, trainer: Trainer, budget: Budget) -> Callable[[], str]:
     """What tells the reason to stop, "" while there is none; the budget counts from a first step
     done, which may have compiled for a minute."""
-    started: list[float] = []
     first = trainer.step
 
     def reason() -> str:
-        if trainer.step > first and not started:
-            started.append(time.monotonic())
+        if trainer.step > first:
+            budget.begin()
         if interrupts.reason:
             return interrupts.reason
-        if budget_minutes is None or not started:
-            return ""
-        return "budget" if time.monotonic() - started[0] >= 60 * budget_minutes else ""
+        return "budget" if budget.spent_up else ""
 
     return reason

@@ -19,6 +19,7 @@ from training.data import ImageData
 from training.errors import ExportError
 from training.evaluate import evaluate_images
 from training.export import BundleDetails, export_bundle
+from training.findings import Findings
 from training.graphs import build_graphs, graph_modules
 
 OPERATIONS = ("sample", "decode", "encode", "score")
@@ -45,7 +46,12 @@ def pixels(n, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, *SHAPE), np.uint8)
 
 
-DETAILS = BundleDetails(name="tiny", description="For tests.", training={"epochs": 3})
+DETAILS = BundleDetails(
+    name="tiny",
+    description="For tests.",
+    training={"epochs": 3},
+    findings=Findings(curve="An hour.", pictures={"curve.png": b"a picture"}),
+)
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +224,9 @@ def test_the_manifest_and_the_card_say_what_it_is(bundle, model):
     for words in ("# tiny 1.0.0", "For tests.", "samples.png", "reconstructions.png", "epochs"):
         assert words in card
     assert (bundle.path / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert "![curve](curve.png)\n\nAn hour." in card
+    assert (bundle.path / "curve.png").read_bytes() == b"a picture"
+    assert "curve.png" in bundle.manifest.files
 
 
 def test_without_images_there_is_a_bundle_without_p_values(model, graphs, tmp_path, monkeypatch):

@@ -10,11 +10,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from model.config import ConfigError, DiagonalPosterior
 from training import fit as fit_module
 from training.cli import app
 from training.config import RunConfig, run_preset
 from training.fit import FitResult
 from training.provenance import OPTIONS, fit_command, git_revision
+from training.settings import with_settings
 
 CHANGED = {
     "likelihood": "discretized_logistic",
@@ -26,13 +28,31 @@ CHANGED = {
     "learning_rate": 0.005,
     "warmup_steps": 11,
     "kind": "adam",
-    "schedule": "cosine",
+    "schedule": "trapezoid",
+    "decay_fraction": 0.25,
     "weight_decay": 0.01,
     "ema_decay": 0.9,
     "free_bits_nats": 0.5,
     "kl_warmup_epochs": 2.5,
     "seed": 3,
 }
+
+
+def cosine(config: RunConfig) -> RunConfig:
+    return replace(config, optim=replace(config.optim, schedule="cosine"))
+
+
+def another_ladder(_: RunConfig) -> RunConfig:
+    config = run_preset("cifar10-small")
+    model = replace(
+        config.model,
+        levels=(2, 1),
+        z_channels=4,
+        inference="bottom_up",
+        scale="channel",
+        posterior=DiagonalPosterior(),
+    )
+    return replace(config, model=model, optim=replace(config.optim, decay_fraction=0.0))
 
 
 def changed_everywhere(config: RunConfig) -> RunConfig:
@@ -42,7 +62,9 @@ def changed_everywhere(config: RunConfig) -> RunConfig:
     return replace(config, data=data)
 
 
-@pytest.mark.parametrize("change", [lambda config: config, changed_everywhere])
+@pytest.mark.parametrize(
+    "change", [lambda config: config, cosine, another_ladder, changed_everywhere]
+)
 def test_the_recorded_command_starts_the_same_run(
     change: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,9 +83,27 @@ def test_the_recorded_command_starts_the_same_run(
     assert "somebody" not in fit_command(config)
 
 
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("levels=[3]", "PATH=VALUE"),
+        ("model.levels", "PATH=VALUE"),
+        ("preset=mnist", "PATH=VALUE"),
+        ("model.depth=3", "no such field; there are channels"),
+        ("model.hidden.more=3", "no such field"),
+        ("model.posterior.kind=diagonal", "has no field"),
+        ("model.hidden=-1", "hidden must be positive"),
+        ("optim.kind=sgd", "adamax or adam"),
+    ],
+)
+def test_a_setting_that_leads_nowhere_is_refused(setting: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        with_settings(run_preset("mnist"), [setting])
+
+
 def test_every_option_has_a_help_text() -> None:
     commands = typer.main.get_command(app).commands
-    assert set(commands) >= {"fit", "evaluate", "export", "strip"}
+    assert set(commands) >= {"fit", "evaluate", "export", "strip", "anomaly", "bound", "curve"}
     for name, command in commands.items():
         assert command.help
         silent = [p.name for p in command.params if p.name != "help" and not p.help]

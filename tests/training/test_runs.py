@@ -171,7 +171,10 @@ def test_a_run_that_recorded_no_command_is_described_by_its_configuration(run):
     config, _, checkpoint = load_run(run)
     config |= {"preset": "mnist", "train": {"epochs": 90}}
     facts = runs.training_facts(run, config, checkpoint, "ema")
-    command = "iafvae-train fit --preset mnist --epochs 90 --batch-size 100 --out RUN"
+    command = (
+        "iafvae-train fit --preset mnist --epochs 90 --batch-size 100 "
+        "--set 'model.channels=[16]' --set model.hidden=16 --set model.latent_dim=16 --out RUN"
+    )
     assert facts["command"] == command
     config["preset"] = "of-another-version"
     facts = runs.training_facts(run, config, checkpoint, "ema")

@@ -1,0 +1,43 @@
+"""Where data sets come from and on which terms they may be used, for the cards of models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = ["data_note"]
+
+SPLITS = (
+    "Of the {train:,} official training images 2,500 were set aside for validation and 2,500 for "
+    "calibration by a fixed rule; all others were trained on. The {test:,} official test images "
+    "serve final figures only."
+)
+NOTES: Mapping[str, str] = {
+    "mnist": (
+        "MNIST (LeCun, Bottou, Bengio & Haffner 1998), handwritten digits from NIST's "
+        "collections. "
+        + SPLITS.format(train=60_000, test=10_000)
+        + " Licence: copyright Yann LeCun and Corinna Cortes, Creative Commons "
+        "Attribution-ShareAlike 3.0, as its distributors state it."
+    ),
+    "fashion-mnist": (
+        "Fashion-MNIST (Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747), Zalando's article images. "
+        + SPLITS.format(train=60_000, test=10_000)
+        + " Licence: MIT, copyright Zalando SE."
+    ),
+    "cifar10": (
+        "CIFAR-10 (Krizhevsky 2009), a labelled part of the 80 Million Tiny Images, which were "
+        "collected from the web and withdrawn by their makers in 2020. "
+        + SPLITS.format(train=50_000, test=10_000)
+        + " Licence: none is stated; its authors ask to cite the technical report. The rights in "
+        "single photographs are not cleared."
+    ),
+}
+OTHERS = (
+    "Images of whoever trained this model; their licence and the rights of those they show are "
+    "theirs to state."
+)
+
+
+def data_note(name: str) -> str:
+    """What a card says of the data set `name`: origin, splits, licence."""
+    return NOTES.get(name, OTHERS)
