@@ -19,9 +19,16 @@ from service.codecs import contact_sheet, encode_npy, encode_png, png_base64
 from service.media import JSON, NPY, PNG
 
 if TYPE_CHECKING:
-    from service.operations import Images, Latents, Scores, Timing
+    from service.results import Images, Latents, LogLikelihoods, Scores, Timing
 
-__all__ = ["Answer", "altered_notes", "images_answer", "latents_answer", "scores_answer"]
+__all__ = [
+    "Answer",
+    "altered_notes",
+    "images_answer",
+    "latents_answer",
+    "log_likelihoods_answer",
+    "scores_answer",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,26 +111,37 @@ def _lists(array: NDArray[np.float32]) -> list[list[float | None]]:
 
 def scores_answer(
     scores: Scores,
-    media_type: str,
     fields: dict[str, Any],
     *,
     altered: NDArray[np.bool_],
     kl_groups: tuple[str, ...],
 ) -> Answer:
-    """Scores as JSON, or the log-likelihoods alone as npy float32 [n]."""
+    """Scores as JSON."""
     values = scores.log_likelihood_nats
-    if media_type == NPY:
-        body = encode_npy(np.asarray(values, np.float32))
-    else:
-        body = _json({"results": _results(scores, altered, kl_groups), **fields})
     return Answer(
-        body=body,
-        media_type=media_type,
+        body=_json({"results": _results(scores, altered, kl_groups), **fields}),
+        media_type=JSON,
         timing=scores.timing,
         seed=scores.seed,
         altered=int(altered.sum()),
-        non_finite=len(values) - int(np.isfinite(values).sum()),
+        non_finite=_non_finite(values),
     )
+
+
+def log_likelihoods_answer(values: LogLikelihoods, *, altered: NDArray[np.bool_]) -> Answer:
+    """Log-likelihoods as npy float32 [n]."""
+    return Answer(
+        body=encode_npy(np.asarray(values.nats, np.float32)),
+        media_type=NPY,
+        timing=values.timing,
+        seed=values.seed,
+        altered=int(altered.sum()),
+        non_finite=_non_finite(values.nats),
+    )
+
+
+def _non_finite(values: NDArray[np.float64]) -> int:
+    return len(values) - int(np.isfinite(values).sum())
 
 
 SCORE_FIELDS = (

@@ -93,7 +93,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.router.routes.extend(page_routes())
     add_problem_handlers(app)
     install_openapi(app, OPERATIONS, context.registry)
-    app.add_middleware(HotPaths, targets={route.path: route.app for route in hot}, infer=infer)
+    app.add_middleware(
+        HotPaths,
+        targets={route.path: route.app for route in hot},
+        infer=infer,
+        limit=settings.max_in_flight,
+        telemetry=context.telemetry,
+    )
     add_access_control(app, context)
     app.add_middleware(RequestContext, access_log=settings.access_log)
     return app

@@ -87,7 +87,7 @@ class while_connected:  # noqa: N801 - a context manager, read as words
 
 
 class until:  # noqa: N801 - a context manager, read as words
-    """Bound decoding and encoding as well; the scheduler keeps rows to the same deadline."""
+    """Bound decoding and encoding beside the loop; the scheduler keeps rows to the deadline."""
 
     __slots__ = ("_timeout",)
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Generic
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
@@ -35,6 +35,8 @@ from service.settings import Settings
 __all__ = ["NativeExchange", "Operation", "Work"]
 
 MAX_REMEMBERED = 256  # bytes of a query
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,13 @@ class Work(Generic[OptionsT]):
     def settings(self) -> Settings:
         """The application's."""
         return self.context.settings
+
+    async def beside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`function` in a thread, awaited until the request's deadline; rows that the scheduler
+        has are kept to it there. Raises DeadlineExceeded.
+        """
+        async with until(self.call.deadline):
+            return await self.context.beside(function, *args, **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +142,7 @@ class NativeExchange(Exchange):
     ) -> Reply:
         """What comes of it; all of a stream but its end is sent here."""
         async with while_connected(receive):
-            async with until(work.call.deadline):
-                answer = await self._spec.handler(work)
+            answer = await self._spec.handler(work)
             reply = _reply(answer, work.runtime, record.operation)
             if answer.rest is not None:
                 record.timing, record.started = answer.timing, True

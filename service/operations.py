@@ -29,6 +29,7 @@ from service.results import (
     Call,
     Images,
     Latents,
+    LogLikelihoods,
     Rendered,
     Scores,
     Timing,
@@ -37,7 +38,7 @@ from service.results import (
     timing_of,
 )
 from service.scheduler import BatchResult, Scheduler, SchedulerObserver
-from service.scoring import estimate, p_values, statuses
+from service.scoring import estimate, log_likelihoods, p_values, statuses
 from service.works import DecodeWork, EncodeWork, NoiseKeys, Pixels, SampleWork, ScoreWork, Work
 
 __all__ = ["Call", "Images", "Latents", "ModelRuntime", "Rendered", "Scores", "Timing"]
@@ -196,14 +197,30 @@ class ModelRuntime:
         call: Call = NO_CALL,
     ) -> Scores:
         """Log-likelihoods of `images` uint8 ``[n, C, H, W]`` and how unusual they are."""
+        arguments.alpha(alpha)
+        result = await self._weigh(images, importance_samples, seed, call)
+        return self._scores(*_weights(result, len(images)), seed, alpha, timing_of(result))
+
+    async def log_likelihood(
+        self,
+        images: NDArray[Any],
+        *,
+        importance_samples: int,
+        seed: int,
+        call: Call = NO_CALL,
+    ) -> LogLikelihoods:
+        """The log-likelihoods of `score`, without what follows from them."""
+        result = await self._weigh(images, importance_samples, seed, call)
+        log_weight, _ = _weights(result, len(images))
+        return LogLikelihoods(log_likelihoods(log_weight), seed, timing_of(result))
+
+    async def _weigh(
+        self, images: NDArray[Any], importance_samples: int, seed: int, call: Call
+    ) -> BatchResult:
         arguments.images(images, self.bundle.manifest.image)
         k = arguments.count("importance_samples", importance_samples)
-        arguments.alpha(alpha)
         work = ScoreWork(images, image_keys(images), arguments.seed(seed), k)
-        result = await self._submit(work, call)
-        log_weight = result.arrays["log_weight"].reshape(len(images), k)
-        kl = result.arrays["kl"].reshape(len(images), k, -1)
-        return self._scores(log_weight, kl, seed, alpha, timing_of(result))
+        return await self._submit(work, call)
 
     async def reconstruct(
         self,
@@ -292,6 +309,12 @@ class ModelRuntime:
             kl_nats=kl.mean(axis=1, dtype=np.float64) if k > 1 else kl[:, 0].astype(np.float64),
             timing=timing,
         )
+
+
+def _weights(result: BatchResult, images: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Log-weights ``[n, K]`` and KLs ``[n, K, G]``."""
+    log_weight = result.arrays["log_weight"].reshape(images, -1)
+    return log_weight, result.arrays["kl"].reshape(*log_weight.shape, -1)
 
 
 def _positions(n: int, seed: int, first: int) -> NoiseKeys:

@@ -40,12 +40,12 @@ async def pictures(work: Work[Any], options: ImageOptions, *, rows_each: int = 1
         _check_images(count, rows_each, settings)
         if array.size <= INLINE_PIXELS and not fit.resize:
             return fit_array(array, shape, fit)
-        return await work.context.beside(fit_array, array, shape, fit)
+        return await work.beside(fit_array, array, shape, fit)
     limits = PixelLimits(image=settings.max_image_pixels, total=settings.max_total_pixels)
     if intake.payload is not None:
         texts = _strings(intake.payload)
         _check_images(len(texts), rows_each, settings)
-        return await work.context.beside(
+        return await work.beside(
             lambda: fit_files(
                 [decode_base64(text, f"image {i}") for i, text in enumerate(texts)],
                 shape,
@@ -54,7 +54,7 @@ async def pictures(work: Work[Any], options: ImageOptions, *, rows_each: int = 1
             )
         )
     _check_images(len(intake.files), rows_each, settings)
-    return await work.context.beside(fit_files, intake.files, shape, fit, limits, intake.names)
+    return await work.beside(fit_files, intake.files, shape, fit, limits, intake.names)
 
 
 def _check_images(count: int, rows_each: int, settings: Settings) -> None:

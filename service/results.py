@@ -13,6 +13,7 @@ __all__ = [
     "Call",
     "Images",
     "Latents",
+    "LogLikelihoods",
     "Rendered",
     "Scores",
     "Timing",
@@ -97,6 +98,15 @@ class Scores:
     importance_samples: int
     seed: int
     kl_nats: NDArray[np.float64]
+    timing: Timing
+
+
+@dataclass(frozen=True, eq=False)
+class LogLikelihoods:
+    """Of `Scores` the log-likelihoods alone: float64 ``[n]`` in nats."""
+
+    nats: NDArray[np.float64]
+    seed: int
     timing: Timing
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Estimates", "estimate", "p_values", "statuses"]
+__all__ = ["Estimates", "estimate", "log_likelihoods", "p_values", "statuses"]
 
 F64 = NDArray[np.float64]
 
@@ -49,6 +49,13 @@ def estimate(log_weight: NDArray[np.floating]) -> Estimates:
             standard_error_nats=w.std(axis=1, ddof=1) / (math.sqrt(k) * mean),
             effective_sample_size=w.sum(axis=1) ** 2 / np.square(w).sum(axis=1),
         )
+
+
+def log_likelihoods(log_weight: NDArray[np.floating]) -> F64:
+    """Of `estimate` the log-likelihoods alone, ``[n]``."""
+    if log_weight.shape[1] == 1:
+        return log_weight[:, 0].astype(np.float64)
+    return estimate(log_weight).log_likelihood_nats
 
 
 def p_values(scores: F64, reference: NDArray[np.float32] | None) -> F64:

@@ -128,6 +128,10 @@ class Settings(BaseSettings):
     max_importance_samples: Count = 1024
     max_rows: Annotated[Count, Field(description="images times importance samples")] = 16_384
     max_queue_rows: Annotated[Count, Field(description="above it: 429")] = 32_768
+    max_in_flight: Annotated[
+        Count,
+        Field(description="requests to operations at once; above it: 429, with the body unread"),
+    ] = 512
     max_batch_rows: Count = 256
 
     body_timeout_seconds: Annotated[Seconds, Field(gt=0)] = 30.0

@@ -16,6 +16,7 @@ from service.answers import (
     altered_notes,
     images_answer,
     latents_answer,
+    log_likelihoods_answer,
     scores_answer,
 )
 from service.context import Context
@@ -121,7 +122,7 @@ async def encode(work: Work[EncodeOptions]) -> Answer:
     answer = partial(latents_answer, coded, work.media_type, fields, fitted.altered)
     if coded.latents.size <= INLINE_NUMBERS:
         return answer(output=options.output)
-    return await work.context.beside(answer, output=options.output)
+    return await work.beside(answer, output=options.output)
 
 
 async def score(work: Work[ScoreOptions]) -> Answer:
@@ -131,22 +132,17 @@ async def score(work: Work[ScoreOptions]) -> Answer:
     samples = options.importance_samples or scoring.default_importance_samples
     check_count("importance_samples", samples, work.settings.max_importance_samples)
     fitted = await pictures(work, options, rows_each=samples)
-    alpha = scoring.alpha if options.alpha is None else options.alpha
-    scores = await work.runtime.score(
-        fitted.images,
-        importance_samples=samples,
-        seed=scoring.default_seed if options.seed is None else options.seed,
-        alpha=alpha,
-        call=work.call,
-    )
-    fields = _common(work, altered_notes(fitted.altered)) | {
-        "estimator": scores.estimator,
+    asked: dict[str, Any] = {
         "importance_samples": samples,
-        "seed": scores.seed,
-        "alpha": alpha,
+        "seed": scoring.default_seed if options.seed is None else options.seed,
     }
-    groups = manifest.kl_groups
-    return scores_answer(scores, work.media_type, fields, altered=fitted.altered, kl_groups=groups)
+    if work.media_type == NPY:  # the log-likelihoods alone: nothing else is computed for it
+        values = await work.runtime.log_likelihood(fitted.images, **asked, call=work.call)
+        return log_likelihoods_answer(values, altered=fitted.altered)
+    asked["alpha"] = scoring.alpha if options.alpha is None else options.alpha
+    scores = await work.runtime.score(fitted.images, **asked, call=work.call)
+    fields = _common(work, altered_notes(fitted.altered)) | {"estimator": scores.estimator} | asked
+    return scores_answer(scores, fields, altered=fitted.altered, kl_groups=manifest.kl_groups)
 
 
 async def reconstruct(work: Work[ReconstructOptions]) -> Answer:
@@ -254,6 +250,4 @@ async def _images(
         )
     if images.images.size <= INLINE_PIXELS:
         return images_answer(images, work.media_type, fields, altered=altered)
-    return await work.context.beside(
-        images_answer, images, work.media_type, fields, altered=altered
-    )
+    return await work.beside(images_answer, images, work.media_type, fields, altered=altered)

@@ -7,10 +7,16 @@ import json
 import numpy as np
 import pytest
 
-from service.answers import altered_notes, images_answer, latents_answer, scores_answer
+from service.answers import (
+    altered_notes,
+    images_answer,
+    latents_answer,
+    log_likelihoods_answer,
+    scores_answer,
+)
 from service.codecs import decode_npy
 from service.media import JSON, NPY
-from service.operations import Images, Latents, Scores, Timing
+from service.results import Images, Latents, LogLikelihoods, Scores, Timing
 
 TIMING = Timing(queue_seconds=0.0, compute_seconds=0.0)
 NAN, INF = float("nan"), float("inf")
@@ -38,13 +44,15 @@ def scores():
 
 def test_scores(scores):
     untouched = np.zeros(3, np.bool_)
-    answer = scores_answer(scores, JSON, {}, altered=untouched, kl_groups=("a", "b"))
+    answer = scores_answer(scores, {}, altered=untouched, kl_groups=("a", "b"))
     results = json.loads(answer.body, parse_constant=pytest.fail)["results"]
     assert [r["log_likelihood_nats"] for r in results] == [-1.5, None, None]
     assert [r["status"] for r in results] == ["ok", "non_finite", "non_finite"]
     assert results[1]["kl_nats"] == {"a": None, "b": 2.0}
     assert answer.non_finite == 2
-    binary = scores_answer(scores, NPY, {}, altered=untouched, kl_groups=("a", "b"))
+    values = LogLikelihoods(scores.log_likelihood_nats, 0, TIMING)
+    binary = log_likelihoods_answer(values, altered=untouched)
+    assert binary.non_finite == 2
     got = decode_npy(binary.body, dtypes=("float32",), max_items=3)
     assert np.array_equal(got, np.array([-1.5, -INF, NAN], np.float32), equal_nan=True)
 
