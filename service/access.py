@@ -5,9 +5,6 @@ Pure ASGI, as `service.middleware` is.
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -18,7 +15,7 @@ from service.lifetimes import TIMEOUT_HEADER
 from service.problems import problem_response
 from service.telemetry import Telemetry
 
-__all__ = ["KeyGuard", "add_access_control", "is_open"]
+__all__ = ["KeyGuard", "is_open", "with_access_control"]
 
 PROBES = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 PAGES = frozenset({"/", "/docs"})  # they hold nothing of the models, and ask for a key themselves
@@ -66,24 +63,25 @@ def is_open(path: str) -> bool:
     return path in PROBES or path in PAGES or path.startswith(ASSETS)
 
 
-def add_access_control(app: FastAPI, context: Context) -> None:
-    """Add to `app` what the settings ask for. Raises KeyFileError."""
+def with_access_control(app: ASGIApp, context: Context) -> ASGIApp:
+    """`app` behind what the settings ask for. Raises KeyFileError."""
     settings = context.settings
     if settings.keys_file is not None:
-        app.add_middleware(
-            KeyGuard,
+        app = KeyGuard(
+            app,
             keys=KeyFile(settings.keys_file),
             open_metrics=settings.open_metrics,
             telemetry=context.telemetry,
         )
     if settings.cors_origins:  # outside the keys: a browser's preflight carries none
-        given: dict[str, Any] = {
-            "allow_origins": settings.cors_origins,
-            "allow_methods": ("GET", "POST"),
-            "allow_headers": ("authorization", "content-type", "x-request-id", TIMEOUT_HEADER),
-            "expose_headers": ANSWER_HEADERS,
-        }
-        app.add_middleware(CORSMiddleware, **given)
+        app = CORSMiddleware(
+            app,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("authorization", "content-type", "x-request-id", TIMEOUT_HEADER),
+            expose_headers=ANSWER_HEADERS,
+        )
+    return app
 
 
 def _authorization(scope: Scope) -> bytes | None:

@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.access import add_access_control
+from service.access import with_access_control
 from service.bodies import Buffers
 from service.context import Context
+from service.gate import Gate
 from service.inference_exchange import InferExchange
 from service.middleware import HotPaths, RequestContext
 from service.model_manager import ModelManager
@@ -72,7 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await context.registry.stop(settings.drain_seconds)
             decoders.shutdown()
 
-    app = FastAPI(
+    app = _Application(
         title="iafvae",
         version=program_version(),
         description=DESCRIPTION,
@@ -93,16 +95,34 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.router.routes.extend(page_routes())
     add_problem_handlers(app)
     install_openapi(app, OPERATIONS, context.registry)
-    app.add_middleware(
-        HotPaths,
-        targets={route.path: route.app for route in hot},
-        infer=infer,
-        limit=settings.max_in_flight,
-        telemetry=context.telemetry,
-    )
-    add_access_control(app, context)
-    app.add_middleware(RequestContext, access_log=settings.access_log)
+    targets = {route.path: route.app for route in hot}
+    gate = Gate(settings.max_in_flight, frozenset(targets), context.telemetry)
+    paths = HotPaths(app.routed, targets=targets, infer=infer, gate=gate)
+    guarded = with_access_control(paths, context)
+    app.outermost = RequestContext(guarded, access_log=settings.access_log)
+    if not settings.access_log and not settings.cors_origins:  # which every answer must go through
+        app.gate = gate
     return app
+
+
+class _Application(FastAPI):
+    """FastAPI behind what every request goes through first.
+
+    As middleware of its own that would stand behind four others, which cost an operation as much
+    as it does: operations never get to them, and need none.
+    """
+
+    outermost: ASGIApp
+    gate: Gate | None = None  # for a server that refuses requests before they are tasks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or follow the server's life."""
+        app = self.outermost if scope["type"] == "http" else self.routed
+        await app(scope, receive, send)
+
+    async def routed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """FastAPI's own stack and routes."""
+        await super().__call__(scope, receive, send)
 
 
 @asynccontextmanager

@@ -29,7 +29,14 @@ from service.errors import (
 )
 from service.media import JSON, PROBLEM
 
-__all__ = ["TYPE_PREFIX", "add_problem_handlers", "problem_response", "unexpected"]
+__all__ = [
+    "TYPE_PREFIX",
+    "add_problem_handlers",
+    "document_of",
+    "problem_headers",
+    "problem_response",
+    "unexpected",
+]
 
 TYPE_PREFIX = "urn:iafvae:problem:"
 MAX_DETAIL = 1000  # characters: what callers sent is told back in part
@@ -40,11 +47,16 @@ def problem_response(
     error: IafvaeError, scope: Scope, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The answer that says `error` on this request, with ``Retry-After`` where it helps."""
+    body, media_type = document_of(error, scope)
+    more = {**(headers or {}), **problem_headers(error)}
+    return Response(body, error.status, more, media_type=media_type)
+
+
+def document_of(error: IafvaeError, scope: Scope) -> tuple[bytes, str]:
+    """What the body of an answer says of `error`, and its media type."""
     of_v2 = scope["path"].startswith("/v2/") or scope["path"] == "/v2"
     document = _inference_error(error) if of_v2 else _problem(error, scope)
-    body = json.dumps(document).encode("utf-8")
-    more = {**(headers or {}), **_headers(error)}
-    return Response(body, error.status, more, media_type=JSON if of_v2 else PROBLEM)
+    return json.dumps(document).encode("utf-8"), JSON if of_v2 else PROBLEM
 
 
 def _problem(error: IafvaeError, scope: Scope) -> dict[str, str | int]:
@@ -62,7 +74,8 @@ def _inference_error(error: IafvaeError) -> dict[str, str | int]:
     return {"error": _shortened(error.detail or error.title, MAX_DETAIL)}
 
 
-def _headers(error: IafvaeError) -> dict[str, str]:
+def problem_headers(error: IafvaeError) -> dict[str, str]:
+    """What a client should do about `error`, as headers."""
     if isinstance(error, Overloaded):
         return {"retry-after": str(max(1, math.ceil(error.retry_after_seconds)))}
     if isinstance(error, RequestTimeout):

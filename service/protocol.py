@@ -8,8 +8,16 @@ one that does not read its answer would hold the answer's memory for ever.
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from service.gate import Gate
 
 __all__ = ["BoundedHttp"]
 
@@ -58,6 +66,25 @@ class BoundedHttp(HttpToolsProtocol):
             message = f"Headers above {MAX_HEAD_BYTES} bytes."
             self.logger.warning("refused a request: %s", message)
             self.send_400_response(message)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Begin with a request, or refuse it here: that takes a third of the time, when all of the
+        event loop's is needed for those that were taken."""
+        gate: Gate | None = getattr(self.config.app, "gate", None)
+        scope: Scope = cast("Scope", cycle.scope)
+        if gate is None or self.flow.write_paused or not gate.refuses(scope):
+            super()._start_asgi_task(cycle, app)
+            return
+        status, headers, body = gate.whole_refusal(scope)
+        lines = [STATUS_LINE[status]]
+        lines += [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
+        if not cycle.keep_alive:
+            lines.append(b"connection: close\r\n")
+        self.transport.write(b"".join((*lines, b"\r\n", body)))
+        cycle.response_started = cycle.response_complete = True
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
 
     def pause_writing(self) -> None:
         """The buffer is full."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
 
+from service.access import KeyGuard
 from service.keys import key_line
+from service.middleware import HotPaths, RequestContext
 from service.settings import SettingsError, load_settings
 
 ORIGIN = "https://example.org"
@@ -73,9 +75,12 @@ def test_nothing_hides_a_disconnect(serve, tmp_path):
     file = tmp_path / "keys.txt"
     file.write_text(key_line("secret", "ada") + "\n")
     app = serve(cors_origins=(ORIGIN,), keys_file=file).app
-    kinds = [middleware.cls for middleware in app.user_middleware]
-    assert len(kinds) == 4
-    assert not any(issubclass(kind, BaseHTTPMiddleware) for kind in kinds)
+    kinds, layer = [], app.outermost
+    while layer != app.routed:
+        kinds.append(type(layer))
+        layer = layer.app if isinstance(layer, CORSMiddleware) else layer._app
+    assert kinds == [RequestContext, CORSMiddleware, KeyGuard, HotPaths]
+    assert not app.user_middleware
 
 
 def test_origins_are_a_list(monkeypatch):

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from service.middleware import HotPaths, Pace
+from service.gate import Gate, Pace
+from service.middleware import HotPaths
 from service.telemetry import Telemetry
 
 
@@ -22,18 +23,14 @@ class Bench:
     """The middleware before an operation that waits to be let go, and what it answered."""
 
     def __init__(self, limit):
-        self.gate, self.served, self.other = asyncio.Event(), 0, 0
+        self.open, self.served, self.other = asyncio.Event(), 0, 0
         self.telemetry = Telemetry()
-        self.paths = HotPaths(
-            self._else,
-            targets={"/v1/score": self._operation},
-            infer=self._operation,
-            limit=limit,
-            telemetry=self.telemetry,
-        )
+        targets = {"/v1/score": self._operation}
+        self.gate = Gate(limit, frozenset(targets), self.telemetry)
+        self.paths = HotPaths(self._else, targets=targets, infer=self._operation, gate=self.gate)
 
     async def _operation(self, scope, receive, send):
-        await self.gate.wait()
+        await self.open.wait()
         self.served += 1
         if scope["path"].endswith("m/infer"):
             raise RuntimeError("broken")
@@ -71,7 +68,7 @@ def test_above_the_limit_requests_are_refused_unread(path, operation):
         assert dict(head["headers"])[b"retry-after"] == b"1"
         assert b"3 requests are being worked on" in body["body"]
         assert bench.refused(operation) == 1
-        bench.gate.set()
+        bench.open.set()
         await asyncio.gather(*held)
         assert await bench.ask(path=path) == []
         assert (bench.served, bench.refused(operation)) == (4, 1)
@@ -86,7 +83,7 @@ def test_what_ends_badly_or_is_cancelled_leaves_its_place():
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
-        bench.gate.set()
+        bench.open.set()
         with pytest.raises(RuntimeError):
             await bench.ask(path="/v2/models/m/infer")
         assert await bench.ask() == []
@@ -103,7 +100,7 @@ def test_probes_and_pages_are_never_refused():
         for path, method in [("/livez", "GET"), ("/metrics", "GET"), ("/v1/score", "GET")]:
             await bench.ask(path=path, method=method)
         assert bench.other == 3
-        bench.gate.set()
+        bench.open.set()
         await asyncio.gather(*held)
 
     asyncio.run(main())
@@ -112,7 +109,7 @@ def test_probes_and_pages_are_never_refused():
 def test_callers_are_told_when_to_come_again(monkeypatch):
     """A quarter of a second from answer to answer, with twelve at work: in three seconds."""
     clock = [0.0]
-    monkeypatch.setattr("service.middleware.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("service.gate.time.monotonic", lambda: clock[0])
     pace = Pace()
     for _ in range(2000):
         clock[0] += 0.25
@@ -121,12 +118,12 @@ def test_callers_are_told_when_to_come_again(monkeypatch):
 
     async def main():
         bench = Bench(limit=12)
-        bench.paths._pace = pace
+        bench.gate._pace = pace
         held = bench.hold(12)
         await asyncio.sleep(0)
         head, _ = await bench.ask()
         assert dict(head["headers"])[b"retry-after"] == b"3"
-        bench.gate.set()
+        bench.open.set()
         await asyncio.gather(*held)
 
     asyncio.run(main())
