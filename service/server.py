@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -21,6 +22,7 @@ __all__ = ["StartError", "bind", "listen", "serve"]
 
 logger = logging.getLogger("iafvae")
 BACKLOG = 2048  # connections that wait to be accepted, as uvicorn has it
+COLLECTOR = (20_000, 20, 20)  # new objects before a collection, collections before an older one
 KEEP_ALIVE_SECONDS = 75  # above the 60 s of common load balancers, so that they close first
 
 
@@ -130,8 +132,20 @@ def serve(settings: Settings) -> None:
         )
         listen(listener, settings.host)
         _announce(listener, registry.default)
+        _calm_collector()
         server = _DrainingServer(config, registry.drain, settings.drain_delay_seconds)
         server.run([listener])
+
+
+def _calm_collector() -> None:
+    """Look for garbage less often, and not among what lives as long as the process.
+
+    Requests leave hardly any cycles behind, but look like garbage while they are worked on: with
+    Python's own thresholds a tenth of the event loop's time went into looking for it.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTOR)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:
