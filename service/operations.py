@@ -38,7 +38,7 @@ from service.results import (
     timing_of,
 )
 from service.scheduler import BatchResult, Scheduler, SchedulerObserver
-from service.scoring import estimate, log_likelihoods, p_values, statuses
+from service.scores import log_likelihoods_of, scores_of
 from service.works import DecodeWork, EncodeWork, NoiseKeys, Pixels, SampleWork, ScoreWork, Work
 
 __all__ = ["Call", "Images", "Latents", "ModelRuntime", "Rendered", "Scores", "Timing"]
@@ -199,7 +199,7 @@ class ModelRuntime:
         """Log-likelihoods of `images` uint8 ``[n, C, H, W]`` and how unusual they are."""
         arguments.alpha(alpha)
         result = await self._weigh(images, importance_samples, seed, call)
-        return self._scores(*_weights(result, len(images)), seed, alpha, timing_of(result))
+        return scores_of(result, len(images), self.bundle, seed=seed, alpha=alpha)
 
     async def log_likelihood(
         self,
@@ -211,8 +211,7 @@ class ModelRuntime:
     ) -> LogLikelihoods:
         """The log-likelihoods of `score`, without what follows from them."""
         result = await self._weigh(images, importance_samples, seed, call)
-        log_weight, _ = _weights(result, len(images))
-        return LogLikelihoods(log_likelihoods(log_weight), seed, timing_of(result))
+        return log_likelihoods_of(result, len(images), seed)
 
     async def _weigh(
         self, images: NDArray[Any], importance_samples: int, seed: int, call: Call
@@ -280,41 +279,6 @@ class ModelRuntime:
 
     async def _submit(self, work: Work, call: Call) -> BatchResult:
         return await self.scheduler.submit(work, caller=call.caller, deadline=call.deadline)
-
-    def _scores(
-        self,
-        log_weight: NDArray[Any],
-        kl: NDArray[Any],
-        seed: int,
-        alpha: float,
-        timing: Timing,
-    ) -> Scores:
-        k = log_weight.shape[1]
-        estimates = estimate(log_weight)
-        reference = self.bundle.calibration.get(k)
-        p_value = p_values(estimates.log_likelihood_nats, reference)
-        dims = self.bundle.manifest.image.dims
-        return Scores(
-            log_likelihood_nats=estimates.log_likelihood_nats,
-            bits_per_dim=-estimates.log_likelihood_nats / (dims * math.log(2.0)),
-            elbo_nats=estimates.elbo_nats,
-            standard_error_nats=estimates.standard_error_nats,
-            effective_sample_size=estimates.effective_sample_size,
-            p_value=p_value,
-            anomalous=p_value <= alpha,
-            status=statuses(estimates, reference is not None),
-            estimator="elbo" if k == 1 else "importance_weighted",
-            importance_samples=k,
-            seed=seed,
-            kl_nats=kl.mean(axis=1, dtype=np.float64) if k > 1 else kl[:, 0].astype(np.float64),
-            timing=timing,
-        )
-
-
-def _weights(result: BatchResult, images: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Log-weights ``[n, K]`` and KLs ``[n, K, G]``."""
-    log_weight = result.arrays["log_weight"].reshape(images, -1)
-    return log_weight, result.arrays["kl"].reshape(*log_weight.shape, -1)
 
 
 def _positions(n: int, seed: int, first: int) -> NoiseKeys:
