@@ -25,9 +25,10 @@ class Queued:
     st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.integers(1, 30))),
     st.integers(1, 12),
     st.sets(st.integers(0, 20)),
+    st.integers(0, 8),
 )
-def test_every_row_leaves_the_queue_once_and_in_order(jobs, capacity, discarded):
-    queue = FairQueue(1000)
+def test_every_row_leaves_the_queue_once_and_in_order(jobs, capacity, discarded, quick):
+    queue = FairQueue(1000, quick)
     made = [Queued(*job) for job in jobs]
     for job in made:
         queue.push(job)
@@ -56,6 +57,39 @@ def test_a_batch_is_shared_equally_and_the_rest_goes_to_who_can_use_it():
     assert got["small"] == 1
     assert got["large"] >= 10
     assert sum(got.values()) == 30
+
+
+def test_a_small_job_does_not_wait_for_what_fills_its_batch():
+    queue = FairQueue(1000, 8)
+    queue.push(Queued("f", "huge", 500))
+    assert sum(span.rows for span in queue.take(lambda operation: 32)[1]) == 32
+    queue.push(Queued("f", "small", 1))
+    _, spans = queue.take(lambda operation: 32)
+    assert {span.job.caller: span.rows for span in spans} == {"huge": 8, "small": 1}
+    assert queue.rows == 500 - 32 - 8
+
+
+def test_no_flood_of_small_jobs_stops_one_that_goes_on():
+    queue = FairQueue(10_000, 8)
+    huge = Queued("f", "huge", 100)
+    queue.push(huge)
+    for turn in range(100):
+        for i in range(20):
+            queue.push(Queued("f", f"{turn}-{i}", 1))
+        queue.take(lambda operation: 32)
+        if huge.taken == huge.rows:
+            break
+    assert turn < 50, "it has a quarter of its share at least, which is twelve rows here"
+
+
+def test_jobs_that_all_go_on_fill_their_batches():
+    queue = FairQueue(1000, 8)
+    for caller in "abcd":
+        queue.push(Queued("f", caller, 64))
+    for _ in range(8):
+        _, spans = queue.take(lambda operation: 32)
+        assert sum(span.rows for span in spans) == 32
+    assert queue.rows == 0
 
 
 def test_an_operation_that_was_away_does_not_catch_up():
