@@ -23,6 +23,8 @@ shift 2
 train=${IAFVAE_TRAIN:-.venv/bin/iafvae-train}
 [ -n "$(command -v "$train")" ] || train=iafvae-train
 run=runs/$model
+data=()
+[ -z "${IAFVAE_DATA_DIR:-}" ] || data=(--data-dir "$IAFVAE_DATA_DIR")
 
 # Epochs of the whole run: what a night on one large GPU takes. While the rate is constant they can
 # be changed without changing a step. K is what the test set is measured with.
@@ -42,24 +44,25 @@ do_() {
 
 if [ "$minutes" = finish ]; then
   [ $# = 0 ] || usage
-  do_ "$train" evaluate "$run" --split test --importance-samples "$k"
+  do_ "$train" evaluate "$run" --split test --importance-samples "$k" "${data[@]}"
   case $model in
-    mnist*) do_ "$train" bound "$run" ;;
-    *) do_ "$train" anomaly "$run" ;;
+    mnist*) do_ "$train" bound "$run" "${data[@]}" ;;
+    *) do_ "$train" anomaly "$run" "${data[@]}" ;;
   esac
   do_ "$train" curve "$run"
-  do_ "$train" export "$run" --out "$run/bundle"
+  do_ "$train" export "$run" --out "$run/bundle" "${data[@]}"
   exit
 fi
 
 [[ $minutes =~ ^[0-9]+(\.[0-9]+)?$ ]] || usage
+slice=(--out "$run" --epochs "$epochs" --budget-minutes "$minutes" "${data[@]}" "$@")
 if [ ! -e "$run" ] && [ -d "training/checkpoints/$model" ]; then
   do_ mkdir -p runs
   do_ cp -r "training/checkpoints/$model" "$run.part"
   do_ mv "$run.part" "$run"
-  do_ "$train" fit --resume --out "$run" --epochs "$epochs" --budget-minutes "$minutes" "$@"
+  do_ "$train" fit --resume "${slice[@]}"
 elif [ -e "$run" ]; then
-  do_ "$train" fit --resume --out "$run" --epochs "$epochs" --budget-minutes "$minutes" "$@"
+  do_ "$train" fit --resume "${slice[@]}"
 else
-  do_ "$train" fit --preset "$model" --out "$run" --epochs "$epochs" --budget-minutes "$minutes" "$@"
+  do_ "$train" fit --preset "$model" "${slice[@]}"
 fi

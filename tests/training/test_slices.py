@@ -34,7 +34,7 @@ def slices(tree, *arguments, dry="1", train="iafvae-train"):
     done = subprocess.run(
         ["bash", "training/slices.sh", *arguments],
         cwd=tree,
-        env={**os.environ, "SLICES_DRY": dry, "IAFVAE_TRAIN": train},
+        env={**os.environ, "SLICES_DRY": dry, "IAFVAE_TRAIN": train, "IAFVAE_DATA_DIR": "sets"},
         capture_output=True,
         text=True,
         check=False,
@@ -68,6 +68,8 @@ def test_a_fresh_model_is_trained_and_finished(tree, model):
     names = [parsed(command)[0] for command in commands]
     assert names == ["evaluate", measured, "curve", "export"]
     assert parsed(commands[0])[1]["split"] == "test"
+    for command in (fit, *commands[:2], commands[3]):
+        assert str(parsed(command)[1]["data_dir"]) == "sets"
 
 
 def test_slices_go_on_from_what_ships_and_then_from_themselves(tree):
