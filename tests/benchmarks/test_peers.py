@@ -216,7 +216,14 @@ def test_an_interrupted_run_leaves_no_server_behind(tiny_bundle: Path, tmp_path:
     root = str(Path(__file__).resolve().parents[2])
     command = [sys.executable, "benchmarks/serving.py", "--bundle", str(tiny_bundle)]
     command += ["--loads", "steady", "--json", str(tmp_path / "found.json")]
-    program = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    program = subprocess.Popen(
+        command,
+        cwd=root,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # Whoever runs the tests in the background may have its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     end = time.monotonic() + 60
     while not (servers := descendants(program.pid)) and time.monotonic() < end:
         time.sleep(0.02)
