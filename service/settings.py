@@ -131,7 +131,7 @@ class Settings(BaseSettings):
     max_in_flight: Annotated[
         Count,
         Field(description="requests to operations at once; above it: 429, with the body unread"),
-    ] = 512
+    ] = 4096
     max_batch_rows: Count = 256
 
     body_timeout_seconds: Annotated[Seconds, Field(gt=0)] = 30.0
