@@ -7,6 +7,7 @@ the gain. A unit whose whole mask is zero has w = 0: it is its bias alone.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,12 +27,12 @@ GAIN_ROOT: dict[Gain, float] = {"exp": 1.0, "exp_third": 3.0}
 InitScale = float | None
 
 
-class Foldable(nn.Module):
+class Foldable(nn.Module, ABC):
     """A module that `fold_weight_norm` replaces by a plain one that computes the same."""
 
+    @abstractmethod
     def folded(self) -> nn.Module:
         """Give the plain torch module that computes the same function."""
-        raise NotImplementedError
 
 
 class WeightNormLayer(Foldable):
@@ -81,9 +82,9 @@ class WeightNormLayer(Foldable):
         gain = self.g if self.gain == "linear" else torch.exp(self.g)
         return self.direction() * gain.view(shape)
 
+    @abstractmethod
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Compute the layer's product; subclasses say which."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the normalised weight and the bias; units are axis 1 of the result."""

@@ -68,7 +68,7 @@ class BoundedHttp(HttpToolsProtocol):
             self.send_400_response(message)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        """Begin with a request, or refuse it here: that takes a third of the time, when all of the
+        """Begin with a request, or refuse it here: that takes half of the time, when all of the
         event loop's is needed for those that were taken."""
         gate: Gate | None = getattr(self.config.app, "gate", None)
         scope: Scope = cast("Scope", cycle.scope)

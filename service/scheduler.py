@@ -83,8 +83,7 @@ class Scheduler:
         self._hang_seconds, self._direct_seconds = hang_seconds, direct_seconds
         self._observer = Guarded(observer)
         self._runner = Runner(engine, batchers, workers if prefetch else None)
-        # A GPU, for which batches are prefetched, is as quick with many rows as with few.
-        self._quick_rows = 0 if prefetch else SPREAD_ROWS
+        self._quick_rows = 0 if prefetch else SPREAD_ROWS  # a GPU is as quick with many rows
         self._queue: FairQueue[Job] = FairQueue(max_queue_rows, self._quick_rows)
         self._cost = CostModel()
         self._ledger = Ledger(self._discard, self._observer)
