@@ -140,6 +140,35 @@ def _train(**changes: Any) -> Configure:
     return lambda config: replace(config, train=replace(config.train, **changes))
 
 
+def _optim(**changes: Any) -> Configure:
+    return lambda config: replace(config, optim=replace(config.optim, **changes))
+
+
+def _rate(factor: float, batch: float = 1.0) -> Configure:
+    """Multiply the learning rate and the batch."""
+
+    def configure(config: RunConfig) -> RunConfig:
+        optim = config.optim
+        size = max(1, round(optim.batch_size * batch))
+        rate = optim.learning_rate * factor
+        return replace(config, optim=replace(optim, learning_rate=rate, batch_size=size))
+
+    return configure
+
+
+def _adam(config: RunConfig) -> RunConfig:
+    rate = config.optim.learning_rate / 2
+    return replace(config, optim=replace(config.optim, kind="adam", learning_rate=rate))
+
+
+def _widened(config: RunConfig) -> RunConfig:
+    """Twice the feature maps, both networks' alike."""
+    model: Any = config.model
+    maps = model.channels
+    wide = 2 * maps if isinstance(maps, int) else tuple(2 * n for n in maps)
+    return replace(config, model=replace(model, channels=wide))
+
+
 def _bottom_up(config: RunConfig) -> RunConfig:
     if not isinstance(config.model, ResnetVaeConfig):
         return config
@@ -166,6 +195,15 @@ ROWS = (
     Row("no-kl-warmup", "the whole KL from the first step", _train(kl_warmup_epochs=0.0)),
     Row("no-data-init", "gains 1, biases 0 at the start", data_init=False),
     Row("no-weight-norm", "plain weights, the same start", alter=without_weight_norm),
+    Row("rate-x3", "3 times the learning rate", _rate(3.0)),
+    Row("rate-x6", "6 times the learning rate", _rate(6.0)),
+    Row("rate-x3-batch-half", "3 times the rate, half the batch", _rate(3.0, batch=0.5)),
+    Row("rate-x3-batch-twice", "3 times the rate, twice the batch", _rate(3.0, batch=2.0)),
+    Row("adam", "Adam at half the rate instead of Adamax", _adam),
+    Row("ema-0.99", "weights averaged over 100 steps", _optim(ema_decay=0.99)),
+    Row("weight-decay", "an L2 penalty of 0.0001", _optim(weight_decay=1e-4)),
+    Row("no-skip", "steps of large gradients are taken", _optim(skip_factor=0.0)),
+    Row("wide", "twice the feature maps", _widened),
     Row("gain-exp", "gains exp(g)", alter=with_gain("exp")),
     Row("gain-exp-third", "exp(g), g a third at the start", alter=with_gain("exp_third")),
 )

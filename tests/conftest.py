@@ -1,9 +1,11 @@
-"""Fixtures that every test may use: the tiny bundle, its model in NumPy, a plain scheduler."""
+"""Fixtures that every test may use: small bundles, their models, a plain scheduler."""
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +28,7 @@ def _load(name: str) -> ModuleType:
 def tiny() -> ModuleType:
     """The module `tests/tiny_bundle.py`: `TinyModel`, `write_tiny_bundle(path)`,
     `tiny_manifest()`."""
+    _load("tiny_model")  # which it imports
     return _load("tiny_bundle")
 
 
@@ -41,6 +44,48 @@ def tiny_bundle(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> P
     path = tmp_path_factory.mktemp("bundles") / "tiny"
     tiny.write_tiny_bundle(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def edition(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write (once) the tiny bundle with weights of its own: `edition("1.9.0", name="tiny")`."""
+    written: dict[tuple[str, str, str], Path] = {}
+
+    def write(version: str, *, name: str = "tiny", build: str = "") -> Path:
+        key = (name, version, build)
+        if key not in written:
+            path = tmp_path_factory.mktemp("editions") / "bundle"
+            weights = tiny.TinyModel.create(1 + len(written))
+            tiny.write_tiny_bundle(path, weights, name=name, version=version)
+            written[key] = path
+        return written[key]
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def put() -> Callable[[Path, Path], Path]:
+    """Copy a bundle to where another one may stand; whoever looks sees the old or the new one."""
+
+    def copy(bundle: Path, destination: Path) -> Path:
+        staging = destination.with_name(f".{destination.name}.new")
+        shutil.copytree(bundle, staging)
+        if destination.exists():
+            old = destination.with_name(f".{destination.name}.old")
+            destination.rename(old)
+            staging.rename(destination)
+            shutil.rmtree(old)
+        else:
+            staging.rename(destination)
+        return destination
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def sites() -> ModuleType:
+    """The module `tests/model_sites.py`: `Site(client)` and `Watched(client)`."""
+    return _load("model_sites")
 
 
 @pytest.fixture(scope="session")
@@ -80,3 +125,16 @@ def ladder(ladders: ModuleType, tmp_path_factory: pytest.TempPathFactory):
     """A small ladder of the CIFAR-10 shape: `.model` in torch and `.bundle`, exported once."""
     path = tmp_path_factory.mktemp("bundles") / "ladder"
     return ladders.export_ladder(ladders.CONFIG, path, calibrated=True)
+
+
+@pytest.fixture(scope="session")
+def convs() -> ModuleType:
+    """The module `tests/conv_bundle.py`: `DETAILS`, `conv_model(**changes)`, `pixels(n)`."""
+    return _load("conv_bundle")
+
+
+@pytest.fixture(scope="session")
+def conv(convs: ModuleType, tmp_path_factory: pytest.TempPathFactory):
+    """A small convolutional model: `.model` in torch, its `.graphs` and `.bundle`, exported
+    once."""
+    return convs.export_conv(tmp_path_factory.mktemp("export") / "tiny")

@@ -64,6 +64,16 @@ def test_rows_change_the_configuration(base: RunConfig):
     assert BY_NAME["free-bits-1"].configure(base).train.free_bits_nats == 1.0
     assert BY_NAME["no-kl-warmup"].configure(base).train.kl_warmup_epochs == 0.0
 
+    def optim(name: str) -> OptimConfig:
+        return BY_NAME[name].configure(base).optim
+
+    assert optim("rate-x3") == replace(base.optim, learning_rate=0.006)
+    assert optim("rate-x3-batch-half") == replace(base.optim, learning_rate=0.006, batch_size=4)
+    assert optim("adam") == replace(base.optim, kind="adam", learning_rate=0.001)
+    assert optim("no-skip") == replace(base.optim, skip_factor=0.0)
+    assert BY_NAME["wide"].configure(base).model.channels == (8,)
+    assert BY_NAME["wide"].configure(run_preset("mnist-ladder")).model.channels == 64
+
 
 @pytest.mark.parametrize("name", ["no-weight-norm", "gain-exp"])
 def test_another_parametrisation_starts_from_the_same_function(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -108,40 +108,25 @@ def serve_for_module(tiny_bundle: Path) -> Iterator[Callable[..., AppClient]]:
     yield from _serving(tiny_bundle)
 
 
-@pytest.fixture(scope="session")
-def edition(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Write (once) the tiny bundle with weights of its own: `edition("1.9.0", name="tiny")`."""
-    written: dict[tuple[str, str, str], Path] = {}
-
-    def write(version: str, *, name: str = "tiny", build: str = "") -> Path:
-        key = (name, version, build)
-        if key not in written:
-            path = tmp_path_factory.mktemp("editions") / "bundle"
-            weights = tiny.TinyModel.create(1 + len(written))
-            tiny.write_tiny_bundle(path, weights, name=name, version=version)
-            written[key] = path
-        return written[key]
-
-    return write
+@pytest.fixture
+def root(tmp_path: Path, edition: Callable[..., Path], put: Callable[[Path, Path], Path]) -> Path:
+    """A directory of models with one bundle, tiny 1.9.0, in `a`."""
+    models = tmp_path / "models"
+    models.mkdir()
+    put(edition("1.9.0"), models / "a")
+    return models
 
 
-@pytest.fixture(scope="session")
-def put() -> Callable[[Path, Path], Path]:
-    """Copy a bundle to where another one may stand; whoever looks sees the old or the new one."""
+@pytest.fixture
+def site(sites: ModuleType, serve: Callable[..., AppClient], root: Path) -> Any:
+    """An application on `root`, and its manager's operations as plain functions."""
+    return sites.Site(serve(models=root))
 
-    def copy(bundle: Path, destination: Path) -> Path:
-        staging = destination.with_name(f".{destination.name}.new")
-        shutil.copytree(bundle, staging)
-        if destination.exists():
-            old = destination.with_name(f".{destination.name}.old")
-            destination.rename(old)
-            staging.rename(destination)
-            shutil.rmtree(old)
-        else:
-            staging.rename(destination)
-        return destination
 
-    return copy
+@pytest.fixture
+def watched(sites: ModuleType, serve: Callable[..., AppClient], root: Path) -> Any:
+    """An application on `root`, and a watcher that looks when told to."""
+    return sites.Watched(serve(models=root))
 
 
 @pytest.fixture(scope="session")

@@ -10,15 +10,6 @@ from service.keys import is_admin, key_line
 
 
 @pytest.fixture
-def root(tmp_path, edition, put):
-    """A directory of models with one bundle, tiny 1.9.0, in `a`."""
-    models = tmp_path / "models"
-    models.mkdir()
-    put(edition("1.9.0"), models / "a")
-    return models
-
-
-@pytest.fixture
 def keys(tmp_path):
     """A file of keys: an administrator's is "boss", another caller's "user"."""
     file = tmp_path / "keys"

@@ -10,40 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.watcher import Watcher
-
-
-@pytest.fixture
-def root(tmp_path, edition, put):
-    """A directory of models with one bundle, tiny 1.9.0, in `a`."""
-    models = tmp_path / "models"
-    models.mkdir()
-    put(edition("1.9.0"), models / "a")
-    return models
-
-
-class Watched:
-    """An application, and a watcher that looks when told to."""
-
-    def __init__(self, client):
-        self.client = client
-        self.manager, self.registry = client.app.state.manager, client.app.state.context.registry
-        self.watcher = Watcher(self.manager, self.registry)
-        self.looks(2)  # what was loaded at the start is at rest
-
-    def looks(self, times=1):
-        for _ in range(times):
-            self.client.run(self.watcher.look())
-
-    @property
-    def loaded(self):
-        return {m.directory: m.version for m in self.registry.models}
-
-
-@pytest.fixture
-def watched(serve, root):
-    return Watched(serve(models=root))
-
 
 def test_what_is_there_is_left_alone(watched):
     runtime = watched.registry.get()
@@ -143,11 +109,13 @@ def test_a_refused_bundle_is_said_once_and_tried_again_when_it_changes(
     assert watched.loaded == {"a": "1.9.0", "b": "1.10.0"}
 
 
-def test_what_was_refused_at_the_start_is_tried_again_when_it_changes(serve, root, edition, put):
+def test_what_was_refused_at_the_start_is_tried_again_when_it_changes(
+    sites, serve, root, edition, put
+):
     put(edition("1.10.0"), root / "b")
     weights = (root / "b" / "weights.bin").read_bytes()
     (root / "b" / "weights.bin").write_bytes(weights[:-1])
-    watched = Watched(serve(models=root, watch_seconds=3600.0))
+    watched = sites.Watched(serve(models=root, watch_seconds=3600.0))
     watched.looks(2)
     assert watched.client.metric("iafvae_model_load_failures_total", directory="b") == 1
     assert watched.loaded == {"a": "1.9.0"}
@@ -168,115 +136,7 @@ def test_a_change_that_keeps_sizes_and_times_is_seen(watched, root, edition, put
     assert watched.manager.attempted["b"] != before
 
 
-def test_a_removed_bundle_is_unloaded_at_the_second_look(watched, root, edition, put):
-    put(edition("1.10.0"), root / "b")
-    watched.looks(2)
-    shutil.rmtree(root / "b")
-    watched.looks()
-    assert watched.loaded == {"a": "1.9.0", "b": "1.10.0"}
-    watched.looks()
-    assert watched.loaded == {"a": "1.9.0"}
-    put(edition("1.10.0"), root / "b")
-    watched.looks(2)
-    assert watched.loaded == {"a": "1.9.0", "b": "1.10.0"}, "it may come back"
-
-
-def test_the_default_model_stays_when_its_directory_goes(watched, root, edition, put, caplog):
-    put(edition("3", name="other"), root / "o")
-    watched.looks(2)
-    (root / "a").rename(root / ".a")
-    with caplog.at_level(logging.WARNING, "iafvae"):
-        watched.looks(5)
-    assert len([r for r in caplog.records if "directory a has gone" in r.getMessage()]) == 1
-    assert watched.loaded == {"a": "1.9.0", "o": "3"}
-    assert "its directory has gone; tiny is the default" in watched.registry.failed["a"]
-    assert watched.client.post("/v1/sample").status_code == 200
-    assert watched.client.get("/readyz").status_code == 200
-    (root / ".a").rename(root / "a")
-    watched.looks(2)
-    assert watched.registry.failed == {}
-
-
-def test_a_renamed_directory_keeps_its_model(watched, root):
-    (root / "a").rename(root / "z")
-    watched.looks(4)
-    assert watched.loaded == {"z": "1.9.0"}
-    assert watched.registry.failed == {}
-
-
-@pytest.mark.parametrize("default", [True, False])
-def test_a_copy_is_loaded_when_what_it_was_a_copy_of_has_gone(watched, root, edition, put, default):
-    """It is refused while the first is there, and its files do not change afterwards."""
-    original = root / "a"
-    if not default:
-        original = put(edition("1.0.0", name="other"), root / "o")
-        watched.looks(2)
-    shutil.copytree(original, root / "copy")
-    watched.looks(2)
-    assert "copy" in watched.registry.failed
-    shutil.rmtree(original)
-    watched.looks(5)
-    assert watched.loaded == ({"copy": "1.9.0"} if default else {"a": "1.9.0", "copy": "1.0.0"})
-    assert watched.registry.failed == {}
-
-
-def test_a_broken_bundle_is_not_tried_at_every_look_because_another_has_gone(
-    watched, root, edition
-):
-    shutil.copytree(edition("1.10.0"), root / "bad")
-    (root / "bad" / "weights.bin").write_bytes(b"")
-    watched.looks(2)
-    shutil.rmtree(root / "a")  # the default model, which stays
-    watched.looks(8)
-    failures = watched.client.metric("iafvae_model_load_failures_total", directory="bad")
-    assert failures <= 2
-
-
-@pytest.mark.parametrize("how", ["empty", "gone", "no directory"])
-def test_a_directory_that_is_not_mounted_unloads_nothing(watched, root, edition, put, how, caplog):
-    put(edition("3", name="other"), root / "o")
-    watched.looks(2)
-    root.rename(root.with_name("away"))
-    if how == "empty":
-        root.mkdir()
-    elif how == "no directory":
-        root.write_bytes(b"")
-    with caplog.at_level(logging.WARNING, "iafvae"):
-        watched.looks(4)
-    assert watched.loaded == {"a": "1.9.0", "o": "3"}
-    assert len([r for r in caplog.records if "what is loaded stays" in r.getMessage()]) == 1
-    if root.is_dir():
-        root.rmdir()
-    else:
-        root.unlink(missing_ok=True)
-    root.with_name("away").rename(root)
-    watched.looks(2)
-    assert watched.loaded == {"a": "1.9.0", "o": "3"}
-
-
-def test_a_bundle_for_which_there_is_no_room_is_loaded_when_there_is(serve, root, edition, put):
-    watched = Watched(serve(models=root, max_models=1))
-    put(edition("1.10.0"), root / "b")
-    watched.looks(3)
-    assert "IAFVAE_MAX_MODELS is 1" in watched.registry.failed["b"]
-    assert watched.client.metric("iafvae_model_load_failures_total", directory="b") == 0
-    shutil.rmtree(root / "a")
-    watched.looks(4)
-    assert watched.loaded == {"b": "1.10.0"}, "the place of what has gone is free"
-    assert watched.registry.failed == {}
-
-
-def test_one_bundle_alone_is_followed(serve, root, edition, put):
-    watched = Watched(serve(models=root / "a"))
-    put(edition("1.10.0"), root / "a")
-    watched.looks(2)
-    assert watched.loaded == {"a": "1.10.0"}
-    shutil.rmtree(root / "a")
-    watched.looks(3)
-    assert watched.loaded == {"a": "1.10.0"}
-
-
-def test_a_link_that_is_turned_is_followed(serve, root, edition, put):
+def test_a_link_that_is_turned_is_followed(sites, serve, root, edition, put):
     """`current -> release-2`, as deployments do it; the other directories are none of ours."""
     releases = Path(root).with_name("releases")
     releases.mkdir()
@@ -284,7 +144,7 @@ def test_a_link_that_is_turned_is_followed(serve, root, edition, put):
     put(edition("1.10.0"), releases / "2")
     current = releases.with_name("current")
     current.symlink_to(releases / "1")
-    watched = Watched(serve(models=current))
+    watched = sites.Watched(serve(models=current))
     fresh = current.with_name("fresh")
     fresh.symlink_to(releases / "2")
     fresh.replace(current)
