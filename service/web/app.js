@@ -152,7 +152,7 @@ function emptyVerdict() {
 const onScale = (p) => `${100 * Math.min(1, Math.max(0, 1 + Math.log10(p) / 3.3))}%`;
 
 function drawScale() {
-  const marks = [0.0005, 0.01, 0.1, 1].map((p, index) => [p, index ? String(p) : `p = ${p}`]);
+  const marks = [[0.0005, "p"], [0.01, "0.01"], [0.1, "0.1"], [1, "1"]];
   $("scale-text").replaceChildren(...marks.map(([p, text]) => {
     const mark = el("span", {}, text);
     mark.style.left = onScale(p);
