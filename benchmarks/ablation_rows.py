@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import training.loop
 from model.config import DiagonalPosterior, ModelConfig, ResnetVaeConfig
 from model.layers import WeightNormLayer
-from training.config import RunConfig
+from training.config import RunConfig, overridden
 
 Configure = Callable[[RunConfig], RunConfig]
 Alter = Callable[[nn.Module], None]
@@ -111,8 +111,9 @@ def with_gain(gain: str) -> Alter:
     return alter
 
 
-def _model(**changes: Any) -> Configure:
-    return lambda config: replace(config, model=replace(config.model, **changes))
+def _set(part: str, **changes: Any) -> Configure:
+    """Change fields of one part of the configuration: model, optim, train."""
+    return lambda config: overridden(config, {part: changes})
 
 
 def _posterior(where: Callable[[Any], bool] = lambda _posterior: True, **changes: Any) -> Configure:
@@ -136,14 +137,6 @@ def _has_several_steps(posterior: Any) -> bool:
     return bool(posterior.steps > 1)
 
 
-def _train(**changes: Any) -> Configure:
-    return lambda config: replace(config, train=replace(config.train, **changes))
-
-
-def _optim(**changes: Any) -> Configure:
-    return lambda config: replace(config, optim=replace(config.optim, **changes))
-
-
 def _rate(factor: float, batch: float = 1.0) -> Configure:
     """Multiply the learning rate and the batch."""
 
@@ -151,14 +144,14 @@ def _rate(factor: float, batch: float = 1.0) -> Configure:
         optim = config.optim
         size = max(1, round(optim.batch_size * batch))
         rate = optim.learning_rate * factor
-        return replace(config, optim=replace(optim, learning_rate=rate, batch_size=size))
+        return overridden(config, {"optim": {"learning_rate": rate, "batch_size": size}})
 
     return configure
 
 
 def _adam(config: RunConfig) -> RunConfig:
     rate = config.optim.learning_rate / 2
-    return replace(config, optim=replace(config.optim, kind="adam", learning_rate=rate))
+    return overridden(config, {"optim": {"kind": "adam", "learning_rate": rate}})
 
 
 def _widened(config: RunConfig) -> RunConfig:
@@ -166,7 +159,7 @@ def _widened(config: RunConfig) -> RunConfig:
     model: Any = config.model
     maps = model.channels
     wide = 2 * maps if isinstance(maps, int) else tuple(2 * n for n in maps)
-    return replace(config, model=replace(model, channels=wide))
+    return overridden(config, {"model": {"channels": wide}})
 
 
 def _bottom_up(config: RunConfig) -> RunConfig:
@@ -177,7 +170,11 @@ def _bottom_up(config: RunConfig) -> RunConfig:
 
 ROWS = (
     Row("base", "the preset as it is"),
-    Row("diagonal", "diagonal posterior instead of IAF", _model(posterior=DiagonalPosterior())),
+    Row(
+        "diagonal",
+        "diagonal posterior instead of IAF",
+        _set("model", posterior=DiagonalPosterior()),
+    ),
     Row("gated", "z' = sigma z + (1 - sigma) m", _posterior(update="gated")),
     Row("affine", "z' = (z - 0.1 m) / exp(0.1 s)", _posterior(update="affine")),
     Row("location", "z' = z + m, no scale", _posterior(update="location")),
@@ -188,11 +185,11 @@ ROWS = (
         _posterior(_has_several_steps, reverse=False),
     ),
     Row("bottom-up", "bottom-up inference", _bottom_up),
-    Row("free-bits-0", "no free bits", _train(free_bits_nats=0.0)),
-    Row("free-bits-0.1", "0.1 free nats a part", _train(free_bits_nats=0.1)),
-    Row("free-bits-1", "1 free nat a part", _train(free_bits_nats=1.0)),
-    Row("free-bits-8", "8 free nats a part", _train(free_bits_nats=8.0)),
-    Row("no-kl-warmup", "the whole KL from the first step", _train(kl_warmup_epochs=0.0)),
+    Row("free-bits-0", "no free bits", _set("train", free_bits_nats=0.0)),
+    Row("free-bits-0.1", "0.1 free nats a part", _set("train", free_bits_nats=0.1)),
+    Row("free-bits-1", "1 free nat a part", _set("train", free_bits_nats=1.0)),
+    Row("free-bits-8", "8 free nats a part", _set("train", free_bits_nats=8.0)),
+    Row("no-kl-warmup", "the whole KL from the first step", _set("train", kl_warmup_epochs=0.0)),
     Row("no-data-init", "gains 1, biases 0 at the start", data_init=False),
     Row("no-weight-norm", "plain weights, the same start", alter=without_weight_norm),
     Row("rate-x3", "3 times the learning rate", _rate(3.0)),
@@ -200,9 +197,9 @@ ROWS = (
     Row("rate-x3-batch-half", "3 times the rate, half the batch", _rate(3.0, batch=0.5)),
     Row("rate-x3-batch-twice", "3 times the rate, twice the batch", _rate(3.0, batch=2.0)),
     Row("adam", "Adam at half the rate instead of Adamax", _adam),
-    Row("ema-0.99", "weights averaged over 100 steps", _optim(ema_decay=0.99)),
-    Row("weight-decay", "an L2 penalty of 0.0001", _optim(weight_decay=1e-4)),
-    Row("no-skip", "steps of large gradients are taken", _optim(skip_factor=0.0)),
+    Row("ema-0.99", "weights averaged over 100 steps", _set("optim", ema_decay=0.99)),
+    Row("weight-decay", "an L2 penalty of 0.0001", _set("optim", weight_decay=1e-4)),
+    Row("no-skip", "steps of large gradients are taken", _set("optim", skip_factor=0.0)),
     Row("wide", "twice the feature maps", _widened),
     Row("gain-exp", "gains exp(g)", alter=with_gain("exp")),
     Row("gain-exp-third", "exp(g), g a third at the start", alter=with_gain("exp_third")),
