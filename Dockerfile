@@ -97,7 +97,7 @@ COPY --from=service /staged/cpu /
 # Fails the build if something is missing, and compiles what is used of the standard library, whose
 # bytecode the slim images leave out.
 RUN env --unset=PYTHONDONTWRITEBYTECODE \
-    python -c "import service.server, service.local, service.reports"
+    python -c "import service.server.run, service.cli.local, service.cli.output"
 ARG REVISION=unknown
 LABEL org.opencontainers.image.revision="${REVISION}"
 USER 10001:10001
@@ -121,7 +121,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 COPY --from=dependencies-cuda /opt/iafvae /opt/iafvae
 COPY --from=service /staged/cuda /
 RUN env --unset=PYTHONDONTWRITEBYTECODE \
-    python -c "import service.server, service.local, service.reports"
+    python -c "import service.server.run, service.cli.local, service.cli.output"
 ARG REVISION=unknown
 LABEL org.opencontainers.image.revision="${REVISION}"
 USER 10001:10001

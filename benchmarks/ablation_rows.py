@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import training.loop
+import training.fit.trainer
 from model.config import DiagonalPosterior, ModelConfig, ResnetVaeConfig
 from model.layers import WeightNormLayer
 from training.config import RunConfig, overridden

@@ -38,9 +38,9 @@ from benchmarks.harness import (
     write_whole,
 )
 from training.config import ConfigError, RunConfig, Runtime, run_preset
-from training.device import prepare
 from training.errors import DataError, TrainingError
-from training.fit import fit
+from training.fit.device import prepare
+from training.fit.fit import fit
 
 # Longer than any budget: a run ends by its minutes.
 EPOCHS = 100_000

@@ -15,7 +15,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as the service does
 import onnxruntime as ort
 
 from service.bundle import Bundle, load_bundle
-from service.graph_rewrite import in_vectors
+from service.engine.graph_rewrite import in_vectors
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

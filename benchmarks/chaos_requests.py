@@ -21,9 +21,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as the service does
 import onnxruntime as ort
 
 from service.bundle import load_bundle
-from service.codecs import encode_npy
+from service.codecs.npy import encode_npy
+from service.estimators import estimate
 from service.noise import Purpose, image_keys, normal
-from service.scoring import estimate
 
 NPY = "application/x-npy"
 TOLERANCE = 1e-4  # of floats, relative and absolute; a pixel's mean may round to its neighbour

@@ -31,8 +31,8 @@ from benchmarks.chaos_host import (
     put,
 )
 from benchmarks.chaos_requests import Judge, asks
+from service.api.security.keys import key_line
 from service.bundle import load_bundle
-from service.keys import key_line
 
 KEYS = {"boss": "test@admin", "one": "one", "two": "two"}  # key -> holder
 BOSS = {"authorization": "Bearer boss"}

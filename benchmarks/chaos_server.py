@@ -19,7 +19,7 @@ from types import FrameType
 # Run as a file, this folder comes first on the path, where other programs' names could hide ours.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from service.cli import main  # noqa: E402
+from service.cli.main import main  # noqa: E402
 
 turn = count()
 

@@ -43,10 +43,10 @@ from benchmarks.bare_graph import inputs, operator_shares, session  # noqa: E402
 from benchmarks.graph_flops import graph_flops  # noqa: E402
 from benchmarks.harness import machine, machine_line, table, write_json  # noqa: E402
 from benchmarks.matrix_peak import measured_peak  # noqa: E402
-from service.backends import EngineOptions, make_engine  # noqa: E402
 from service.bundle import Bundle, load_bundle  # noqa: E402
-from service.engine_base import EngineBase  # noqa: E402
-from service.graph_rewrite import in_vectors  # noqa: E402
+from service.engine.backends import EngineOptions, make_engine  # noqa: E402
+from service.engine.base import EngineBase  # noqa: E402
+from service.engine.graph_rewrite import in_vectors  # noqa: E402
 from service.noise import normal  # noqa: E402
 from service.settings import SHIPPED_BUNDLE  # noqa: E402
 

@@ -29,9 +29,9 @@ from model.config import (
     PosteriorConfig,
 )
 from model.densities import gaussian_log_prob
-from model.flows import build_conv_flow, build_flow, conv_context_channels
+from model.flows.flow import build_conv_flow, build_flow, conv_context_channels
 from model.layers import data_dependent_init
-from training.optim import Ema
+from training.fit.optim import Ema
 
 CONTEXT, MAPS = 64, 64  # units of a flat context; maps of a convolutional one
 INIT_ROWS, EVALUATION_ROWS = 256, 1024

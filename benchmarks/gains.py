@@ -25,9 +25,9 @@ from benchmarks.harness import machine, machine_line, table
 from model.config import Gain, ResnetVaeConfig
 from training.config import ConfigError, RunConfig, Runtime, run_preset
 from training.data import ImageData, load_dataset
-from training.device import choose_device
 from training.errors import DataError, TrainingError
-from training.loop import Trainer
+from training.fit.device import choose_device
+from training.fit.trainer import Trainer
 
 GAINS: tuple[Gain, ...] = get_args(Gain)
 WARMUP_STEPS = 50

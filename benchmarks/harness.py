@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from training.provenance import git_revision, processor
+from training.runs.provenance import git_revision, processor
 
 
 @dataclass(frozen=True)

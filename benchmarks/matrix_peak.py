@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.harness import effort, timed
 from model.contract import DensityModel
 from training.data import ImageData
-from training.presentation import presented
+from training.fit.batches import presented
 
 # Dense bfloat16 peaks with float32 sums as NVIDIA's data sheets give them, FLOP/s. The first name
 # that a device's own contains counts.

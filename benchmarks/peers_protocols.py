@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.load_answers import HttpAnswer
-from service.codecs import encode_npy
+from service.codecs.npy import encode_npy
 
 Images = NDArray[np.uint8]  # [n, C, H, W]
 Numbers = NDArray[np.float32]  # [n]

@@ -54,10 +54,10 @@ from benchmarks.synthesis_models import (
 )
 from model.config import ConfigError, preset_names
 from service.bundle import load_bundle
-from service.engine import Engine, Provider
-from training.device import choose_device
+from service.engine.onnxruntime_engine import Engine, Provider
 from training.errors import TrainingError
-from training.export import BundleDetails, export_bundle
+from training.export.export import BundleDetails, export_bundle
+from training.fit.device import choose_device
 
 NAIVE_TARGET, CACHED_TARGET, TARGET_BATCH = 1000.0, 50.0, 64
 TORCH, GRAPH, CACHED, NAIVE = (

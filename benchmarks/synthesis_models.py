@@ -14,7 +14,7 @@ from benchmarks.pixelcnn import PixelCnn, of_size, parameter_count
 from model import build_model
 from model.config import preset
 from model.contract import DensityModel
-from service.engine import Engine
+from service.engine.onnxruntime_engine import Engine
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,9 @@ from benchmarks.matrix_peak import measured_peak, stated_peak, training_flops
 from benchmarks.training_profile import by_kind, profile_report, profile_steps
 from training.config import ConfigError, Runtime, for_images, run_preset
 from training.data import ImageData
-from training.device import choose_device
 from training.errors import TrainingError
-from training.loop import Trainer
+from training.fit.device import choose_device
+from training.fit.trainer import Trainer
 
 PLAIN = Runtime(compile="off", bf16="off", channels_last=False)
 SHIPPED = Runtime(compile="on")

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import table
-from training.loop import Trainer
+from training.fit.trainer import Trainer
 
 # The first part that an operation's name contains decides on its kind. Compiled element-wise
 # kernels carry the names of what they fuse.

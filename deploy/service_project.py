@@ -54,13 +54,12 @@ def dependencies(project: dict[str, Any], target: str) -> list[str]:
 def service_project(document: dict[str, Any], target: str) -> str:
     """The text of the derived pyproject.toml. JSON strings and lists are TOML too."""
     project, tool = document["project"], document["tool"]["setuptools"]
-    packages = [name for name in tool["packages"] if name.split(".")[0] == "service"]
     tables: dict[str, dict[str, Any]] = {
         "build-system": document["build-system"],
         "project": {name: project[name] for name in KEPT}
         | {"dependencies": dependencies(project, target)},
         "project.scripts": {"iafvae": project["scripts"]["iafvae"]},
-        "tool.setuptools": {"packages": packages},
+        "tool.setuptools.packages.find": {"include": ["service*"], "namespaces": False},
         "tool.setuptools.package-data": {"service": tool["package-data"]["service"]},
     }
     lines: list[str] = []

@@ -21,7 +21,7 @@ from model.densities import (
     gaussian_log_prob,
     standard_normal_log_prob,
 )
-from model.flows import build_flow
+from model.flows.flow import build_flow
 from model.layers import Linear
 
 # Posterior means and log-scales start near 0: q begins close to the prior.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from model.config import ResnetVaeConfig
 from model.contract import Inference
 from model.densities import at_least_float32
-from model.flows import build_conv_flow, conv_context_channels
+from model.flows.flow import build_conv_flow, conv_context_channels
 from model.ladder_layers import Double, PartedConv, Parts, Residual, Subsample
 from model.layers import Conv, ConvTranspose
 

@@ -11,24 +11,24 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.access import with_access_control
-from service.bodies import Buffers
-from service.context import Context
-from service.gate import Gate
-from service.inference_exchange import InferExchange
-from service.middleware import HotPaths, RequestContext
-from service.model_manager import ModelManager
-from service.openapi import install_openapi
-from service.problems import add_problem_handlers
-from service.registry import Registry
-from service.routes.admin import admin_router
-from service.routes.models import model_router
-from service.routes.ops import page_routes, probe_router
-from service.routes.v1 import OPERATIONS, operation_routes
-from service.routes.v2 import infer_routes, inference_router
+from service.api.openapi import install_openapi
+from service.api.request.body import Buffers
+from service.api.response.problems import add_problem_handlers
+from service.api.routes.admin import admin_router
+from service.api.routes.models import model_router
+from service.api.routes.ops import page_routes, probe_router
+from service.api.routes.v1 import OPERATIONS, operation_routes
+from service.api.routes.v2 import infer_routes, inference_router
+from service.api.security.admission import Gate
+from service.api.security.auth import with_access_control
+from service.api.security.middleware import HotPaths, RequestContext
+from service.api.state import Context
+from service.api.v2.infer import InferExchange
+from service.repository.manager import ModelManager
+from service.repository.registry import Registry
+from service.repository.watcher import Watcher
 from service.settings import Settings, load_settings
 from service.telemetry import Telemetry
-from service.watcher import Watcher
 
 __all__ = ["create_app", "program_version"]
 

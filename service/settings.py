@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from service.engine_base import BackendName, EngineOptions, Precision, Provider
+from service.engine.base import BackendName, EngineOptions, Precision, Provider
 
 __all__ = [
     "PREFIX",

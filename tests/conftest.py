@@ -103,7 +103,7 @@ def model_bench() -> ModuleType:
 @pytest.fixture(scope="session")
 def loaded(tiny_bundle: Path):
     """The tiny bundle as a `ModelRuntime` that is not started."""
-    from service.operations import ModelRuntime
+    from service.operations.model import ModelRuntime
 
     return ModelRuntime.load(tiny_bundle, provider="cpu", workers=2)
 

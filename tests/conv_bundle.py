@@ -17,10 +17,10 @@ from model import build_model
 from model.config import ConvVaeConfig, IafPosterior
 from model.conv_vae import ConvVae
 from service.bundle import Bundle
-from training import export
 from training.data import ImageData
-from training.findings import Findings
-from training.graphs import Graphs, build_graphs, graph_modules
+from training.export import export
+from training.export.findings import Findings
+from training.export.graphs import Graphs, build_graphs, graph_modules
 
 SHAPE = (1, 8, 8)
 DETAILS = export.BundleDetails(

@@ -17,7 +17,7 @@ from model.layers import data_dependent_init
 from model.resnet_vae import ResnetVae
 from service.bundle import Bundle
 from training.data import ImageData
-from training.export import BundleDetails, export_bundle
+from training.export.export import BundleDetails, export_bundle
 
 CONFIG = ResnetVaeConfig(channels=8, z_channels=2, levels=(1, 1))
 CALIBRATION_IMAGES = 12

@@ -6,9 +6,9 @@ import asyncio
 
 import numpy as np
 
-from service.batching import batchers
-from service.operations import ModelRuntime
-from service.scheduler import Scheduler
+from service.operations.model import ModelRuntime
+from service.scheduler.batching import batchers
+from service.scheduler.scheduler import Scheduler
 
 
 def performer(loaded: ModelRuntime):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.watcher import Watcher
+from service.repository.watcher import Watcher
 
 
 class Site:

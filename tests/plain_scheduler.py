@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from service.scheduler import Scheduler
+from service.scheduler.scheduler import Scheduler
 
 
 @dataclass

@@ -11,7 +11,7 @@ EXTRA = {"torch", "onnx", "onnxscript", "pooch", "safetensors", "matplotlib", "t
 def main() -> None:
     """Run `training.cli`, with one line instead of a traceback where the extra is not installed."""
     try:
-        from training.cli import main as command_line
+        from training.cli.main import main as command_line
 
         command_line()
     except ModuleNotFoundError as error:

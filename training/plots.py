@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from training.reproduce_report import summary
-from training.toy_picture import toy_figure
+from training.reproduce.report import summary
+from training.reproduce.toy_picture import toy_figure
 
 __all__ = ["INK", "PALETTE", "picture", "rendered"]
 

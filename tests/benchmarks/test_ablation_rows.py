@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import training.loop
+import training.fit.trainer
 from benchmarks.ablation_rows import ROWS, Row, rows_for
 from benchmarks.ablations import markdown
 from model.config import ConvVaeConfig, DiagonalPosterior, IafPosterior
 from training.config import OptimConfig, RunConfig, Runtime, run_preset
 from training.data import ImageData
-from training.loop import Trainer
+from training.fit.trainer import Trainer
 
 BY_NAME = {row.name: row for row in ROWS}
 EAGER = Runtime(device="cpu", compile="off", bf16="off")

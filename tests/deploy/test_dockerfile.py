@@ -196,9 +196,8 @@ def test_the_derived_project_is_the_service_alone_with_one_engine(tmp_path, targ
     assert len(requirements) == len(others) + 1
     assert project["version"] == whole["version"]
     assert project["scripts"] == {"iafvae": whole["scripts"]["iafvae"]}
-    packages = document["tool"]["setuptools"]["packages"]
-    assert "service" in packages
-    assert not TRAINING & {name.split(".")[0] for name in packages}
+    packages = document["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert packages == ["service*"]
     assert "bundles/**/*" in document["tool"]["setuptools"]["package-data"]["service"]
 
 

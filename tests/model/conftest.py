@@ -25,7 +25,7 @@ from model.config import (
     PosteriorConfig,
     ResnetVaeConfig,
 )
-from model.flows import FlowChain, build_conv_flow, build_flow, conv_context_channels
+from model.flows.flow import FlowChain, build_conv_flow, build_flow, conv_context_channels
 from model.layers import data_dependent_init
 
 CONTEXT, CHANNELS, BATCH = 7, 7, 4

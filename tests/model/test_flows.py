@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import config_from_dict
-from model.flows import FlowChain
+from model.flows.flow import FlowChain
 from model.layers import WeightNormLayer, fold_weight_norm
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ConvIafPosterior, IafPosterior
-from model.flows import build_conv_flow, build_flow
-from model.iaf import IafStep
+from model.flows.flow import build_conv_flow, build_flow
+from model.flows.iaf import IafStep
+from model.flows.made import ConvMade, Made
+from model.flows.updates import Affine, Gated, Location, Update
 from model.layers import data_dependent_init
-from model.made import ConvMade, Made
-from model.updates import Affine, Gated, Location, Update
 
 DIM, CONTEXT, BATCH = 5, 7, 4
 UPDATES: dict[str, Update] = {"gated": Gated(1.5), "affine": Affine(), "location": Location()}

@@ -15,7 +15,7 @@ from model.config import (
     LinearIafPosterior,
     PlanarPosterior,
 )
-from model.flows import FlowChain, build_flow
+from model.flows.flow import FlowChain, build_flow
 
 DIM, CONTEXT, BATCH = 5, 7, 4
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from model.flows.made import ConvMade
+from model.flows.updates import Affine, Gated, Location
 from model.ladder_layers import Double, Residual
 from model.layers import Conv, ConvTranspose
-from model.made import ConvMade
-from model.updates import Affine, Gated, Location
 
 ROWS, Z, H, SIZE = 3, 4, 6, (5, 4)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.masks import conv_made_masks, conv_mask, hidden_degrees, made_masks
+from model.flows.masks import conv_made_masks, conv_mask, hidden_degrees, made_masks
 
 
 @pytest.mark.parametrize("reverse", [False, True])

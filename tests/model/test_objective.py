@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.config import IafPosterior
 from model.densities import gaussian_log_prob, standard_normal_log_prob
-from model.flows import build_flow
+from model.flows.flow import build_flow
 from model.objective import (
     ElboTerms,
     bits_per_dim,

@@ -23,7 +23,7 @@ import pytest
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.codecs import encode_npy
+from service.codecs.npy import encode_npy
 from service.settings import Settings
 
 
@@ -206,7 +206,7 @@ class Running:
     url: str
 
 
-COMMAND = [sys.executable, "-c", "from service.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from service.cli.main import main; main()"]
 
 
 def _environment(settings: dict[str, str]) -> dict[str, str]:

@@ -41,7 +41,7 @@ def loads(module: str, forbidden: tuple[str, ...], path: Path = ROOT) -> str:
     return "" if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("module", ["service.app", "service.cli", "service.operations"])
+@pytest.mark.parametrize("module", ["service.app", "service.cli.main", "service.operations.model"])
 def test_the_service_loads_no_torch(module):
     assert loads(module, HEAVY) == ""
 
@@ -50,8 +50,11 @@ def test_the_service_loads_no_torch(module):
     ("module", "forbidden"),
     [
         ("service.bundle", (*HEAVY, "onnxruntime", "pydantic", "fastapi", "PIL")),
-        ("service.scheduler", (*HEAVY, "onnxruntime", "pydantic", "fastapi", "prometheus_client")),
-        ("service.engine", (*HEAVY, "pydantic", "fastapi", "asyncio")),
+        (
+            "service.scheduler.scheduler",
+            (*HEAVY, "onnxruntime", "pydantic", "fastapi", "prometheus_client"),
+        ),
+        ("service.engine.onnxruntime_engine", (*HEAVY, "pydantic", "fastapi", "asyncio")),
     ],
 )
 def test_the_core_loads_only_what_it_needs(module, forbidden):

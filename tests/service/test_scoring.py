@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from service.scoring import estimate, p_values, statuses
+from service.estimators import estimate, p_values, statuses
 
 WEIGHTS = st.lists(
     st.lists(st.floats(-2000, 200, width=32), min_size=5, max_size=5), min_size=1, max_size=4

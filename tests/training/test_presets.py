@@ -20,7 +20,7 @@ from training.config import (
     run_preset,
 )
 from training.errors import TrainingError
-from training.rundir import open_run, write_config
+from training.runs.directory import open_run, write_config
 
 SHAPES = {"mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 LADDERS = [name for name in preset_names() if isinstance(run_preset(name).model, ResnetVaeConfig)]

@@ -1,0 +1,1 @@
+"""Flow steps: `(z, context) -> (z', log_det)`."""

@@ -1,0 +1,1 @@
+"""HTTP: routes, parsing of requests, rendering of answers, access."""

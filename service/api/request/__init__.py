@@ -1,0 +1,1 @@
+"""From bytes to options and arrays, within limits."""

@@ -1,0 +1,129 @@
+"""Images and latents of a request, as arrays that a model takes, with limits checked first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.api.native import Work
+from service.api.request.schemas import ImageOptions
+from service.codecs.images import Fit, Fitted, PixelLimits, fit_array, fit_files
+from service.codecs.npy import decode_base64, decode_npy
+from service.errors import (
+    InvalidInput,
+    NonFiniteInput,
+    PayloadTooLarge,
+    UndecodableImage,
+    WrongShape,
+)
+from service.settings import Settings
+
+__all__ = ["INLINE_PIXELS", "check_count", "has_images", "latents", "pictures", "prior_eps"]
+
+INLINE_PIXELS = 2**18  # more than this is encoded or decoded beside the event loop
+
+
+async def pictures(work: Work[Any], options: ImageOptions, *, rows_each: int = 1) -> Fitted:
+    """The request's images as the model takes them, with limits checked before decoding.
+
+    rows_each: importance samples of each image.
+    """
+    shape, intake, settings = work.runtime.bundle.manifest.image, work.intake, work.settings
+    fit = Fit(resize=options.resize, convert=options.convert)
+    if intake.npy is not None:
+        array = decode_npy(
+            intake.npy, dtypes=("uint8",), max_items=settings.max_total_pixels * shape.channels
+        )
+        count = array.shape[0] if array.ndim and array.size else 0
+        _check_images(count, rows_each, settings)
+        if array.size <= INLINE_PIXELS and not fit.resize:
+            return fit_array(array, shape, fit)
+        return await work.beside(fit_array, array, shape, fit)
+    limits = PixelLimits(image=settings.max_image_pixels, total=settings.max_total_pixels)
+    if intake.payload is not None:
+        texts = _strings(intake.payload)
+        _check_images(len(texts), rows_each, settings)
+        return await work.beside(
+            lambda: fit_files(
+                [decode_base64(text, f"image {i}") for i, text in enumerate(texts)],
+                shape,
+                fit,
+                limits,
+            )
+        )
+    _check_images(len(intake.files), rows_each, settings)
+    return await work.beside(fit_files, intake.files, shape, fit, limits, intake.names)
+
+
+def _check_images(count: int, rows_each: int, settings: Settings) -> None:
+    if count == 0:
+        raise InvalidInput("there are no images in the request: send at least one")
+    check_count("images", count, settings.max_images)
+    check_count("images times importance_samples", count * rows_each, settings.max_rows)
+
+
+def _strings(payload: object) -> list[str]:
+    if not isinstance(payload, list) or not payload or not all(isinstance(x, str) for x in payload):
+        raise InvalidInput("images must be a list of at least one base64 string (PNG, JPEG, WebP)")
+    return payload
+
+
+def latents(work: Work[Any], name: str = "latents") -> NDArray[np.float32]:
+    """float32, at most `max_images` times D of them; the operation checks the rest."""
+    dim, limit = work.runtime.bundle.manifest.latent.dim, work.settings.max_images
+    file, payload = work.intake.npy, work.intake.payload
+    if isinstance(payload, str):
+        file = _file_of(payload, name)
+    if file is None:
+        return _latents_from_json(payload, dim, name)
+    return decode_npy(file, dtypes=("float32",), max_items=limit * dim)
+
+
+def prior_eps(work: Work[Any]) -> NDArray[np.float32] | None:
+    """As `latents`; None where there is none."""
+    if work.intake.npy is None and work.intake.payload is None:
+        return None
+    return latents(work, "prior_eps")
+
+
+def has_images(work: Work[Any]) -> bool:
+    """Whether the request holds any."""
+    intake = work.intake
+    return intake.npy is not None or bool(intake.files) or intake.payload is not None
+
+
+def _file_of(text: str, name: str) -> bytes:
+    try:
+        return decode_base64(text, name)
+    except UndecodableImage:
+        raise InvalidInput(
+            f"{name} must be a list of lists of numbers, or the base64 of an npy file"
+        ) from None
+
+
+def _latents_from_json(payload: object, dim: int, name: str) -> NDArray[np.float32]:
+    """Checked before NumPy sees them: it would copy one long text into every place of an array."""
+    if not isinstance(payload, list) or not all(isinstance(row, list) for row in payload):
+        raise InvalidInput(
+            f"{name} must be a list of lists of numbers, one for each image, or the base64 of an "
+            "npy file"
+        )
+    for index, row in enumerate(payload):
+        if len(row) != dim:
+            raise WrongShape(f"{name}[{index}] has {len(row)} numbers, the model takes {dim}")
+        if not {int, float}.issuperset(map(type, row)):
+            raise InvalidInput(f"{name}[{index}] must be a list of numbers")
+    try:
+        array = np.array(payload, np.float64).reshape(len(payload), dim)
+    except OverflowError:
+        raise NonFiniteInput(f"{name} hold integers beyond float32: send smaller ones") from None
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity and is refused
+        return array.astype(np.float32)
+
+
+def check_count(name: str, value: int, limit: int) -> None:
+    """Raises PayloadTooLarge where `value` is above `limit`."""
+    if value > limit:
+        raise PayloadTooLarge(f"{name}: {value} is above the limit of {limit}; ask for fewer")

@@ -1,0 +1,226 @@
+"""What came in: a request's body, split into options and payload.
+
+What can be counted is, before it is parsed: JSON values, form fields, images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl
+
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from service.api.request.negotiation import JSON, NPY
+from service.errors import (
+    InvalidInput,
+    MalformedBody,
+    PayloadTooLarge,
+    UnsupportedMedia,
+)
+
+__all__ = ["IMAGE_TYPES", "MAX_JSON_VALUES", "Intake", "loads_once", "parse_body", "query_options"]
+
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
+MAX_FIELDS = 32
+MAX_FIELD_BYTES = 65_536
+# A JSON value takes many times more memory, and time of the event loop, than its few characters.
+MAX_JSON_VALUES = 2**20
+MAX_JSON_OPTIONS = 2**10  # values of a body that has no payload
+SEVERAL = ("temperature", "resample", "keep", "seeds")  # may be given more than once in a query
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intake:
+    """A parsed body: options, and at most one payload in one of three forms.
+
+    `options` is None where they are those of the query alone, `text` says that their values are
+    strings. `payload` is the value of the payload's JSON field.
+    """
+
+    options: Mapping[str, Any] | None
+    text: bool
+    npy: bytes | None = None
+    files: list[bytes] = field(default_factory=list)
+    names: list[str] | None = None
+    payload: Any = None
+
+
+async def parse_body(
+    headers: Headers,
+    query: bytes,
+    body: bytes,
+    *,
+    payload: str | None,
+    max_items: int,
+    optional: bool = False,
+) -> Intake:
+    """Split `body` by its content type.
+
+    payload: its field, "images", "latents", "prior_eps" or None; optional: it may be left out.
+
+    Raises:
+        UnsupportedMedia: a content type that does not carry such a payload.
+        MalformedBody: not what its content type says.
+        InvalidInput: an option is given twice or in the wrong place.
+        PayloadTooLarge: more than `max_items` images; none of them has been decoded.
+    """
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == JSON:
+        if options := query_options(query):
+            raise InvalidInput(
+                f"with a JSON body options are its fields: move {', '.join(options)} from the "
+                "query into the body"
+            )
+        return _parse_json(body, payload, max_items)
+    if not body and (payload is None or optional):
+        return Intake(options=None, text=True)
+    if kind == NPY and payload is not None:
+        return Intake(options=None, text=True, npy=body)
+    if kind == "multipart/form-data" and payload == "images":
+        return await _parse_form(headers, body, query_options(query), max_items)
+    if kind in IMAGE_TYPES and payload == "images":
+        return Intake(options=None, text=True, files=[body])
+    raise UnsupportedMedia(_unsupported(kind, payload, optional))
+
+
+def _unsupported(kind: str, payload: str | None, optional: bool) -> str:
+    taken = JSON if payload is None else f"{NPY} or {JSON}"
+    if payload == "images":
+        taken = f"{NPY}, multipart/form-data (files), {JSON}, {', '.join(IMAGE_TYPES)}"
+    if payload is None or optional:
+        taken += ", or no body and query parameters"
+    what = f"content type {kind[:80]!r} is" if kind else "a body without Content-Type is"
+    return f"{what} not taken here; send {taken}"
+
+
+def query_options(query: bytes) -> dict[str, Any]:
+    """The options in a query, as text. Raises InvalidInput."""
+    if not query:
+        return {}
+    try:
+        pairs = parse_qsl(
+            query.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=True,
+            max_num_fields=MAX_FIELDS,
+            errors="strict",
+        )
+    except ValueError as error:
+        raise InvalidInput(f"the query cannot be parsed ({error})") from None
+    return _unique(pairs, {})
+
+
+def _unique(pairs: list[tuple[str, str]], before: dict[str, Any]) -> dict[str, Any]:
+    """`before` and `pairs` as a dictionary; only what is in `SEVERAL` may be there repeatedly."""
+    options = dict(before)
+    for name, value in pairs:
+        if name not in options:
+            options[name] = value
+        elif name in SEVERAL:
+            earlier = options[name]
+            options[name] = [*(earlier if isinstance(earlier, list) else [earlier]), value]
+        else:
+            raise InvalidInput(f"{name[:60]!r} is given more than once: give it once")
+    return options
+
+
+def _parse_json(body: bytes, payload: str | None, max_items: int) -> Intake:
+    most = MAX_JSON_OPTIONS if payload is None else MAX_JSON_VALUES
+    if (values := sum(map(body.count, (b",", b"[", b"{")))) > most:
+        other = "" if payload is None else f", or {payload} as {NPY}"
+        raise PayloadTooLarge(
+            f"the JSON body has some {values} values, {most} are taken: send fewer{other}"
+        )
+    fields = loads_once(body)
+    if not isinstance(fields, dict):
+        raise MalformedBody('the body must be a JSON object, such as {"n": 4}')
+    if payload is None:
+        return Intake(options=fields, text=False)
+    value = fields.pop(payload, None)
+    if isinstance(value, list) and len(value) > max_items:
+        raise PayloadTooLarge(_too_many(len(value), max_items, payload))
+    return Intake(options=fields, text=False, payload=value)
+
+
+def loads_once(text: bytes) -> Any:
+    """`text` as JSON whose objects hold no key twice. Raises MalformedBody, InvalidInput."""
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise MalformedBody(f"the body is not JSON ({error})") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object without a key that is there twice: which of the two is meant, nobody knows."""
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise InvalidInput(f"{name[:60]!r} is given more than once: give it once")
+        fields[name] = value
+    return fields
+
+
+def _too_many(count: int, max_items: int, what: str) -> str:
+    return f"{count} {what} in one request, at most {max_items} are taken: send several requests"
+
+
+async def _parse_form(
+    headers: Headers, body: bytes, options: dict[str, Any], max_items: int
+) -> Intake:
+    _, parameters = parse_options_header(headers["content-type"])
+    end = b"--" + parameters.get(b"boundary", b"") + b"--"
+    if body and end not in body:
+        raise MalformedBody("the multipart body is cut off: it lacks its closing boundary")
+    parser = _InMemoryParser(
+        headers,
+        _stream(body),
+        max_files=max_items,
+        max_fields=MAX_FIELDS,
+        max_part_size=MAX_FIELD_BYTES,
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if "Too many files" in error.message:
+            raise PayloadTooLarge(_too_many(max_items + 1, max_items, "images")) from None
+        raise MalformedBody(f"the multipart body cannot be parsed: {error.message}") from None
+    except (KeyError, ValueError) as error:
+        raise MalformedBody(f"the multipart body cannot be parsed: {error}") from None
+    try:
+        return _form_intake(form, options)
+    finally:
+        await form.close()
+
+
+def _form_intake(form: FormData, options: dict[str, Any]) -> Intake:
+    fields: list[tuple[str, str]] = []
+    files, names = [], []
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile) and name == "files":
+            files.append(value.file.read())
+            names.append(f"file {(value.filename or str(len(files) - 1))[:80]!r}")
+        elif isinstance(value, UploadFile):
+            raise InvalidInput(f"files belong in the field 'files', not in {name[:60]!r}")
+        else:
+            fields.append((name, value))
+    if not files:
+        raise InvalidInput(
+            "there are no images in the request: send at least one file part, named 'files' and "
+            "with a filename"
+        )
+    return Intake(options=_unique(fields, options), text=True, files=files, names=names)
+
+
+class _InMemoryParser(MultiPartParser):
+    """Never spools to disk: the body is in memory and bounded, and a disk may be read-only."""
+
+    spool_max_size = 2**62
+
+
+async def _stream(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body

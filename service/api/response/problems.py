@@ -1,0 +1,139 @@
+"""Errors as RFC 9457 problem documents: ours, and those that the frameworks raise by themselves.
+
+Under ``/v2`` the Open Inference Protocol has a form of its own: ``{"error": "..."}``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Scope
+
+from service.api.request.negotiation import JSON, PROBLEM
+from service.errors import (
+    BadRequest,
+    IafvaeError,
+    InvalidInput,
+    MethodNotAllowed,
+    NotFound,
+    Overloaded,
+    RequestTimeout,
+    ServerFault,
+    Unauthorized,
+)
+
+__all__ = [
+    "TYPE_PREFIX",
+    "add_problem_handlers",
+    "document_of",
+    "problem_headers",
+    "problem_response",
+    "unexpected",
+]
+
+TYPE_PREFIX = "urn:iafvae:problem:"
+MAX_DETAIL = 1000  # characters: what callers sent is told back in part
+logger = logging.getLogger("iafvae")
+
+
+def problem_response(
+    error: IafvaeError, scope: Scope, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The answer that says `error` on this request, with ``Retry-After`` where it helps."""
+    body, media_type = document_of(error, scope)
+    more = {**(headers or {}), **problem_headers(error)}
+    return Response(body, error.status, more, media_type=media_type)
+
+
+def document_of(error: IafvaeError, scope: Scope) -> tuple[bytes, str]:
+    """What the body of an answer says of `error`, and its media type."""
+    of_v2 = scope["path"].startswith("/v2/") or scope["path"] == "/v2"
+    document = _inference_error(error) if of_v2 else _problem(error, scope)
+    return json.dumps(document).encode("utf-8"), JSON if of_v2 else PROBLEM
+
+
+def _problem(error: IafvaeError, scope: Scope) -> dict[str, str | int]:
+    return {
+        "type": TYPE_PREFIX + error.type,
+        "title": error.title,
+        "status": error.status,
+        "detail": _shortened(error.detail, MAX_DETAIL),
+        "instance": _shortened(scope["path"], MAX_DETAIL),
+        "request_id": scope.get("state", {}).get("request_id", ""),
+    }
+
+
+def _inference_error(error: IafvaeError) -> dict[str, str | int]:
+    return {"error": _shortened(error.detail or error.title, MAX_DETAIL)}
+
+
+def problem_headers(error: IafvaeError) -> dict[str, str]:
+    """What a client should do about `error`, as headers."""
+    if isinstance(error, Overloaded):
+        return {"retry-after": str(max(1, math.ceil(error.retry_after_seconds)))}
+    if isinstance(error, RequestTimeout):
+        return {"connection": "close"}  # in the middle of a body there is no next request
+    if isinstance(error, Unauthorized):
+        return {"www-authenticate": error.challenge}
+    return {"retry-after": "1"} if error.status == 503 else {}
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def unexpected(error: Exception, scope: Scope) -> ServerFault:
+    """Log what nobody foresaw; the caller learns the request's id, not the program's insides."""
+    request_id = scope.get("state", {}).get("request_id", "")
+    logger.error(
+        "unexpected error in %s: %s",
+        scope["path"],
+        error,
+        exc_info=error,
+        extra={"fields": {"request_id": request_id}},
+    )
+    return ServerFault("an unexpected error; the log has it under this request_id")
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Turn every error that leaves a route of `app` into a problem document."""
+
+    async def ours(request: Request, error: Exception) -> Response:
+        assert isinstance(error, IafvaeError)  # noqa: S101 - registered for it alone
+        return problem_response(error, request.scope)
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
+        translated = _translate(error, request)
+        return problem_response(translated, request.scope, error.headers)
+
+    async def validation(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it alone
+        lines = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
+        return problem_response(InvalidInput("; ".join(lines)), request.scope)
+
+    async def anything(request: Request, error: Exception) -> Response:
+        return problem_response(unexpected(error, request.scope), request.scope)
+
+    app.add_exception_handler(IafvaeError, ours)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, validation)
+    app.add_exception_handler(Exception, anything)
+
+
+def _translate(error: HTTPException, request: Request) -> IafvaeError:
+    path = request.url.path
+    if error.status_code == 404:
+        return NotFound(f"there is nothing at {path[:200]}; /docs lists what there is")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return MethodNotAllowed(f"{path} does not take {request.method}; use {allowed}")
+    kind = BadRequest if error.status_code < 500 else ServerFault
+    return kind(str(error.detail))

@@ -1,0 +1,158 @@
+"""Answers of ``/v1`` in JSON: they document it and hold the tests to it.
+
+The hot routes write their JSON by hand.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.api.request.schemas import Output
+
+__all__ = [
+    "EncodeResponse",
+    "FailedBundle",
+    "ImagesResponse",
+    "ModelDescription",
+    "ModelsResponse",
+    "ProblemDocument",
+    "Response",
+    "ScoreResponse",
+    "ScoreResult",
+]
+
+
+class Response(BaseModel):
+    """Fields of every JSON answer."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str
+    version: str
+    notes: Annotated[
+        list[str], Field(description="What a reader must know, such as that images were altered.")
+    ]
+
+
+class ImagesResponse(Response):
+    """Answer of sample, decode, reconstruct and interpolate."""
+
+    images: Annotated[list[str], Field(description="Each a PNG file in base64.")]
+    shape: Annotated[list[int], Field(description="[n, channels, height, width]")]
+    status: Annotated[
+        list[Literal["ok", "non_finite"]],
+        Field(description="Of each image; non_finite: its mean was no number, and is shown as 0."),
+    ]
+    output: Output
+    seed: Annotated[
+        int | None, Field(description="null: no seed was given where none is needed (see notes).")
+    ]
+    temperature: Annotated[
+        list[float] | None, Field(description="One per latent group; of sample only.")
+    ] = None
+    resampled: Annotated[
+        list[str] | None,
+        Field(description="Latent groups drawn anew; of sample with prior_eps only."),
+    ] = None
+
+
+class ScoreResult(BaseModel):
+    """Scores of one image. Numbers that are not finite are null, and `status` says why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    log_likelihood_nats: Annotated[
+        float | None, Field(description="Importance-weighted lower bound on log p(x), in nats.")
+    ]
+    bits_per_dim: float | None
+    elbo_nats: float | None
+    standard_error_nats: Annotated[
+        float | None,
+        Field(
+            description="Of the estimate, by the delta method; too small where the effective "
+            "sample size is small; null at K = 1."
+        ),
+    ]
+    effective_sample_size: Annotated[
+        float | None, Field(description="From 1 to K: how many samples share the weight.")
+    ]
+    p_value: Annotated[
+        float | None,
+        Field(description="Share of calibration images that score as low; null if K has none."),
+    ]
+    anomalous: bool
+    status: Literal["ok", "not_calibrated", "non_finite"]
+    altered: Annotated[bool, Field(description="The image was resized or converted first.")]
+    kl_nats: Annotated[dict[str, float | None], Field(description="By latent group.")]
+
+
+class ScoreResponse(Response):
+    """Answer of score."""
+
+    results: list[ScoreResult]
+    estimator: Literal["elbo", "importance_weighted"]
+    importance_samples: int
+    seed: int
+    alpha: float
+
+
+class EncodeResponse(Response):
+    """Answer of encode."""
+
+    latents: Annotated[
+        list[list[float | None]], Field(description="[n, D]; null where not finite.")
+    ]
+    prior_eps: Annotated[
+        list[list[float | None]],
+        Field(description="[n, D]: the prior's noise that gives these latents, for sample."),
+    ]
+    status: Annotated[list[Literal["ok", "non_finite"]], Field(description="Of each image.")]
+    seed: Annotated[int | None, Field(description="null: the posterior at eps = 0.")]
+
+
+class ModelDescription(BaseModel):
+    """A loaded model: who computes it, and its manifest with its figures."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    name: str
+    version: str
+    versions: Annotated[list[str], Field(description="Loaded ones of this name, newest first.")]
+    default: Annotated[bool, Field(description="It answers where no model is named.")]
+    default_version: Annotated[bool, Field(description="It answers for its name alone.")]
+    pinned: Annotated[bool, Field(description="Because an operator chose it, not as the newest.")]
+    ready: bool
+    directory: str
+    bundle: Annotated[str, Field(description="SHA-256 of the manifest, which hashes all files.")]
+    provider: str
+    precision: str
+    manifest: dict[str, Any]
+    limits: Annotated[dict[str, int], Field(description="What one request may ask for.")]
+
+
+class FailedBundle(BaseModel):
+    """A bundle that was refused; what was loaded from its directory before stays."""
+
+    directory: str
+    reason: str
+
+
+class ModelsResponse(BaseModel):
+    """What is loaded, and what could not be."""
+
+    default: str
+    models: list[ModelDescription]
+    failed: list[FailedBundle]
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457 problem details: compare with `type`, show `detail` to people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str

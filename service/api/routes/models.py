@@ -1,0 +1,78 @@
+"""``/v1/models``: what is loaded, in which versions, and what could not be."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from service.api.response.problem_docs import documented
+from service.api.response.schemas import FailedBundle, ModelDescription, ModelsResponse
+from service.api.state import Context
+from service.bundle import manifest_to_json
+from service.repository.registry import LoadedModel, Registry
+from service.settings import Settings
+
+__all__ = ["model_router"]
+
+LIMITS = (
+    "max_n",
+    "max_stream_n",
+    "max_images",
+    "max_importance_samples",
+    "max_rows",
+    "max_body_bytes",
+)
+
+
+def model_router(context: Context) -> APIRouter:
+    """``GET /v1/models``, ``/v1/models/{name}`` and ``/v1/models/{name}/versions/{version}``."""
+    router = APIRouter(prefix="/v1", tags=["models"])
+    registry, settings = context.registry, context.settings
+
+    @router.get("/models", summary="What is loaded, and what could not be")
+    async def list_models() -> ModelsResponse:
+        return ModelsResponse(
+            default=registry.default,
+            models=[_describe(model, registry, settings) for model in registry.models],
+            failed=[
+                FailedBundle(directory=directory, reason=reason)
+                for directory, reason in sorted(registry.failed.items())
+            ],
+        )
+
+    @router.get(
+        "/models/{name}",
+        summary="The version that answers for a name: its manifest and figures",
+        responses=documented(404, 422, 503),
+    )
+    async def get_model(name: str) -> ModelDescription:
+        return _describe(registry.find(name), registry, settings)
+
+    @router.get(
+        "/models/{name}/versions/{version}",
+        summary="One version of a model: its manifest and figures",
+        responses=documented(404, 422, 503),
+    )
+    async def get_version(name: str, version: str) -> ModelDescription:
+        return _describe(registry.find(name, version), registry, settings)
+
+    return router
+
+
+def _describe(model: LoadedModel, registry: Registry, settings: Settings) -> ModelDescription:
+    runtime = model.runtime
+    answering = registry.is_answering(runtime)
+    return ModelDescription(
+        name=model.name,
+        version=model.version,
+        versions=list(registry.versions(model.name)),
+        default=answering and model.name == registry.default,
+        default_version=answering,
+        pinned=registry.pinned(model.name) == model.version,
+        ready=runtime.ready,
+        directory=model.directory,
+        bundle=runtime.bundle.hash,
+        provider=runtime.provider,
+        precision=runtime.precision,
+        manifest=manifest_to_json(runtime.bundle.manifest),
+        limits={name: getattr(settings, name) for name in LIMITS},
+    )

@@ -1,0 +1,59 @@
+"""The bundle contract: a directory that holds a model and everything known about it.
+
+One name for all of it: the manifest's records, the reader (`load_bundle`), the writer
+(`write_bundle`) and the table of graphs (`graph_contract`). Needs the standard library and NumPy
+alone, so that a training machine can write a bundle without the service's packages.
+"""
+
+from __future__ import annotations
+
+from service.bundle.graphs import (
+    GraphSpec,
+    ImageSpec,
+    LatentGroup,
+    LatentSpec,
+    LikelihoodSpec,
+    TensorSpec,
+    graph_contract,
+)
+from service.bundle.manifest import (
+    OPERATIONS,
+    SCHEMA_VERSION,
+    CalibrationSpec,
+    CanarySpec,
+    EvaluationFigure,
+    FileRecord,
+    Manifest,
+    PreprocessingSpec,
+    ScoringSpec,
+    manifest_from_json,
+    manifest_to_json,
+)
+from service.bundle.reader import MANIFEST, Bundle, BundleError, load_bundle
+from service.bundle.writer import write_bundle
+
+__all__ = [
+    "MANIFEST",
+    "OPERATIONS",
+    "SCHEMA_VERSION",
+    "Bundle",
+    "BundleError",
+    "CalibrationSpec",
+    "CanarySpec",
+    "EvaluationFigure",
+    "FileRecord",
+    "GraphSpec",
+    "ImageSpec",
+    "LatentGroup",
+    "LatentSpec",
+    "LikelihoodSpec",
+    "Manifest",
+    "PreprocessingSpec",
+    "ScoringSpec",
+    "TensorSpec",
+    "graph_contract",
+    "load_bundle",
+    "manifest_from_json",
+    "manifest_to_json",
+    "write_bundle",
+]

@@ -1,0 +1,211 @@
+"""Reading a bundle: nothing is trusted.
+
+Every file is listed in the manifest with its size and SHA-256, is read without pickle, and has the
+shapes that the manifest demands. What is wrong is refused with the file's name and what to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundle.graphs import TensorSpec
+from service.bundle.manifest import FileRecord, Manifest, manifest_from_json
+
+__all__ = ["MANIFEST", "Bundle", "BundleError", "load_bundle"]
+
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_ARRAY_FILE_BYTES = 256 << 20
+REPLACE = "restore the bundle from where it was exported, or export it again"
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class BundleError(Exception):
+    """A bundle cannot be used; the message names the bundle, the file and what to do."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle.
+
+    hash: SHA-256 (hex) of manifest.json, which holds every other file's, so it names the whole
+    bundle; calibration: number of importance samples -> sorted scores in nats, float32
+    ``[images]``; canaries: operation -> ``{"in": {input: array}, "out": {output: array}}``.
+    """
+
+    path: Path
+    manifest: Manifest
+    hash: str
+    calibration: dict[int, NDArray[np.float32]]
+    canaries: dict[str, dict[str, Arrays]]
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a listed file, which are still those that were verified.
+
+        Raises BundleError where the file has gone or has changed since.
+        """
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as error:
+            raise _refuse(self.path, name, f"cannot be read ({error.strerror})") from error
+        if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:
+            raise _refuse(self.path, name, "changed while the bundle was loaded", "load it again")
+        return data
+
+
+def load_bundle(path: Path | str) -> Bundle:
+    """Read and verify the bundle in directory `path`.
+
+    Raises BundleError where anything is missing, unknown, corrupt or contradicts the manifest.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise BundleError(f"{path} is no directory: give the directory that holds {MANIFEST}")
+    manifest, digest = _read_manifest(path)
+    _check_listing(path, manifest)
+    for name, record in manifest.files.items():
+        _check_file(path, name, record)
+    return Bundle(
+        path=path,
+        manifest=manifest,
+        hash=digest,
+        calibration=_read_calibration(path, manifest),
+        canaries=_read_canaries(path, manifest),
+    )
+
+
+def _refuse(path: Path, name: str, problem: str, remedy: str = REPLACE) -> BundleError:
+    return BundleError(f"bundle {path}: {name}: {problem}; {remedy}")
+
+
+def _read_manifest(path: Path) -> tuple[Manifest, str]:
+    file = _inside(path, MANIFEST)
+    if file.stat().st_size > MAX_MANIFEST_BYTES:
+        raise _refuse(path, MANIFEST, f"is larger than {MAX_MANIFEST_BYTES} bytes")
+    raw = file.read_bytes()
+    try:
+        fields = json.loads(raw, object_pairs_hook=_unique_keys)
+        manifest = manifest_from_json(fields)
+    except (ValueError, RecursionError) as error:  # ValueError covers broken JSON and UTF-8
+        raise _refuse(path, MANIFEST, str(error)) from error
+    return manifest, hashlib.sha256(raw).hexdigest()
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return fields
+
+
+def _inside(path: Path, name: str) -> Path:
+    """The regular file `name` of the bundle; a link that leaves the directory is refused."""
+    file = path / name
+    if not file.is_file():
+        raise _refuse(path, name, "is missing")
+    if file.resolve().parent != path.resolve():
+        raise _refuse(
+            path, name, "is a link that leaves the bundle", "copy the file into the bundle"
+        )
+    return file
+
+
+def _check_listing(path: Path, manifest: Manifest) -> None:
+    listed = {MANIFEST, *manifest.files}
+    found = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
+    if extra := sorted(found - listed):
+        raise _refuse(
+            path, ", ".join(extra), "not listed in the manifest", "remove what is not part"
+        )
+
+
+def _check_file(path: Path, name: str, record: FileRecord) -> None:
+    file = _inside(path, name)
+    if (size := file.stat().st_size) != record.bytes:
+        raise _refuse(path, name, f"has {size} bytes, the manifest says {record.bytes}")
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != record.sha256:
+        raise _refuse(path, name, "does not have the SHA-256 that the manifest says")
+
+
+def _read_arrays(path: Path, name: str) -> Arrays:
+    """Every array of an npz file, without pickle and without unpacking more than is sane."""
+    file = _inside(path, name)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if sum(member.file_size for member in archive.infolist()) > MAX_ARRAY_FILE_BYTES:
+                raise _refuse(path, name, f"unpacks to more than {MAX_ARRAY_FILE_BYTES} bytes")
+        with np.load(file, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except BundleError:
+        raise
+    except Exception as error:  # on a strange archive the readers raise a dozen kinds
+        raise _refuse(path, name, f"cannot be read as arrays ({error})") from error
+
+
+def _read_calibration(path: Path, manifest: Manifest) -> dict[int, NDArray[np.float32]]:
+    if manifest.calibration is None:
+        return {}
+    name = manifest.calibration.file
+    arrays = _read_arrays(path, name)
+    samples = manifest.scoring.calibrated_importance_samples
+    wanted = {f"log_likelihood_nats_k{k}": k for k in samples}
+    if set(arrays) != set(wanted):
+        raise _refuse(path, name, f"holds {sorted(arrays)}, the manifest demands {sorted(wanted)}")
+    for key, scores in arrays.items():
+        if scores.dtype != np.float32 or scores.shape != (manifest.calibration.images,):
+            raise _refuse(path, name, f"{key} must be float32 [{manifest.calibration.images}]")
+        if not np.isfinite(scores).all() or (np.diff(scores) < 0).any():
+            raise _refuse(path, name, f"{key} must be finite and sorted")
+    return {wanted[key]: scores for key, scores in arrays.items()}
+
+
+def _read_canaries(path: Path, manifest: Manifest) -> dict[str, dict[str, Arrays]]:
+    name = manifest.canaries.file
+    arrays = _read_arrays(path, name)
+    canaries: dict[str, dict[str, Arrays]] = {}
+    for operation, graph in manifest.graphs.items():
+        sizes: dict[str, int] = {}
+        sides = (("in", graph.inputs), ("out", graph.outputs))
+        canaries[operation] = {
+            side: {
+                t.name: _canary(path, name, arrays, f"{operation}/{side}/", t, sizes) for t in ts
+            }
+            for side, ts in sides
+        }
+        owner = canaries[operation]["in"].get("owner")
+        if owner is not None and (owner.min() < 0 or owner.max() >= sizes["N"]):
+            raise _refuse(path, name, f"{operation}/in/owner points outside its images")
+    if arrays:
+        raise _refuse(path, name, f"has unknown arrays {sorted(arrays)}")
+    return canaries
+
+
+def _canary(
+    path: Path, name: str, arrays: Arrays, prefix: str, tensor: TensorSpec, sizes: dict[str, int]
+) -> NDArray[Any]:
+    """Take one array out of `arrays`; `sizes` holds what N and R were in the arrays before."""
+    array = arrays.pop(prefix + tensor.name, None)
+    if array is None:
+        raise _refuse(path, name, f"lacks {prefix}{tensor.name}")
+    fits = array.ndim == len(tensor.shape) and all(
+        have == (want if isinstance(want, int) else sizes.setdefault(want, have)) and have > 0
+        for want, have in zip(tensor.shape, array.shape, strict=True)
+    )
+    if not fits or array.dtype != tensor.dtype:
+        wanted = f"{tensor.dtype}{list(tensor.shape)}"
+        got = f"{array.dtype}{list(array.shape)}"
+        raise _refuse(path, name, f"{prefix}{tensor.name} must be {wanted}, not {got}")
+    if array.dtype == np.float32 and not np.isfinite(array).all():
+        raise _refuse(path, name, f"{prefix}{tensor.name} must be finite")
+    return array

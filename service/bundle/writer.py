@@ -1,0 +1,143 @@
+"""Writing a bundle: complete and proved, or not at all.
+
+A bundle is made in a temporary directory beside its destination, flushed to disk, read back by the
+reader that servers use, and only then given its name. Whoever watches the destination sees the old
+bundle or the new one, never a half.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from service.bundle.manifest import Manifest, manifest_to_json
+from service.bundle.reader import MANIFEST, Bundle, BundleError, load_bundle
+
+__all__ = ["write_bundle"]
+
+Content = bytes | Path | Callable[[Path], Any]
+
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+
+
+def write_bundle(
+    destination: Path | str,
+    manifest_fields: Mapping[str, Any] | Manifest,
+    contents: Mapping[str, Content],
+    check: Callable[[Bundle], None] | None = None,
+) -> Bundle:
+    """Write a bundle to the directory `destination` and return it as a server would load it.
+
+    manifest_fields: everything but ``files``, which is computed; contents: file name -> its
+    bytes, a file to copy, or a function that writes the file at the path it is given; check:
+    called with the finished bundle before it is published. A bundle that stands at `destination`
+    is replaced; anything else there is not. Whatever is raised on the way, nothing is published
+    and nothing is left behind.
+    """
+    destination = Path(destination)
+    _refuse_strangers(destination)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    try:
+        staging.chmod(0o755)
+        for name, content in contents.items():
+            _write(staging, name, content)
+        _write_manifest(staging, manifest_fields, contents)
+        _sync(staging)
+        bundle = load_bundle(staging)
+        if check is not None:
+            check(bundle)
+        _publish(staging, destination)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return replace(bundle, path=destination)
+
+
+def _refuse_strangers(destination: Path) -> None:
+    if destination.is_dir() and not destination.is_symlink():
+        if not any(destination.iterdir()) or (destination / MANIFEST).is_file():
+            return
+    elif not destination.exists() and not destination.is_symlink():
+        return
+    raise BundleError(
+        f"{destination} exists and is no bundle: give another directory, or remove it yourself"
+    )
+
+
+def _write(staging: Path, name: str, content: Content) -> None:
+    file = staging / name
+    if file.parent != staging or name in {"", ".", "..", MANIFEST}:
+        raise BundleError(f"{name!r} is no file name for a bundle: use a plain name")
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif isinstance(content, Path):
+        shutil.copyfile(content, file)
+    else:
+        content(file)
+    if not file.is_file():
+        raise BundleError(f"nothing was written as {name}: its content must write that file")
+    _sync(file)
+
+
+def _write_manifest(
+    staging: Path, manifest_fields: Mapping[str, Any] | Manifest, names: Mapping[str, Content]
+) -> None:
+    given = manifest_fields
+    fields = manifest_to_json(given) if isinstance(given, Manifest) else dict(given)
+    fields["files"] = {name: _record(staging / name) for name in names}
+    text = json.dumps(fields, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    (staging / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    _sync(staging / MANIFEST)
+
+
+def _record(file: Path) -> dict[str, object]:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"sha256": digest, "bytes": file.stat().st_size}
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or directory to disk; directories cannot be opened on every system."""
+    if path.is_dir() and sys.platform == "win32":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _publish(staging: Path, destination: Path) -> None:
+    """Give `staging` its name: in one step where the system can swap directories, else in two."""
+    if not destination.exists():
+        staging.rename(destination)
+    elif not _exchange(staging, destination):
+        old = staging.with_name(staging.name + ".old")
+        destination.rename(old)
+        try:
+            staging.rename(destination)
+        except OSError:
+            old.rename(destination)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    _sync(destination.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories atomically (Linux, `renameat2(2)`); False where that is not possible."""
+    with suppress(OSError, AttributeError):
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+        names = os.fsencode(one), os.fsencode(other)
+        return bool(rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0)
+    return False

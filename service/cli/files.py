@@ -1,0 +1,78 @@
+"""What the commands of `iafvae` write: sheets, arrays and folders of pictures.
+
+A file appears under its name when it is complete: an interrupted command leaves the old one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.codecs.npy import contact_sheet, encode_npy, encode_png, npy_prefix
+from service.errors import InvalidInput
+
+__all__ = ["write_array", "write_images", "write_pairs", "write_stream"]
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `out` when all went well."""
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_images(images: NDArray[np.uint8], out: Path, *, columns: int | None = None) -> None:
+    """A contact sheet (.png), an array (.npy), or one PNG for each image (a directory)."""
+    if out.suffix == ".png":
+        _write(out, encode_png(contact_sheet(images, columns=columns)))
+    elif out.suffix == ".npy":
+        write_array(images, out)
+    elif out.suffix:
+        raise InvalidInput(f"{out}: use a name that ends in .png or .npy, or a directory")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        for index, image in enumerate(images):
+            _write(out / f"{index:05d}.png", encode_png(image))
+
+
+def write_pairs(images: NDArray[np.uint8], again: NDArray[np.uint8], out: Path) -> None:
+    """As `write_images`, but a sheet shows each of `images` beside what it became."""
+    if out.suffix != ".png":
+        write_images(again, out)
+        return
+    pairs = np.stack([images, again], axis=1).reshape(-1, *images.shape[1:])
+    columns = 2 * math.ceil(math.sqrt(len(images) / 2))
+    _write(out, encode_png(contact_sheet(pairs, columns=columns)))
+
+
+def write_array(array: NDArray[Any], out: Path) -> None:
+    """An npy file."""
+    if out.suffix != ".npy":
+        raise InvalidInput(f"{out}: use a name that ends in .npy")
+    _write(out, encode_npy(array))
+
+
+def write_stream(pieces: Iterator[NDArray[np.uint8]], n: int, out: Path) -> None:
+    """An npy file of `n` images that come in pieces [some, C, H, W]."""
+    with _replacing(out) as file:
+        for index, piece in enumerate(pieces):
+            if index == 0:
+                file.write(npy_prefix("|u1", (n, *piece.shape[1:])))
+            file.write(piece.tobytes())
+
+
+def _write(out: Path, data: bytes) -> None:
+    with _replacing(out) as file:
+        file.write(data)

@@ -1,0 +1,272 @@
+"""The commands of `iafvae` that use a model: draw, score, encode, rebuild, go between.
+
+Only what every command needs is imported here: `iafvae --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from service.cli.options import (
+    BundlePath,
+    Convert,
+    ModelName,
+    OutputKind,
+    Paths,
+    ProviderName,
+    Resize,
+    SeedOption,
+    Url,
+    reported,
+)
+
+__all__ = ["encode", "interpolate", "reconstruct", "sample", "score"]
+
+
+@reported
+def sample(
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "-n", min=1, help="How many images [default: 64, or one for each row of --prior-eps]."
+        ),
+    ] = None,
+    seed: SeedOption = None,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option("--temperature", "-t", min=0, help="One number, or one per latent group."),
+    ] = None,
+    output: OutputKind = "mean",
+    prior_eps: Annotated[
+        Path | None,
+        typer.Option(help="FILE.npy of `iafvae encode --prior-eps`: change these images."),
+    ] = None,
+    resample: Annotated[
+        list[str] | None, typer.Option(help="Latent group of --prior-eps to draw anew.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Latent group to keep; all others are drawn anew.")
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", help="FILE.png: a sheet; FILE.npy; a directory: n PNG files."),
+    ] = Path("samples.png"),
+    bundle: BundlePath = None,
+    url: Url = None,
+    model: ModelName = None,
+    provider: ProviderName = None,
+) -> None:
+    """Draw images, or variations of some: keep a part of their latents, draw the rest anew.
+
+    More than 1024 images into an .npy file are written as they are computed, in little memory.
+
+    Examples:
+
+        iafvae sample -n 64 --seed 0 -o sheet.png
+
+        iafvae sample -n 100000 -t 0.8 -o samples.npy --url http://127.0.0.1:8000
+
+        iafvae sample -n 16 --prior-eps one.npy --keep z20 -o variations.png
+    """
+    from service.cli import files
+    from service.cli import inputs as commands
+    from service.operations.defaults import seed_or_drawn
+
+    given = None if prior_eps is None else commands.read_latents(prior_eps)
+    count = n or (None if given is not None else 64)
+    warmth = _temperature(temperature)
+    with commands.open_backend(bundle, url, model, provider) as backend:
+        if given is None and out.suffix == ".npy" and (count or 0) > commands.STREAMED:
+            chosen = seed_or_drawn(seed)
+            pieces = backend.stream(count or 0, seed=chosen, temperature=warmth, output=output)
+            files.write_stream(pieces, count or 0, out)
+            typer.echo(f"{out}: {count} images, seed {chosen}", err=True)
+            return
+        drawn = backend.sample(
+            count,
+            seed=seed,
+            temperature=warmth,
+            output=output,
+            prior_eps=given,
+            resample=resample or None,
+            keep=keep or None,
+        )
+    files.write_images(drawn.images, out)
+    typer.echo(
+        f"{out}: {len(drawn.images)} images by {drawn.model} {drawn.version}, seed {drawn.seed}",
+        err=True,
+    )
+
+
+def _temperature(given: list[float] | None) -> float | list[float]:
+    if not given:
+        return 1.0
+    return given[0] if len(given) == 1 else given
+
+
+@reported
+def score(
+    paths: Paths,
+    importance_samples: Annotated[
+        int | None, typer.Option("--importance-samples", "-k", min=1, help="K of the bound.")
+    ] = None,
+    seed: SeedOption = None,
+    alpha: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Anomalous if the p-value is at most this.")
+    ] = None,
+    resize: Resize = False,
+    convert: Convert = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    fail_on_anomalous: Annotated[
+        bool, typer.Option("--fail-on-anomalous", help="Exit with 3 if an image is anomalous.")
+    ] = False,
+    bundle: BundlePath = None,
+    url: Url = None,
+    model: ModelName = None,
+    provider: ProviderName = None,
+) -> None:
+    """Score images: log-likelihood in nats, bits per dimension, p-value.
+
+    Files that cannot be scored are listed with the reason; the exit code is then 1.
+
+    Examples:
+
+        iafvae score digit.png
+
+        iafvae score photos/ --resize --convert --csv > scores.csv
+    """
+    from service.cli import inputs as commands
+    from service.cli import output as reports
+
+    if as_json and as_csv:
+        raise typer.BadParameter("--json and --csv exclude each other")
+    with commands.open_backend(bundle, url, model, provider) as backend:
+        fit = commands.Fit(resize=resize, convert=convert)
+        rows = commands.score_files(
+            backend, paths, fit, importance_samples=importance_samples, seed=seed, alpha=alpha
+        )
+    reports.print_scores(rows, "json" if as_json else "csv" if as_csv else "table")
+    if any("error" in row for row in rows):
+        raise typer.Exit(1)
+    if fail_on_anomalous and any(row["anomalous"] for row in rows):
+        raise typer.Exit(3)
+
+
+@reported
+def encode(
+    paths: Paths,
+    out: Annotated[Path, typer.Option("-o", "--out", help="FILE.npy, float32 [n, D].")] = Path(
+        "latents.npy"
+    ),
+    seed: SeedOption = None,
+    prior_eps: Annotated[
+        bool,
+        typer.Option("--prior-eps", help="Write the prior's noise that gives the latents instead."),
+    ] = False,
+    resize: Resize = False,
+    convert: Convert = False,
+    bundle: BundlePath = None,
+    url: Url = None,
+    model: ModelName = None,
+    provider: ProviderName = None,
+) -> None:
+    """Encode images to latents; without a seed at the posterior's centre (eps = 0).
+
+    Examples:
+
+        iafvae encode digits/ -o latents.npy
+
+        iafvae encode digit.png --prior-eps -o one.npy
+    """
+    from service.cli import files
+    from service.cli import inputs as commands
+
+    with commands.open_backend(bundle, url, model, provider) as backend:
+        images = commands.read_all(backend, paths, commands.Fit(resize=resize, convert=convert))
+        what: Literal["latents", "prior_eps"] = "prior_eps" if prior_eps else "latents"
+        latents = commands.in_chunks(
+            images, lambda part: backend.encode(part, seed=seed, output=what).latents
+        )
+    files.write_array(latents, out)
+    typer.echo(f"{out}: {what} {list(latents.shape)}", err=True)
+
+
+@reported
+def reconstruct(
+    paths: Paths,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="FILE.png: pairs side by side; FILE.npy; directory.")
+    ] = Path("reconstructions.png"),
+    seed: SeedOption = None,
+    output: OutputKind = "mean",
+    resize: Resize = False,
+    convert: Convert = False,
+    bundle: BundlePath = None,
+    url: Url = None,
+    model: ModelName = None,
+    provider: ProviderName = None,
+) -> None:
+    """Send images through their latents and back.
+
+    Example:
+
+        iafvae reconstruct digits/ -o reconstructions.png
+    """
+    from service.cli import files
+    from service.cli import inputs as commands
+
+    with commands.open_backend(bundle, url, model, provider) as backend:
+        images = commands.read_all(backend, paths, commands.Fit(resize=resize, convert=convert))
+        again = commands.in_chunks(
+            images, lambda part: backend.reconstruct(part, seed=seed, output=output).images
+        )
+    files.write_pairs(images, again, out)
+    typer.echo(f"{out}: {len(images)} reconstructions", err=True)
+
+
+@reported
+def interpolate(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PATH...]", help="Image files: ends of the way.")
+    ] = None,
+    seeds: Annotated[
+        list[int] | None,
+        typer.Option("--from-seed", min=0, max=2**63 - 1, help="An end that this seed draws."),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", min=2, help="How many images, both ends included.")] = 8,
+    seed: SeedOption = None,
+    output: OutputKind = "mean",
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", help="FILE.png: a strip; FILE.npy; a directory: n PNG files."),
+    ] = Path("interpolation.png"),
+    resize: Resize = False,
+    convert: Convert = False,
+    bundle: BundlePath = None,
+    url: Url = None,
+    model: ModelName = None,
+    provider: ProviderName = None,
+) -> None:
+    """Go from one image to another, on a great circle in the prior's noise.
+
+    The ends are two image files, two seeds, or a file and a seed.
+
+    Examples:
+
+        iafvae interpolate three.png eight.png -n 10 -o way.png
+
+        iafvae interpolate --from-seed 1 --from-seed 2 -o way.png
+    """
+    from service.cli import files
+    from service.cli import inputs as commands
+
+    with commands.open_backend(bundle, url, model, provider) as backend:
+        fit = commands.Fit(resize=resize, convert=convert)
+        images = commands.read_all(backend, paths, fit) if paths else None
+        way = backend.interpolate(images, n, seeds=tuple(seeds or ()), seed=seed, output=output)
+    files.write_images(way.images, out, columns=n)
+    typer.echo(f"{out}: {n} images by {way.model} {way.version}", err=True)

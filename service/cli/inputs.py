@@ -1,0 +1,227 @@
+"""What the commands of `iafvae` do with images: files to arrays, arrays to files."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundle import ImageSpec
+from service.client.client import Client, Computed, ScoreTable
+from service.codecs.images import Fit, PixelLimits, fit_files
+from service.codecs.npy import decode_npy
+from service.engine.options import Provider
+from service.errors import IafvaeError, InvalidInput
+
+__all__ = [
+    "STREAMED",
+    "Backend",
+    "Fit",
+    "in_chunks",
+    "open_backend",
+    "read_all",
+    "read_latents",
+    "score_files",
+]
+
+STREAMED = 1024  # more images than this are drawn piece by piece, into a file
+CHUNK = 256  # images in flight: bounds memory and the size of a request
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+LIMITS = PixelLimits(image=2**27, total=2**27)
+T = TypeVar("T", bound=np.generic)
+Row = dict[str, Any]
+
+
+class Backend(Protocol):
+    """What the commands need of a model, here or on a server."""
+
+    def model(self) -> dict[str, Any]:
+        """Its description, as ``GET /v1/models/{name}`` gives it."""
+
+    def sample(
+        self,
+        n: int | None,
+        *,
+        seed: int | None,
+        temperature: float | list[float],
+        output: Literal["mean", "draw"],
+        prior_eps: NDArray[np.float32] | None,
+        resample: list[str] | None,
+        keep: list[str] | None,
+    ) -> Computed:
+        """As `Client.sample`."""
+
+    def stream(
+        self,
+        n: int,
+        *,
+        seed: int | None,
+        temperature: float | list[float],
+        output: Literal["mean", "draw"],
+    ) -> Iterator[NDArray[np.uint8]]:
+        """As `Client.stream`."""
+
+    def encode(
+        self,
+        images: NDArray[np.uint8],
+        *,
+        seed: int | None,
+        output: Literal["latents", "prior_eps"],
+    ) -> Computed:
+        """As `Client.encode`."""
+
+    def interpolate(
+        self,
+        images: NDArray[np.uint8] | None,
+        n: int,
+        *,
+        seeds: tuple[int, ...],
+        seed: int | None,
+        output: Literal["mean", "draw"],
+    ) -> Computed:
+        """As `Client.interpolate`."""
+
+    def reconstruct(
+        self, images: NDArray[np.uint8], *, seed: int | None, output: Literal["mean", "draw"]
+    ) -> Computed:
+        """As `Client.reconstruct`."""
+
+    def score(
+        self,
+        images: NDArray[np.uint8],
+        *,
+        importance_samples: int | None,
+        seed: int | None,
+        alpha: float | None,
+    ) -> ScoreTable:
+        """As `Client.score`."""
+
+
+def open_backend(
+    bundle: Path | None,
+    url: str | None,
+    model: str | None,
+    provider: Provider | None,
+) -> AbstractContextManager[Backend]:
+    """The server at `url` (a key in IAFVAE_KEY is sent), or the bundle loaded in this process."""
+    if url is not None:
+        if bundle is not None or provider is not None:
+            raise InvalidInput("--url excludes --bundle and --provider: the server has its own")
+        return Client(url, model=model, key=os.environ.get("IAFVAE_KEY"))
+    from service.cli.local import LocalClient
+
+    return LocalClient.open(bundle, model, provider)
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Files as given, and image files below folders in sorted order. Raises InvalidInput."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise InvalidInput(f"{path} holds no {', '.join(sorted(SUFFIXES))} files")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise InvalidInput(f"{path} does not exist")
+    return found
+
+
+def _shape(backend: Backend) -> ImageSpec:
+    return ImageSpec(**backend.model()["manifest"]["image"])
+
+
+def read_all(backend: Backend, paths: Sequence[Path], fit: Fit) -> NDArray[np.uint8]:
+    """All images as uint8 [n, C, H, W]; the first that cannot be read is an error."""
+    shape = _shape(backend)
+    files = find_images(paths)
+    return np.concatenate(
+        [fit_files([f.read_bytes()], shape, fit, LIMITS, [str(f)]).images for f in files]
+    )
+
+
+def in_chunks(
+    images: NDArray[np.uint8], compute: Callable[[NDArray[np.uint8]], NDArray[T]]
+) -> NDArray[T]:
+    """`compute` over parts of `images` that fit a request, put together again."""
+    starts = range(0, len(images), CHUNK)
+    return np.concatenate([compute(images[start : start + CHUNK]) for start in starts])
+
+
+def read_latents(path: Path) -> NDArray[np.float32]:
+    """The npy file at `path`, float32 [n, D]. Raises InvalidInput."""
+    try:
+        return decode_npy(path.read_bytes(), dtypes=("float32",), max_items=2**34)
+    except IafvaeError as error:
+        raise InvalidInput(f"{path}: {error}") from None
+
+
+def score_files(
+    backend: Backend,
+    paths: Sequence[Path],
+    fit: Fit,
+    *,
+    importance_samples: int | None,
+    seed: int | None,
+    alpha: float | None,
+) -> list[Row]:
+    """One row for each file, in order; a file that cannot be scored has a row with "error"."""
+    shape = _shape(backend)
+    rows: list[Row] = []
+    files = find_images(paths)
+    for start in range(0, len(files), CHUNK):
+        part = files[start : start + CHUNK]
+        read = [_read_one(path, shape, fit) for path in part]
+        good = [one for one in read if not isinstance(one, str)]
+        scored: Iterator[Row] = iter(())
+        if good:
+            table = backend.score(
+                np.stack([image for image, _ in good]),
+                importance_samples=importance_samples,
+                seed=seed,
+                alpha=alpha,
+            )
+            scored = _rows(table, [altered for _, altered in good])
+        for path, one in zip(part, read, strict=True):
+            rows.append(
+                {"file": str(path)} | ({"error": one} if isinstance(one, str) else next(scored))
+            )
+    return rows
+
+
+def _read_one(path: Path, shape: ImageSpec, fit: Fit) -> tuple[NDArray[np.uint8], bool] | str:
+    try:
+        fitted = fit_files([path.read_bytes()], shape, fit, LIMITS, [path.name])
+    except (IafvaeError, OSError) as error:
+        return str(error)
+    return fitted.images[0], bool(fitted.altered[0])
+
+
+def _rows(table: ScoreTable, altered: list[bool]) -> Iterator[Row]:
+    for i in range(len(table)):
+        yield {
+            "log_likelihood_nats": _number(table.log_likelihood_nats[i]),
+            "bits_per_dim": _number(table.bits_per_dim[i]),
+            "elbo_nats": _number(table.elbo_nats[i]),
+            "standard_error_nats": _number(table.standard_error_nats[i]),
+            "effective_sample_size": _number(table.effective_sample_size[i]),
+            "p_value": _number(table.p_value[i]),
+            "anomalous": bool(table.anomalous[i]),
+            "altered": altered[i],
+            "status": table.status[i],
+            "estimator": table.estimator,
+            "importance_samples": table.importance_samples,
+            "seed": table.seed,
+        }
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,93 @@
+"""What the commands of `iafvae` share: options, and errors told in one line."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from service.engine.options import BackendName, Provider
+
+__all__ = [
+    "BackendChoice",
+    "BundlePath",
+    "Convert",
+    "ModelName",
+    "OutputKind",
+    "Paths",
+    "ProviderName",
+    "Resize",
+    "SeedOption",
+    "Url",
+    "reported",
+]
+
+Paths = Annotated[
+    list[Path], typer.Argument(metavar="PATH...", help="Image files, or folders of them.")
+]
+BundlePath = Annotated[
+    Path | None,
+    typer.Option("--bundle", "-b", help="Bundle to use [default: IAFVAE_MODELS, or the shipped]."),
+]
+Url = Annotated[
+    str | None, typer.Option(help="Ask the server at this URL instead of computing here.")
+]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="Which of several models [default: the default one].")
+]
+ProviderName = Annotated[
+    Provider | None,
+    typer.Option(
+        help="cuda and tensorrt demand a GPU, auto takes one [default: IAFVAE_PROVIDER, or auto]."
+    ),
+]
+BackendChoice = Annotated[
+    BackendName | None,
+    typer.Option(help="openvino needs the extra of that name [default: onnxruntime]."),
+]
+SeedOption = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise.")]
+Resize = Annotated[bool, typer.Option("--resize", help="Resize images of another size.")]
+Convert = Annotated[bool, typer.Option("--convert", help="Convert colour images to grey.")]
+OutputKind = Annotated[
+    Literal["mean", "draw"], typer.Option("--output", help="The pixels' mean, or drawn pixels.")
+]
+
+
+def reported(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors that a user can act on become one line and exit code 1, without a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except BrokenPipeError:  # `iafvae score ... | head`
+            sys.stderr.close()
+            raise typer.Exit(1) from None
+        except Exception as error:
+            if not _is_expected(error):
+                raise
+            _fail(str(error))
+
+    return run
+
+
+def _is_expected(error: Exception) -> bool:
+    from service.api.security.keys import KeyFileError
+    from service.bundle import BundleError
+    from service.client.client import ProblemError, ServiceUnreachable
+    from service.errors import IafvaeError
+    from service.server.run import StartError
+    from service.settings import SettingsError
+
+    ours = (BundleError, IafvaeError, KeyFileError, ProblemError, ServiceUnreachable)
+    return isinstance(error, (*ours, SettingsError, StartError, OSError))
+
+
+def _fail(message: str) -> NoReturn:
+    for line in message.splitlines() or ["unknown error"]:
+        typer.echo(f"iafvae: error: {line}", err=True)
+    raise typer.Exit(1)

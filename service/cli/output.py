@@ -1,0 +1,154 @@
+"""What the commands of `iafvae` print: scores, and what a bundle holds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from service.bundle import Bundle, load_bundle, manifest_to_json
+from service.engine.options import Provider
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+__all__ = ["print_scores", "show_bundle", "verify_bundle"]
+
+Row = dict[str, Any]
+
+
+def print_scores(rows: list[Row], form: Literal["table", "json", "csv"]) -> None:
+    """Rows of `score_files` on standard output."""
+    if form == "json":
+        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+    elif form == "csv":
+        _print_csv(rows)
+    else:
+        _print_table(rows)
+
+
+def _print_csv(rows: list[Row]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "error"))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*names, "error"], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    sys.stdout.write(text.getvalue())
+
+
+def _print_table(rows: list[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for name, justify in (
+        ("file", "left"),
+        ("log p(x) [nats]", "right"),
+        ("± s.e.", "right"),
+        ("bits/dim", "right"),
+        ("p-value", "right"),
+        ("verdict", "left"),
+    ):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*_cells(row))
+    console = Console()
+    console.print(table)
+    for row in rows:
+        if "error" in row:
+            console.print(Text(f"{row['file']}: {row['error']}", style="red"))
+    scored = [row for row in rows if "error" not in row]
+    if scored:
+        first = scored[0]
+        console.print(
+            f"{first['estimator']}, K = {first['importance_samples']}, seed {first['seed']}",
+            style="dim",
+        )
+
+
+def _cells(row: Row) -> list[Text]:
+    """Texts, not strings: rich takes brackets in strings, as in a file's name, for its markup."""
+    from rich.text import Text
+
+    if "error" in row:
+        return [Text(row["file"]), *[Text()] * 4, Text("not scored, see below", style="red")]
+    verdict = "anomalous" if row["anomalous"] else "ordinary"
+    if row["p_value"] is None:
+        verdict = row["status"].replace("_", " ")
+    if row["altered"]:
+        verdict += " (altered image)"
+    return [
+        Text(row["file"]),
+        Text(_text(row["log_likelihood_nats"], ".2f")),
+        Text(_text(row["standard_error_nats"], ".2f")),
+        Text(_text(row["bits_per_dim"], ".4f")),
+        Text(_text(row["p_value"], ".4f")),
+        Text(verdict, style="yellow" if row["anomalous"] else ""),
+    ]
+
+
+def _text(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def verify_bundle(path: Path, *, canaries: bool, provider: Provider) -> str:
+    """One line that says what was checked. Raises BundleError."""
+    bundle = load_bundle(path)
+    manifest = bundle.manifest
+    checked = f"{len(manifest.files)} files agree with the manifest"
+    if canaries:
+        from service.engine.onnxruntime_engine import Engine
+
+        engine = Engine(bundle, provider=provider)
+        engine.warm()
+        checked += f", canaries agree on {engine.provider}"
+    return f"{path}: {manifest.name} {manifest.version} ({bundle.hash[:12]}) is sound: {checked}"
+
+
+def show_bundle(path: Path, *, as_json: bool) -> None:
+    """The manifest as JSON, or what people ask of it as a table."""
+    bundle = load_bundle(path)
+    if as_json:
+        sys.stdout.write(json.dumps(manifest_to_json(bundle.manifest), indent=1) + "\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None)
+    for name, value in _facts(bundle):
+        table.add_row(Text(name, style="bold"), Text(value))
+    Console().print(table)
+
+
+def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    manifest = bundle.manifest
+    image = manifest.image
+    yield "model", f"{manifest.name} {manifest.version}: {manifest.description}"
+    yield "hash", bundle.hash
+    yield "license", manifest.license
+    yield "images", f"{image.channels}x{image.height}x{image.width}, {image.levels} levels"
+    yield "likelihood", manifest.likelihood.kind
+    groups = ", ".join(
+        f"{g.name} {g.channels}x{g.height}x{g.width}" for g in manifest.latent.groups
+    )
+    yield "latents", f"{manifest.latent.dim}: {groups}"
+    yield "parameters", f"{manifest.parameters:,} ({manifest.precision}, opset {manifest.opset})"
+    yield (
+        "calibrated",
+        (
+            f"K = {', '.join(map(str, manifest.scoring.calibrated_importance_samples))} on "
+            f"{manifest.calibration.images} images"
+            if manifest.calibration
+            else "not"
+        ),
+    )
+    for figure in manifest.evaluation:
+        value = f"{figure.value_nats:.2f} ± {figure.standard_error_nats:.2f} nats"
+        where = f"{figure.bits_per_dim:.4f} bits/dim on {figure.images} {figure.split} images"
+        yield f"{figure.estimator}, K = {figure.importance_samples}", f"{value}, {where}"

@@ -1,0 +1,1 @@
+"""Bytes to arrays and back: npy, PNG, image files."""

@@ -1,0 +1,1 @@
+"""One operation on one batch; the only importers of the runtimes."""

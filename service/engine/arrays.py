@@ -1,0 +1,74 @@
+"""The arrays of one batch against the graph that takes them: checked, padded, trimmed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundle.graphs import GraphSpec, TensorSpec
+from service.errors import InvalidInput, PayloadTooLarge, WrongDtype, WrongShape
+
+__all__ = ["Arrays", "check", "pad", "trim", "zeros"]
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def check(graph: GraphSpec, arrays: Mapping[str, NDArray[Any]], max_rows: int) -> dict[str, int]:
+    """Sizes of N and R in `arrays`, which must be what `graph` takes.
+
+    Raises WrongShape, WrongDtype, InvalidInput or PayloadTooLarge naming the input.
+    """
+    if len(arrays) != len(graph.inputs) or any(t.name not in arrays for t in graph.inputs):
+        raise InvalidInput(f"inputs must be {', '.join(t.name for t in graph.inputs)}")
+    sizes: dict[str, int] = {}
+    for tensor in graph.inputs:
+        array = arrays[tensor.name]
+        if array.dtype != tensor.dtype:
+            raise WrongDtype(f"{tensor.name} must be {tensor.dtype}, not {array.dtype}")
+        rows = sizes.setdefault(str(tensor.shape[0]), array.shape[0] if array.ndim else 0)
+        if array.shape != (rows, *tensor.shape[1:]) or rows < 1:
+            wanted = list(tensor.shape)
+            raise WrongShape(f"{tensor.name} must have the shape {wanted}, not {list(array.shape)}")
+        if rows > max_rows:
+            raise PayloadTooLarge(f"a batch has at most {max_rows} rows, {tensor.name} has {rows}")
+    owner = arrays.get("owner")
+    if owner is not None and not (int(owner.min()) >= 0 and int(owner.max()) < sizes["N"]):
+        raise InvalidInput(f"owner must point at images from 0 to {sizes['N'] - 1}")
+    return sizes
+
+
+def zeros(graph: GraphSpec, sizes: Mapping[str, int]) -> Arrays:
+    """Inputs of `graph` that are all zero, with ``sizes["N"]`` and ``sizes["R"]`` rows."""
+    return {
+        t.name: np.zeros((sizes[str(t.shape[0])], *map(int, t.shape[1:])), dtype=t.dtype)
+        for t in graph.inputs
+    }
+
+
+def pad(graph: GraphSpec, arrays: Mapping[str, NDArray[Any]], sizes: Mapping[str, int]) -> Arrays:
+    """`arrays` with zero rows appended so that dimension ``N`` or ``R`` has ``sizes[...]`` rows.
+
+    Zeros are harmless everywhere: noise of zero, black images, rows that belong to image 0.
+    """
+    return {t.name: _pad(arrays[t.name], sizes[_rows_of(t)]) for t in graph.inputs}
+
+
+def trim(graph: GraphSpec, outputs: list[NDArray[Any]], sizes: Mapping[str, int]) -> Arrays:
+    """Outputs by name without the rows that `pad` appended."""
+    named = zip(graph.outputs, outputs, strict=True)
+    return {t.name: array[: sizes[_rows_of(t)]] for t, array in named}
+
+
+def _rows_of(tensor: TensorSpec) -> str:
+    return str(tensor.shape[0])
+
+
+def _pad(array: NDArray[Any], rows: int) -> NDArray[Any]:
+    if len(array) == rows:
+        return array
+    padded = np.zeros((rows, *array.shape[1:]), dtype=array.dtype)
+    padded[: len(array)] = array
+    return padded

@@ -1,0 +1,112 @@
+"""Does this machine compute what the bundle says, and the same in every batch? Asked before
+serving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundle.graphs import GraphSpec, TensorSpec
+from service.engine.arrays import Arrays
+from service.noise import normal, uniform
+
+__all__ = ["canary_problem", "invariant", "sampling_difference"]
+
+Run = Callable[[str, Arrays], Arrays]
+
+# Pixels that may differ in a drawn image: a uniform number may fall on the other side of a mean.
+DRAW_TOLERANCE = 0.01
+
+
+def canary_problem(got: Arrays, wanted: Arrays, rtol: float, atol: float) -> str | None:
+    """How outputs disagree with the expected ones, or None where they agree."""
+    for name, expected in wanted.items():
+        output = got[name]
+        if output.shape != expected.shape or output.dtype != expected.dtype:
+            return f"{name} is {output.dtype}{output.shape}, not {expected.dtype}{expected.shape}"
+        if expected.dtype == np.uint8:
+            if (share := float(np.mean(output != expected))) > DRAW_TOLERANCE:
+                return f"{share:.1%} of {name} differs from the canary"
+        elif not np.allclose(output, expected, rtol=rtol, atol=atol):
+            worst = float(np.max(np.abs(output.astype(np.float64) - expected)))
+            return f"{name} differs from the canary by up to {worst:.3g} (rtol {rtol}, atol {atol})"
+    return None
+
+
+def invariant(graphs: Mapping[str, GraphSpec], run: Run, max_rows: int) -> bool:
+    """Whether rows come out with the same bytes in batches of many sizes and at many places.
+
+    One batch of `max_rows` random rows is the reference; pieces of it are computed again alone. In
+    ``score`` the images and the rows are cut differently. A check, not a proof: a kernel whose
+    last elements round differently shows it in one such batch of twenty.
+    """
+    return all(_invariant(operation, graph, run, max_rows) for operation, graph in graphs.items())
+
+
+def sampling_difference(
+    graphs: Mapping[str, GraphSpec], run: Callable[[str, Arrays, bool], Arrays], rows: int
+) -> float:
+    """The most by which any mean differs from its exact self; ``run(operation, inputs, exact)``."""
+    worst = 0.0
+    for operation, graph in graphs.items():
+        inputs = _random_inputs(graph, rows)
+        got, exact = (
+            run(operation, inputs, how)["mean"].astype(np.float64) for how in (False, True)
+        )
+        worst = max(worst, float(np.max(np.abs(got - exact))))
+    return worst
+
+
+def _invariant(operation: str, graph: GraphSpec, run: Run, max_rows: int) -> bool:
+    inputs = _random_inputs(graph, max_rows)
+    reference = run(operation, inputs)
+    for start, stop, spare in _pieces(max_rows):
+        piece = _cut(inputs, start, stop, spare)
+        for name, output in run(operation, piece).items():
+            expected = reference[name][start:stop]
+            if not np.array_equal(
+                output[: stop - start], expected, equal_nan=output.dtype.kind == "f"
+            ):
+                return False
+    return True
+
+
+def _pieces(rows: int) -> list[tuple[int, int, int]]:
+    """(start, stop, further images): sizes 1 to 15 and some larger ones, at wandering places."""
+    sizes = [size for size in (1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15, 20, 27) if size < rows]
+    pieces = []
+    for i, size in enumerate(sizes):
+        start = (7 * i) % (rows - size + 1)
+        pieces.append((start, start + size, (3 * i) % (rows - start - size + 1)))
+    return pieces
+
+
+def _cut(inputs: Arrays, start: int, stop: int, spare: int) -> Arrays:
+    """Rows start to stop. Images may be more than rows: then `spare` further ones come along."""
+    if "owner" not in inputs:
+        return {name: array[start:stop] for name, array in inputs.items()}
+    return {
+        "image": inputs["image"][start : stop + spare],
+        "owner": np.arange(stop - start, dtype=np.int64),
+        "eps": inputs["eps"][start:stop],
+    }
+
+
+def _random_inputs(graph: GraphSpec, rows: int) -> Arrays:
+    return {t.name: _random(t, rows, number) for number, t in enumerate(graph.inputs)}
+
+
+def _random(tensor: TensorSpec, rows: int, seed: int) -> NDArray[Any]:
+    shape = (rows, *map(int, tensor.shape[1:]))
+    dim = int(np.prod(shape[1:]))
+    streams = np.arange(rows, dtype=np.uint64)
+    if tensor.dtype == "int64":
+        return np.arange(rows, dtype=np.int64)
+    if tensor.dtype == "uint8":
+        return (256 * uniform(seed, streams, 0, dim)).astype(np.uint8).reshape(shape)
+    # `u` is uniform and `temperature` not negative; for the rest, normal noise is what they are.
+    draw = normal if tensor.name in {"eps", "z"} else uniform
+    return draw(seed, streams, 0, dim).reshape(shape)

@@ -1,0 +1,1 @@
+"""Sample, decode, encode, score, reconstruct, interpolate: no HTTP."""

@@ -1,0 +1,1 @@
+"""Which bundles answer, and swapping them."""

@@ -1,0 +1,295 @@
+"""Loading, reloading and unloading models while requests are served; one such change at a time.
+
+A bundle is opened in a thread: verified, loaded, its known answers computed on this machine. Only
+then, and in one step, does it take its place; whatever goes wrong before leaves everything as it
+was. So a bundle that does not work here is refused, and the one that it would replace stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from service.bundle import BundleError
+from service.errors import BundleRefused, Conflict, IafvaeError, ModelLimit, ShuttingDown
+from service.repository.registry import LoadedModel, Registry
+from service.repository.store import Fingerprint, Found, ModelStore, bundle_paths
+from service.repository.versions import split_reference
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+__all__ = ["Change", "ModelManager"]
+
+logger = logging.getLogger("iafvae")
+
+
+Kind = Literal["loaded", "swapped", "unchanged", "unloaded", "chosen"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What became of an operation.
+
+    bundle: hash of what is loaded now, or was until now; replaced: hash of what it took the place
+    of; seconds: of the whole operation.
+    """
+
+    change: Kind
+    directory: str
+    model: str
+    version: str
+    bundle: str
+    replaced: str | None = None
+    seconds: float = 0.0
+
+
+class ModelManager:
+    """Changes what `registry` holds. `attempted` has the looks of bundles that need no new try."""
+
+    def __init__(self, settings: Settings, registry: Registry, telemetry: Telemetry) -> None:
+        self._settings, self._registry, self._telemetry = settings, registry, telemetry
+        self.store = ModelStore(settings, telemetry)
+        self.attempted: dict[str, Fingerprint | None] = {}
+        self._doing = ""
+        self._task: asyncio.Task[Change] | None = None
+        telemetry.models("loaded", lambda: len(registry))
+        telemetry.models("retiring", lambda: registry.retiring)
+        telemetry.models("failed", lambda: len(registry.failed))
+
+    # ------------------------------------------------------------------ before anything is served
+
+    def load_all(self) -> None:
+        """Load every bundle; blocks, and only for a registry that is not started.
+
+        Where the directory is watched, bundles that cannot be loaded are noted and left, as they
+        are later on, if only the default model is there.
+        Raises BundleError, ProviderUnavailable.
+        """
+        paths = bundle_paths(self._settings.models)
+        if len(paths) > self._settings.max_models:
+            raise BundleError(
+                f"{self._settings.models} holds {len(paths)} bundles, and IAFVAE_MAX_MODELS is "
+                f"{self._settings.max_models}: raise it, or move some away"
+            )
+        refusal: BundleError | None = None
+        for name, path in self.store.paths().items():
+            self.attempted[name] = self.store.look(name).looks
+            try:
+                self._load_first(name, path)
+            except BundleError as error:
+                if not self._settings.watch_seconds:
+                    raise
+                refusal = refusal or error
+                self._note(name, path, error)
+        if refusal is not None and not self._registry.loaded:
+            raise refusal
+        self._choose_default()
+
+    def _load_first(self, directory: str, path: Path) -> None:
+        model = LoadedModel(self.store.open(path), directory)
+        try:
+            self._registry.exchange(new=[model])
+        except Conflict as error:
+            raise BundleError(f"{path}: {error}") from None
+        self._count("loaded", model)
+
+    def _choose_default(self) -> None:
+        wanted = self._settings.default_model
+        if wanted is None:
+            return
+        name, version = split_reference(wanted, None)
+        try:
+            self._registry.set_default(str(name))
+            self._registry.pin(str(name), version)
+        except IafvaeError:
+            loaded = ", ".join(model.reference for model in self._registry.models)
+            raise BundleError(
+                f"IAFVAE_DEFAULT_MODEL={wanted!r} is not among the loaded models ({loaded}): "
+                "name one of them, with or without its version"
+            ) from None
+
+    # ------------------------------------------------------------------ while requests are served
+
+    async def load(self, directory: str, *, again: bool = False) -> Change:
+        """Load the bundle in `directory`, in the place of what was loaded from there.
+
+        A bundle that is loaded already stays as it is, but for `again`.
+        Raises UnknownBundle, BundleRefused, ModelLimit, Conflict, ShuttingDown.
+        """
+        return await self._alone(f"loading {directory}", lambda: self._load(directory, again))
+
+    async def reload(self, name: str) -> Change:
+        """Load the model `name` (or ``name@version``) anew from its directory. Raises as `load`."""
+        model = self._registry.find(name)
+        return await self.load(model.directory, again=True)
+
+    async def unload(self, name: str) -> Change:
+        """Take the model ``name@version`` out; its requests are answered first.
+
+        Raises UnknownModel, and Conflict for the default model or a pinned version.
+        """
+        return await self._alone(f"unloading {name}", lambda: self._unload(name))
+
+    def choose(self, name: str) -> Change:
+        """Let `name` answer where no model is named. Raises UnknownModel."""
+        self._registry.set_default(name)
+        logger.info("%s is the default model", name)
+        return _change("chosen", self._registry.find(name))
+
+    def pin(self, name: str, version: str | None) -> Change:
+        """Let `version` answer for `name`, or the newest (None). Raises UnknownModel."""
+        self._registry.pin(name, version)
+        logger.info("%s answers for %s", version or "the newest version", name)
+        return _change("chosen", self._registry.find(name))
+
+    async def stop(self) -> None:
+        """End what is under way: what it was loading is dropped."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _alone(self, doing: str, work: Callable[[], Coroutine[Any, Any, Change]]) -> Change:
+        """Run `work` to its end, also when whoever asked has gone; refuse where another one is."""
+        if self._registry.draining:
+            raise ShuttingDown("the service is stopping: models are not changed any more")
+        if self._task is not None and not self._task.done():
+            raise Conflict(f"{self._doing} is under way: try again when it has ended")
+        self._doing = doing
+        self._task = task = asyncio.create_task(work())
+        task.add_done_callback(_look)
+        return await asyncio.shield(task)
+
+    async def _load(self, directory: str, again: bool) -> Change:
+        began = time.monotonic()
+        found = await asyncio.to_thread(self.store.look, directory)
+        old = self._registry.in_directory(directory)
+        if old is not None and not again and found.hash == old.runtime.bundle.hash:
+            self._settle(directory, found.looks)
+            return _change("unchanged", old, began=began)
+        self._check_room(old, found)
+        try:
+            new = LoadedModel(await asyncio.to_thread(self.store.open, found.path), directory)
+            gone = await self._publish(new, old, found)
+        except Exception as error:
+            self.attempted[directory] = found.looks
+            raise self._note(directory, found.path, error) from error
+        self._settle(directory, found.looks)
+        change = _change("swapped" if gone else "loaded", new, gone, began)
+        self._count(change.change, new, gone)
+        return change
+
+    async def _publish(
+        self, new: LoadedModel, old: LoadedModel | None, found: Found
+    ) -> list[LoadedModel]:
+        """Start `new` and let it answer instead of `old`.
+
+        The same version from a directory that is no more goes as well: that was renamed.
+        """
+        gone = [
+            model
+            for model in self._registry.models
+            if model is old
+            or (model.reference == new.reference and model.directory not in found.present)
+        ]
+        await new.runtime.start()
+        try:
+            return self._registry.exchange(gone, [new])
+        except Conflict:
+            await new.runtime.stop()
+            raise
+
+    async def _unload(self, name: str) -> Change:
+        model = self._registry.find(name)
+        if "@" not in name and len(self._registry.versions(name)) > 1:
+            versions = ", ".join(self._registry.versions(name))
+            raise Conflict(f"{name} has versions {versions}: say which, as in {model.reference}")
+        self._registry.exchange([model])
+        self._count("unloaded", gone=[model])
+        return _change("unloaded", model)
+
+    def _check_room(self, old: LoadedModel | None, found: Found) -> None:
+        """Raises ModelLimit where one more would be too many to serve, or too many in memory.
+
+        What has no directory any more does not count: it goes, or stays for want of another one.
+        """
+        registry, limit = self._registry, self._settings.max_models
+        stay = [m for m in registry.models if m is not old and m.directory in found.present]
+        if len(stay) >= limit:
+            raise ModelLimit(
+                f"{len(registry)} models are loaded and IAFVAE_MAX_MODELS is {limit}: unload one"
+            )
+        if len(registry) + registry.retiring > limit:
+            raise ModelLimit(
+                f"{registry.retiring} models that were replaced still answer requests: try again "
+                "when these have ended"
+            )
+
+    # ------------------------------------------------------------------ what is said about it
+
+    def _settle(self, directory: str, looks: Fingerprint | None) -> None:
+        self.attempted[directory] = looks
+        self._registry.failed.pop(directory, None)
+
+    def _note(self, directory: str, path: Path, error: Exception) -> IafvaeError:
+        """Log and count a failure, and give it as the caller shall see it."""
+        reason = str(error)
+        for root in (self.store.root.resolve(), self.store.root):  # where it lies is nobody's
+            reason = reason.replace(f"{root}/", "").replace(str(root), directory)
+        if not isinstance(error, BundleError | IafvaeError):
+            reason = f"{type(error).__name__}: {reason}"
+        self._registry.failed[directory] = reason
+        self._telemetry.model_failed(directory)
+        stays = self._registry.in_directory(directory)
+        addition = f"; {stays.reference} stays" if stays else ""
+        logger.error("%s was not loaded: %s%s", path, reason, addition)
+        return error if isinstance(error, Conflict) else BundleRefused(reason)
+
+    def _count(
+        self, change: str, new: LoadedModel | None = None, gone: Iterable[LoadedModel] = ()
+    ) -> None:
+        for model in gone:
+            self._telemetry.model_gone(**_who(model))
+        if new is not None:
+            self._telemetry.model_info(**_who(new))
+        subject = new or next(iter(gone))
+        self._telemetry.model_changed(subject.name, change)
+        logger.info("%s %s (bundle %s)", change, subject.reference, subject.runtime.bundle.hash)
+
+
+def _look(ended: asyncio.Task[Change]) -> None:
+    """Whoever asked may have gone: then nobody else looks at what was raised."""
+    if not ended.cancelled():
+        ended.exception()
+
+
+def _who(model: LoadedModel) -> dict[str, str]:
+    runtime = model.runtime
+    return {
+        "model": model.name,
+        "version": model.version,
+        "bundle": runtime.bundle.hash,
+        "provider": runtime.provider,
+        "precision": runtime.precision,
+    }
+
+
+def _change(
+    change: Kind,
+    model: LoadedModel,
+    gone: Sequence[LoadedModel] = (),
+    began: float | None = None,
+) -> Change:
+    return Change(
+        change=change,
+        directory=model.directory,
+        model=model.name,
+        version=model.version,
+        bundle=model.runtime.bundle.hash,
+        replaced=gone[0].runtime.bundle.hash if gone else None,
+        seconds=0.0 if began is None else round(time.monotonic() - began, 6),
+    )

@@ -1,0 +1,276 @@
+"""The models that answer, by name and version, and how one takes another's place.
+
+Everything here runs on the event loop, where nothing comes between two statements: a request sees
+the table before a change or after it. A model that is taken out still answers the requests that
+were given it: `Registry.get` notes the task that asks, which is the request's, and only when all
+of these have ended are the model's threads stopped and its memory freed. So no request is refused
+or lost because of a change, whatever it was doing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.engine.hardware import give_memory_back
+from service.errors import Conflict, ShuttingDown, UnknownModel
+from service.operations.model import ModelRuntime
+from service.repository.versions import is_release, newest_first, split_reference
+
+__all__ = ["LoadedModel", "Registry"]
+
+logger = logging.getLogger("iafvae")
+
+Table = dict[str, dict[str, "LoadedModel"]]  # name -> version, newest first -> model
+
+
+@dataclass(eq=False)
+class LoadedModel:
+    """A runtime, the directory of its bundle, and the tasks that were given it."""
+
+    runtime: ModelRuntime
+    directory: str
+    users: set[asyncio.Task[Any]] = field(default_factory=set)
+    unused: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def name(self) -> str:
+        """As its manifest says."""
+        return self.runtime.name
+
+    @property
+    def version(self) -> str:
+        """As its manifest says."""
+        return self.runtime.bundle.manifest.version
+
+    @property
+    def reference(self) -> str:
+        """``name@version``"""
+        return f"{self.name}@{self.version}"
+
+    def hold(self) -> None:
+        """Keep it alive until the current task has ended; outside of tasks, nothing is kept."""
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            return
+        if task is not None and task not in self.users:
+            self.users.add(task)
+            task.add_done_callback(self._release)
+
+    def _release(self, task: asyncio.Task[Any]) -> None:
+        self.users.discard(task)
+        if not self.users:
+            self.unused.set()
+
+    async def wait_unused(self) -> None:
+        """Until nobody holds it; only for one that nobody can get any more."""
+        self.unused.clear()
+        if self.users:
+            await self.unused.wait()
+
+
+class Registry:
+    """Loaded models, and which of them answers where no name or no version is given.
+
+    Of a name's versions the one that is pinned answers, else its newest release, else its newest
+    pre-release. `failed` says which directories hold a bundle that could not be loaded, and why.
+    """
+
+    def __init__(self, drain_seconds: float = 20.0) -> None:
+        self._drain_seconds = drain_seconds
+        self._table: Table = {}
+        self._answering: dict[str, LoadedModel] = {}
+        self._pins: dict[str, str] = {}
+        self._retiring: dict[LoadedModel, asyncio.Task[None]] = {}
+        self.default = ""
+        self.draining = False
+        self.failed: dict[str, str] = {}
+
+    # ------------------------------------------------------------------ what is loaded
+
+    def get(self, name: str | None = None, version: str | None = None) -> ModelRuntime:
+        """The model `name` (also ``name@version``), or the default one.
+
+        It answers until the task that asks has ended, also if it is unloaded meanwhile.
+        Raises UnknownModel, ShuttingDown, and InvalidInput for two versions.
+        """
+        model = self.find(name, version)
+        model.hold()
+        return model.runtime
+
+    def find(self, name: str | None = None, version: str | None = None) -> LoadedModel:
+        """As `get`, but nothing is kept alive: to look at, not to compute with."""
+        if not self._table:
+            raise ShuttingDown("no model is loaded yet: try again when /readyz answers 200")
+        name, version = split_reference(name, version)
+        name = self.default if name is None else name
+        try:
+            return self._answering[name] if version is None else self._table[name][version]
+        except KeyError:
+            raise self._unknown(name, version) from None
+
+    def versions(self, name: str) -> tuple[str, ...]:
+        """The loaded versions of `name`, newest first. Raises UnknownModel."""
+        if name not in self._table:
+            raise self._unknown(name, None)
+        return tuple(self._table[name])
+
+    def pinned(self, name: str) -> str | None:
+        """The version that an operator chose to answer for `name`."""
+        return self._pins.get(name)
+
+    def is_answering(self, runtime: ModelRuntime) -> bool:
+        """Whether requests that give its name alone get `runtime`."""
+        model = self._answering.get(runtime.name)
+        return model is not None and model.runtime is runtime
+
+    def in_directory(self, directory: str) -> LoadedModel | None:
+        """The model that was loaded from `directory`."""
+        return next((model for model in self.models if model.directory == directory), None)
+
+    @property
+    def models(self) -> tuple[LoadedModel, ...]:
+        """All of them: by name, the newest version first."""
+        return tuple(model for versions in self._table.values() for model in versions.values())
+
+    @property
+    def retiring(self) -> int:
+        """How many were taken out but still answer somebody."""
+        return len(self._retiring)
+
+    def __iter__(self) -> Iterator[ModelRuntime]:
+        return iter([model.runtime for model in self.models])
+
+    def __len__(self) -> int:
+        return sum(map(len, self._table.values()))
+
+    def _unknown(self, name: str, version: str | None) -> UnknownModel:
+        if name in self._table:
+            return UnknownModel(
+                f"no version {str(version)[:80]!r} of {name} is loaded; "
+                f"there are {', '.join(self._table[name])}"
+            )
+        return UnknownModel(f"no model {name[:80]!r} is loaded; there are {', '.join(self._table)}")
+
+    # ------------------------------------------------------------------ changes
+
+    def exchange(
+        self, old: Iterable[LoadedModel] = (), new: Iterable[LoadedModel] = ()
+    ) -> list[LoadedModel]:
+        """Take `old` out and put `new` in, in one step; gives what was taken out.
+
+        `new` must be started where requests are served already. What is taken out is stopped when
+        its last request has ended. Raises Conflict where nothing would answer as the default or as
+        a pinned version, or one version would be there twice; then nothing has changed.
+        """
+        gone, come = list(old), list(new)
+        table = _table([*(model for model in self.models if model not in gone), *come])
+        self._check(table)
+        self._settle(table, self._pins)
+        if not self.default and come:
+            self.default = come[0].name
+        for model in gone:
+            self._retire(model)
+        return gone
+
+    async def wait_retired(self) -> None:
+        """Until all that was taken out has answered its requests and is freed."""
+        await asyncio.gather(*self._retiring.values())
+
+    def set_default(self, name: str) -> None:
+        """Let `name` answer where no model is named. Raises UnknownModel."""
+        self.versions(name)
+        self.default = name
+
+    def pin(self, name: str, version: str | None) -> None:
+        """Let `version` answer for `name`; None: the newest again. Raises UnknownModel."""
+        self.find(name, version)
+        pins = {key: value for key, value in self._pins.items() if key != name}
+        self._settle(self._table, pins if version is None else pins | {name: version})
+
+    def _check(self, table: Table) -> None:
+        if self.default and self.default not in table:
+            raise Conflict(
+                f"{self.default} is the default model, so it stays: make another one the default "
+                "first"
+            )
+        for name, version in self._pins.items():
+            if version not in table.get(name, {}):
+                raise Conflict(f"{name}@{version} is pinned, so it stays: unpin {name} first")
+
+    def _settle(self, table: Table, pins: dict[str, str]) -> None:
+        self._table, self._pins = table, pins
+        self._answering = {
+            name: versions[pins.get(name) or _preferred(list(versions))]
+            for name, versions in table.items()
+        }
+
+    def _retire(self, model: LoadedModel) -> None:
+        task = asyncio.get_running_loop().create_task(self._end(model))
+        self._retiring[model] = task
+        task.add_done_callback(lambda _: self._retiring.pop(model, None))
+
+    async def _end(self, model: LoadedModel) -> None:
+        await model.wait_unused()
+        await model.runtime.stop(self._drain_seconds)
+        await asyncio.to_thread(give_memory_back)
+        logger.info("%s has ended; its memory is freed", model.reference)
+
+    # ------------------------------------------------------------------ life of the process
+
+    @property
+    def loaded(self) -> bool:
+        """Whether there is any model."""
+        return bool(self._table)
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests should be sent here: the default model answers."""
+        return not self.draining and self.loaded and self.find().runtime.ready
+
+    @property
+    def healthy(self) -> bool:
+        """False after a fault that only a new process cures."""
+        return all(model.runtime.healthy for model in (*self.models, *self._retiring))
+
+    def drain(self) -> None:
+        """Not ready any more; requests that still come are served until `stop`."""
+        self.draining = True
+
+    async def start(self) -> None:
+        """Start every model's scheduler."""
+        for runtime in self:
+            await runtime.start()
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Refuse new work and give what is in flight `drain_seconds`."""
+        self.drain()
+        for task in self._retiring.values():
+            task.cancel()
+        models = (*self.models, *self._retiring)
+        await asyncio.gather(*(model.runtime.stop(drain_seconds) for model in models))
+
+
+def _table(models: Sequence[LoadedModel]) -> Table:
+    """`models` by name and version. Raises Conflict where two have both in common."""
+    by_name: dict[str, dict[str, LoadedModel]] = {}
+    for model in models:
+        other = by_name.setdefault(model.name, {}).setdefault(model.version, model)
+        if other is not model:
+            raise Conflict(
+                f"{model.directory} and {other.directory} are both named {model.name!r}, version "
+                f"{model.version}: rename one of them, or give it another version"
+            )
+    return {
+        name: {version: versions[version] for version in newest_first(versions)}
+        for name, versions in sorted(by_name.items())
+    }
+
+
+def _preferred(versions: Sequence[str]) -> str:
+    """The newest release, else the newest of all; `versions` have the newest in front."""
+    return next(filter(is_release, versions), versions[0])

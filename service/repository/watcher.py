@@ -1,0 +1,105 @@
+"""Following the directory of models: what comes is loaded, what changes is swapped, what goes is
+unloaded.
+
+It is looked at every so often; no notification of the operating system is needed, so network file
+systems and mounted volumes are followed as well. A bundle is touched only when it looks the same
+at two looks in a row, so one that is being copied is left alone, and one that was refused is not
+tried again until it changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from service.errors import IafvaeError, ModelLimit
+from service.repository.manager import ModelManager
+from service.repository.registry import Registry
+from service.repository.store import Fingerprint
+
+__all__ = ["Watcher"]
+
+logger = logging.getLogger("iafvae")
+
+
+class Watcher:
+    """Keeps `registry` in step with the directory of `manager`, by `run` or single looks.
+
+    The default model and pinned versions stay when their directory goes, and an empty or unreadable
+    directory unloads nothing: what is not mounted at the moment has not been removed by anybody.
+    """
+
+    def __init__(self, manager: ModelManager, registry: Registry) -> None:
+        self._manager, self._registry = manager, registry
+        self._before: dict[str, Fingerprint] = {}
+        self._missed: set[str] = set()
+        self._said: dict[str, str] = {}
+
+    async def run(self, seconds: float) -> None:
+        """Look every `seconds`, until cancelled."""
+        logger.info("looking at %s every %g s", self._manager.store.root, seconds)
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await self.look()
+            except Exception:
+                logger.exception("the models could not be looked at; trying again")
+
+    async def look(self) -> None:
+        """Do what the difference to the last look asks for."""
+        try:
+            now = await asyncio.to_thread(self._manager.store.fingerprints)
+        except OSError as error:
+            self._say("", f"the models cannot be listed ({error.strerror}); what is loaded stays")
+            return
+        for directory, looks in now.items():
+            at_rest = looks == self._before.get(directory)
+            if at_rest and looks != self._manager.attempted.get(directory):
+                await self._load(directory)
+        self._before = now
+        if now:
+            await self._forget(set(now))
+        else:
+            self._say("", "there is no bundle at all any more; what is loaded stays")
+
+    async def _load(self, directory: str) -> None:
+        try:
+            await self._manager.load(directory)
+        except ModelLimit as error:  # this passes without a change of the bundle
+            self._registry.failed[directory] = str(error)
+            self._say(directory, f"{directory} is not loaded yet: {error}")
+        except IafvaeError as error:
+            logger.debug("%s: %s", directory, error)  # the manager has said it, or it is busy
+
+    async def _forget(self, now: set[str]) -> None:
+        """Unload what was missing at the last look too."""
+        registry, attempted = self._registry, self._manager.attempted
+        for directory in now & self._missed:
+            registry.failed.pop(directory, None)  # it is there again
+        loaded = {model.directory for model in registry.models}
+        missing = (loaded | registry.failed.keys() | attempted.keys()) - now
+        for directory in sorted(missing & self._missed):
+            if directory in attempted:
+                del attempted[directory]
+                # A refused one may have had the same name and version: it is tried once more.
+                for refused in now & registry.failed.keys():
+                    attempted.pop(refused, None)
+            registry.failed.pop(directory, None)
+            await self._unload(directory)
+        self._missed = missing
+
+    async def _unload(self, directory: str) -> None:
+        model = self._registry.in_directory(directory)
+        if model is None:
+            return
+        try:
+            await self._manager.unload(model.reference)
+        except IafvaeError as error:
+            self._registry.failed[directory] = f"its directory has gone; {error}"
+            self._say(directory, f"the directory {directory} has gone; {error}")
+
+    def _say(self, subject: str, text: str) -> None:
+        """Log it, but not at every look."""
+        if self._said.get(subject) != text:
+            logger.warning("%s", text)
+        self._said[subject] = text

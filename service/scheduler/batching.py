@@ -1,0 +1,268 @@
+"""How rows of different requests become one batch, and one batch the answers of its requests.
+
+Noise is generated here, in the worker thread, for all rows of a batch at once: sixteen small
+requests pay for one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundle import Manifest
+from service.bundle.graphs import GraphSpec
+from service.engine.arrays import Arrays
+from service.noise import Purpose, normal, uniform
+from service.scheduler.work import DecodeWork, EncodeWork, NoiseKeys, SampleWork, ScoreWork
+
+__all__ = [
+    "Batcher",
+    "batchers",
+    "join_parts",
+]
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+U64 = NDArray[np.uint64]
+Output = Literal["mean", "draw", "both"]
+WorkT = TypeVar("WorkT")
+Piece = tuple[WorkT, int, int]  # a work and the rows start to stop of it
+
+
+class Batcher(Protocol):
+    """Joins pieces of works into a batch's inputs, and cuts its outputs into their answers."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of inputs and outputs of one row."""
+        ...
+
+    def assemble(self, pieces: Sequence[Piece[Any]]) -> Arrays:
+        """Inputs of the graph for all pieces, in order."""
+        ...
+
+    def split(self, pieces: Sequence[Piece[Any]], outputs: Arrays) -> list[Arrays]:
+        """What each piece's work wants to keep of the outputs."""
+        ...
+
+
+class _Render:
+    """What sample and decode share: uniforms in, means or drawn pixels out."""
+
+    def __init__(self, graph: GraphSpec, uniforms: int, noise_version: int) -> None:
+        self.row_bytes = _row_bytes(graph)
+        self._uniforms, self._version = uniforms, noise_version
+
+    def split(
+        self, pieces: Sequence[Piece[SampleWork | DecodeWork]], outputs: Arrays
+    ) -> list[Arrays]:
+        """uint8 ``images``: the mean as ``round(255 p)``, or the draw, and whether the mean was
+        ``finite``; all of mean and draw on demand.
+        """
+        mean, draw = outputs["mean"], outputs["draw"]
+        wanted = {work.output for work, _, _ in pieces}
+        pixels = draw if wanted == {"draw"} else _as_pixels(mean)
+        finite = np.asarray(np.isfinite(mean).reshape(len(mean), -1).all(axis=1))
+        answers: list[Arrays] = []
+        for rows, (work, _, _) in zip(_places(pieces), pieces, strict=True):
+            if work.output == "both":
+                answers.append({"images": pixels[rows], "draw": draw[rows], "mean": mean[rows]})
+            else:
+                shown = pixels if work.output == "mean" else draw
+                answers.append({"images": shown[rows], "finite": finite[rows]})
+        return answers
+
+    def _u(self, pieces: Sequence[Piece[SampleWork | DecodeWork]]) -> F32:
+        """Uniform noise for the rows that are drawn, zeros for those that want the mean alone."""
+        places = _places(pieces)
+        u = np.zeros((places[-1].stop, self._uniforms), dtype=np.float32)
+        drawn = [
+            (rows, work.keys.cut(start, stop))
+            for rows, (work, start, stop) in zip(places, pieces, strict=True)
+            if work.output != "mean"
+        ]
+        if drawn:
+            seeds, streams, purposes = _stack([keys for _, keys in drawn])
+            noise = uniform(seeds, streams, 0, self._uniforms, purposes, version=self._version)
+            u[_rows([rows for rows, _ in drawn])] = noise
+        return u
+
+
+class SampleBatcher(_Render):
+    """Rows of `SampleWork`."""
+
+    def __init__(self, graph: GraphSpec, uniforms: int, dim: int, noise_version: int) -> None:
+        super().__init__(graph, uniforms, noise_version)
+        self._dim = dim
+
+    def assemble(self, pieces: Sequence[Piece[SampleWork]]) -> Arrays:
+        """Noise of every row that does not bring its own."""
+        temperature = _join([work.temperature[a:b] for work, a, b in pieces])
+        return {"eps": self._eps(pieces), "temperature": temperature, "u": self._u(pieces)}
+
+    def _eps(self, pieces: Sequence[Piece[SampleWork]]) -> F32:
+        places = _places(pieces)
+        eps = np.empty((places[-1].stop, self._dim), dtype=np.float32)
+        seeded = []
+        for rows, (work, start, stop) in zip(places, pieces, strict=True):
+            if work.eps is None:
+                seeded.append((rows, work.keys.cut(start, stop)))
+            else:
+                eps[rows] = work.eps[start:stop]
+        if seeded:
+            seeds, streams, purposes = _stack([keys for _, keys in seeded])
+            noise = normal(seeds, streams, 0, self._dim, purposes, version=self._version)
+            if len(seeded) == len(pieces):
+                return noise
+            eps[_rows([rows for rows, _ in seeded])] = noise
+        return eps
+
+
+class DecodeBatcher(_Render):
+    """Rows of `DecodeWork`."""
+
+    def assemble(self, pieces: Sequence[Piece[DecodeWork]]) -> Arrays:
+        """Latents as they came."""
+        return {"z": _join([work.z[a:b] for work, a, b in pieces]), "u": self._u(pieces)}
+
+
+class EncodeBatcher:
+    """Rows of `EncodeWork`."""
+
+    def __init__(self, graph: GraphSpec, dim: int, noise_version: int) -> None:
+        self.row_bytes = _row_bytes(graph)
+        self._dim, self._version = dim, noise_version
+
+    def assemble(self, pieces: Sequence[Piece[EncodeWork]]) -> Arrays:
+        """Images, and noise that is theirs wherever they stand; zeros without a seed."""
+        images = _join([work.images[a:b] for work, a, b in pieces])
+        eps = np.zeros((len(images), self._dim), dtype=np.float32)
+        seeded = [
+            (rows, NoiseKeys.of(work.seed, work.keys[start:stop]).cut(0, stop - start))
+            for rows, (work, start, stop) in zip(_places(pieces), pieces, strict=True)
+            if work.seed is not None
+        ]
+        if seeded:
+            seeds, streams, purposes = _stack([keys for _, keys in seeded])
+            noise = normal(seeds, streams, 0, self._dim, purposes, version=self._version)
+            eps[_rows([rows for rows, _ in seeded])] = noise
+        return {"image": images, "eps": eps}
+
+    def split(self, pieces: Sequence[Piece[EncodeWork]], outputs: Arrays) -> list[Arrays]:
+        """Both outputs."""
+        return [{name: a[rows] for name, a in outputs.items()} for rows in _places(pieces)]
+
+
+class ScoreBatcher:
+    """Rows of `ScoreWork`: an image rides once with all its rows that are in the batch."""
+
+    def __init__(self, graph: GraphSpec, dim: int, noise_version: int) -> None:
+        self.row_bytes = _row_bytes(graph)
+        self._dim, self._version = dim, noise_version
+
+    def assemble(self, pieces: Sequence[Piece[ScoreWork]]) -> Arrays:
+        """Images, the owner of every row, and noise that is the image's and the sample's."""
+        # One sample an image is what most ask for, often one image each: no arrays per piece.
+        single = all(work.samples == 1 for work, _, _ in pieces)
+        images, owners, columns = (_single if single else _several)(pieces)
+        eps = normal(*columns, self._dim, Purpose.IMAGE, version=self._version)
+        return {"image": images, "owner": owners, "eps": eps}
+
+    def split(self, pieces: Sequence[Piece[ScoreWork]], outputs: Arrays) -> list[Arrays]:
+        """What estimates are made of; ``log_px_z`` is ``log_weight`` plus the sum of ``kl``."""
+        kept = ("log_weight", "kl")
+        return [{name: outputs[name][rows] for name in kept} for rows in _places(pieces)]
+
+
+Owned = tuple[U8, NDArray[np.int64], tuple[U64, U64, U64]]
+
+
+def _single(pieces: Sequence[Piece[ScoreWork]]) -> Owned:
+    """As `_several`, for works of one sample an image: rows are images."""
+    seeds = np.array([work.seed for work, _, _ in pieces], dtype=np.uint64)
+    seeds = np.repeat(seeds, [stop - start for _, start, stop in pieces])
+    images = _join([work.images[start:stop] for work, start, stop in pieces])
+    keys = _join([work.keys[start:stop] for work, start, stop in pieces])
+    rows = len(images)
+    draws = np.zeros(rows, dtype=np.uint64)
+    return images, np.arange(rows, dtype=np.int64), (seeds, keys, draws)
+
+
+def _several(pieces: Sequence[Piece[ScoreWork]]) -> Owned:
+    """Images ``[N, C, H, W]``, the owner of each row ``[R]``, and for its noise the rows' seeds,
+    keys and draws."""
+    images, owners, keys, draws, seeds = [], [], [], [], []
+    offset = 0
+    for work, start, stop in pieces:
+        first, last = start // work.samples, (stop - 1) // work.samples + 1
+        rows = np.arange(start, stop, dtype=np.int64)
+        image, sample = np.divmod(rows, work.samples)
+        images.append(work.images[first:last])
+        owners.append(image + (offset - first))
+        keys.append(work.keys[image])
+        draws.append(sample.astype(np.uint64))
+        seeds.append(np.full(stop - start, work.seed, dtype=np.uint64))
+        offset += last - first
+    return _join(images), _join(owners), (_join(seeds), _join(keys), _join(draws))
+
+
+def batchers(manifest: Manifest) -> dict[str, Batcher]:
+    """The batcher of each operation of a bundle."""
+    graphs, dim, uniforms = manifest.graphs, manifest.latent.dim, manifest.likelihood.uniforms
+    version = manifest.noise_version
+    return {
+        "sample": SampleBatcher(graphs["sample"], uniforms, dim, version),
+        "decode": DecodeBatcher(graphs["decode"], uniforms, version),
+        "encode": EncodeBatcher(graphs["encode"], dim, version),
+        "score": ScoreBatcher(graphs["score"], dim, version),
+    }
+
+
+def join_parts(parts: list[tuple[int, Arrays]]) -> Arrays:
+    """Parts of one work, each with its first row, as one; they come in any order."""
+    if len(parts) == 1:
+        return parts[0][1]
+    ordered = [arrays for _, arrays in sorted(parts, key=lambda part: part[0])]
+    return {name: np.concatenate([arrays[name] for arrays in ordered]) for name in ordered[0]}
+
+
+def _as_pixels(mean: F32) -> U8:
+    """``round(255 p)``; where p is no number, 0: eight bits cannot say so, `finite` does."""
+    pixels: F32 = np.rint(mean * np.float32(255.0))
+    np.nan_to_num(pixels, copy=False)
+    np.clip(pixels, 0, 255, out=pixels)
+    return pixels.astype(np.uint8)
+
+
+def _places(pieces: Sequence[Piece[Any]]) -> list[slice]:
+    """Where the rows of each piece stand in the batch."""
+    places, end = [], 0
+    for _, start, stop in pieces:
+        places.append(slice(end, end + stop - start))
+        end += stop - start
+    return places
+
+
+def _rows(places: Sequence[slice]) -> NDArray[np.int64]:
+    """The rows of several places, as an index."""
+    return np.concatenate([np.arange(rows.start, rows.stop) for rows in places])
+
+
+def _join(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    return np.ascontiguousarray(arrays[0]) if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _stack(keys: list[tuple[U64, U64, U64]]) -> tuple[U64, U64, U64]:
+    seeds, streams, purposes = (_join(list(column)) for column in zip(*keys, strict=True))
+    return seeds, streams, purposes
+
+
+def _row_bytes(graph: GraphSpec) -> int:
+    """Bytes of one row of every input and output."""
+    return sum(
+        int(np.prod([d for d in t.shape if isinstance(d, int)])) * np.dtype(t.dtype).itemsize
+        for t in (*graph.inputs, *graph.outputs)
+    )

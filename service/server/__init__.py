@@ -1,0 +1,1 @@
+"""A socket, uvicorn, signals, bounds on slow clients."""

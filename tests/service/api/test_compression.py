@@ -1,0 +1,71 @@
+"""Compressed bodies: what public libraries make and read, and never more than a bound."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import pytest
+
+from service.api.request.compression import accepted_encoding, compress, decompress
+from service.errors import MalformedBody, PayloadTooLarge
+
+TEXT = b"all work and no play " * 100
+
+
+def bare(data):
+    stream = zlib.compressobj(6, zlib.DEFLATED, -15)
+    return stream.compress(data) + stream.flush()
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [(gzip.compress(TEXT), "gzip"), (zlib.compress(TEXT), "deflate"), (bare(TEXT), "deflate")],
+)
+def test_what_libraries_make_is_read(body, encoding):
+    assert decompress(body, encoding, len(TEXT)) == TEXT
+    with pytest.raises(PayloadTooLarge, match="decompressed"):
+        decompress(body, encoding, len(TEXT) - 1)
+
+
+def test_what_is_made_libraries_read():
+    assert gzip.decompress(compress(TEXT, "gzip")) == TEXT
+    assert zlib.decompress(compress(TEXT, "deflate")) == TEXT
+    assert decompress(compress(b"", "gzip"), "gzip", 0) == b""
+
+
+def test_a_bomb_is_not_set_off():
+    bomb = gzip.compress(bytes(10**8))
+    assert len(bomb) < 10**5 * 2
+    with pytest.raises(PayloadTooLarge):
+        decompress(bomb, "gzip", 10**6)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "noise"])
+def test_damage_is_told(encoding, damage):
+    body = compress(TEXT, encoding)
+    broken = {"empty": b"", "cut": body[:-5], "longer": body + b"x", "noise": b"noise " * 20}
+    with pytest.raises(MalformedBody, match=encoding):
+        decompress(broken[damage], encoding, 10**6)
+
+
+@pytest.mark.parametrize(
+    ("accept", "encoding"),
+    [
+        ("", None),
+        ("identity", None),
+        ("br", None),
+        ("*", None),
+        ("gzip", "gzip"),
+        ("GZIP", "gzip"),
+        ("deflate", "deflate"),
+        ("gzip, deflate, br", "gzip"),
+        ("gzip;q=0.5, deflate", "deflate"),
+        ("gzip;q=0, deflate;q=0", None),
+        ("gzip;q=nonsense", None),
+        ("gzip; q=0.1", "gzip"),
+    ],
+)
+def test_only_what_is_named_is_used(accept, encoding):
+    assert accepted_encoding(accept) == encoding

@@ -1,0 +1,55 @@
+"""Compressed requests to the native operations: the same answers, and the same limits."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import numpy as np
+import pytest
+
+from service.codecs.npy import encode_npy
+
+NPY = {"content-type": "application/x-npy"}
+PACKED = pytest.mark.parametrize(
+    ("pack", "encoding"), [(gzip.compress, "gzip"), (zlib.compress, "deflate")]
+)
+
+
+@PACKED
+def test_images_may_come_compressed(server, digits, pack, encoding):
+    body = encode_npy(np.tile(digits, (40, 1, 1, 1)))
+    accept = NPY | {"accept": "application/x-npy"}
+    plain = server.post("/v1/score", content=body, headers=accept)
+    headers = accept | {"content-encoding": encoding}
+    packed = server.post("/v1/score", content=pack(body), headers=headers)
+    assert packed.status_code == plain.status_code == 200
+    assert packed.content == plain.content
+
+
+@PACKED
+def test_options_may_come_compressed(server, pack, encoding):
+    plain = server.post("/v1/sample", json={"n": 2, "seed": 5})
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    packed = server.post("/v1/sample", content=pack(b'{"n": 2, "seed": 5}'), headers=headers)
+    assert packed.json() == plain.json()
+
+
+def test_what_is_in_it_has_the_limits_of_what_comes_plain(serve, digits, problem):
+    client = serve(max_body_bytes=100_000, max_buffered_bytes=150_000)
+    headers = NPY | {"content-encoding": "gzip"}
+    bomb = gzip.compress(bytes(10_000_000))
+    answer = client.post("/v1/score", content=bomb, headers=headers)
+    assert "decompressed" in problem(answer, 413, "payload-too-large")
+    cut = gzip.compress(encode_npy(digits))[:-1]
+    answer = client.post("/v1/score", content=cut, headers=headers)
+    assert "cut off" in problem(answer, 400, "malformed-body")
+    buffers = client.app.state.context.buffers
+    buffers.take(100_000)
+    held = gzip.compress(encode_npy(np.tile(digits, (1000, 1, 1, 1))))
+    answer = client.post("/v1/score", content=held, headers=headers)
+    assert "held at once" in problem(answer, 429, "overloaded")
+    buffers.give(100_000)
+    whole = gzip.compress(encode_npy(digits))
+    assert client.post("/v1/score", content=whole, headers=headers).status_code == 200
+    assert buffers.held == 0

@@ -1,0 +1,186 @@
+"""The Open Inference Protocol on the wire: limits, forms that clients may send, refusals."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.api.v2.schemas import InferResult, ModelMetadata, StatisticsDocument
+
+URL = "/v2/models/tiny.encode/infer"
+LENGTH = "Inference-Header-Content-Length"
+
+
+def test_lists_flat_or_nested(server, digits, image, post_npy):
+    flat = server.post(URL, json={"inputs": [image], "id": "a"})
+    document = InferResult.model_validate(flat.json())
+    assert document.id == "a"
+    nested = server.post(URL, json={"inputs": [{**image, "data": digits.tolist()}]})
+    assert nested.json()["outputs"] == flat.json()["outputs"]
+    assert "id" not in nested.json()
+    native = post_npy("/v1/encode", digits).json()["latents"]
+    assert np.array_equal(np.reshape(document.outputs[0].data, (6, 3)), native)
+    assert flat.headers["x-iafvae-model"] == "tiny"
+    assert float(flat.headers["x-iafvae-compute-seconds"]) > 0
+
+
+def test_versions(server, image, refused_v2):
+    by_version = server.post(
+        "/v2/models/tiny.encode/versions/1.2.3/infer", json={"inputs": [image]}
+    )
+    assert by_version.json()["model_version"] == "1.2.3"
+    missing = server.post("/v2/models/tiny.encode/versions/7/infer", json={"inputs": [image]})
+    assert "1.2.3" in refused_v2(missing, 404)
+    metadata = ModelMetadata.model_validate(server.get("/v2/models/tiny.decode").json())
+    assert metadata.inputs[0].model_dump() == {"name": "z", "datatype": "FP32", "shape": [-1, 3]}
+
+
+def test_binary_one_way_or_both(server, digits, image, as_binary):
+    tensor = {k: image[k] for k in ("name", "datatype", "shape")}
+    given = {"inputs": [{**tensor, "parameters": {"binary_data_size": digits.nbytes}}]}
+    plain = server.post(URL, json={"inputs": [image]}).json()["outputs"][0]["data"]
+    one_way = server.post(URL, **as_binary(given, digits.tobytes()))
+    assert one_way.json()["outputs"][0]["data"] == plain
+    both = server.post(
+        URL, **as_binary({**given, "parameters": {"binary_data_output": True}}, digits.tobytes())
+    )
+    head = json.loads(both.content[: int(both.headers[LENGTH])])
+    assert both.headers["content-type"] == "application/octet-stream"
+    assert head["outputs"][0]["parameters"] == {"binary_data_size": 72}
+    numbers = np.frombuffer(both.content[int(both.headers[LENGTH]) :], "<f4")
+    assert np.array_equal(numbers, np.array(plain, np.float32))
+    # What is asked of one output wins over what is asked of all.
+    given["parameters"] = {"binary_data_output": True}
+    given["outputs"] = [{"name": "z", "parameters": {"binary_data": False}}]
+    assert (
+        server.post(URL, **as_binary(given, digits.tobytes())).json()["outputs"][0]["data"] == plain
+    )
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress], ids=["gzip", "deflate"])
+def test_compressed_both_ways(server, digits, image, pack, as_binary):
+    encoding = "gzip" if pack is gzip.compress else "deflate"
+    many = np.tile(digits, (40, 1, 1, 1))
+    tensor = {**image, "shape": list(many.shape), "parameters": {"binary_data_size": many.nbytes}}
+    del tensor["data"]
+    request = as_binary(
+        {"inputs": [tensor], "parameters": {"binary_data_output": True}}, many.tobytes()
+    )
+    request["headers"]["accept-encoding"] = "identity"
+    plain = server.post(URL, **request)
+    assert "content-encoding" not in plain.headers
+    request["content"] = pack(request["content"])
+    request["headers"] |= {"content-encoding": encoding, "accept-encoding": encoding}
+    packed = server.post(URL, **request)
+    assert packed.headers["content-encoding"] == encoding
+    assert packed.headers["vary"] == "accept-encoding"
+    assert packed.content == plain.content  # httpx has decompressed it
+    assert packed.headers[LENGTH] == plain.headers[LENGTH]
+
+
+def test_decompressed_bodies_have_the_same_limits(serve, image, refused_v2):
+    client = serve(max_body_bytes=100_000, max_buffered_bytes=150_000)
+    headers = {"content-encoding": "gzip"}
+    bomb = gzip.compress(bytes(10_000_000))
+    assert "decompressed" in refused_v2(client.post(URL, content=bomb, headers=headers), 413)
+    client.app.state.context.buffers.take(100_000)
+    held = gzip.compress(json.dumps({"inputs": [image]}).encode() + b" " * 60_000)
+    answer = client.post(URL, content=held, headers=headers)
+    assert "held at once" in refused_v2(answer, 429)
+    assert answer.headers["retry-after"] == "1"
+    client.app.state.context.buffers.give(100_000)
+    assert client.post(URL, content=held, headers=headers).status_code == 200
+    assert client.app.state.context.buffers.held == 0
+
+
+def test_limits_are_those_of_v1(serve, refused_v2):
+    client = serve(max_images=4, max_n=3, max_rows=64, max_importance_samples=32)
+
+    def images(n):
+        data = [0] * (16 * n)
+        return {"name": "image", "datatype": "UINT8", "shape": [n, 1, 4, 4], "data": data}
+
+    def ask(model, tensor, **parameters):
+        body = {"inputs": [tensor], "parameters": parameters}
+        return client.post(f"/v2/models/tiny.{model}/infer", json=body)
+
+    seeds = {"name": "seed", "datatype": "INT64", "shape": [4], "data": [1, 2, 3, 4]}
+    z = {"name": "z", "datatype": "FP32", "shape": [5, 3], "data": [0] * 15}
+    assert "limit of 4" in refused_v2(ask("encode", images(5)), 413)
+    assert "limit of 4" in refused_v2(ask("decode", z), 413)
+    assert "limit of 3" in refused_v2(ask("sample", seeds), 413)
+    assert "limit of 32" in refused_v2(ask("score", images(1), importance_samples=33), 413)
+    assert "limit of 64" in refused_v2(ask("score", images(3), importance_samples=32), 413)
+    assert ask("score", images(2), importance_samples=32).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2/nothing", 404),
+        ("GET", "/v2/models/tiny", 404),
+        ("GET", "/v2/models/tiny.score/versions/9/ready", 404),
+        ("POST", "/v2/models/other.score/infer", 404),
+        ("POST", "/v2/models/a/b/infer", 404),
+        ("GET", "/v2/models/tiny.score/infer", 405),
+        ("POST", "/v2/health/live", 405),
+        ("DELETE", "/v2", 405),
+    ],
+)
+def test_frameworks_errors_have_the_protocols_form(server, method, path, status, refused_v2):
+    answer = server.request(method, path)
+    refused_v2(answer, status)
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+def test_health_ends_with_draining_and_faults(serve, image, refused_v2):
+    client = serve()
+    assert client.get("/v2/health/ready").json() == {"ready": True}
+    client.app.state.context.registry.drain()
+    assert "ready" in refused_v2(client.get("/v2/health/ready"), 503)
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.post(URL, json={"inputs": [image]}).status_code == 200
+    client.app.state.context.registry.get(None).scheduler.healthy = False
+    refused_v2(client.get("/v2/health/live"), 503)
+    refused_v2(client.get("/v2/models/tiny.score/ready"), 503)
+    refused_v2(client.post(URL, json={"inputs": [image]}), 500)
+
+
+def test_requests_of_both_protocols_are_counted_together(serve, image):
+    client = serve()
+    client.post(URL, json={"inputs": [image]})
+    client.post(URL, json={"inputs": []})
+    client.post("/v2/models/invented.x/infer", json={"inputs": []})
+    who = {"operation": "encode", "model": "tiny"}
+    assert client.metric("iafvae_requests_total", outcome="ok", **who) == 1
+    assert client.metric("iafvae_requests_total", outcome="invalid-input", **who) == 1
+    unknown = {"operation": "infer", "model": "", "outcome": "unknown-model"}
+    assert client.metric("iafvae_requests_total", **unknown) == 1
+    answer = client.get("/v2/models/tiny.encode/stats").json()
+    (stats,) = StatisticsDocument.model_validate(answer).model_stats
+    assert (stats.inference_count, stats.execution_count) == (6, 1)
+    assert (stats.inference_stats.success.count, stats.inference_stats.fail.count) == (1, 1)
+    assert stats.inference_stats.compute_infer.ns > 0
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.one_of(st.binary(max_size=80), st.text(max_size=60).map(str.encode)),
+    st.sampled_from(["tiny.score", "tiny.sample", "tiny.decode", "x"]),
+    st.dictionaries(
+        st.sampled_from([LENGTH, "content-encoding", "accept-encoding", "content-type"]),
+        st.sampled_from(["0", "3", "gzip", "deflate", "application/json"]),
+        max_size=3,
+    ),
+)
+def test_whatever_comes_it_is_answered(server, refused_v2, body, model, headers):
+    answer = server.post(f"/v2/models/{model}/infer", content=body, headers=headers)
+    assert 400 <= answer.status_code < 500
+    refused_v2(answer, answer.status_code)

@@ -1,0 +1,115 @@
+"""Probes, metrics, models, OpenAPI, and the frameworks' own errors."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.api.response.schemas import ModelDescription, ModelsResponse
+from service.codecs.npy import encode_npy
+
+NPY = {"content-type": "application/x-npy"}
+
+
+def test_probes(server):
+    assert server.get("/livez").json() == {"status": "alive"}
+    ready = server.get("/readyz")
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+
+
+def test_readiness_ends_with_draining_but_requests_are_served(serve):
+    client = serve()
+    client.app.state.context.registry.drain()
+    assert client.get("/readyz").status_code == 503
+    assert client.get("/readyz").json()["reason"] == "draining"
+    assert client.get("/livez").status_code == 200
+    assert client.post("/v1/sample").status_code == 200
+
+
+def test_liveness_ends_with_a_fault_of_the_device(serve, problem):
+    client = serve()
+    runtime = client.app.state.context.registry.get(None)
+    runtime.scheduler.healthy = False
+    assert client.get("/livez").status_code == 503
+    assert client.get("/readyz").status_code == 503
+    problem(client.post("/v1/sample"), 500, "device-fault")
+
+
+def test_metrics(serve, digits):
+    client = serve()
+    client.post("/v1/score?importance_samples=1", content=encode_npy(digits), headers=NPY)
+    client.post("/v1/sample", json={"n": 0})
+    page = client.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain")
+    who = {"operation": "score", "model": "tiny"}
+    assert client.metric("iafvae_requests_total", outcome="ok", **who) == 1
+    assert client.metric("iafvae_compute_seconds_count", outcome="ok", **who) == 1
+    assert client.metric("iafvae_batch_rows_sum", **who) == 6
+    bad = {"operation": "sample", "model": "", "outcome": "invalid-input"}
+    assert client.metric("iafvae_requests_total", **bad) == 1
+    assert client.metric("iafvae_ready") == 1
+    assert 'iafvae_model_info{bundle="' in page.text
+    assert 'model="tiny"' in page.text
+
+
+def test_models(server):
+    models = ModelsResponse.model_validate(server.get("/v1/models").json())
+    assert models.default == "tiny"
+    model = ModelDescription.model_validate(server.get("/v1/models/tiny").json())
+    assert model == models.models[0]
+    assert model.manifest["image"] == {"channels": 1, "height": 4, "width": 4, "levels": 256}
+    assert model.manifest["evaluation"][0]["value_nats"] == -9.5
+    assert model.limits["max_n"] == 1024
+
+
+def test_errors_of_the_frameworks_are_problems_too(server, problem):
+    problem(server.get("/nothing"), 404, "not-found")
+    assert "tiny" in problem(server.get("/v1/models/none"), 404, "unknown-model")
+    answer = server.get("/v1/score")
+    assert "POST" in problem(answer, 405, "method-not-allowed")
+    assert answer.headers["allow"] == "POST"
+    problem(server.delete("/v1/models"), 405, "method-not-allowed")
+    problem(server.get("/web/nothing.js"), 404, "not-found")
+    assert server.get("/web/../settings.py").status_code == 404
+
+
+def test_an_unforeseen_error_is_a_problem_without_insides(serve, problem, monkeypatch, caplog):
+    client = serve()
+    runtime = client.app.state.context.registry.get(None)
+
+    async def broken(*_args, **_named):
+        raise RuntimeError("secret path /etc/x")
+
+    monkeypatch.setattr(runtime, "sample", broken)
+    answer = client.post("/v1/sample")
+    detail = problem(answer, 500, "internal-error")
+    assert answer.headers["x-iafvae-model"] == "tiny"
+    assert "secret" not in detail
+    assert any("secret" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("path", ["/v1/sample", "/v1/models", "/livez", "/", "/nothing"])
+def test_every_answer_has_a_request_id(server, path):
+    first, second = server.get(path), server.get(path)
+    assert len(first.headers["x-request-id"]) == 24
+    assert first.headers["x-request-id"] != second.headers["x-request-id"]
+    assert first.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_sane_request_id_is_kept_and_others_are_replaced(server):
+    kept = server.get("/livez", headers={"x-request-id": "trace-1.a"})
+    assert kept.headers["x-request-id"] == "trace-1.a"
+    for odd in ("a b", "x" * 200, '"'):
+        replaced = server.get("/livez", headers={"x-request-id": odd})
+        assert len(replaced.headers["x-request-id"]) == 24
+
+
+def test_access_log(serve, caplog):
+    client = serve(access_log=True)
+    with caplog.at_level("INFO", "iafvae.access"):
+        client.post("/v1/sample")
+        client.get("/nothing")
+    first, second = (r for r in caplog.records if r.name == "iafvae.access")
+    assert first.getMessage() == "POST /v1/sample"
+    assert first.fields["outcome"] == "ok"
+    assert first.fields["compute_seconds"] > 0
+    assert second.fields["status"] == 404

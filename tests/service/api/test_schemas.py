@@ -1,0 +1,75 @@
+"""Options: strict as JSON, lenient as text, unknown fields named."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.api.request.schemas import (
+    InterpolateOptions,
+    SampleOptions,
+    ScoreOptions,
+    parse_options,
+)
+from service.errors import InvalidInput
+
+
+def test_text_is_parsed():
+    options = parse_options(SampleOptions, {"n": "4", "seed": "7", "temperature": "0.5"}, text=True)
+    assert (options.n, options.seed, options.temperature) == (4, 7, 0.5)
+    assert parse_options(ScoreOptions, {"resize": "true"}, text=True).resize is True
+
+
+@pytest.mark.parametrize("given", ["0.5,1", ["0.5", "1"]])
+def test_temperature_lists_as_text(given):
+    assert parse_options(SampleOptions, {"temperature": given}, text=True).temperature == [0.5, 1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": "4"},
+        {"n": True},
+        {"n": 1.5},
+        {"n": 0},
+        {"n": -1},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"seed": 0.0},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"temperature": [1.0, float("nan")]},
+        {"temperature": "1"},
+        {"temperature": None},
+        {"output": "median"},
+        {"model": 1},
+    ],
+)
+def test_bad_values_in_json(fields):
+    with pytest.raises(InvalidInput, match=next(iter(fields))):
+        parse_options(SampleOptions, fields, text=False)
+
+
+def test_seeds_up_to_the_largest():
+    assert parse_options(SampleOptions, {"seed": 2**63 - 1}, text=False).seed == 2**63 - 1
+
+
+def test_unknown_fields_are_named_with_the_known_ones():
+    with pytest.raises(InvalidInput, match=r"'temprature'; known are .*temperature"):
+        parse_options(SampleOptions, {"temprature": 1.0}, text=False)
+
+
+def test_all_that_is_wrong_is_said():
+    with pytest.raises(InvalidInput, match=r"(?s)n=0.*seed=-1"):
+        parse_options(SampleOptions, {"n": 0, "seed": -1}, text=False)
+
+
+@pytest.mark.parametrize("fields", [{"alpha": 0.0}, {"alpha": 1.0}, {"importance_samples": 0}])
+def test_bounds_of_scoring(fields):
+    with pytest.raises(InvalidInput):
+        parse_options(ScoreOptions, fields, text=False)
+
+
+def test_an_interpolation_has_two_ends():
+    with pytest.raises(InvalidInput, match="n=1"):
+        parse_options(InterpolateOptions, {"n": 1}, text=False)

@@ -1,0 +1,171 @@
+"""The command line: what it prints, writes and exits with."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from service.cli.main import app
+
+
+@pytest.fixture
+def cli(tiny_bundle, monkeypatch):
+    monkeypatch.setenv("IAFVAE_MODELS", str(tiny_bundle))
+    monkeypatch.setenv("COLUMNS", "200")
+    runner = CliRunner()
+
+    def run(*arguments, code=0):
+        result = runner.invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == code, result.output + repr(result.exception)
+        return result
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path, digits):
+    path = tmp_path / "digits"
+    (path / "more").mkdir(parents=True)
+    for index, digit in enumerate(digits):
+        where = path if index < 4 else path / "more"
+        Image.fromarray(digit[0]).save(where / f"{index}.png")
+    return path
+
+
+def test_help_teaches(cli):
+    text = cli("--help").output
+    for word in ("serve", "sample", "score", "bundle", "iafvae sample -n 64 --seed 0 -o sheet.png"):
+        assert word in text
+    assert "SIGTERM" in cli("serve", "--help").output
+    assert cli("--version").output.startswith("iafvae ")
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, service.cli.main;"
+        "heavy = {'numpy', 'onnxruntime', 'fastapi', 'uvicorn', 'httpx', 'PIL'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_application_loads_neither_torch_nor_pillow():
+    code = (
+        "import sys, service.app;"
+        "heavy = {'torch', 'PIL', 'rich', 'typer', 'httpx'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sample_writes_a_sheet_an_array_or_files(cli, tmp_path):
+    cli("sample", "-n", 9, "--seed", 0, "-o", tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert image.size == (20, 20)
+    result = cli("sample", "-n", 3, "--seed", 0, "-o", tmp_path / "a.npy")
+    assert "seed 0" in result.output
+    array = np.load(tmp_path / "a.npy")
+    assert array.shape == (3, 1, 4, 4)
+    cli("sample", "-n", 3, "--seed", 0, "-o", tmp_path / "files")
+    files = sorted((tmp_path / "files").iterdir())
+    assert [np.asarray(Image.open(f)).tolist() for f in files] == array[:, 0].tolist()
+
+
+def test_temperatures(cli, tmp_path):
+    cli("sample", "-n", 2, "-t", 0, "-o", tmp_path / "a.npy")
+    array = np.load(tmp_path / "a.npy")
+    assert np.array_equal(array[0], array[1])
+    text = cli("sample", "-t", 1, "-t", 1, "-o", tmp_path / "b.npy", code=1).output
+    assert "1 latent groups" in text
+
+
+def test_score_as_a_table_json_and_csv(cli, folder):
+    table = cli("score", folder).output
+    assert "5.png" in table
+    assert "K = 16" in table
+    rows = json.loads(cli("score", folder, "--json").output)
+    assert [row["file"][-5:] for row in rows] == [f"{i}.png" for i in range(6)]
+    listed = list(csv.DictReader(io.StringIO(cli("score", folder, "--csv").output)))
+    assert [float(row["log_likelihood_nats"]) for row in listed] == [
+        row["log_likelihood_nats"] for row in rows
+    ]
+
+
+def test_local_and_remote_scores_are_the_same(cli, folder, running, monkeypatch):
+    local = cli("score", folder, "--json", "-k", 3, "--seed", 2).output
+    remote = cli("score", folder, "--json", "-k", 3, "--seed", 2, "--url", running.url).output
+    assert local == remote
+
+
+def test_files_that_cannot_be_scored_are_listed(cli, folder):
+    (folder / "2.png").write_bytes(b"no image")
+    Image.new("L", (9, 9)).save(folder / "3.png")
+    rows = json.loads(cli("score", folder, "--json", code=1).output)
+    assert "PNG" in rows[2]["error"]
+    assert "resize" in rows[3]["error"]
+    assert rows[4]["p_value"] is not None
+    resized = json.loads(cli("score", folder / "3.png", "--resize", "--json").output)
+    assert resized[0]["altered"] is True
+
+
+def test_brackets_in_names_are_no_markup(cli, tmp_path, digits):
+    Image.fromarray(digits[0][0]).save(tmp_path / "[red]a[.png")
+    (tmp_path / "b[").mkdir()
+    (tmp_path / "b[" / "bold]c.png").write_bytes(b"no image")
+    table = cli("score", tmp_path, code=1).output
+    assert "[red]a[.png" in table
+    assert "b[/bold]c.png" in table
+
+
+def test_anomalies_may_fail(cli, folder):
+    cli("score", folder, "--alpha", 0.999, "--fail-on-anomalous", code=3)
+
+
+def test_encode_and_reconstruct(cli, folder, digits, tiny_model, tmp_path):
+    cli("encode", folder, "-o", tmp_path / "z.npy")
+    assert np.allclose(np.load(tmp_path / "z.npy"), tiny_model.posterior_mean(digits), atol=1e-5)
+    cli("reconstruct", folder, "-o", tmp_path / "r.npy")
+    assert np.load(tmp_path / "r.npy").shape == (6, 1, 4, 4)
+    cli("reconstruct", folder, "-o", tmp_path / "r.png")
+    with Image.open(tmp_path / "r.png") as image:
+        assert np.array_equal(np.asarray(image)[2:6, 2:6], digits[0, 0])
+
+
+def test_bundles_are_verified_and_shown(cli, tiny_bundle, tmp_path):
+    assert "is sound" in cli("bundle", "verify", tiny_bundle).output
+    shown = cli("bundle", "show", tiny_bundle).output
+    assert "-9.50" in shown
+    manifest = json.loads(cli("bundle", "show", tiny_bundle, "--json").output)
+    assert manifest["name"] == "tiny"
+    assert str(tmp_path) in cli("bundle", "verify", tmp_path, code=1).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("score", "nowhere.png"), 1, "nowhere.png does not exist"),
+        (("score", "."), 1, "holds no"),
+        (("score",), 2, "PATH"),
+        (("score", "a.png", "--json", "--csv"), 2, "exclude"),
+        (("sample", "-n", 0), 2, "n"),
+        (("sample", "-o", "a.gif"), 1, ".png or .npy"),
+        (("sample", "--bundle", "nowhere"), 1, "no bundle at nowhere"),
+        (("sample", "--model", "other"), 1, "'other'"),
+        (("sample", "--url", "http://127.0.0.1:9"), 1, "no answer"),
+        (("sample", "--url", "http://127.0.0.1:9", "--provider", "cpu"), 1, "excludes"),
+        (("nonsense",), 2, "nonsense"),
+    ],
+)
+def test_errors_are_one_line(cli, tmp_path, monkeypatch, arguments, code, words):
+    monkeypatch.chdir(tmp_path)
+    output = cli(*arguments, code=code).output
+    assert words in output
+    assert "Traceback" not in output

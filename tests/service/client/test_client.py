@@ -1,0 +1,74 @@
+"""The client against an application, and the errors that it raises."""
+
+from __future__ import annotations
+
+import io
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.client.client import Client, ProblemError, ServiceUnreachable
+
+
+@pytest.fixture
+def client(server):
+    return Client(http=server)
+
+
+def test_every_operation(client, digits, tiny_model):
+    drawn = client.sample(4, seed=1, temperature=[0.5], output="draw")
+    assert drawn.images.shape == (4, 1, 4, 4)
+    assert drawn.images.dtype == np.uint8
+    assert (drawn.model, drawn.version, drawn.provider, drawn.seed) == ("tiny", "1.2.3", "cpu", 1)
+    coded = client.encode(digits)
+    assert np.allclose(coded.latents, tiny_model.posterior_mean(digits), atol=1e-5)
+    assert coded.seed is None
+    assert np.array_equal(client.decode(coded.latents).images, client.reconstruct(digits).images)
+    assert client.interpolate(digits[:2], 5).images.shape == (5, 1, 4, 4)
+    assert client.models()["default"] == client.model()["name"] == "tiny"
+
+
+def test_a_drawn_seed_draws_the_same_again(client):
+    first = client.sample(2)
+    assert np.array_equal(client.sample(2, seed=first.seed).images, first.images)
+
+
+def test_scores_are_columns(client, digits):
+    table = client.score(digits, importance_samples=1)
+    assert len(table) == 6
+    assert table.log_likelihood_nats.shape == (6,)
+    assert np.isnan(table.standard_error_nats).all()
+    assert (table.estimator, table.importance_samples, table.seed) == ("elbo", 1, 0)
+    assert table.anomalous.dtype == np.bool_
+
+
+def test_a_sheet_is_a_png(client):
+    with Image.open(io.BytesIO(client.sheet(9, seed=0))) as image:
+        assert image.format == "PNG"
+
+
+def test_refusals_carry_the_problem(client):
+    with pytest.raises(ProblemError, match="resize=true") as caught:
+        client.score(np.zeros((1, 5, 5), np.uint8))
+    assert (caught.value.type, caught.value.status) == ("wrong-shape", 422)
+    assert caught.value.request_id
+    with pytest.raises(ProblemError) as caught:
+        Client(http=client._http, model="none").sample()
+    assert caught.value.type == "unknown-model"
+
+
+def test_an_answer_that_is_no_problem_document(digits):
+    def proxy(request):
+        return httpx.Response(502, text="<html>Bad gateway</html>")
+
+    http = httpx.Client(transport=httpx.MockTransport(proxy), base_url="http://t")
+    with Client(http=http) as client, pytest.raises(ProblemError, match="Bad gateway") as caught:
+        client.score(digits)
+    assert caught.value.status == 502
+
+
+def test_nobody_there():
+    with Client("http://127.0.0.1:9") as client, pytest.raises(ServiceUnreachable, match="serve"):
+        client.models()

@@ -1,0 +1,254 @@
+"""Image files against pixels that were known before they were encoded."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.codecs.images import Fit, PixelLimits, fit_array, fit_files, read_picture
+from service.errors import (
+    IafvaeError,
+    PayloadTooLarge,
+    UndecodableImage,
+    WrongDtype,
+    WrongShape,
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    channels: int = 1
+    height: int = 4
+    width: int = 6
+
+
+GREY, RGB = Shape(), Shape(channels=3)
+LIMITS = PixelLimits(image=10_000, total=20_000)
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (4, 6), np.uint8)
+COLOURS = RNG.integers(0, 256, (4, 6, 3), np.uint8)
+
+
+def encoded(image, form="PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def read(data, max_pixels=10_000):
+    return read_picture(data, "image 0", max_pixels=max_pixels)
+
+
+def test_grey_and_colour_png():
+    assert np.array_equal(read(encoded(Image.fromarray(PIXELS))), PIXELS[None])
+    assert np.array_equal(read(encoded(Image.fromarray(COLOURS))), COLOURS.transpose(2, 0, 1))
+
+
+def test_webp_and_jpeg():
+    lossless = encoded(Image.fromarray(COLOURS), "WEBP", lossless=True)
+    assert np.array_equal(read(lossless), COLOURS.transpose(2, 0, 1))
+    flat = np.full((8, 8), 100, np.uint8)
+    assert np.abs(read(encoded(Image.fromarray(flat), "JPEG")).astype(int) - 100).max() <= 2
+
+
+def test_one_bit_becomes_black_and_white():
+    bits = PIXELS > 127
+    assert np.array_equal(read(encoded(Image.fromarray(bits))), bits[None] * np.uint8(255))
+
+
+def test_palettes_are_expanded():
+    image = (
+        Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), "P")
+        if False
+        else Image.new("P", (2, 2))
+    )
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putdata([0, 1, 1, 0])
+    assert read(encoded(image))[:, 0].tolist() == [[10, 200], [20, 100], [30, 50]]
+
+
+def test_alpha_is_composited_over_black():
+    rgba = np.dstack([np.full((2, 2, 3), 200, np.uint8), np.array([[0, 255], [128, 64]], np.uint8)])
+    expected = np.round(200.0 * rgba[..., 3] / 255)
+    got = read(encoded(Image.fromarray(rgba)))
+    assert all(np.array_equal(channel, expected) for channel in got)
+
+
+def test_transparent_colour_of_a_grey_png_is_black():
+    data = encoded(Image.fromarray(np.array([[9, 200]], np.uint8)), transparency=200)
+    assert read(data)[:, 0].tolist() == [[9, 0]] * 3
+
+
+def test_exif_orientation_is_applied():
+    image = Image.fromarray(COLOURS)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    data = encoded(image, "PNG", exif=exif)
+    assert np.array_equal(read(data), np.rot90(COLOURS, -1).transpose(2, 0, 1))
+
+
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def raw_png(width, height, depth, colour, rows=b"") -> bytes:
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = png_chunk(b"IHDR", head) + png_chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + body + png_chunk(b"IEND", b"")
+
+
+def test_sixteen_bits_are_refused():
+    with pytest.raises(WrongDtype, match="8 bits"):
+        read(encoded(Image.fromarray(PIXELS.astype(np.uint16) * 257)))
+    with pytest.raises(WrongDtype, match="8 bits"):  # Pillow would cut this one to 8 by itself
+        read(raw_png(1, 1, 16, 2, b"\0" + b"\1\2" * 3))
+
+
+def test_foreign_colour_spaces_are_refused():
+    with pytest.raises(WrongDtype, match="CMYK"):
+        read(encoded(Image.new("CMYK", (4, 4)), "JPEG"))
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(101, 100), (60_000, 60_000), (2**31 - 1, 2**31 - 1)]
+)
+def test_bombs_are_refused_by_their_header(width, height):
+    with pytest.raises(PayloadTooLarge, match="pixels"):
+        read(raw_png(width, height, 8, 0))
+
+
+def test_bombs_are_not_decoded():
+    bomb = raw_png(5000, 5000, 8, 0, bytes(5001 * 5000))
+    assert len(bomb) < 100_000
+    with pytest.raises(PayloadTooLarge, match="5000x5000"):
+        read(bomb)
+
+
+def test_a_bomb_in_a_comment_is_refused():
+    text = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**27)))
+    data = raw_png(2, 2, 8, 0, bytes(6))
+    with pytest.raises(UndecodableImage):
+        read(data[:33] + text + data[33:])
+
+
+def test_animations_are_refused():
+    frames = [Image.fromarray(COLOURS), Image.fromarray(255 - COLOURS)]
+    data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:])
+    with pytest.raises(UndecodableImage, match="frames"):
+        read(data)
+
+
+def test_truncated_and_foreign_files():
+    whole = encoded(Image.fromarray(RNG.integers(0, 256, (50, 50), np.uint8)))
+    with pytest.raises(UndecodableImage, match="complete"):
+        read(whole[: len(whole) // 2])
+    for data in (b"", b"just some text", b"GIF89a" + bytes(30), b"<svg/>"):
+        with pytest.raises(UndecodableImage, match="PNG, JPEG or WebP"):
+            read(data)
+
+
+@given(st.data())
+def test_damaged_files_raise_nothing_else(data):
+    form = data.draw(st.sampled_from(["PNG", "JPEG", "WEBP"]))
+    body = bytearray(encoded(Image.fromarray(COLOURS), form))
+    for place in data.draw(st.lists(st.integers(0, len(body) - 1), max_size=8)):
+        body[place] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(IafvaeError):
+        read(bytes(body))
+
+
+# ------------------------------------------------------------------ fitting
+
+
+def test_equal_channels_serve_a_grey_model_unaltered():
+    fitted = fit_files([encoded(Image.fromarray(PIXELS).convert("RGB"))], GREY, Fit(), LIMITS)
+    assert np.array_equal(fitted.images[0, 0], PIXELS)
+    assert not fitted.altered.any()
+
+
+def test_grey_serves_a_colour_model_unaltered():
+    fitted = fit_files([encoded(Image.fromarray(PIXELS))], RGB, Fit(), LIMITS)
+    assert np.array_equal(fitted.images[0], np.stack([PIXELS] * 3))
+    assert not fitted.altered.any()
+
+
+def test_colour_is_refused_or_converted():
+    data = encoded(Image.fromarray(COLOURS))
+    with pytest.raises(WrongShape, match="convert=true"):
+        fit_files([data], GREY, Fit(), LIMITS)
+    fitted = fit_files([data], GREY, Fit(convert=True), LIMITS)
+    independent = np.asarray(Image.fromarray(COLOURS).convert("L"))  # the same standard
+    assert np.array_equal(fitted.images[0, 0], independent)
+    assert fitted.altered.all()
+
+
+def test_another_size_is_refused_or_resized():
+    data = encoded(Image.fromarray(np.full((9, 11), 77, np.uint8)))
+    with pytest.raises(WrongShape, match="resize=true"):
+        fit_files([data], GREY, Fit(), LIMITS)
+    fitted = fit_files([data], GREY, Fit(resize=True), LIMITS)
+    assert fitted.images.shape == (1, 1, 4, 6)
+    assert (fitted.images == 77).all()
+    assert fitted.altered.all()
+
+
+def test_only_what_was_altered_is_marked():
+    good, other = encoded(Image.fromarray(PIXELS)), encoded(Image.new("L", (3, 3)))
+    fitted = fit_files([good, other, good], GREY, Fit(resize=True), LIMITS)
+    assert fitted.altered.tolist() == [False, True, False]
+
+
+def test_errors_name_the_file():
+    with pytest.raises(UndecodableImage, match=r"b\.png"):
+        fit_files([encoded(Image.fromarray(PIXELS)), b"x"], GREY, Fit(), LIMITS, ["a.png", "b.png"])
+    with pytest.raises(UndecodableImage, match="image 1"):
+        fit_files([encoded(Image.fromarray(PIXELS)), b"x"], GREY, Fit(), LIMITS)
+
+
+def test_pixels_of_all_files_together_are_limited():
+    big = encoded(Image.new("L", (90, 90)))
+    with pytest.raises(PayloadTooLarge, match="image 2"):
+        fit_files([big] * 3, GREY, Fit(resize=True), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((2, 4, 6), GREY),
+        ((2, 1, 4, 6), GREY),
+        ((2, 4, 6, 1), GREY),
+        ((2, 3, 4, 6), RGB),
+        ((2, 4, 6, 3), RGB),
+    ],
+)
+def test_every_layout_of_an_array(shape, spec):
+    array = RNG.integers(0, 256, shape, np.uint8)
+    images = fit_array(array, spec, Fit()).images
+    assert images.shape == (2, spec.channels, 4, 6)
+    assert np.array_equal(
+        images.transpose(0, 2, 3, 1) if shape[-1] in (1, 3) else images.reshape(shape), array
+    )
+
+
+@pytest.mark.parametrize(
+    "shape", [(4,), (4, 6), (2, 2, 4, 6), (2, 1, 1, 4, 6), (2, 5, 6), (2, 4, 6, 4)]
+)
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(WrongShape):
+        fit_array(np.zeros(shape, np.uint8), GREY, Fit())
+
+
+def test_arrays_are_resized_and_converted_on_demand():
+    array = RNG.integers(0, 256, (2, 8, 12, 3), np.uint8)
+    fitted = fit_array(array, GREY, Fit(resize=True, convert=True))
+    assert fitted.images.shape == (2, 1, 4, 6)
+    assert fitted.altered.all()

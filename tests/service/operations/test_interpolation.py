@@ -1,0 +1,32 @@
+"""Great circles: equal steps of the angle on the sphere, straight lines where there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.operations.interpolation import great_circle
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 30))
+def test_great_circles(seed, n):
+    rng = np.random.default_rng(seed)
+    a, b = rng.standard_normal((2, 20))
+    a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
+    way = great_circle(np.stack((a, b)).astype(np.float32), n).astype(np.float64)
+    np.testing.assert_allclose(np.linalg.norm(way, axis=1), 1.0, atol=1e-5)
+    angles = np.arccos(np.clip((way[:-1] * way[1:]).sum(axis=1), -1, 1))
+    np.testing.assert_allclose(angles, np.arccos(a @ b) / (n - 1), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [np.zeros((2, 3)), [[1, 0, 0], [2, 0, 0]], [[1, 0, 0], [-1, 0, 0]], [[0, 0, 0], [1, 1, 1]]],
+)
+def test_great_circles_that_are_none_are_straight(ends):
+    ends = np.array(ends, dtype=np.float32)
+    expected = np.linspace(ends[0], ends[1], 5)
+    np.testing.assert_allclose(great_circle(ends, 5), expected, atol=1e-6)

@@ -1,0 +1,159 @@
+"""The queue by itself: every row leaves once, callers share; and the costs fitted to batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.scheduler.queue import FairQueue
+
+
+@dataclass
+class Queued:
+    operation: str
+    caller: str
+    rows: int
+    images: int = 1
+    taken: int = 0
+    gone: bool = False
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.integers(1, 30))),
+    st.integers(1, 12),
+    st.sets(st.integers(0, 20)),
+    st.integers(0, 8),
+)
+def test_every_row_leaves_the_queue_once_and_in_order(jobs, capacity, discarded, quick):
+    queue = FairQueue(1000, quick)
+    made = [Queued(*job) for job in jobs]
+    for job in made:
+        queue.push(job)
+    for i in discarded & set(range(len(made))):
+        assert queue.discard(made[i]) == made[i].rows
+    seen = {id(job): 0 for job in made}
+    while (taken := queue.take(lambda operation: capacity)) is not None:
+        operation, spans = taken
+        assert sum(span.rows for span in spans) <= capacity
+        assert len({id(span.job) for span in spans}) == len(spans)
+        for span in spans:
+            assert span.job.operation == operation
+            assert span.start == seen[id(span.job)]
+            seen[id(span.job)] = span.stop
+    expected = {id(job): 0 if job.gone else job.rows for job in made}
+    assert seen == expected
+    assert queue.rows == 0
+
+
+def test_a_batch_is_shared_equally_and_the_rest_goes_to_who_can_use_it():
+    queue = FairQueue(1000)
+    for caller, rows in (("huge", 500), ("large", 40), ("small", 1)):
+        queue.push(Queued("f", caller, rows))
+    _, spans = queue.take(lambda operation: 30)
+    got = {span.job.caller: span.rows for span in spans}
+    assert got["small"] == 1
+    assert got["large"] >= 10
+    assert sum(got.values()) == 30
+
+
+def test_a_small_job_does_not_wait_for_what_fills_its_batch():
+    queue = FairQueue(1000, 8)
+    queue.push(Queued("f", "huge", 500))
+    assert sum(span.rows for span in queue.take(lambda operation: 32)[1]) == 32
+    queue.push(Queued("f", "small", 1))
+    _, spans = queue.take(lambda operation: 32)
+    assert {span.job.caller: span.rows for span in spans} == {"huge": 8, "small": 1}
+    assert queue.rows == 500 - 32 - 8
+
+
+def test_no_flood_of_small_jobs_stops_one_that_goes_on():
+    queue = FairQueue(10_000, 8)
+    huge = Queued("f", "huge", 100)
+    queue.push(huge)
+    for turn in range(100):
+        for i in range(20):
+            queue.push(Queued("f", f"{turn}-{i}", 1))
+        queue.take(lambda operation: 32)
+        if huge.taken == huge.rows:
+            break
+    assert turn < 50, "it has a quarter of its share at least, which is twelve rows here"
+
+
+def test_jobs_that_all_go_on_fill_their_batches():
+    queue = FairQueue(1000, 8)
+    for caller in "abcd":
+        queue.push(Queued("f", caller, 64))
+    for _ in range(8):
+        _, spans = queue.take(lambda operation: 32)
+        assert sum(span.rows for span in spans) == 32
+    assert queue.rows == 0
+
+
+def test_an_operation_that_was_away_does_not_catch_up():
+    """It has no claim to what others had meanwhile: from now on they share."""
+    queue = FairQueue(10_000)
+    queue.push(Queued("f", "a", 500))
+    for _ in range(20):
+        assert queue.take(lambda operation: 5)[0] == "f"
+        queue.charge("f", 1.0)
+    queue.push(Queued("g", "b", 500))
+    order = []
+    for _ in range(10):
+        operation, _ = queue.take(lambda operation: 5)
+        queue.charge(operation, 1.0)
+        order.append(operation)
+    assert order.count("g") in {5, 6}
+
+
+def test_operations_of_unknown_cost_take_turns():
+    queue = FairQueue(1000)
+    for operation in "fgh":
+        queue.push(Queued(operation, "a", 10))
+    order = [queue.take(lambda operation: 5)[0] for _ in range(6)]
+    assert sorted(order[:3]) == sorted(order[3:]) == ["f", "g", "h"]
+
+
+def test_images_are_counted_with_their_rows():
+    queue = FairQueue(1000)
+    queue.push(Queued("score", "a", 64, images=4))
+    queue.push(Queued("score", "b", 10, images=10))
+    assert list(queue.waiting()) == [("score", 74, 14.0)]
+    _, spans = queue.take(lambda operation: 20)
+    assert {span.job.caller: (span.rows, span.images) for span in spans} == {
+        "a": (10, 10 / 16),
+        "b": (10, 10.0),
+    }
+    assert list(queue.waiting()) == [("score", 54, 4 - 10 / 16)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60)), min_size=1))
+def test_the_queue_is_never_above_its_capacity_and_has_room_for_newcomers(requests):
+    """A caller that waits holds at most as much as was free; one that does not, what there is."""
+    queue = FairQueue(100)
+    held = dict.fromkeys("abc", 0)
+    for caller, rows in requests:
+        free = 100 - sum(held.values())
+        refused = queue.refusal(caller, rows) is not None
+        fits = rows <= free and (not held[caller] or held[caller] + rows <= free)
+        assert refused != (fits or free == 100)
+        if not refused:
+            queue.push(Queued("f", caller, rows))
+            held[caller] += rows
+        assert queue.rows == sum(held.values()) <= 100
+
+
+def test_a_queue_keeps_no_shells():
+    queue = FairQueue(100)
+    jobs = [Queued("f", str(i), 2) for i in range(5)]
+    for job in jobs:
+        queue.push(job)
+    for job in jobs:
+        assert queue.discard(job) == 2
+        assert queue.discard(job) == 0
+    assert queue.rows == 0
+    assert not queue._lines["f"].callers
+    assert queue.take(lambda operation: 8) is None

@@ -1,0 +1,143 @@
+"""Who is served when: callers in turn, operations by what they cost, and room for newcomers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from service.errors import Overloaded
+
+
+def test_a_huge_request_shares_every_batch_with_small_ones(plain):
+    async def main():
+        async with plain.Bench(max_queue_rows=10_000) as bench:
+            await bench.hold()
+            huge = bench.submit(range(1000, 2000), caller="huge")
+            small = [bench.submit([i], caller=f"small {i}") for i in range(3)]
+            await asyncio.sleep(0.01)
+            bench.engine.gate.set()
+            await asyncio.gather(*small)
+            assert not huge.done()
+            await huge
+        assert {0, 1, 2} <= set(bench.engine.batches[1])
+
+    plain.run(main())
+
+
+def test_a_flood_of_one_caller_does_not_hold_up_another(plain):
+    async def main():
+        async with plain.Bench() as bench:
+            await bench.hold()
+            flood = [bench.submit([i], caller="flood") for i in range(100, 150)]
+            single = bench.submit([7], caller="single")
+            await asyncio.sleep(0.01)
+            bench.engine.gate.set()
+            await asyncio.gather(single, *flood)
+        assert 7 in bench.engine.batches[1]
+
+    plain.run(main())
+
+
+def test_operations_take_turns(plain):
+    async def main():
+        async with plain.Bench() as bench:
+            await bench.hold()
+            first = bench.submit(range(100, 130), caller="a")
+            other = bench.submit([5], caller="b", operation="other")
+            await asyncio.sleep(0.01)
+            bench.engine.gate.set()
+            await asyncio.gather(first, other)
+        assert [5] in bench.engine.batches[1:3]
+
+    plain.run(main())
+
+
+@pytest.fixture
+def clock(plain, monkeypatch):
+    """The workers' clock, which the engine advances."""
+    made = plain.Clock()
+    monkeypatch.setattr("service.scheduler.workers.time", made)
+    return made
+
+
+def test_a_dear_operation_gets_no_more_time_than_a_cheap_one(plain, clock):
+    """Batches of "double" take four times as long: "other" has four batches for each of them."""
+
+    async def main():
+        engine = plain.FakeEngine(seconds={"double": 0.02, "other": 0.005}, clock=clock)
+        async with plain.Bench(engine, max_queue_rows=10_000) as bench:
+            for operation in ("double", "other"):
+                await bench.submit(range(8), operation=operation)  # costs are known from here on
+            await bench.hold()
+            dear = bench.submit(range(80), caller="a")
+            cheap = bench.submit(range(320), caller="b", operation="other")
+            await asyncio.sleep(0.01)
+            bench.engine.gate.set()
+            await asyncio.gather(dear, cheap)
+        order = engine.operations[3:]
+        assert order.count("double") == 10
+        for count in range(1, 10):
+            begun = order[: 5 * count]
+            assert abs(begun.count("other") - 4 * begun.count("double")) <= 5
+
+    plain.run(main())
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(plain):
+    async def main():
+        async with plain.Bench(max_queue_rows=10, engine=plain.FakeEngine(seconds=0.02)) as bench:
+            await bench.submit(range(4))  # a cost is known from here on
+            await bench.hold()
+            waiting = bench.submit(range(8), caller="a")
+            await asyncio.sleep(0.01)
+            with pytest.raises(Overloaded) as caught:
+                await bench.submit(range(3), caller="b")
+            assert 0.0 < caught.value.retry_after_seconds < 60.0
+            fits = bench.submit(range(2), caller="c")
+            await asyncio.sleep(0)
+            bench.engine.gate.set()
+            await asyncio.gather(waiting, fits)
+
+    plain.run(main())
+
+
+def test_the_time_to_come_back_is_what_the_queue_will_cost(plain, clock):
+    async def main():
+        engine = plain.FakeEngine(seconds=0.05, clock=clock)
+        async with plain.Bench(engine, max_queue_rows=80) as bench:
+            for rows in (8, 8, 4, 4, 8):
+                await bench.submit(range(rows))
+            await bench.hold()
+            waiting = bench.submit(range(80))
+            await asyncio.sleep(0.01)
+            with pytest.raises(Overloaded) as caught:
+                await bench.submit([1], caller="b")
+            # Ten batches of 50 ms whatever their size, and the one that runs.
+            assert caught.value.retry_after_seconds == pytest.approx(0.55)
+            bench.engine.gate.set()
+            await waiting
+
+    plain.run(main())
+
+
+def test_a_flood_leaves_room_for_others(plain):
+    """One caller alone fills half of the queue; whoever comes later is let in."""
+
+    async def main():
+        async with plain.Bench(max_queue_rows=100) as bench:
+            await bench.hold()
+            flood = [bench.submit([i], caller="flood") for i in range(300)]
+            await asyncio.sleep(0.01)
+            assert bench.scheduler.queued_rows == 50
+            others = [bench.submit(range(5), caller=f"other {i}") for i in range(5)]
+            await asyncio.sleep(0.01)
+            assert not any(task.done() for task in others)
+            bench.engine.gate.set()
+            assert all(len(r.arrays["y"]) == 5 for r in await asyncio.gather(*others))
+            outcomes = await asyncio.gather(*flood, return_exceptions=True)
+            refused = [o for o in outcomes if isinstance(o, Overloaded)]
+            assert len(refused) == 250
+            assert "of this caller wait" in str(refused[0])
+
+    plain.run(main())

@@ -1,0 +1,265 @@
+"""What fails costs its own request: bad rows, and a fault planted in every stage."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.errors import DeviceFault, EngineFailure, IafvaeError
+from service.scheduler.cost import CostModel
+from service.scheduler.crew import Crew
+from service.scheduler.jobs import Ledger
+from service.scheduler.queue import FairQueue
+from service.scheduler.scheduler import Scheduler
+from service.scheduler.workers import Job, Runner
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sets(st.integers(0, 7), max_size=8))
+def test_a_bad_row_fails_alone(plain, bad):
+    engine = plain.FakeEngine(fail_on={value: EngineFailure(f"row {value}") for value in bad})
+
+    async def main():
+        async with plain.Bench(engine) as bench:
+            tasks = [bench.submit([i], caller=str(i)) for i in range(8)]
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            for i, result in enumerate(results):
+                if i in bad:
+                    assert isinstance(result, EngineFailure)
+                else:
+                    assert result.arrays["y"].tolist() == [2 * i]
+            assert bench.scheduler.healthy
+            assert (await bench.submit([20])).arrays["y"].tolist() == [40]
+        # A batch of eight falls into 1 + 2 + 4 + 8 parts at most; one sound batch is run once.
+        assert bench.counts.retries["double"] == len(bench.engine.batches) - 2
+        assert bool(bad) == bool(bench.counts.retries)
+
+    plain.run(main())
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), SystemExit(1), KeyboardInterrupt()])
+def test_whatever_a_run_raises_costs_its_own_request_only(plain, error):
+    async def main():
+        async with plain.Bench(plain.FakeEngine(fail_on={3: error})) as bench:
+            with pytest.raises(EngineFailure, match="double failed"):
+                await bench.submit([3])
+            assert (await bench.submit([1])).arrays["y"].tolist() == [2]
+
+    plain.run(main())
+
+
+def test_a_bad_row_costs_its_request_and_no_neighbour(plain):
+    """An answer is whole or none: the other rows of the bad row's own request go with it."""
+
+    async def main():
+        async with plain.Bench(plain.FakeEngine(fail_on={11: ValueError("bad")})) as bench:
+            holder = await bench.hold()
+            requests = [bench.submit(range(a, a + 2), caller=str(a)) for a in (0, 10, 20, 30)]
+            await asyncio.sleep(0.01)
+            bench.engine.gate.set()
+            results = await asyncio.gather(holder, *requests, return_exceptions=True)
+            assert [isinstance(r, EngineFailure) for r in results] == [False, False, True] + [
+                False
+            ] * 2
+            assert results[-1].arrays["y"].tolist() == [60, 62]
+
+    plain.run(main())
+
+
+@pytest.mark.parametrize("fault", [DeviceFault("gone"), MemoryError()])
+def test_a_fault_of_the_device_is_not_retried(plain, fault):
+    async def main():
+        async with plain.Bench(plain.FakeEngine(fail_on={3: fault})) as bench:
+            tasks = [bench.submit([i], caller=str(i)) for i in range(20)]
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(r, DeviceFault) for r in results)
+            assert not bench.scheduler.healthy
+            with pytest.raises(DeviceFault):
+                await bench.submit([1])
+        assert len(bench.engine.batches) == 1
+
+    plain.run(main())
+
+
+def test_a_failed_piece_fails_its_request_and_drops_the_rest(plain):
+    async def main():
+        async with plain.Bench(
+            plain.FakeEngine(fail_on={9: ValueError("bad")}, seconds=0.005)
+        ) as bench:
+            with pytest.raises(EngineFailure):
+                await bench.submit(range(1000))
+            await bench.submit([1])
+        assert bench.counts.drops["failed"] > 900
+
+    plain.run(main())
+
+
+def test_an_observer_that_fails_harms_nobody(plain):
+    class Broken:
+        def batch(self, *arguments):
+            raise RuntimeError("no")
+
+        dropped = retried = queue = batch
+
+    async def main():
+        async with plain.Bench(observer=Broken()) as bench:
+            assert (await bench.submit(range(20))).arrays["y"].shape == (20,)
+
+    plain.run(main())
+
+
+def fail_once(monkeypatch, owner, name, error=None):
+    """The next call of a method fails."""
+    whole, left = getattr(owner, name), [error or RuntimeError("planted")]
+
+    def method(*arguments, **options):
+        if left:
+            raise left.pop()
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, method)
+    return left
+
+
+STAGES = {
+    "admission": (FairQueue, "refusal"),
+    "opening": (Ledger, "open"),
+    "queueing": (FairQueue, "push"),
+    "forming": (FairQueue, "take"),
+    "sizing": (Scheduler, "_room"),
+    "pricing": (CostModel, "seconds"),
+    "charging": (FairQueue, "charge"),
+    "handing out": (Crew, "give"),
+    "computing": (Runner, "_compute"),
+    "collecting": (Job, "add"),
+    "delivering": (Ledger, "_answer"),
+    "learning": (CostModel, "add"),
+}
+# In these stages no request is in hand that could be to blame: the service tries again.
+HARMLESS = {"forming", "sizing", "learning"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_fault_in_any_stage_costs_its_own_request(plain, monkeypatch, stage):
+    async def main():
+        async with plain.Bench() as bench:
+            await bench.submit([1])
+            with monkeypatch.context() as patch:
+                left = fail_once(patch, *STAGES[stage])
+                results = await asyncio.gather(bench.submit([3]), return_exceptions=True)
+                await asyncio.sleep(0.01)  # the stage may come after the answer
+                assert not left
+            if stage in HARMLESS:
+                assert results[0].arrays["y"].tolist() == [6]
+            else:
+                assert isinstance(results[0], RuntimeError | IafvaeError)
+            assert (await bench.submit([2])).arrays["y"].tolist() == [4]
+            assert bench.scheduler.healthy
+            assert bench.scheduler.queued_rows == 0
+            await asyncio.wait_for(bench.scheduler.stop(5.0), 5.0)
+
+    plain.run(main())
+
+
+@pytest.mark.parametrize("stage", ["assemble", "split"])
+def test_a_fault_beside_the_run_costs_its_own_request(plain, monkeypatch, stage):
+    """Assembling or cutting fails for one request's rows: the others are cut from halves."""
+    whole = getattr(plain.PlainBatcher, stage)
+
+    def method(self, pieces, *arguments):
+        if any(13 in work.values for work, _, _ in pieces):
+            raise RuntimeError("planted")
+        return whole(self, pieces, *arguments)
+
+    monkeypatch.setattr(plain.PlainBatcher, stage, method)
+
+    async def main():
+        async with plain.Bench() as bench:
+            tasks = [bench.submit([i], caller=str(i)) for i in range(10, 16)]
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [isinstance(r, EngineFailure) for r in results] == [
+                i == 13 for i in range(10, 16)
+            ]
+
+    plain.run(main())
+
+
+def test_answers_that_cannot_be_delivered_harm_no_neighbour(plain, monkeypatch):
+    async def main():
+        async with plain.Bench() as bench:
+            fail_once(monkeypatch, Job, "add")
+            tasks = [bench.submit([i], caller=str(i)) for i in range(4)]
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert sum(isinstance(r, EngineFailure) for r in results) == 1
+            assert sum(not isinstance(r, Exception) for r in results) == 3
+
+    plain.run(main())
+
+
+def test_a_queue_that_is_broken_for_good_gives_up_what_waits(plain, monkeypatch):
+    async def main():
+        async with plain.Bench() as bench:
+            with monkeypatch.context() as patch:
+                patch.setattr(FairQueue, "take", lambda *arguments: 1 / 0)
+                with pytest.raises(EngineFailure):
+                    await bench.submit([1])
+            assert (await bench.submit([1])).arrays["y"].tolist() == [2]
+
+    plain.run(main())
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+def test_rows_that_the_queue_has_lost_are_given_up(plain, monkeypatch, rows):
+    """It fails after it has taken rows out: nobody would ever compute them."""
+    whole, left = FairQueue.take, [1]
+
+    def take(self, capacity):
+        taken = whole(self, capacity)
+        if left and taken is not None and taken[1][0].job.caller == "lost":
+            left.pop()
+            raise RuntimeError("planted")
+        return taken
+
+    monkeypatch.setattr(FairQueue, "take", take)
+
+    async def main():
+        async with plain.Bench() as bench:
+            holder = await bench.hold()
+            lost, other = (bench.submit(range(rows), caller=c) for c in ("lost", "other"))
+            await asyncio.sleep(0.01)
+            bench.engine.gate.set()  # what has come back when the queue fails is delivered
+            results = await asyncio.gather(holder, lost, other, return_exceptions=True)
+            assert not left
+            assert [isinstance(r, EngineFailure) for r in results] == [False, True, True]
+            assert (await bench.submit([2])).arrays["y"].tolist() == [4]
+            assert bench.scheduler.queued_rows == 0
+            assert bench.counts.queued[-1] == 0
+
+    plain.run(main())
+
+
+def test_a_batcher_that_returns_too_little_fails_its_batch_alone(plain, monkeypatch):
+    async def main():
+        async with plain.Bench() as bench:
+            with monkeypatch.context() as patch:
+                patch.setattr(plain.PlainBatcher, "split", lambda self, pieces, outputs: [])
+                with pytest.raises(EngineFailure):
+                    await bench.submit([1])
+            assert (await bench.submit([1])).arrays["y"].tolist() == [2]
+
+    plain.run(main())
+
+
+def test_a_failing_count_of_padding_harms_nobody_for_long(plain, monkeypatch):
+    async def main():
+        async with plain.Bench() as bench:
+            with monkeypatch.context() as patch:
+                patch.setattr(plain.FakeEngine, "padded_rows", lambda self, rows: 1 / 0)
+                with pytest.raises(EngineFailure):
+                    await bench.submit([1])
+            assert (await bench.submit([1])).arrays["y"].tolist() == [2]
+
+    plain.run(main())

@@ -1,0 +1,218 @@
+"""Images are the published ones, splits never overlap and never move, and faults are named."""
+
+import gzip
+import hashlib
+import os
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from training.data import ImageData, binarize, epoch_order, idx, load_dataset, split_indices
+from training.errors import DataError
+
+
+def idx_bytes(array):
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.tobytes()
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """A data directory in torchvision's layout with small fixtures, and their checksums in the
+    table."""
+    rng = np.random.default_rng(0)
+    images = {"train": rng.integers(0, 256, (5100, 4, 5), np.uint8)}
+    images["test"] = rng.integers(0, 256, (30, 4, 5), np.uint8)
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    files = {}
+    for part, array in images.items():
+        file = idx.ARCHIVES["mnist"].files[part]
+        content = idx_bytes(array)
+        packed = gzip.compress(content)
+        (raw / file.name).write_bytes(packed)
+        files[part] = replace(
+            file,
+            sha256_content=hashlib.sha256(content).hexdigest(),
+            md5_packed=hashlib.md5(packed, usedforsecurity=False).hexdigest(),
+        )
+    table = {"mnist": replace(idx.ARCHIVES["mnist"], files=files)}
+    monkeypatch.setattr(idx, "ARCHIVES", table)
+    monkeypatch.setattr(idx, "_cache", lambda: tmp_path / "cache")
+    return tmp_path, images
+
+
+def test_the_splits_of_the_sixty_thousand_are_disjoint_whole_and_fixed():
+    parts = {
+        split: split_indices(60_000, split) for split in ("train", "validation", "calibration")
+    }
+    assert {split: len(part) for split, part in parts.items()} == {
+        "train": 55_000,
+        "validation": 2_500,
+        "calibration": 2_500,
+    }
+    assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(60_000))
+    # Written down once: a change here would let a model be tested on what it was trained on.
+    assert parts["train"][:3].tolist() == [9495, 57272, 9310]
+    assert parts["calibration"][:3].tolist() == [37695, 45039, 55519]
+
+
+def test_images_are_read_packed_and_unpacked(archive):
+    root, images = archive
+    data = load_dataset("mnist", "test", root, download=False)
+    assert np.array_equal(data.pixels, images["test"][:, None])
+    packed = root / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
+    packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+    packed.unlink()
+    assert np.array_equal(load_dataset("mnist", "test", root, download=False).pixels, data.pixels)
+
+
+def test_train_is_what_neither_validation_nor_calibration_took(archive):
+    root, images = archive
+    splits = {s: load_dataset("mnist", s, root) for s in ("train", "validation", "calibration")}
+    together = np.concatenate([data.pixels for data in splits.values()])[:, 0]
+    assert len(splits["train"]) == 100
+
+    def in_order(array):
+        return sorted(row.tobytes() for row in array)
+
+    assert in_order(together) == in_order(images["train"])
+
+
+def test_changed_content_is_refused_by_name(archive):
+    root, images = archive
+    path = root / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
+    changed = images["test"].copy()
+    changed[0, 0, 0] ^= 1
+    path.write_bytes(gzip.compress(idx_bytes(changed)))
+    with pytest.raises(
+        DataError, match=r"t10k-images-idx3-ubyte\.gz has not the published content"
+    ):
+        load_dataset("mnist", "test", root)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"no gzip", lambda b: b""]
+)
+def test_a_damaged_archive_is_refused_by_name(archive, damage):
+    root, _ = archive
+    path = root / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz"):
+        load_dataset("mnist", "test", root)
+
+
+def test_a_download_tries_every_mirror_and_checks_the_sum(archive, monkeypatch):
+    root, images = archive
+    raw = root / "MNIST" / "raw"
+    content = (raw / "t10k-images-idx3-ubyte.gz").read_bytes()
+    (raw / "t10k-images-idx3-ubyte.gz").unlink()
+    asked = []
+
+    class Downloader:
+        def __init__(self, **_):
+            pass
+
+        def __call__(self, url, output_file, pooch):
+            asked.append(url)
+            if len(asked) == 1:
+                raise OSError("no route to host")
+            Path(output_file).write_bytes(content)
+
+    monkeypatch.setattr("pooch.HTTPDownloader", Downloader)
+    data = load_dataset("mnist", "test", root)
+    assert np.array_equal(data.pixels[:, 0], images["test"])
+    assert len(asked) == 2
+    assert (raw / "t10k-images-idx3-ubyte.gz").is_file()
+    (raw / "t10k-images-idx3-ubyte.gz").unlink()
+    content = b"something else"
+    with pytest.raises(DataError, match=r"could not be downloaded .* --data-dir"):
+        load_dataset("mnist", "test", root)
+
+
+def test_nothing_is_downloaded_where_that_is_forbidden(tmp_path, monkeypatch):
+    monkeypatch.setattr(idx, "_cache", lambda: tmp_path / "cache")
+    with pytest.raises(DataError, match=r"put it at MNIST/raw/t10k-images-idx3-ubyte\.gz"):
+        load_dataset("mnist", "test", tmp_path, download=False)
+    with pytest.raises(DataError, match="does not exist"):
+        load_dataset("mnist", "test", tmp_path / "absent", download=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x89PNG....", "no IDX file"),
+        (b"\0\0\x0d\x01" + b"\0" * 8, "uint8"),
+        (b"\0\0\x08\x03\0\0", "inside its header"),
+        (idx_bytes(np.zeros((2, 3), np.uint8))[:-1], "truncated"),
+        (idx_bytes(np.zeros((2, 3), np.uint8)) + b"x", "after its end"),
+        (b"\0\0\x08\x03" + b"\xff" * 12, "promises"),
+    ],
+)
+def test_what_is_no_idx_file_is_refused(content, message):
+    with pytest.raises(DataError, match=message):
+        idx.parse_idx(content)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "mnsit", "split": "test"}, "no data set 'mnsit'"),
+        ({"name": "mnist", "split": "tests"}, "no split 'tests'"),
+        ({"name": "mnist", "split": "test", "size": 32}, "options of a folder"),
+    ],
+)
+def test_misspelt_names_are_refused(arguments, message):
+    with pytest.raises(DataError, match=message):
+        load_dataset(**arguments)
+
+
+def test_binarised_pixels_have_their_grey_value_as_mean():
+    grey = np.arange(256, dtype=np.uint8)
+    u = np.random.default_rng(0).random((4000, 256), np.float32)
+    drawn = binarize(np.broadcast_to(grey, u.shape), u)
+    assert drawn.dtype == np.float32
+    assert set(np.unique(drawn)) == {0.0, 1.0}
+    p = grey / 255
+    error = (drawn.mean(0) - p)[1:-1] / np.sqrt(p * (1 - p) / len(u))[1:-1]
+    assert stats.kstest(error, "norm").pvalue > 1e-3
+    assert not drawn[:, 0].any()
+    assert drawn[:, 255].all()
+    with pytest.raises(ValueError, match="One uniform"):
+        binarize(grey, u)
+
+
+def test_an_epochs_order_depends_on_seed_and_epoch_alone():
+    order = epoch_order(1000, 3, 5)
+    assert np.array_equal(order, epoch_order(1000, 3, 5))
+    assert np.array_equal(np.sort(order), np.arange(1000))
+    for other in (epoch_order(1000, 3, 6), epoch_order(1000, 4, 5)):
+        assert abs(stats.spearmanr(order, other).statistic) < 0.15
+    assert epoch_order(6, 0, 0).tolist() == [5, 3, 2, 4, 1, 0]
+
+
+def test_image_data_holds_bytes_of_four_axes():
+    with pytest.raises(DataError, match="uint8"):
+        ImageData(np.zeros((2, 3, 4), np.uint8), "x", "test")
+    data = ImageData(np.zeros((5, 1, 2, 2), np.uint8), "x", "test")
+    assert len(data.first(3)) == 3
+    assert data.first(None) is data
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_the_published_files_are_read(name):
+    root = os.environ.get("IAFVAE_DATA_DIR")
+    if root is None:
+        pytest.skip("IAFVAE_DATA_DIR is not set")
+    assert load_dataset(name, "test", Path(root), download=False).pixels.shape == (
+        10_000,
+        1,
+        28,
+        28,
+    )
+    assert len(load_dataset(name, "train", Path(root), download=False)) == 55_000

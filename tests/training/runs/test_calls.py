@@ -1,0 +1,217 @@
+"""The list of calls that made a run, and the options that may change at a resume."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from model.config import ConfigError
+from training.cli.main import main
+from training.config import OptimConfig, run_preset
+from training.errors import TrainingError
+from training.fit.optim import learning_rate_at
+from training.fit.progress import Budget, Scale, shown
+from training.runs.checkpoint import load_checkpoint
+from training.runs.directory import open_run, write_config
+from training.runs.history import rate_note, read_environment, with_call
+from training.runs.provenance import fit_command
+
+CONFIG = run_preset("mnist")
+LONGER = replace(
+    CONFIG,
+    train=replace(CONFIG.train, epochs=300),
+    optim=replace(CONFIG.optim, decay_fraction=0.15),
+)
+
+
+def environment(config=CONFIG, **changes):
+    return {"command": fit_command(config), "git_revision": "abc", "threads": 1, **changes}
+
+
+def test_a_call_is_listed_where_anything_is_new() -> None:
+    first = with_call({}, None, CONFIG, environment(), 0)
+    assert [call["step"] for call in first["calls"]] == [0]
+    same = with_call(first, CONFIG, CONFIG, environment(), 500)
+    assert same["calls"] == first["calls"]
+    assert same["command"] == fit_command(CONFIG)
+    moved = with_call(same, CONFIG, CONFIG, environment(threads=2), 600)
+    assert moved["calls"][1] == {
+        "step": 600,
+        "command": "iafvae-train fit --resume --out RUN",
+        "threads": 2,
+    }
+    assert moved["command"] == fit_command(CONFIG)  # of machines the list tells
+    longer = with_call(moved, CONFIG, LONGER, environment(LONGER, threads=2), 700)
+    resumed = "iafvae-train fit --resume --epochs 300 --decay-fraction 0.15 --out RUN"
+    assert longer["calls"][2] == {"step": 700, "command": resumed}
+    assert longer["command"] == f"{fit_command(CONFIG)}; from step 700: {resumed}"
+    assert len(with_call(longer, LONGER, LONGER, environment(threads=2), 800)["calls"]) == 3
+
+
+def test_calls_of_steps_that_were_lost_count_from_where_it_goes_on() -> None:
+    first = with_call({}, None, CONFIG, environment(), 0)
+    longer = with_call(first, CONFIG, LONGER, environment(LONGER), 700)
+    back = with_call(longer, LONGER, LONGER, environment(LONGER), 400)
+    assert [call["step"] for call in back["calls"]] == [0, 400]
+    assert "--epochs 300" in back["calls"][1]["command"]
+    anew = with_call(longer, LONGER, LONGER, environment(LONGER), 0)
+    assert [call["command"] for call in anew["calls"]] == [fit_command(LONGER)]
+
+
+def test_a_run_from_before_the_list_keeps_what_it_said() -> None:
+    told = {"command": "iafvae-train fit --epochs 70; by hand", "git_revision": "old", "threads": 1}
+    found = with_call(told, CONFIG, CONFIG, environment(), 9)
+    assert found["calls"][0] == {"step": 0, **told}
+    assert found["calls"][1]["git_revision"] == "abc"
+    assert found["command"] == told["command"]
+
+
+def test_what_the_directory_says_is_read_or_passed_over(tmp_path: Path) -> None:
+    assert read_environment(tmp_path) == {}
+    write_config(tmp_path, CONFIG, {"threads": 3})
+    assert read_environment(tmp_path) == {"threads": 3}
+    (tmp_path / "config.json").write_text("[]")
+    assert read_environment(tmp_path) == {}
+
+
+def test_the_fall_may_be_thought_over_and_nothing_else(tmp_path: Path) -> None:
+    write_config(tmp_path, CONFIG, {})
+    open_run(tmp_path, LONGER, resume=True)
+    faster = replace(LONGER, optim=replace(LONGER.optim, learning_rate=1.0))
+    with pytest.raises(TrainingError, match=r"learning_rate.*--decay-fraction may change") as told:
+        open_run(tmp_path, faster, resume=True)
+    assert "decay_fraction:" not in str(told.value)
+
+
+def test_a_jump_of_the_rate_is_told() -> None:
+    assert rate_note(CONFIG, CONFIG, 90, 1) == ""
+    assert rate_note(CONFIG, LONGER, 50, 1) == ""  # before either falls
+    assert "jumps back" in rate_note(CONFIG, LONGER, 90, 1)
+    assert "has begun already" in rate_note(LONGER, CONFIG, 90, 1)
+
+
+def test_a_rate_without_a_fall_stays() -> None:
+    never = OptimConfig(decay_fraction=0.0, warmup_steps=0)
+    assert {learning_rate_at(never, step, 100) for step in range(100)} == {0.002}
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ConfigError, match="decay_fraction"):
+            OptimConfig(decay_fraction=wrong)
+
+
+# --- the bar ----------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr("training.fit.progress.time.monotonic", found)
+    return found
+
+
+def test_a_budget_counts_from_its_begin(clock: Clock) -> None:
+    budget = Budget(2.0)
+    clock.seconds += 1000
+    assert budget.spent == 0.0
+    assert not budget.spent_up
+    budget.begin()
+    clock.seconds += 90
+    budget.begin()
+    assert budget.spent == 1.5
+    clock.seconds += 30
+    assert budget.spent_up
+    endless = Budget(None)
+    endless.begin()
+    clock.seconds += 1e9
+    assert not endless.spent_up
+
+
+def test_the_bar_shows_minutes_where_they_end_the_call(clock: Clock) -> None:
+    budget = Budget(10.0)
+    scale = Scale(budget, total_steps=None, epochs=None)
+    assert scale.total == 10.0
+    budget.begin()
+    clock.seconds += 150
+    assert scale.at(77) == {"completed": 2.5, "place": "2.5/10 min, step 77"}
+    clock.seconds += 1e6
+    assert scale.at(78)["completed"] == 10.0
+    steps = Scale(Budget(None), total_steps=200, epochs=4)
+    assert (steps.total, steps.at(5)) == (200, {"completed": 5, "place": "5/200"})
+
+
+@pytest.mark.parametrize(("epochs", "line"), [(None, "epoch 3  valid"), (9, "epoch 3/9  valid")])
+def test_an_endless_run_has_no_last_epoch(epochs: int | None, line: str) -> None:
+    class Silent:
+        def write(self, *_: object) -> None: ...
+
+    console = Console(file=io.StringIO(), width=120)
+    options = {"total_steps": None, "step": 0, "epochs": epochs, "budget": Budget(1.0)}
+    with shown(console, Silent(), **options) as observer:
+        observer.validation(30, 3, {"elbo_nats": -1.0, "kl_nats": 1.0, "bits_per_dim": 1.0})
+    assert line in console.file.getvalue()
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(80):
+        Image.fromarray(generator.integers(0, 256, (8, 8), np.uint8)).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def test_fit_resumes_with_another_length_and_fall_and_says_so(
+    photos: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    out = tmp_path / "run"
+
+    def fit(*words: str) -> tuple[int, str]:
+        fixed = ["--compile", "off", "--bf16", "off", "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", ["iafvae-train", "fit", *words, *fixed])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), " ".join("".join(capsys.readouterr()).split())
+
+    tiny = ["model.hidden=16", "model.posterior.hidden=[8]", "model.latent_dim=4"]
+    settings = [word for setting in tiny for word in ("--set", setting)]
+    start = ["--data", f"folder:{photos}", "--batch-size", "16", "--epochs", "4", *settings]
+    code, said = fit(*start, "--decay-fraction", "0.5", "--schedule", "cosine")
+    assert code == 1
+    assert "the schedule cosine has none" in said
+    code, said = fit(*start, "--decay-fraction", "0.5", "--budget-minutes", "0")
+    assert not code, said
+    step = load_checkpoint(out).step
+    code, said = fit("--resume", "--epochs", "2", "--decay-fraction", "1")
+    assert not code, said
+    assert "its fall has begun already" in said
+    config = json.loads((out / "config.json").read_text())
+    assert config["optim"]["decay_fraction"] == 1.0
+    calls = config["environment"]["calls"]
+    assert calls[1]["step"] == step > 0
+    assert calls[1]["command"] == (
+        "iafvae-train fit --resume --epochs 2 --decay-fraction 1.0 --out RUN"
+    )
+    assert "--set model.hidden=16" in calls[0]["command"]
+    assert config["environment"]["command"] == (
+        f"{calls[0]['command']}; from step {step}: {calls[1]['command']}"
+    )
+    assert str(photos) not in config["environment"]["command"]

@@ -1,0 +1,122 @@
+"""The recorded command starts the same run again, and every option says what it does."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from model.config import ConfigError, DiagonalPosterior
+from training.cli.main import app
+from training.config import RunConfig, run_preset
+from training.fit import fit as fit_module
+from training.fit.fit import FitResult
+from training.overrides import with_settings
+from training.runs.provenance import OPTIONS, fit_command, git_revision
+
+CHANGED = {
+    "likelihood": "discretized_logistic",
+    "size": (9, 8),
+    "channels": 3,
+    "epochs": 7,
+    "batch_size": 16,
+    "accumulate": 2,
+    "learning_rate": 0.005,
+    "warmup_steps": 11,
+    "kind": "adam",
+    "schedule": "trapezoid",
+    "decay_fraction": 0.25,
+    "weight_decay": 0.01,
+    "ema_decay": 0.9,
+    "free_bits_nats": 0.5,
+    "kl_warmup_epochs": 2.5,
+    "seed": 3,
+}
+
+
+def cosine(config: RunConfig) -> RunConfig:
+    return replace(config, optim=replace(config.optim, schedule="cosine"))
+
+
+def another_ladder(_: RunConfig) -> RunConfig:
+    config = run_preset("cifar10-small")
+    model = replace(
+        config.model,
+        levels=(2, 1),
+        z_channels=4,
+        inference="bottom_up",
+        scale="channel",
+        posterior=DiagonalPosterior(),
+    )
+    return replace(config, model=model, optim=replace(config.optim, decay_fraction=0.0))
+
+
+def changed_everywhere(config: RunConfig) -> RunConfig:
+    for part, key in OPTIONS.values():
+        config = replace(config, **{part: replace(getattr(config, part), **{key: CHANGED[key]})})
+    data = replace(config.data, name="folder:/home/somebody/photos", horizontal_flips=True)
+    return replace(config, data=data)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda config: config, cosine, another_ladder, changed_everywhere]
+)
+def test_the_recorded_command_starts_the_same_run(
+    change: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, started = change(run_preset("mnist")), []
+
+    def record(config: RunConfig, *_: Any, **__: Any) -> FitResult:
+        started.append(config)
+        return FitResult("done", 1, 1, -1.0, 1.0, 0)
+
+    monkeypatch.setattr(fit_module, "fit", record)
+    words = shlex.split(fit_command(config))
+    result = CliRunner().invoke(app, words[1:])
+    assert result.exit_code == 0, result.output
+    name = "folder:PATH" if config.data.name.startswith("folder:") else config.data.name
+    assert started == [replace(config, data=replace(config.data, name=name))]
+    assert "somebody" not in fit_command(config)
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("levels=[3]", "PATH=VALUE"),
+        ("model.levels", "PATH=VALUE"),
+        ("preset=mnist", "PATH=VALUE"),
+        ("model.depth=3", "no such field; there are channels"),
+        ("model.hidden.more=3", "no such field"),
+        ("model.posterior.kind=diagonal", "has no field"),
+        ("model.hidden=-1", "hidden must be positive"),
+        ("optim.kind=sgd", "adamax or adam"),
+    ],
+)
+def test_a_setting_that_leads_nowhere_is_refused(setting: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        with_settings(run_preset("mnist"), [setting])
+
+
+def test_every_option_has_a_help_text() -> None:
+    commands = typer.main.get_command(app).commands
+    assert set(commands) >= {"fit", "evaluate", "export", "strip", "anomaly", "bound", "curve"}
+    for name, command in commands.items():
+        assert command.help
+        silent = [p.name for p in command.params if p.name != "help" and not p.help]
+        assert silent == [], name
+
+
+def test_every_option_that_changes_numbers_is_recorded() -> None:
+    known = {
+        option for p in typer.main.get_command(app).commands["fit"].params for option in p.opts
+    }
+    assert set(OPTIONS) <= known
+
+
+def test_the_revision_is_a_commit_or_unknown() -> None:
+    revision = git_revision()
+    assert revision == "unknown" or len(revision.rstrip("+")) == 40

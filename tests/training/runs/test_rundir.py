@@ -1,0 +1,77 @@
+"""A run's directory: one writer, one configuration, and words where it cannot be used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from training.config import run_preset
+from training.errors import TrainingError
+from training.runs.directory import locked, open_run, read_config, write_config
+
+CONFIG = run_preset("mnist")
+
+OTHER = """
+import sys
+from pathlib import Path
+from training.errors import TrainingError
+from training.runs.directory import locked
+try:
+    with locked(Path(sys.argv[1])):
+        print("free")
+except TrainingError as error:
+    print(error)
+"""
+
+
+def other_process(run_dir: Path) -> str:
+    command = [sys.executable, "-c", OTHER, str(run_dir)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_two_processes_cannot_train_in_one_directory(tmp_path: Path) -> None:
+    with locked(tmp_path / "run"):
+        assert "is training in" in other_process(tmp_path / "run")
+        open_run(tmp_path / "run", CONFIG, resume=False)  # the lock's own file is no obstacle
+    assert other_process(tmp_path / "run") == "free\n"
+
+
+def test_a_configuration_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    write_config(tmp_path, CONFIG, {"torch": "9"})
+    assert read_config(tmp_path) == CONFIG
+    open_run(tmp_path, replace(CONFIG, train=replace(CONFIG.train, epochs=7)), resume=True)
+    changed = replace(CONFIG, optim=replace(CONFIG.optim, batch_size=7))
+    with pytest.raises(TrainingError, match=r"optim\.batch_size: 128 then, 7 now"):
+        open_run(tmp_path, changed, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("{", "not readable JSON"),
+        ("[]", "no JSON object"),
+        ('{"model": 3}', "model must be"),
+        ('{"model": {"kind": "conv_vae"}, "train": {"epochs": "x"}}', "train has a value"),
+    ],
+)
+def test_a_spoilt_configuration_is_named(tmp_path: Path, content: str, named: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises((TrainingError, ValueError), match=named):
+        read_config(tmp_path)
+
+
+def test_what_is_no_place_for_a_run_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(TrainingError, match="is a file"):
+        open_run(file, CONFIG, resume=False)
+    with pytest.raises(TrainingError, match="not empty and not a run"):
+        open_run(tmp_path, CONFIG, resume=False)
+    with pytest.raises(TrainingError, match="holds no run"):
+        open_run(tmp_path, CONFIG, resume=True)
+    with pytest.raises(TrainingError, match="holds no run"):
+        read_config(file)

@@ -1,0 +1,240 @@
+"""`iafvae-train fit`: its options, and what it says at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from model.config import ConfigError, preset_names
+from training.cli.options import Accumulate, DataDir, console
+from training.config import RunConfig, Runtime, overridden, run_preset
+from training.overrides import with_settings
+
+__all__ = ["fit"]
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    numbers = text.lower().split("x")
+    if not all(n.isdigit() for n in numbers) or len(numbers) not in (1, 2):
+        raise ConfigError(f"--size is a number or HEIGHTxWIDTH, not {text!r}")
+    return int(numbers[0]), int(numbers[-1])
+
+
+def fit(
+    out: Annotated[Path, typer.Option(help="The run directory to write.")],
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Architecture and settings: {', '.join(preset_names())}. Default: mnist."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="mnist, fashion-mnist, cifar10, or folder:PATH of your own images."),
+    ] = None,
+    data_dir: DataDir = None,
+    size: Annotated[
+        str | None, typer.Option(help="With folder: resize images to N or HEIGHTxWIDTH.")
+    ] = None,
+    channels: Annotated[int | None, typer.Option(help="With folder: 1 (grey) or 3 (RGB).")] = None,
+    flips: Annotated[
+        bool | None,
+        typer.Option(
+            "--flips/--no-flips",
+            help="Mirror every second training image, drawn anew at each presentation "
+            "(on for cifar10-*, off for digits).",
+            show_default=False,
+        ),
+    ] = None,
+    likelihood: Annotated[
+        str | None,
+        typer.Option(help="bernoulli (binary), discretized_logistic or logistic_mixture (8-bit)."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="How many epochs in all.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a step, over all processes (128; cifar10: 256).")
+    ] = None,
+    accumulate: Accumulate = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Its highest value, after the warm-up (0.002).")
+    ] = None,
+    warmup_steps: Annotated[
+        int | None,
+        typer.Option(help="Steps over which the learning rate rises (400, or a tenth of the run)."),
+    ] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamax or adam.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="trapezoid, cosine or constant.")] = None,
+    decay_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Over which part of the run, at its end, the rate of a trapezoid falls to zero: "
+            "0 (never) to 1 (0.4)."
+        ),
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="L2 penalty of the optimiser (0).")
+    ] = None,
+    ema_decay: Annotated[
+        float | None, typer.Option(help="Polyak averaging of the weights (0.999).")
+    ] = None,
+    free_bits: Annotated[
+        float | None, typer.Option(help="Minimum nats of each latent part (paper, C.8).")
+    ] = None,
+    kl_warmup_epochs: Annotated[
+        float | None, typer.Option(help="Epochs over which the KL's weight rises to 1 (5).")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the weights, the order, the binarisation, the noise (0).")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Any other field of config.json, PATH=VALUE, as often as needed: "
+            "model.z_channels=8, model.levels=[3,3].",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out, as it was configured; only --epochs and "
+            "--decay-fraction may differ, and the number of processes.",
+        ),
+    ] = False,
+    budget_minutes: Annotated[
+        float | None, typer.Option(help="Stop cleanly after so many minutes of steps.")
+    ] = None,
+    optimizer_state: Annotated[
+        bool,
+        typer.Option(
+            help="Keep the optimiser's state in checkpoints. Without it they have half the size, "
+            "and a resumed run is close to an uninterrupted one, not equal to it."
+        ),
+    ] = True,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    compile: Annotated[str, typer.Option(help="auto, on or off: torch.compile.")] = "auto",  # noqa: A002
+    bf16: Annotated[str, typer.Option(help="auto, on or off: bfloat16 products.")] = "auto",
+    cuda_graphs: Annotated[
+        str, typer.Option(help="on or off: replay a compiled step on one GPU as CUDA graphs.")
+    ] = "off",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
+    timeout_minutes: Annotated[
+        float,
+        typer.Option(help="Under torchrun: how long a process waits for the others."),
+    ] = 10.0,
+) -> None:
+    """Train a model; Ctrl-C saves and stops, --resume goes on exactly.
+
+    Under torchrun the processes share every batch, and get the numbers of one process.
+
+    [bold]Examples[/bold]
+
+      iafvae-train fit --preset mnist --out runs/mnist
+
+      iafvae-train fit --resume --out runs/mnist
+
+      iafvae-train fit --resume --epochs 170 --decay-fraction 0.15 --out runs/mnist
+
+      iafvae-train fit --preset cifar10-small --set model.levels=[2,2,2] --out runs/ladder
+
+      iafvae-train fit --preset fashion-mnist --data folder:photos --size 32 --out runs/photos
+
+      iafvae-train fit --preset cifar10-small --budget-minutes 60 --out runs/small
+
+      torchrun --nproc-per-node 8 -m training fit --preset cifar10-paper --out runs/paper
+    """
+    from training.fit.distributed import joined  # torch takes seconds to import
+    from training.fit.fit import fit as run_fit
+
+    overrides: dict[str, dict[str, Any]] = {
+        "data": {
+            "name": data,
+            "size": _size(size),
+            "channels": channels,
+            "horizontal_flips": flips,
+        },
+        "optim": {
+            "batch_size": batch_size,
+            "accumulate": accumulate,
+            "learning_rate": learning_rate,
+            "warmup_steps": warmup_steps,
+            "weight_decay": weight_decay,
+            "kind": optimizer,
+            "schedule": schedule,
+            "decay_fraction": decay_fraction,
+            "ema_decay": ema_decay,
+        },
+        "train": {
+            "epochs": epochs,
+            "seed": seed,
+            "free_bits_nats": free_bits,
+            "kl_warmup_epochs": kl_warmup_epochs,
+        },
+        "model": {"likelihood": likelihood},
+    }
+    runtime = Runtime(
+        device=device,
+        compile=compile,  # type: ignore[arg-type]
+        bf16=bf16,  # type: ignore[arg-type]
+        threads=threads,
+        cuda_graphs=cuda_graphs,  # type: ignore[arg-type]
+        timeout_minutes=timeout_minutes,
+    )
+    with joined(timeout_minutes) as world:
+        teller = console if world.first else Console(quiet=True)
+        config = world.from_first(
+            lambda: _config(out, preset, overrides, settings or [], resume=resume)
+        )
+        result = run_fit(
+            config,
+            out,
+            runtime=runtime,
+            data_dir=data_dir,
+            resume=resume,
+            budget_minutes=budget_minutes,
+            optimizer_state=optimizer_state,
+            console=teller,
+            world=world,
+        )
+    teller.print(
+        f"{result.reason}: step {result.step} of {result.total_steps}, validation ELBO "
+        f"{result.elbo_nats:.2f} nats, {result.bits_per_dim:.4f} bits/dim, "
+        f"{result.skipped} steps skipped",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if result.reason != "done":
+        again = f" --data-dir {data_dir}" if data_dir else ""
+        teller.print(
+            f"saved; go on with: iafvae-train fit --resume --out {out}{again}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    raise typer.Exit({"SIGINT": 130, "SIGTERM": 143}.get(result.reason, 0))
+
+
+def _config(
+    out: Path,
+    preset: str | None,
+    overrides: dict[str, dict[str, Any]],
+    settings: list[str],
+    *,
+    resume: bool,
+) -> RunConfig:
+    """The run's configuration: what it was started with, or the preset's, with what is given."""
+    from training.runs.directory import read_config
+
+    base = read_config(out) if resume and preset is None else run_preset(preset or "mnist")
+    config = with_settings(overridden(base, overrides), settings)
+    if overrides["optim"]["decay_fraction"] is not None and config.optim.schedule != "trapezoid":
+        raise ConfigError(
+            f"--decay-fraction is the fall of a trapezoid: the schedule {config.optim.schedule} "
+            "has none"
+        )
+    return config

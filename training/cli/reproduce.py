@@ -1,0 +1,186 @@
+"""`iafvae-train reproduce`: the paper's tables and figures beside ours."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import typer
+
+from training.cli.options import console, one_of
+from training.cli.reproduce_options import (
+    Figure1Options,
+    Figure7Options,
+    LadderTableOptions,
+    Options,
+    TableOptions,
+    command_line,
+    numbers,
+    with_options,
+    words,
+)
+from training.reproduce.experiments import Experiment, figure7, selected, table1, table3, table4
+
+if TYPE_CHECKING:
+    from training.reproduce.measures import Measurement
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Train what is missing of one of the paper's tables or figures, measure it, and write "
+    "the paper's figures beside ours: OUT/NAME.md, .json and .png. After an interruption, or at "
+    "the end of its minutes, the same command goes on where it stopped.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+
+def _redrawn(options: Options | Figure1Options, name: str) -> bool:
+    """Draw the report again where that is all that was asked for."""
+    if not options.redraw:
+        return False
+    from training.reproduce.report import redraw
+
+    redraw(options.out, name)
+    console.print(f"drawn again: {options.out / name}.md", highlight=False, soft_wrap=True)
+    return True
+
+
+def _reproduce(experiment: Experiment, options: Options, measurement: Measurement) -> None:
+    from training.cli.summary import exit_code, show
+    from training.reproduce.reproduction import Reproduction  # torch takes seconds to import
+
+    outcome = Reproduction(
+        experiment=experiment,
+        rows=selected(experiment, words(options.rows)),
+        out=options.out,
+        plan=options.plan(),
+        measurement=measurement,
+        runtime=options.runtime(),
+        console=console,
+        seeds=options.seeds,
+        data_dir=options.data_dir,
+        command=command_line(experiment.name, options),
+        row_command=command_line(experiment.name, options, without=("rows", "budget_minutes")),
+    ).run()
+    show(console, options.out, outcome)
+    raise typer.Exit(exit_code(outcome))
+
+
+def _table(experiment: Experiment, options: TableOptions, importance_samples: int) -> None:
+    from training.data import SPLITS
+    from training.reproduce.measures import Evaluation
+
+    k = options.importance_samples or importance_samples
+    if k > 1 and "importance_weighted" not in experiment.measures:
+        measures = {**experiment.measures, "importance_weighted": f"{experiment.unit}, IW-{k}"}
+        experiment = replace(experiment, measures=measures)
+    measurement = Evaluation(
+        split=one_of("--split", options.split, SPLITS),
+        importance_samples=k,
+        seed=options.evaluation_seed,
+        limit=options.limit,
+    )
+    _reproduce(experiment, options, measurement)
+
+
+@app.command("table1")
+@with_options(TableOptions)
+def _table1(options: TableOptions) -> None:
+    """MNIST: a diagonal posterior against IAF of growing depth and width.
+
+    Rows: diagonal, iaf-2x320, iaf-2x1920, iaf-4x1920, iaf-8x1920.
+
+    [bold]Examples[/bold]
+
+      iafvae-train reproduce table1 --out runs/table1 --epochs 70 --rows diagonal,iaf-2x320
+
+      iafvae-train reproduce table1 --out runs/table1 --row-minutes 60 --budget-minutes 20
+    """
+    if not _redrawn(options, "table1"):
+        _table(table1(options.overrides()), options, importance_samples=128)
+
+
+@app.command("table3")
+@with_options(LadderTableOptions)
+def _table3(options: LadderTableOptions) -> None:
+    """CIFAR-10: IAF that only shifts its latents against IAF that scales them too.
+
+    Rows: DEPTH-DIRECTION-iafH-location and DEPTH-DIRECTION-iafH, of depth 4 or 8, direction
+    bottom-up or bidirectional, H = 0 or 1 hidden layers. In one --out with table4 they share runs.
+
+    [bold]Example[/bold]
+
+      iafvae-train reproduce table3 --out runs/ladders --row-minutes 30 --rows '4-*'
+    """
+    if not _redrawn(options, "table3"):
+        _table(table3(options.size, options.overrides()), options, importance_samples=1)
+
+
+@app.command("table4")
+@with_options(LadderTableOptions)
+def _table4(options: LadderTableOptions) -> None:
+    """CIFAR-10: depth 4, 8, 12; bottom-up or bidirectional; diagonal, linear IAF, IAF.
+
+    Rows: DEPTH-DIRECTION-POSTERIOR; posteriors diagonal, iaf0 (linear), iaf1 (one hidden layer);
+    bidirectional also iaf2 (two hidden layers) and iaf1x2 (one, two steps).
+
+    [bold]Examples[/bold]
+
+      iafvae-train reproduce table4 --out runs/ladders --row-minutes 30 --rows '4-*,8-*'
+
+      iafvae-train reproduce table4 --out runs/tiny --channels 16 --z-channels 4 --row-minutes 5
+    """
+    if not _redrawn(options, "table4"):
+        _table(table4(options.size, options.overrides()), options, importance_samples=1)
+
+
+@app.command("figure7")
+@with_options(Figure7Options)
+def _figure7(options: Figure7Options) -> None:
+    """CIFAR-10: nats of every stochastic layer over the epochs, for several free-bits minima.
+
+    Rows: lambda-0, lambda-0.125, ... as --free-bits lists them. A point is recorded after each
+    epoch and after each slice.
+
+    [bold]Example[/bold]
+
+      iafvae-train reproduce figure7 --out runs/figure7 --free-bits 0,0.25,1 --row-minutes 30
+    """
+    from training.reproduce.measures import LayerNats
+
+    if _redrawn(options, "figure7"):
+        return
+    minima = numbers("--free-bits", options.free_bits)
+    experiment = figure7(options.size, options.overrides(), depth=options.depth, free_bits=minima)
+    _reproduce(experiment, options, LayerNats())
+
+
+@app.command("figure1")
+@with_options(Figure1Options)
+def _figure1(options: Figure1Options) -> None:
+    """A toy of four data points and two latents: how posteriors fill the prior.
+
+    Fits a diagonal Gaussian and an IAF posterior; integrates over the latents on a grid, so that
+    log p(x) and the divergences are exact. About two minutes on one core.
+
+    [bold]Example[/bold]
+
+      iafvae-train reproduce figure1 --out runs/figure1
+    """
+    from training.cli.summary import exit_code, show
+    from training.reproduce.toy_run import ToyReproduction
+
+    if _redrawn(options, "figure1"):
+        return
+    outcome = ToyReproduction(
+        out=options.out,
+        seeds=options.seeds,
+        steps=options.steps,
+        budget_minutes=options.budget_minutes,
+        threads=options.threads,
+        console=console,
+        command=command_line("figure1", options),
+    ).run()
+    show(console, options.out, outcome)
+    raise typer.Exit(exit_code(outcome))

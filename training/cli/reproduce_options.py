@@ -1,0 +1,269 @@
+"""The options of `iafvae-train reproduce`, written down once for all its commands.
+
+A command takes a dataclass of options (`with_options`), whose fields are annotated as typer's
+parameters are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from model.config import ConfigError
+from training.cli.options import DataDir
+from training.config import Runtime
+from training.reproduce.experiments import FREE_BITS, SIZES
+from training.reproduce.plan import Plan, plan_for
+
+__all__ = [
+    "Figure1Options",
+    "Figure7Options",
+    "LadderOptions",
+    "Options",
+    "TableOptions",
+    "command_line",
+    "numbers",
+    "with_options",
+    "words",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What every command has."""
+
+    out: Annotated[
+        Path, typer.Option(help="Where the report and the runs (OUT/runs/ROW) are written.")
+    ]
+    redraw: Annotated[
+        bool,
+        typer.Option("--redraw", help="Only draw OUT/NAME.md and .png again from OUT/NAME.json."),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ReportOptions):
+    """What the commands that train rows have in common."""
+
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Train every row for so many epochs, by its preset's schedule; default: the "
+            "preset's number."
+        ),
+    ] = None
+    row_minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Train every row for so many minutes instead, at a constant learning rate. They "
+            "count from the first step: start, compilation and measuring come on top."
+        ),
+    ] = None
+    budget_minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Train for so many minutes in this call, shared so that the rows come to equal "
+            "minutes, then measure; the same command goes on."
+        ),
+    ] = None
+    slice_minutes: Annotated[
+        float,
+        typer.Option(
+            help="Rows take turns of so many minutes, the one furthest behind next: whenever you "
+            "stop, they have come about equally far."
+        ),
+    ] = 10.0
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only these rows, by key or pattern ('4-*'), commas between; the others keep "
+            "what they have. An unknown key lists them all."
+        ),
+    ] = None
+    seeds: Annotated[int, typer.Option(help="Train every row from the seeds 0 to N-1.", min=1)] = 1
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Other images than the paper's: mnist, fashion-mnist, cifar10, folder:PATH."
+        ),
+    ] = None
+    data_dir: DataDir = None
+    batch_size: Annotated[int | None, typer.Option(help="Images a step (the preset's).")] = None
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Its highest value (the preset's).")
+    ] = None
+    warmup_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps over which the learning rate rises (400; at most a tenth of --epochs, but "
+            "not of --row-minutes: give fewer where these are few steps)."
+        ),
+    ] = None
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
+    compile: Annotated[str, typer.Option(help="auto, on or off: torch.compile.")] = "auto"
+    bf16: Annotated[str, typer.Option(help="auto, on or off: bfloat16 products.")] = "auto"
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0
+
+    def plan(self) -> Plan:
+        """How long the rows are trained; raises `ConfigError` where nothing says so."""
+        return plan_for(
+            epochs=self.epochs,
+            row_minutes=self.row_minutes,
+            budget_minutes=self.budget_minutes,
+            slice_minutes=self.slice_minutes,
+        )
+
+    def runtime(self) -> Runtime:
+        """How it is computed; raises `ConfigError` for what there is not."""
+        return Runtime(
+            device=self.device,
+            compile=self.compile,  # type: ignore[arg-type]
+            bf16=self.bf16,  # type: ignore[arg-type]
+            threads=self.threads,
+        )
+
+    def overrides(self) -> dict[str, dict[str, Any]]:
+        """What differs from the presets, for `training.config.overridden`."""
+        optim = {
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+            "warmup_steps": self.warmup_steps,
+        }
+        return {"data": {"name": self.data}, "optim": optim}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(Options):
+    """What the tables have: how they are measured."""
+
+    split: Annotated[
+        str,
+        typer.Option(help="Measure on test (final figures) or validation (while you choose)."),
+    ] = "test"
+    importance_samples: Annotated[
+        int | None,
+        typer.Option(help="K of the importance-weighted bound (table1: 128, others: 1).", min=1),
+    ] = None
+    evaluation_seed: Annotated[
+        int, typer.Option(help="Of the measurement's binarisation and latents.", min=0)
+    ] = 0
+    limit: Annotated[
+        int | None, typer.Option(help="Measure on the first N images only.", min=1)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderOptions(Options):
+    """What the ladders of CIFAR-10 have: their size."""
+
+    size: Annotated[
+        str, typer.Option(help=f"Widths of the preset cifar10-SIZE: {', '.join(SIZES)}.")
+    ] = "small"
+    channels: Annotated[
+        int | None, typer.Option(help="Feature maps of a layer, instead of the size's.")
+    ] = None
+    z_channels: Annotated[
+        int | None, typer.Option(help="Latent maps of a layer, instead of the size's.")
+    ] = None
+
+    def overrides(self) -> dict[str, dict[str, Any]]:
+        """See the base class."""
+        model = {"channels": self.channels, "z_channels": self.z_channels}
+        return {**super().overrides(), "model": model}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderTableOptions(TableOptions, LadderOptions):
+    """A table of ladders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure7Options(LadderOptions):
+    """Figure 7: the minima, and the ladder's depth."""
+
+    free_bits: Annotated[str, typer.Option(help="The minima λ in nats, commas between.")] = (
+        ",".join(f"{minimum:g}" for minimum in FREE_BITS)
+    )
+    depth: Annotated[
+        int | None,
+        typer.Option(help="Stochastic layers (small 8, medium 12, paper 24).", min=1),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure1Options(ReportOptions):
+    """Figure 1: a toy of its own."""
+
+    seeds: Annotated[
+        int, typer.Option(help="Fit both posteriors from the seeds 0 to N-1.", min=1)
+    ] = 3
+    steps: Annotated[int, typer.Option(help="Steps of each fit.", min=1)] = 1500
+    budget_minutes: Annotated[
+        float | None,
+        typer.Option(help="Start no further fit after so many minutes; the same goes on."),
+    ] = None
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.", min=0)] = 1
+
+
+O = TypeVar("O", bound=ReportOptions)  # noqa: E741
+
+
+def with_options(
+    cls: type[O],
+) -> Callable[[Callable[[O], None]], Callable[..., None]]:
+    """Make a function of `options` a command that has an option for each field of `cls`."""
+
+    def decorate(handler: Callable[[O], None]) -> Callable[..., None]:
+        def command(**given: Any) -> None:
+            handler(cls(**given))
+
+        hints = get_type_hints(cls, include_extras=True)
+        parameters = [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                annotation=hints[field.name],
+            )
+            for field in fields(cls)
+        ]
+        command.__doc__ = handler.__doc__
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
+PLACES = ("out", "data_dir", "redraw")
+
+
+def command_line(name: str, options: ReportOptions, *, without: tuple[str, ...] = ()) -> str:
+    """What was typed, as others may repeat it: without the places of this machine."""
+    parts = [f"iafvae-train reproduce {name} --out OUT"]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if field.name in (*PLACES, *without) or value in (field.default, []):
+            continue
+        text = ",".join(value) if isinstance(value, list) else str(value)
+        text = "folder:PATH" if text.startswith("folder:") else text
+        parts.append(f"--{field.name.replace('_', '-')} {text}")
+    return " ".join(parts)
+
+
+def words(values: list[str] | None) -> list[str]:
+    """Values of an option that was given several times, or once with commas."""
+    return [word for value in values or [] for word in value.split(",") if word]
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Numbers with commas between; raises `ConfigError` naming the option."""
+    try:
+        return [float(word) for word in words([text])]
+    except ValueError as error:
+        raise ConfigError(f"{option} takes numbers with commas between: {error}") from None

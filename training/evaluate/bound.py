@@ -1,0 +1,279 @@
+"""The bound on log p(x) at several K, as it tightens, and what each latent is used for.
+
+One pass over the largest K's draws gives every smaller K from its first draws. A Bernoulli model
+sees each test image drawn once to 0 and 255 (`data.drawn_pixels`), the same for all K.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from model.config import require
+from model.conv_vae import ConvVae
+from training.data import ImageData, Split, drawn_pixels
+from training.errors import EvaluationError
+from training.evaluate.draws import Spread, Sums, noise_threads
+from training.evaluate.evaluate import ACTIVE_VARIANCE, MEMORY_GIB, image_figures, pieces
+from training.evaluate.nested import nested_sums
+from training.evaluate.report import AS_THEY_ARE, PROTOCOLS
+from training.evaluate.resume import Partial, digest
+from training.evaluate.scorers import ModelScorer, Scorer
+from training.evaluate.subject import Subject
+
+__all__ = ["BoundPlan", "measure_bound"]
+
+Array = NDArray[np.float64]
+Arrays = dict[str, NDArray[Any]]
+
+PART_ROWS = 6_000  # draws after which results are kept: seconds or so ...
+LARGE_LATENT, LARGE_SHARE = 1024, 10  # ... of models whose draws take no longer than a digit's
+LEAST_DRAWS = 16  # of an image, for the moments of a latent
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundPlan:
+    """Which K's, on which images. The largest K may be measured on the first `images` alone."""
+
+    ks: tuple[int, ...] = (1, 16, 128, 1000)
+    images: int | None = None
+    limit: int | None = None
+    split: Split = "test"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(bool(self.ks) and min(self.ks) >= 1, f"--k takes numbers from 1, not {self.ks}")
+        require(
+            list(self.ks) == sorted(set(self.ks)),
+            f"--k takes each number once, the smallest first, not {self.ks}",
+        )
+        require(
+            self.images is None or len(self.ks) > 1,
+            "--images is for the largest of several K's; take fewer images for all with --limit",
+        )
+
+    @property
+    def options(self) -> str:
+        """The choices made here as a command has them."""
+        words = [f"--split {self.split}", f"--k {','.join(map(str, self.ks))}"]
+        words += [] if self.images is None else [f"--images {self.images}"]
+        words += [f"--seed {self.seed}"]
+        words += [] if self.limit is None else [f"--limit {self.limit}"]
+        return " ".join(words)
+
+
+def measure_bound(
+    subject: Subject,
+    plan: BoundPlan,
+    folder: Path,
+    *,
+    memory_gib: float = MEMORY_GIB,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], Partial]:
+    """Measure; give the document as JSON values, and what is to be removed once it is written.
+
+    After an interruption the results so far lie in `folder`, and the same call goes on from them.
+    Raises `EvaluationError` where a bound is not finite or the images do not fit the model.
+    """
+    data = subject.images(plan.split).first(plan.limit)
+    facts = subject.scorer.facts
+    pixels = drawn_pixels(data.pixels, plan.seed) if not subject.per_dim else data.pixels
+    if len(pixels) == 0 or pixels.shape[1:] != tuple(facts.image_shape):
+        raise EvaluationError(
+            f"The model is for images {tuple(facts.image_shape)}; there are {pixels.shape}."
+        )
+    key = {
+        "identity": dict(subject.identity),
+        "images": digest(pixels),
+        "ks": plan.ks,
+        "most": plan.images,
+        "seed": plan.seed,
+        "backend": facts.backend,
+    }
+    partial = Partial(folder, "bound", key, count="iw")
+    task = None
+    if progress is not None:
+        task = progress.add_task("bound", total=len(pixels), completed=partial.done)
+    with partial.kept(), ThreadPoolExecutor(noise_threads()) as threads:
+        while partial.done < len(pixels):
+            part = _part(subject.scorer, pixels, partial.done, plan, memory_gib, threads)
+            partial.add(part)
+            if progress is not None and task is not None:
+                progress.update(task, completed=partial.done)
+    return _document(subject, data, plan, partial.arrays()), partial
+
+
+def _part(
+    scorer: Scorer,
+    pixels: NDArray[np.uint8],
+    start: int,
+    plan: BoundPlan,
+    memory_gib: float,
+    threads: ThreadPoolExecutor,
+) -> Arrays:
+    """The arrays of the next images: n of them, with a column for each K (nan: not measured)."""
+    most = len(pixels) if plan.images is None else min(plan.images, len(pixels))
+    ks = plan.ks if start < most else plan.ks[:-1]
+    end = most if start < most else len(pixels)
+    fitting, chunk = pieces(scorer.facts, ks[-1], memory_gib)
+    rows = PART_ROWS if scorer.facts.dim <= LARGE_LATENT else PART_ROWS // LARGE_SHARE
+    count = max(1, min(fitting, rows // ks[-1], end - start))
+    chunk *= max(1, fitting // count)  # fewer images at once, more draws of each
+    batch = pixels[start : start + count]
+    with scorer.exactly():
+        found = nested_sums(
+            scorer, batch, ks=ks, seed=plan.seed, start=start, chunk=chunk, threads=threads
+        )
+    return _arrays(scorer, found, plan.ks)
+
+
+def _arrays(scorer: Scorer, found: Mapping[int, Sums], ks: Sequence[int]) -> Arrays:
+    draws = max(found)
+    largest = found[draws]
+    n = len(largest.elbo)
+    iw, variance = np.full((n, len(ks)), np.nan), np.full((n, len(ks)), np.nan)
+    whole = image_figures([largest.without_latents()], Spread(draws), draws)
+    for column, k in enumerate(ks):
+        if k not in found:
+            continue
+        figures = image_figures([found[k].without_latents()], Spread(k), k)
+        iw[:, column] = figures.importance_weighted
+        # A single draw has no spread of its own: all draws tell it.
+        single = whole.elbo_variance * draws
+        variance[:, column] = single if k == 1 else figures.importance_weighted_variance
+    return {
+        "iw": iw,
+        "variance": variance,
+        "elbo": whole.elbo,
+        "elbo_variance": whole.elbo_variance,
+        "kl": whole.kl,
+        "log_px_z": whole.log_px_z,
+        "effective": whole.effective_sample_size / draws,
+        **_latent_sums(scorer, largest, draws),
+    }
+
+
+def _latent_sums(scorer: Scorer, sums: Sums, draws: int) -> Arrays:
+    """Sums over a part's images of each latent's moments, [1, D]; none from graphs.
+
+    Of fewer than `LEAST_DRAWS` nothing is told: they count as no images. `latent_kl`:
+    0.5 (m^2 + s^2 - 1 - log s^2), the divergence of a Gaussian with the posterior's mean m and
+    variance s^2 of that latent from N(0, 1), with the bias of so many draws taken out.
+    """
+    if sums.z is None or sums.z2 is None:
+        return {}
+    told = draws >= LEAST_DRAWS
+    mean = sums.z / draws
+    variance = (sums.z2 / draws - mean.square()) * (draws / max(1, draws - 1))  # [n, D] unbiased
+    parts = {
+        "latent_images": torch.ones(len(mean), 1),
+        "latent_mean": mean,
+        "latent_mean2": mean.square(),
+        "latent_noise": variance / draws,
+    }
+    if isinstance(scorer, ModelScorer) and isinstance(scorer.model, ConvVae):
+        log_variance = variance.clamp_min(1e-30).log() + 1 / max(1, draws - 1)
+        parts["latent_kl"] = 0.5 * (mean.square() - variance / draws + variance - 1 - log_variance)
+    summed = {name: part.double().sum(dim=0, keepdim=True) for name, part in parts.items()}
+    return {name: part.cpu().numpy() * float(told) for name, part in summed.items()}
+
+
+def _document(subject: Subject, data: ImageData, plan: BoundPlan, found: Arrays) -> dict[str, Any]:
+    facts, iw = subject.scorer.facts, found["iw"]
+    bad = int((~np.isfinite(iw[:, 0])).sum())
+    if bad:
+        raise EvaluationError(
+            f"The bound of {bad} of {len(iw)} images is not finite: the model's weights or its "
+            "precision are at fault."
+        )
+    n = len(iw)
+    return {
+        "kind": "bound",
+        "model": subject.name,
+        "dataset": data.name,
+        "split": data.split,
+        "images": n,
+        "seed": plan.seed,
+        "likelihood": facts.likelihood,
+        "dims": facts.dims,
+        "rows": [_row(found, plan.ks, column, facts.dims) for column in range(len(plan.ks))],
+        "elbo": {**_mean(found["elbo"]), "monte_carlo_error": _error(found["elbo_variance"])},
+        "log_px_z_nats": float(found["log_px_z"].mean()),
+        "kl_nats": dict(zip(facts.kl_groups, found["kl"].mean(axis=0).tolist(), strict=True)),
+        "latents": facts.latents,
+        "effective_share": float(found["effective"].mean()),
+        **_latents(facts.latents, found),
+        "protocol": _protocol(data, plan, facts.likelihood, facts.backend),
+        "command": f"iafvae-train bound {subject.words} {plan.options}",
+        **subject.identity,
+    }
+
+
+def _row(found: Arrays, ks: Sequence[int], column: int, dims: int) -> dict[str, Any]:
+    """What is known at one K; the gain over the K before is of the same images."""
+    iw = found["iw"]
+    measured = np.isfinite(iw[:, column])
+    common = np.isfinite(iw[:, -1])
+    values = iw[measured, column]
+    row: dict[str, Any] = {
+        "importance_samples": ks[column],
+        "images": int(measured.sum()),
+        **_mean(values),
+        "monte_carlo_error": _error(found["variance"][measured, column]),
+        "bits_per_dim": -float(values.mean()) / (dims * math.log(2)),
+        "value_on_common_nats": float(iw[common, column].mean()),
+        "common_images": int(common.sum()),
+    }
+    if column:
+        row["gain"] = {**_mean(values - iw[measured, column - 1]), "over": ks[column - 1]}
+    return row
+
+
+def _mean(values: Array) -> dict[str, Any]:
+    n = len(values)
+    error = float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None
+    return {"value_nats": float(values.mean()), "standard_error_nats": error}
+
+
+def _error(variances: Array) -> float | None:
+    """Of a mean over images from independent draws; None where one draw cannot tell."""
+    if not np.isfinite(variances).all():
+        return None
+    return math.sqrt(variances.mean() / len(variances))
+
+
+def _latents(groups: Mapping[str, int], found: Arrays) -> dict[str, Any]:
+    """Active units of each group and, of a single Gaussian layer, the nats of each latent."""
+    images = found["latent_images"].sum() if "latent_images" in found else 0.0
+    if not images:
+        return {"active_units": None, "latent_kl_nats": None}
+    mean = found["latent_mean"].sum(axis=0) / images
+    spread = found["latent_mean2"].sum(axis=0) / images - np.square(mean)
+    active = spread - found["latent_noise"].sum(axis=0) / images > ACTIVE_VARIANCE
+    parts = np.split(active, np.cumsum(list(groups.values()))[:-1])
+    kl = found["latent_kl"].sum(axis=0) / images if "latent_kl" in found else None
+    return {
+        "active_units": {name: int(p.sum()) for name, p in zip(groups, parts, strict=True)},
+        "latent_kl_nats": None if kl is None else kl.tolist(),
+    }
+
+
+def _protocol(data: ImageData, plan: BoundPlan, likelihood: str, backend: str) -> str:
+    fewer = ""
+    if plan.images is not None and plan.images < len(data):
+        fewer = f" K = {plan.ks[-1]} on the first {plan.images} of them alone."
+    return (
+        f"{len(data)} images of the {data.split} split of {data.name}.{fewer} "
+        f"{PROTOCOLS.get(likelihood, AS_THEY_ARE)} The images are the same for all K, and their "
+        "draws are nested: the first K of the largest K's, so that the gain from K to K is of the "
+        f"same noise. Seed {plan.seed} for pixels and latents, {backend}."
+    )

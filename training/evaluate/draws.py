@@ -1,0 +1,148 @@
+"""Draws of the latents for an evaluation: their noise, and running sums of what they score."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.evaluate.scorers import Scores
+
+__all__ = ["NOISE_BLOCK", "Noise", "Spread", "Sums", "noise_threads"]
+
+Array = NDArray[np.float64]
+
+NOISE_BLOCK = 16  # draws made at once: torch.randn fills in sixteens
+LOGARITHMS = {"log_w", "log_w2"}
+
+
+def noise_threads() -> int:
+    """How many threads make noise: torch draws one generator's numbers with one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+class Noise:
+    """Standard normal noise for some images: draw k of image i is a function of (seed, i, k).
+
+    Each image has a generator of its own, read in blocks of `NOISE_BLOCK` draws. On the CPU
+    whatever the device, so that every device gets the same.
+    """
+
+    def __init__(self, seed: int, images: range, dim: int, threads: Executor) -> None:
+        states = (np.random.SeedSequence((seed, i)).generate_state(1)[0] for i in images)
+        self._generators = [torch.Generator().manual_seed(int(state)) for state in states]
+        self._dim = dim
+        self._threads = threads
+
+    def chunks(self, draws: int, chunk: int) -> Iterator[Tensor]:
+        """Noise [k, N, D] of the first `draws` draws, k about `chunk` at a time."""
+        blocks = max(1, chunk // NOISE_BLOCK)
+        for first in range(0, draws, blocks * NOISE_BLOCK):
+            wanted = min(draws - first, blocks * NOISE_BLOCK)
+            made = [self._block() for _ in range(math.ceil(wanted / NOISE_BLOCK))]
+            together = made[0] if len(made) == 1 else torch.cat(made)
+            yield from torch.split(together[:wanted], chunk)
+
+    def _block(self) -> Tensor:
+        def made(generator: torch.Generator) -> Tensor:
+            return torch.randn(NOISE_BLOCK, self._dim, generator=generator)
+
+        return torch.stack(list(self._threads.map(made, self._generators)), dim=1)  # [16, N, D]
+
+
+@dataclass
+class Sums:
+    """Running sums over the draws for n images, float64; `log_w` are logarithms.
+
+    `z` and `z2` lie where the latents were computed, and are None where there are none.
+    """
+
+    log_w: Tensor  # [n] log sum_k w_k
+    log_w2: Tensor  # [n] log sum_k w_k^2
+    elbo: Tensor  # [n]
+    elbo2: Tensor  # [n]
+    log_px_z: Tensor  # [n]
+    kl: Tensor  # [n, G]
+    z: Tensor | None  # [n, D]
+    z2: Tensor | None  # [n, D]
+
+    @classmethod
+    def of(cls, scores: Scores) -> Self:
+        """The sums of one chunk of draws."""
+        log_px_z, kl = scores.log_px_z.double().cpu(), scores.kl.double().cpu()
+        log_w, z = log_px_z - kl.sum(dim=2), scores.z
+        return cls(
+            log_w.logsumexp(dim=0),
+            (2 * log_w).logsumexp(dim=0),
+            log_w.sum(dim=0),
+            log_w.square().sum(dim=0),
+            log_px_z.sum(dim=0),
+            kl.sum(dim=0),
+            None if z is None else z.sum(dim=0, dtype=torch.float64),
+            None if z is None else z.square().sum(dim=0, dtype=torch.float64),
+        )
+
+    def __add__(self, other: Self) -> Self:
+        """The sums over both sets of draws."""
+        added: dict[str, Any] = {
+            field.name: _added(field.name, getattr(self, field.name), getattr(other, field.name))
+            for field in fields(self)
+        }
+        return type(self)(**added)
+
+    def without_latents(self) -> Self:
+        """All but `z` and `z2`: what is kept of many images."""
+        return replace(self, z=None, z2=None)
+
+
+def _added(name: str, mine: Tensor | None, theirs: Tensor | None) -> Tensor | None:
+    if mine is None or theirs is None:
+        return None
+    return torch.logaddexp(mine, theirs) if name in LOGARITHMS else mine + theirs
+
+
+class Spread:
+    """How each latent's posterior mean varies over the images, [D] numbers for any number of them.
+
+    Parts are merged as by Chan, Golub & LeVeque (1979), so that nothing cancels.
+    """
+
+    def __init__(self, draws: int) -> None:
+        self.draws = draws
+        self.count = 0
+        self.mean = self.squares = self.within = torch.zeros(())
+
+    def add(self, sums: Sums) -> None:
+        """Count the images of `sums`."""
+        if sums.z is None or sums.z2 is None:
+            return
+        means = sums.z / self.draws  # [n, D] of E_q[z]
+        within = (sums.z2 / self.draws - means.square()).sum(dim=0)  # times (K-1)/K
+        n, mean = len(means), means.mean(dim=0)
+        shift, total = mean - self.mean, self.count + n
+        squares = (means - mean).square().sum(dim=0)
+        self.squares = self.squares + squares + shift.square() * (self.count * n / total)
+        self.mean = self.mean + shift * (n / total)
+        self.within = self.within + within
+        self.count = total
+
+    def variance(self) -> Array | None:
+        """The variance [D] over the images of E_q[z], without its Monte-Carlo part.
+
+        nan at K = 1, None where no latents were seen.
+        """
+        if not self.count:
+            return None
+        between = (self.squares / self.count).cpu().numpy()
+        within = (self.within / self.count).cpu().numpy()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found: Array = between - within / np.float64(self.draws - 1)
+        return found

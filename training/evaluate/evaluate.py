@@ -1,0 +1,249 @@
+"""Figures on a split: ELBO, importance-weighted bound, KL of each group, active units.
+
+What depends on an image alone is computed once per image; draws of the latents are then scored in
+chunks of images x draws that fit a stated memory, of which only running sums are kept. Noise is
+made here, from a seed: draw k of image i is the same whatever the batch and the chunk
+(`draws.Noise`), and the first K draws are the same for every larger K.
+"""
+
+import functools
+import math
+import operator
+import time
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from model.contract import DensityModel
+from training.data import ImageData, drawn_pixels
+from training.errors import EvaluationError
+from training.evaluate.draws import NOISE_BLOCK, Noise, Spread, Sums, noise_threads
+from training.evaluate.report import Estimate, EvaluationReport
+from training.evaluate.scorers import Facts, ModelScorer, Scorer
+
+Array = NDArray[np.float64]
+
+__all__ = [
+    "ACTIVE_VARIANCE",
+    "ImageFigures",
+    "evaluate_images",
+    "evaluate_model",
+    "image_figures",
+    "pieces",
+]
+
+ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5: a unit is active above it
+MEMORY_GIB = 2.0
+
+
+@dataclass(frozen=True)
+class ImageFigures:
+    """What was found for each of N images, float64, in nats.
+
+    `elbo`, `importance_weighted`, `log_px_z` [N]; `kl` [N, G]; `elbo_variance` and
+    `importance_weighted_variance` [N], their Monte-Carlo variances, the latter by the delta method
+    (both nan at K = 1); `effective_sample_size` [N] in 1..K. `posterior_mean_variance` [D]: the
+    variance over the images of E_q[z], free of the Monte-Carlo variance of that mean (nan at
+    K = 1), so that it may come out slightly negative for a latent that is switched off; None
+    where the latents are not to be seen.
+    """
+
+    elbo: Array
+    importance_weighted: Array
+    log_px_z: Array
+    kl: Array
+    elbo_variance: Array
+    importance_weighted_variance: Array
+    effective_sample_size: Array
+    posterior_mean_variance: Array | None
+
+
+def evaluate_model(
+    model: DensityModel | Scorer,
+    data: ImageData,
+    *,
+    importance_samples: int = 128,
+    seed: int = 0,
+    batch_size: int | None = None,
+    chunk: int | None = None,
+    memory_gib: float = MEMORY_GIB,
+    progress: Progress | None = None,
+) -> EvaluationReport:
+    """The figures of a model, or of a bundle's scorer, on `data`.
+
+    A Bernoulli model sees the pixels drawn to 0 and 255 by `training.data.drawn_pixels(seed)`,
+    another sees them as they are. `batch_size` images times `chunk` draws are computed at once
+    (None: as many as `memory_gib` holds, see `pieces`), on the device where the model is; they
+    change speed and memory, not the noise. Raises `EvaluationError` where an image's bound is not
+    finite or the images do not fit the model.
+    """
+    start = time.monotonic()
+    scorer = ModelScorer(model) if isinstance(model, DensityModel) else model
+    pixels = data.pixels
+    if scorer.facts.likelihood == "bernoulli":
+        pixels = drawn_pixels(pixels, seed)
+    figures = evaluate_images(
+        scorer,
+        pixels,
+        importance_samples=importance_samples,
+        seed=seed,
+        batch_size=batch_size,
+        chunk=chunk,
+        memory_gib=memory_gib,
+        progress=progress,
+    )
+    seconds = time.monotonic() - start
+    return _report(scorer.facts, data, figures, importance_samples, seed, seconds)
+
+
+@torch.inference_mode()
+def evaluate_images(
+    model: DensityModel | Scorer,
+    pixels: NDArray[np.uint8],
+    *,
+    importance_samples: int,
+    seed: int = 0,
+    batch_size: int | None = None,
+    chunk: int | None = None,
+    memory_gib: float = MEMORY_GIB,
+    progress: Progress | None = None,
+    start: int = 0,
+) -> ImageFigures:
+    """The figures of each image of `pixels` uint8 [N, C, H, W], as the likelihood reads them.
+
+    `start` is the first one's place in a larger set, whose other images are measured elsewhere.
+    """
+    if min(importance_samples, batch_size or 1, chunk or 1) < 1 or not memory_gib > 0:
+        raise ValueError(
+            "importance_samples, batch_size and chunk are at least 1, memory_gib is positive"
+        )
+    scorer = ModelScorer(model) if isinstance(model, DensityModel) else model
+    facts = scorer.facts
+    if len(pixels) == 0 or pixels.shape[1:] != tuple(facts.image_shape):
+        raise EvaluationError(
+            f"The model is for images {tuple(facts.image_shape)}; there are {pixels.shape}."
+        )
+    fitting = pieces(facts, importance_samples, memory_gib)
+    batch_size, chunk = batch_size or fitting[0], chunk or fitting[1]
+    task = progress.add_task("evaluating", total=len(pixels)) if progress is not None else None
+    kept, spread = [], Spread(importance_samples)
+    with ThreadPoolExecutor(noise_threads()) as threads, scorer.exactly():
+        for first in range(0, len(pixels), batch_size):
+            batch = pixels[first : first + batch_size]
+            places = range(start + first, start + first + len(batch))
+            sums = _sum_draws(scorer, batch, places, seed, importance_samples, chunk, threads)
+            spread.add(sums)
+            kept.append(sums.without_latents())
+            if progress is not None and task is not None:
+                progress.advance(task, len(batch))
+    return image_figures(kept, spread, importance_samples)
+
+
+def pieces(facts: Facts, draws: int, memory_gib: float) -> tuple[int, int]:
+    """How many images, and how many draws of each, are scored at once in so much memory.
+
+    At least one draw of one image, whatever that takes; the estimate is from above.
+    """
+    memory = memory_gib * 2**30
+    image = facts.image_bytes + 2 * NOISE_BLOCK * 4 * facts.dim  # noise comes in blocks, twice
+    chunk = max(1, min(NOISE_BLOCK, draws, int((memory - image) // facts.row_bytes)))
+    images = int(memory // (image + chunk * facts.row_bytes))
+    return max(1, min(images, facts.rows // chunk)), chunk
+
+
+def _sum_draws(
+    scorer: Scorer,
+    pixels: NDArray[np.uint8],
+    places: range,
+    seed: int,
+    draws: int,
+    chunk: int,
+    threads: Executor,
+) -> Sums:
+    """The sums over all draws for the images at `places` of the split."""
+    images = scorer.images(pixels)
+    noise = Noise(seed, places, scorer.facts.dim, threads)
+    chunks = (Sums.of(scorer.score(images, eps)) for eps in noise.chunks(draws, chunk))
+    return functools.reduce(operator.add, chunks)
+
+
+def image_figures(sums: list[Sums], spread: Spread, draws: int) -> ImageFigures:
+    """What sums over so many draws say of each image, in the order of the parts."""
+
+    def together(name: str) -> Array:
+        return np.concatenate([getattr(part, name).numpy() for part in sums])
+
+    log_w, log_w2 = together("log_w"), together("log_w2")
+    elbo = together("elbo") / draws
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares2 = np.exp(log_w2 - 2 * log_w)  # [N] sum_k w_k^2 / (sum_k w_k)^2, in 1/K .. 1
+        return ImageFigures(
+            elbo=elbo,
+            importance_weighted=log_w - math.log(draws),
+            log_px_z=together("log_px_z") / draws,
+            kl=together("kl") / draws,
+            elbo_variance=(together("elbo2") / draws - np.square(elbo)) / np.float64(draws - 1),
+            importance_weighted_variance=(draws * shares2 - 1) / np.float64(draws - 1),
+            effective_sample_size=1 / shares2,
+            posterior_mean_variance=spread.variance(),
+        )
+
+
+def _report(
+    facts: Facts,
+    data: ImageData,
+    figures: ImageFigures,
+    draws: int,
+    seed: int,
+    seconds: float,
+) -> EvaluationReport:
+    bad = np.flatnonzero(~np.isfinite(figures.importance_weighted))
+    if len(bad):
+        raise EvaluationError(
+            f"The bound of {len(bad)} of {len(data)} images is not finite (the first is image "
+            f"{bad[0]}): the model's weights or its precision are at fault."
+        )
+    variance = figures.posterior_mean_variance if draws > 1 else None
+    return EvaluationReport(
+        dataset=data.name,
+        split=data.split,
+        images=len(data),
+        importance_samples=draws,
+        seed=seed,
+        likelihood=facts.likelihood,
+        dims=facts.dims,
+        elbo=_estimate(figures.elbo, figures.elbo_variance, facts.dims),
+        importance_weighted=_estimate(
+            figures.importance_weighted, figures.importance_weighted_variance, facts.dims
+        ),
+        log_px_z_nats=float(figures.log_px_z.mean()),
+        kl_nats=dict(zip(facts.kl_groups, figures.kl.mean(axis=0).tolist(), strict=True)),
+        active_units=None if variance is None else _active_units(variance, facts.latents),
+        latents=facts.latents,
+        effective_sample_size=float(figures.effective_sample_size.mean()),
+        seconds=seconds,
+        backend=facts.backend,
+    )
+
+
+def _estimate(values: Array, variances: Array, dims: int) -> Estimate:
+    """The mean over images; the draws of different images are independent."""
+    n = len(values)
+    draws_error = math.sqrt(variances.mean() / n) if np.isfinite(variances).all() else None
+    mean = float(values.mean())
+    return Estimate(
+        value_nats=mean,
+        standard_error_nats=float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
+        monte_carlo_error_nats=draws_error,
+        bits_per_dim=-mean / (dims * math.log(2)),
+    )
+
+
+def _active_units(variance: Array, latents: dict[str, int]) -> dict[str, int]:
+    ends = np.cumsum(list(latents.values()))[:-1]
+    parts = np.split(variance > ACTIVE_VARIANCE, ends)
+    return {name: int(part.sum()) for name, part in zip(latents, parts, strict=True)}

@@ -1,0 +1,162 @@
+"""What the measuring commands measure: the weights of a run, or a bundle as it is served."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.config import ConfigError
+from service.bundle import BundleError, load_bundle
+from training.data import ImageData, Split
+from training.errors import EvaluationError
+from training.evaluate.evaluate_bundle import bundle_images
+from training.evaluate.scorers import BundleScorer, ModelScorer, Scorer
+from training.fit.device import choose_device
+from training.runs.checkpoint import load_run
+from training.runs.stages import Weights, run_images, weights_used
+
+__all__ = ["Subject", "bundle_subject", "run_subject", "subject_of"]
+
+Pixels = NDArray[np.uint8]
+Array = NDArray[np.float64]
+
+CENTRE_IMAGES = 64  # at once: fewer than an engine's batch has rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model to measure, where its images come from, and where results belong.
+
+    `identity`: what tells its weights from others, as JSON; `words`: how a command names it,
+    without a path of this machine; `stem` ends the names of result files; `home` is the run's
+    directory (None for a bundle, which holds only what its manifest lists). `images(split)` are
+    the model's own; `centre(pixels)` gives the `prior_eps` [n, D] of images uint8 [n, C, H, W] at
+    eps = 0; `calibration`: K -> sorted scores that p-values refer to, as the bundle has them.
+    """
+
+    scorer: Scorer
+    name: str
+    identity: Mapping[str, Any]
+    words: str
+    stem: str
+    images: Callable[[Split], ImageData]
+    centre: Callable[[Pixels], Array]
+    home: Path | None = None
+    calibration: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def per_dim(self) -> bool:
+        """Whether people read its figures in bits/dim: 8-bit images, not binary ones."""
+        return self.scorer.facts.likelihood != "bernoulli"
+
+    def shown(self, nats: Array) -> Array:
+        """Log-likelihoods in nats [...] as people read them: bits/dim, or the nats themselves."""
+        if not self.per_dim:
+            return nats
+        bits: Array = -nats / (self.scorer.facts.dims * math.log(2))
+        return bits
+
+    def place_for_results(self, out: Path | None) -> Path:
+        """The directory for results, made and writable; raises where there is none."""
+        folder = out or self.home
+        if folder is None:
+            raise ConfigError(
+                "a bundle holds only what its manifest lists: say where results go with --out"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise EvaluationError(f"{folder} cannot be written to: give another --out.")
+        return folder
+
+
+def subject_of(
+    run: Path | None,
+    bundle: Path | None,
+    *,
+    weights: Weights = "ema",
+    data_dir: Path | None = None,
+    device: str = "auto",
+) -> Subject:
+    """The one that is given; raises `ConfigError` unless it is exactly one."""
+    if run is not None and bundle is None:
+        return run_subject(run, weights=weights, data_dir=data_dir, device=device)
+    if bundle is not None and run is None:
+        return bundle_subject(bundle, data_dir=data_dir, device=device)
+    raise ConfigError("give either a run directory or --bundle DIRECTORY")
+
+
+def run_subject(
+    run: Path, *, weights: Weights = "ema", data_dir: Path | None = None, device: str = "auto"
+) -> Subject:
+    """The newest checkpoint of a run, or the checkpoint `run` itself."""
+    config, model, checkpoint = load_run(run, weights=weights)
+    run_dir = checkpoint.path.parent.parent
+    scorer = ModelScorer(model.to(choose_device(device)))
+
+    @torch.inference_mode()
+    def centre(pixels: Pixels) -> Array:
+        _, features = scorer.images(pixels)
+        eps = torch.zeros(len(pixels), scorer.facts.dim, device=scorer.device)
+        found: Array = scorer.model.infer(features, eps).prior_eps.double().cpu().numpy()
+        return found
+
+    return Subject(
+        scorer=scorer,
+        name=run_dir.resolve().name,
+        identity=weights_used(checkpoint, weights),
+        words="RUN" if weights == "ema" else f"RUN --weights {weights}",
+        stem=f"{checkpoint.path.name}-{weights}",
+        images=lambda split: run_images(config, split, data_dir),
+        centre=_in_parts(centre),
+        home=run_dir,
+    )
+
+
+def bundle_subject(path: Path, *, data_dir: Path | None = None, device: str = "auto") -> Subject:
+    """A bundle, through the engine that serves it, on auto, cpu or cuda."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise EvaluationError(f"A bundle is measured on auto, cpu or cuda, not {device!r}.")
+    try:
+        bundle = load_bundle(path)
+        provider: Any = "cpu" if device == "cpu" else "auto"
+        scorer = BundleScorer(bundle, provider=provider, threads=torch.get_num_threads())
+    except BundleError as error:
+        raise EvaluationError(str(error)) from error
+    if device == "cuda" and scorer.engine.provider != "cuda":
+        raise EvaluationError("ONNX Runtime has no CUDA here: use --device cpu.")
+
+    def centre(pixels: Pixels) -> Array:
+        eps = np.zeros((len(pixels), scorer.facts.dim), np.float32)
+        outputs = scorer.engine.run("encode", {"image": pixels, "eps": eps})
+        found: Array = outputs["prior_eps"].astype(np.float64)
+        return found
+
+    manifest = bundle.manifest
+    return Subject(
+        scorer=scorer,
+        name=f"{manifest.name} {manifest.version}",
+        identity={"bundle": manifest.name, "version": manifest.version, "sha256": bundle.hash},
+        words="--bundle BUNDLE",
+        stem=f"{manifest.name}-{manifest.version}",
+        images=lambda split: bundle_images(bundle, None, split, data_dir),
+        centre=_in_parts(centre),
+        calibration=bundle.calibration,
+    )
+
+
+def _in_parts(centre: Callable[[Pixels], Array]) -> Callable[[Pixels], Array]:
+    """`centre` for any number of images, a few at a time."""
+
+    def whole(pixels: Pixels) -> Array:
+        starts = range(0, len(pixels), CENTRE_IMAGES)
+        return np.concatenate([centre(pixels[start : start + CENTRE_IMAGES]) for start in starts])
+
+    return whole

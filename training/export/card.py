@@ -1,0 +1,162 @@
+"""MODEL_CARD.md: what a model is, what it was made from, what it reaches, what it is not for."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from service.bundle import Manifest
+from training.data.licences import data_note
+from training.export.findings import Findings
+
+__all__ = ["model_card"]
+
+LIKELIHOODS = {
+    "bernoulli": "independent binary pixels; grey images are thresholded at 128 inside the graphs",
+    "discretized_logistic": "a logistic density integrated over the 256 levels of each subpixel",
+    "logistic_mixture": "a mixture of logistic densities for each pixel, integrated over the 256 "
+    "levels of its colours, each colour given those before it",
+}
+
+CAVEAT = (
+    "A likelihood says how well an image fits what this model was trained on. It is no measure of "
+    "quality, and images of quite another kind can score high (Nalisnick et al. 2019, "
+    "arXiv:1810.09136). The p-value holds for images drawn and prepared as the calibration images "
+    "were."
+)
+LIMITS = (
+    "The model knows images of this size and kind alone. Another size is resized, another colour "
+    "converted at the caller's wish, and the p-value is then of an altered image. Its samples show "
+    "what it learned, with the faults and the one-sidedness of the images it learned from."
+)
+BINARY_LIMITS = (
+    "It knows black and white: grey is thresholded before it is scored, so that what happens "
+    "within the dark or within the bright levels is invisible to it."
+)
+FINDINGS = Findings()
+
+
+def model_card(manifest: Manifest, *, reconstructions: bool, findings: Findings = FINDINGS) -> str:
+    """The card in Markdown; `reconstructions` says whether reconstructions.png is there.
+
+    `findings` fill sections of their own, with their pictures.
+    """
+    image, latent = manifest.image, manifest.latent
+    groups = ", ".join(f"`{g.name}` {g.channels}x{g.height}x{g.width}" for g in latent.groups)
+    pictures = ["![samples](samples.png)"]
+    if reconstructions:
+        pictures.append("Originals, and below each row its reconstructions at eps = 0:")
+        pictures.append("![reconstructions](reconstructions.png)")
+    facts = {
+        "images": f"{image.channels}x{image.height}x{image.width}, {image.levels} levels",
+        "likelihood": LIKELIHOODS[manifest.likelihood.kind],
+        "latents": f"{latent.dim} ({groups})",
+        "parameters": f"{manifest.parameters:,}",
+        "precision": manifest.precision,
+        "graphs": f"ONNX opset {manifest.opset}: {', '.join(sorted(manifest.graphs))}",
+        "license": manifest.license,
+    }
+    parts = [
+        f"# {manifest.name} {manifest.version}",
+        manifest.description,
+        *pictures,
+        _table(("", ""), list(facts.items())),
+        "## Figures",
+        _figures(manifest),
+        *_section("The bound by the number of draws", findings.bound, "bound.png", findings),
+        "## Calibration",
+        _calibration(manifest),
+        *_section("Known failures", findings.failures, "anomaly.png", findings),
+        "## Training",
+        *_training(manifest),
+        *_section("", findings.curve, "curve.png", findings),
+        "## Data",
+        data_note(str(manifest.training.get("data", ""))),
+        "## What it is not for",
+        CAVEAT,
+        LIMITS,
+        *([BINARY_LIMITS] if manifest.likelihood.kind == "bernoulli" else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(title: str, text: str, picture: str, findings: Findings) -> list[str]:
+    """A heading, a picture and what was found; nothing where nothing was."""
+    heading = [f"## {title}"] if title else []
+    shown = (
+        [f"![{picture.removesuffix('.png')}]({picture})"] if picture in findings.pictures else []
+    )
+    return [*heading, *shown, text] if text else []
+
+
+def _training(manifest: Manifest) -> list[str]:
+    """What made the weights; and the calls one by one, where there was more than one."""
+    facts = {key: value for key, value in manifest.training.items() if key != "calls"}
+    table = _table(("", ""), [(key, _plain(value)) for key, value in sorted(facts.items())])
+    calls = manifest.training.get("calls")
+    if not isinstance(calls, list) or len(calls) < 2:
+        return [table]
+    rows = [
+        (
+            str(call.get("step", "")),
+            str(call.get("command", "")),
+            _plain({k: v for k, v in call.items() if k not in ("step", "command")}),
+        )
+        for call in calls
+        if isinstance(call, Mapping)
+    ]
+    return [table, "Calls:", _table(("from step", "command", "what was new"), rows)]
+
+
+def _figures(manifest: Manifest) -> str:
+    if not manifest.evaluation:
+        return "Not measured."
+    rows: list[tuple[str, ...]] = []
+    for figure in manifest.evaluation:
+        weighted = figure.estimator == "importance_weighted"
+        rows.append(
+            (
+                f"IW-{figure.importance_samples}" if weighted else "ELBO",
+                f"{figure.split}, {figure.images}",
+                f"{figure.value_nats:.3f} ± {figure.standard_error_nats:.3f}",
+                f"{figure.bits_per_dim:.4f}",
+                ", ".join(f"{name} {nats:.2f}" for name, nats in figure.kl_nats.items()),
+            )
+        )
+    header = ("bound", "split, images", "nats per image (± s.e.)", "bits/dim", "KL in nats")
+    methods = dict.fromkeys((figure.protocol, figure.command) for figure in manifest.evaluation)
+    notes = [f"{protocol}\n\n    {command}" for protocol, command in methods]
+    return "\n\n".join(
+        [_table(header, rows), "Lower bounds on log p(x), higher is better.", *notes]
+    )
+
+
+def _calibration(manifest: Manifest) -> str:
+    spec = manifest.calibration
+    if spec is None:
+        return "None: the service answers no p-values."
+    samples = ", ".join(str(k) for k in manifest.scoring.calibrated_importance_samples)
+    smallest = 1 / (spec.images + 1)
+    return (
+        f"`p_value` is the rank of a score among those of {spec.images} images ({spec.split}), at "
+        f"K = {samples} importance samples and seed {spec.seed}; the smallest possible is "
+        f"{smallest:.1g}. An image is called anomalous at p <= {manifest.scoring.alpha}"
+        + (
+            "."
+            if smallest <= manifest.scoring.alpha
+            else ", which so few cannot tell: no image ever is. Calibrate on more."
+        )
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return " ".join(_plain(item) for item in value)
+    return str(value)

@@ -1,0 +1,282 @@
+"""A trained model as a bundle: graphs, weights, calibration, canaries, pictures, card, manifest.
+
+A draft with the graphs alone is written to a temporary directory and loaded by the engine that
+will serve it; through that engine the graphs are compared with torch and the calibration images
+are scored. The bundle proper is then written, loaded and compared once more before it gets its
+name. Where anything disagrees, nothing is published.
+"""
+
+import io
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from model.contract import DensityModel
+from service.bundle import (
+    SCHEMA_VERSION,
+    Bundle,
+    BundleError,
+    ImageSpec,
+    LatentGroup,
+    LatentSpec,
+    LikelihoodSpec,
+    Manifest,
+    graph_contract,
+    manifest_from_json,
+    write_bundle,
+)
+from service.engine.onnxruntime_engine import Engine
+from service.noise import NOISE_VERSION
+from training.data import ImageData
+from training.errors import ExportError
+from training.export.calibrate import (
+    IMPORTANCE_SAMPLES,
+    calibration_arrays,
+    importance_weighted_scores,
+)
+from training.export.card import model_card
+from training.export.findings import Findings
+from training.export.graphs import OPSET, WEIGHTS_FILE, GraphModule, build_graphs, graph_modules
+from training.export.parity import PARITY_ROWS, check_parity, graph_inputs, torch_outputs
+from training.sheets import png_bytes, reconstruction_sheet, sample_sheet
+
+__all__ = ["BundleDetails", "export_bundle", "refuse_strangers"]
+
+CALIBRATION_FILE = "calibration.npz"
+CANARIES_FILE = "canaries.npz"
+CALIBRATION_SEED = 0
+CANARY_IMAGES = 4
+CANARY_IMAGES_OF_LARGE, LARGE_LATENT = 2, 4096  # their noise would outweigh a small model
+SHEET_SCALE = 2
+RECONSTRUCTIONS = 32
+
+Contents = dict[str, bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleDetails:
+    """What a bundle says of itself beyond what the model knows.
+
+    `evaluation`: entries as `EvaluationReport.manifest_entries` gives them; `training`: whatever
+    made the model, as JSON values; `findings`: what else was measured, for the card, with its
+    pictures.
+    """
+
+    name: str
+    version: str = "1.0.0"
+    description: str = ""
+    license: str = "MIT"
+    default_importance_samples: int = 16
+    alpha: float = 0.01
+    evaluation: tuple[Mapping[str, Any], ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+    findings: Findings = field(default_factory=Findings)
+
+
+def export_bundle(
+    model: DensityModel,
+    out: Path,
+    details: BundleDetails,
+    *,
+    calibration: ImageData | None,
+    examples: ImageData | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Write `model` to the bundle directory `out` and return it as a server would load it.
+
+    `calibration` are the images that p-values will refer to (None: no p-values), `examples` those
+    shown with their reconstructions. Raises `ExportError`, with nothing written at `out`, where
+    the graphs disagree with the model or the bundle with its own rules.
+    """
+    refuse_strangers(out)
+    folded = model.fold().cpu()
+    fields = _manifest_fields(folded, details, _parameter_count(model))
+    _draft_manifest(fields)  # a name that no manifest takes is said before the work, not after it
+    modules = graph_modules(folded)
+    built = build_graphs(modules)
+    contents = {f"{operation}.onnx": graph for operation, graph in built.graphs.items()}
+    contents[WEIGHTS_FILE] = built.weights
+    fields["row_block"] = built.row_block
+    images = _sampled_pixels(folded, max(PARITY_ROWS))
+    large = folded.layout.dim > LARGE_LATENT
+    canary_images = images[: CANARY_IMAGES_OF_LARGE if large else CANARY_IMAGES]
+    contents[CANARIES_FILE] = _canaries(modules, fields, canary_images)
+    contents["samples.png"] = png_bytes(sample_sheet(folded, scale=SHEET_SCALE))
+    if examples is not None:
+        shown = examples.first(RECONSTRUCTIONS).pixels
+        sheet = reconstruction_sheet(folded, shown, columns=8, scale=SHEET_SCALE)
+        contents["reconstructions.png"] = png_bytes(sheet)
+
+    def check(bundle: Bundle) -> None:
+        engine = _engine(bundle)
+        check_parity(engine, bundle.manifest, modules, images)
+
+    try:
+        if calibration is not None:
+            fields, scores = _calibrated(fields, contents, calibration, progress)
+            contents[CALIBRATION_FILE] = scores
+        contents |= details.findings.pictures
+        card = model_card(
+            _manifest(fields, contents),
+            reconstructions=examples is not None,
+            findings=details.findings,
+        )
+        contents["MODEL_CARD.md"] = card.encode()
+        return write_bundle(out, fields, contents, check=check)
+    except (BundleError, ValueError, OSError) as error:
+        raise ExportError(f"No bundle was written at {out}: {error}") from error
+
+
+def refuse_strangers(out: Path) -> None:
+    """Raise `ExportError` where `out` is neither free nor a bundle, which would be replaced."""
+    empty_or_bundle = out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").is_file())
+    if out.exists() and not empty_or_bundle:
+        raise ExportError(f"{out} exists and is no bundle: give another --out, or remove it.")
+
+
+def _engine(bundle: Bundle) -> Engine:
+    """The engine as a server on a CPU has it, after the canaries have passed."""
+    engine = Engine(bundle, provider="cpu")
+    engine.warm()
+    return engine
+
+
+def _calibrated(
+    fields: dict[str, Any],
+    contents: Contents,
+    images: ImageData,
+    progress: Progress | None,
+) -> tuple[dict[str, Any], bytes]:
+    """The manifest's fields with calibration, and the file; computed on a temporary bundle."""
+    task = progress.add_task("calibrating", total=len(images)) if progress is not None else None
+
+    def advance() -> None:
+        if progress is not None and task is not None:
+            progress.advance(task)
+
+    with tempfile.TemporaryDirectory() as folder:
+        draft = write_bundle(Path(folder) / "draft", fields, contents)
+        scores = importance_weighted_scores(
+            _engine(draft),
+            draft.manifest,
+            images.pixels,
+            importance_samples=IMPORTANCE_SAMPLES,
+            seed=CALIBRATION_SEED,
+            advance=advance,
+        )
+    scoring = {**fields["scoring"], "calibrated_importance_samples": list(IMPORTANCE_SAMPLES)}
+    spec = {
+        "file": CALIBRATION_FILE,
+        "images": len(images),
+        "split": f"{images.name} {images.split}",
+        "seed": CALIBRATION_SEED,
+    }
+    arrays = calibration_arrays(scores)
+    return {**fields, "scoring": scoring, "calibration": spec}, _npz(arrays)
+
+
+def _parameter_count(model: DensityModel) -> int:
+    """Numbers that were trained; weight norm's gains are no more than the lengths of the rest."""
+    return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(".g"))
+
+
+def _manifest_fields(
+    model: DensityModel, details: BundleDetails, parameters: int
+) -> dict[str, Any]:
+    """Everything but `files`; not calibrated yet."""
+    channels, height, width = model.config.image_shape
+    image = ImageSpec(channels=channels, height=height, width=width, levels=256)
+    groups = tuple(LatentGroup(**asdict(group)) for group in model.layout.groups)
+    latent = LatentSpec(dim=model.layout.dim, groups=groups)
+    likelihood = LikelihoodSpec(kind=model.likelihood.kind, uniforms=model.likelihood.uniforms)  # type: ignore[arg-type]
+    threshold = getattr(model.likelihood, "threshold", None)
+    kind = {"kind": "none"} if threshold is None else {"kind": "threshold", "threshold": threshold}
+    fields: dict[str, Any] = _json_values(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "name": details.name,
+            "version": details.version,
+            "description": details.description,
+            "license": details.license,
+            "image": asdict(image),
+            "preprocessing": kind,
+            "likelihood": asdict(likelihood),
+            "latent": asdict(latent),
+            "kl_groups": model.kl_groups,
+            "graphs": {k: asdict(v) for k, v in graph_contract(image, latent, likelihood).items()},
+            "weights_file": WEIGHTS_FILE,
+            "opset": OPSET,
+            "precision": "float32",
+            "parameters": parameters,
+            "noise_version": NOISE_VERSION,
+            "scoring": {
+                "default_importance_samples": details.default_importance_samples,
+                "calibrated_importance_samples": [],
+                "default_seed": CALIBRATION_SEED,
+                "alpha": details.alpha,
+            },
+            "calibration": None,
+            "canaries": {"file": CANARIES_FILE, "rtol": 1e-3, "atol": 1e-3},
+            "evaluation": details.evaluation,
+            "training": details.training,
+        }
+    )
+    return fields
+
+
+def _json_values(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, Mapping):
+        return {key: _json_values(item) for key, item in value.items()}
+    return [_json_values(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _manifest(fields: Mapping[str, Any], contents: Mapping[str, bytes]) -> Manifest:
+    """The manifest before its files are hashed, for what only reads it."""
+    unknown = {name: {"sha256": "0" * 64, "bytes": len(data)} for name, data in contents.items()}
+    return manifest_from_json({**fields, "files": unknown})
+
+
+def _draft_manifest(fields: Mapping[str, Any]) -> Manifest:
+    """The manifest before any file is made; raises `ExportError` naming what it cannot hold."""
+    names = [graph["file"] for graph in fields["graphs"].values()]
+    try:
+        return _manifest(fields, dict.fromkeys((*names, WEIGHTS_FILE, CANARIES_FILE), b""))
+    except ValueError as error:
+        raise ExportError(f"This cannot be exported: {error}") from error
+
+
+def _canaries(
+    modules: Mapping[str, GraphModule], fields: Mapping[str, Any], images: NDArray[np.uint8]
+) -> bytes:
+    """Inputs with torch's outputs: known answers from an independent computation."""
+    manifest = _draft_manifest(fields)
+    arrays: dict[str, NDArray[Any]] = {}
+    for operation, inputs in graph_inputs(manifest, images, seed=0).items():
+        outputs = torch_outputs(modules[operation], inputs)
+        arrays |= {f"{operation}/in/{name}": array for name, array in inputs.items()}
+        arrays |= {f"{operation}/out/{name}": array for name, array in outputs.items()}
+    return _npz(arrays)
+
+
+@torch.inference_mode()
+def _sampled_pixels(model: DensityModel, count: int) -> NDArray[np.uint8]:
+    """Images of the model's own, drawn from the prior: no data set is needed for them."""
+    generator = torch.Generator().manual_seed(0)
+    eps = torch.randn(count, model.layout.dim, generator=generator)
+    u = torch.rand(count, model.likelihood.uniforms, generator=generator)
+    params = model.generate(eps, torch.ones(count, len(model.layout.groups)))
+    return model.likelihood.draw(params, u).numpy()
+
+
+def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()

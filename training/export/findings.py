@@ -1,0 +1,99 @@
+"""What was measured of a run beyond its evaluations, gathered for its bundle's card.
+
+RUN/bound-*.json, RUN/anomaly-*.json     of `iafvae-train bound` and `anomaly`
+RUN/metrics.jsonl                        for the curve, which is drawn anew
+
+Only figures of exactly the exported weights, on test images, are taken; of several the one of the
+most images, then of the largest K. Pictures are drawn from them again, under the bundle's name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training.errors import TrainingError
+
+__all__ = ["Findings", "gather"]
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Sections of a card in Markdown, "" where nothing was measured; file name -> PNG."""
+
+    bound: str = ""
+    failures: str = ""
+    curve: str = ""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def gather(run_dir: Path, identity: Mapping[str, Any], name: str) -> Findings:
+    """What is known of the weights `identity` (see `runs.weights_used`), told under `name`.
+
+    Raises `TrainingError` naming a result that cannot be read.
+    """
+    sections: dict[str, str] = {}
+    pictures: dict[str, bytes] = {}
+    if bound := _newest(run_dir, "bound", identity):
+        from training.evaluate.bound_report import bound_markdown, bound_picture
+
+        sections["bound"] = bound_markdown(bound).strip()
+        pictures["bound.png"] = bound_picture({**bound, "model": name})
+    if anomaly := _newest(run_dir, "anomaly", identity):
+        from training.evaluate.anomaly_report import anomaly_markdown, anomaly_picture
+
+        sections["failures"] = anomaly_markdown(anomaly).strip()
+        pictures["anomaly.png"] = anomaly_picture({**anomaly, "model": name})
+    if (drawn := _curve(run_dir, int(identity["step"]), name)) is not None:
+        sections["curve"], pictures["curve.png"] = drawn
+    return Findings(**sections, pictures=pictures)
+
+
+def _newest(run_dir: Path, kind: str, identity: Mapping[str, Any]) -> Document | None:
+    """The best of the results of a kind that are of these weights and of test images."""
+    found = [
+        content
+        for path in sorted(run_dir.glob(f"{kind}-*.json"))
+        if identity.items() <= (content := _read(path, kind)).items() and content["split"] == "test"
+    ]
+    return max(found, key=lambda content: (content["images"], _draws(content)), default=None)
+
+
+def _draws(content: Document) -> int:
+    rows = content.get("rows")
+    last = rows[-1] if rows else content
+    return int(last["importance_samples"])
+
+
+def _read(path: Path, kind: str) -> Document:
+    try:
+        content = json.loads(path.read_bytes())
+        if content["kind"] == kind and isinstance(content["images"], int) and "split" in content:
+            return dict(content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path} is no result ({error!r}): remove it.") from error
+    raise TrainingError(f"{path} is no result of {kind}: remove it.")
+
+
+def _curve(run_dir: Path, step: int, name: str) -> tuple[str, bytes] | None:
+    """The curve up to a step in words and as PNG; None where the run kept too little for one."""
+    from training.evaluate.curve import NOTE, curve_picture, run_curve
+
+    try:
+        curve = run_curve(run_dir, step)
+    except TrainingError:  # a run that was carried here without its records
+        return None
+    picture = curve_picture({"unit": curve["unit"], "runs": [{**curve, "run": name}]})
+    if picture is None:
+        return None
+    speed = curve["images_per_second"] or 0.0
+    words = (
+        f"{curve['minutes']:.1f} minutes, {curve['step']:,} steps of {curve['batch_size']} images, "
+        f"{curve['epochs']} epochs; {speed:,.0f} images/s (median). {NOTE}"
+    )
+    return words, picture

@@ -1,0 +1,1 @@
+"""Rewriting of a model before export."""

@@ -1,0 +1,206 @@
+"""One call of `iafvae-train fit`: a run directory that starts, stops and goes on cleanly."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from training.config import RunConfig, Runtime, for_images
+from training.data import ImageData, Split, load_dataset
+from training.errors import TrainingError
+from training.fit.distributed import World
+from training.fit.session import Session
+from training.fit.trainer import Trainer
+from training.runs.checkpoint import Checkpoint, has_checkpoint, load_checkpoint
+from training.runs.directory import CONFIG_FILE, locked, open_run, read_config, write_config
+from training.runs.history import rate_note, read_environment, with_call
+from training.runs.metrics import Recorder
+from training.runs.provenance import fit_command, git_revision, processor
+
+__all__ = ["FitResult", "environment_of", "fit", "load_images"]
+
+ACCUMULATED_FREE_BITS = (
+    "note: with --accumulate each micro-batch of {rows} images has its own mean under free bits: "
+    "the objective is not that of batches of {batch}"
+)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a call ended: `reason` is "done", "budget", "SIGINT" or "SIGTERM"."""
+
+    reason: str
+    step: int
+    total_steps: int
+    elbo_nats: float
+    bits_per_dim: float
+    skipped: int
+
+
+def load_images(config: RunConfig, split: Split, data_dir: Path | None) -> ImageData:
+    """The images of one split of the run's data set."""
+    data = config.data
+    return load_dataset(data.name, split, data_dir, size=data.size, channels=data.channels)
+
+
+def environment_of(trainer: Trainer) -> dict[str, Any]:
+    """What computed the run, for its model card."""
+    return {
+        "command": fit_command(trainer.config),
+        "git_revision": git_revision(),
+        "processor": processor(),
+        "torch": torch.__version__,
+        "device": str(trainer.backend.device),
+        "bf16": trainer.backend.bf16,
+        "compiled": trainer.forward is not trainer.parallel,
+        "threads": torch.get_num_threads(),
+        "processes": trainer.world.size,
+    }
+
+
+def fit(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    runtime: Runtime,
+    data_dir: Path | None,
+    resume: bool,
+    budget_minutes: float | None = None,
+    optimizer_state: bool = True,
+    console: Console,
+    world: World = World(),  # noqa: B008  frozen
+) -> FitResult:
+    """Train `config` in `run_dir` until its last epoch, a signal, or the end of the budget.
+
+    A checkpoint is written at most every minute at an epoch's end, every ten minutes within an
+    epoch, and always at the end of the call, with the optimiser's state or without. The budget
+    counts from the first step. Of several processes the first alone writes. Raises
+    `TrainingError` before anything is written where the images, the options or the directory do
+    not allow the run.
+    """
+    if budget_minutes is not None and not budget_minutes >= 0:  # nan too
+        raise TrainingError(f"--budget-minutes must not be negative, not {budget_minutes}")
+    train, validation = world.machine_by_machine(
+        lambda: (
+            load_images(config, "train", data_dir),
+            load_images(config, "validation", data_dir),
+        )
+    )
+    config = _fitted(config, train, world)
+    world.from_first(lambda: open_run(run_dir, config, resume=resume))
+    trainer = Trainer(config, runtime, train, world)
+    if not world.alone:
+        world.check_same("the training images", trainer.images)
+    with contextlib.ExitStack() as held:
+        world.from_first(lambda: _claim(held, run_dir, config, resume=resume))
+        if resume:
+            _restore(trainer, world.from_first(lambda: _newest(run_dir, console)), console)
+        recorders: list[Recorder] = []  # one, in the first process
+        world.from_first(lambda: recorders.append(_record(held, trainer, run_dir)))
+        recorder = next(iter(recorders), None)
+        _tell_of_micro_batches(config, console)
+        session = Session(
+            trainer, run_dir, validation, recorder, console, optimizer_state=optimizer_state
+        )
+        reason = session.train(budget_minutes)
+    final = trainer.validate(validation)
+    return FitResult(
+        reason=reason,
+        step=trainer.step,
+        total_steps=trainer.total_steps,
+        elbo_nats=final["elbo_nats"],
+        bits_per_dim=final["bits_per_dim"],
+        skipped=trainer.guard.skipped,
+    )
+
+
+def _fitted(config: RunConfig, train: ImageData, world: World) -> RunConfig:
+    """The configuration for images of this shape; raises where a step cannot be made of them."""
+    _, channels, height, width = train.pixels.shape
+    config = for_images(config, (channels, height, width))
+    batch = config.optim.batch_size
+    if len(train.pixels) < batch:
+        raise TrainingError(
+            f"{len(train.pixels)} training images do not fill one batch of {batch}; give a smaller "
+            "--batch-size or more images"
+        )
+    world.share(batch // config.optim.accumulate)
+    return config
+
+
+def _claim(held: contextlib.ExitStack, run_dir: Path, config: RunConfig, *, resume: bool) -> None:
+    with _writable(run_dir):
+        held.enter_context(locked(run_dir))
+    open_run(run_dir, config, resume=resume)  # another run may have come in between
+
+
+def _record(held: contextlib.ExitStack, trainer: Trainer, run_dir: Path) -> Recorder:
+    before = read_config(run_dir) if (run_dir / CONFIG_FILE).exists() else None
+    environment = with_call(
+        read_environment(run_dir), before, trainer.config, environment_of(trainer), trainer.step
+    )
+    with _writable(run_dir):
+        write_config(run_dir, trainer.config, environment)
+        recorder = Recorder(run_dir, trainer.step)
+    held.callback(recorder.close)
+    return recorder
+
+
+@contextlib.contextmanager
+def _writable(run_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{run_dir} cannot be written to ({error}): make room there, or give another --out"
+        ) from error
+
+
+def _newest(run_dir: Path, console: Console) -> Checkpoint | None:
+    """The newest good checkpoint; None where a run ended before its first."""
+    if not has_checkpoint(run_dir):
+        console.print(f"{run_dir} has no checkpoint yet: starting it again", soft_wrap=True)
+        return None
+    checkpoint = load_checkpoint(run_dir)
+    for fault in checkpoint.faults:
+        console.print(fault, style="yellow", soft_wrap=True, highlight=False)
+    return checkpoint
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint | None, console: Console) -> None:
+    if checkpoint is None:
+        return
+    run_dir = checkpoint.path.parent.parent
+    trainer.restore(checkpoint)
+    if trainer.step > trainer.total_steps:
+        raise TrainingError(
+            f"{run_dir} has come to step {trainer.step}, epoch {trainer.epoch}: --epochs "
+            f"{trainer.config.train.epochs} lies behind it"
+        )
+    whole = f" of {trainer.total_steps}" if trainer.ends else ""
+    console.print(f"resuming {run_dir} at step {trainer.step}{whole}", soft_wrap=True)
+    if trainer.world.first:  # alone has the run's directory
+        before = read_config(run_dir)
+        note = rate_note(before, trainer.config, trainer.step, trainer.steps_per_epoch)
+        if note:
+            console.print(note, style="yellow", soft_wrap=True, highlight=False)
+    if not checkpoint.optim:
+        console.print(
+            "its checkpoint holds no optimiser state: the optimiser starts afresh, and the steps "
+            "are not those of an uninterrupted run",
+            style="yellow",
+            soft_wrap=True,
+        )
+
+
+def _tell_of_micro_batches(config: RunConfig, console: Console) -> None:
+    batch, parts = config.optim.batch_size, config.optim.accumulate
+    if parts > 1 and config.train.free_bits_nats:
+        note = ACCUMULATED_FREE_BITS.format(rows=batch // parts, batch=batch)
+        console.print(note, style="yellow", soft_wrap=True)

@@ -1,0 +1,178 @@
+"""Shows a run to people: a bar with nats, bits/dim, images/s and time left, and a line an epoch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from training.runs.metrics import Recorder
+
+# Many steps skipped at once are one piece of news: say it again only after as many seconds.
+SKIP_NEWS_SECONDS = 5.0
+
+
+class Budget:
+    """The minutes of a call, counted from `begin`; `minutes` None is no limit."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.minutes = minutes
+        self._since: float | None = None
+
+    def begin(self) -> None:
+        """Count from now, unless it is counting already."""
+        if self._since is None:
+            self._since = time.monotonic()
+
+    @property
+    def spent(self) -> float:
+        """Minutes since `begin`; 0 before it."""
+        return 0.0 if self._since is None else (time.monotonic() - self._since) / 60
+
+    @property
+    def spent_up(self) -> bool:
+        """Whether it is over: never before it began, nor where there is no limit."""
+        begun = self._since is not None
+        return begun and self.minutes is not None and self.spent >= self.minutes
+
+
+class ConsoleObserver:
+    """Tells a console and a recorder what a `Trainer` reports."""
+
+    def __init__(
+        self,
+        console: Console,
+        recorder: Recorder,
+        progress: Progress,
+        task: TaskID,
+        scale: Scale,
+    ) -> None:
+        self.console = console
+        self.recorder = recorder
+        self.progress = progress
+        self.task = task
+        self.scale = scale
+        self.images_per_second = 0.0
+        self.skips_untold = 0
+        self.skip_told_at = -SKIP_NEWS_SECONDS
+
+    def train(self, step: int, figures: dict[str, float]) -> None:
+        """See `training.loop.Observer`."""
+        self.recorder.write(step, "train", figures)
+        self.images_per_second = figures["images_per_second"]
+        self.progress.update(
+            self.task,
+            **self.scale.at(step),
+            nats=f"{figures['elbo_nats']:.2f} nats",
+            bits=f"{figures['bits_per_dim']:.4f} bits/dim",
+            speed=f"{figures['images_per_second']:.0f} images/s",
+        )
+
+    def skipped(self, step: int, loss: float, norm: float) -> None:
+        """See `training.loop.Observer`."""
+        self.recorder.write(step, "skipped", {"neg_elbo_nats": loss, "gradient_norm": norm})
+        self.skips_untold += 1
+        if time.monotonic() - self.skip_told_at >= SKIP_NEWS_SECONDS:
+            self.console.print(
+                f"step {step}: skipped {self.skips_untold} bad step(s); the last had a gradient "
+                f"of norm {norm:.3g} at {loss:.3g} nats",
+                style="yellow",
+                soft_wrap=True,
+            )
+            self.skips_untold, self.skip_told_at = 0, time.monotonic()
+
+    def validation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
+        """See `training.loop.Observer`."""
+        self.recorder.write(step, "validation", figures)
+        self.progress.update(self.task, **self.scale.at(step))
+        whole = "" if self.scale.epochs is None else f"/{self.scale.epochs}"
+        self.console.print(
+            f"epoch {epoch}{whole}  validation ELBO {figures['elbo_nats']:.2f} nats  "
+            f"KL {figures['kl_nats']:.2f}  {figures['bits_per_dim']:.4f} bits/dim  "
+            f"({self.images_per_second:.0f} images/s)",
+            highlight=False,
+            soft_wrap=True,  # one line, also in a file, where there is no width
+        )
+
+
+class SilentObserver:
+    """Tells nobody: for processes that leave the talking to another."""
+
+    def train(self, step: int, figures: dict[str, float]) -> None:
+        """See `training.loop.Observer`."""
+
+    def skipped(self, step: int, loss: float, norm: float) -> None:
+        """See `training.loop.Observer`."""
+
+    def validation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
+        """See `training.loop.Observer`."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the bar measures: the minutes of a call that has a budget, else the run's steps."""
+
+    budget: Budget
+    total_steps: int | None
+    epochs: int | None
+
+    @property
+    def total(self) -> float | None:
+        """The end of the bar; None where nobody knows."""
+        return self.total_steps if self.budget.minutes is None else self.budget.minutes
+
+    def at(self, step: int) -> dict[str, Any]:
+        """The bar's fields at a step."""
+        minutes = self.budget.minutes
+        if minutes is None:
+            whole = "" if self.total_steps is None else f"/{self.total_steps}"
+            return {"completed": step, "place": f"{step}{whole}"}
+        spent = min(self.budget.spent, minutes)
+        return {"completed": spent, "place": f"{spent:.1f}/{minutes:g} min, step {step}"}
+
+
+@contextmanager
+def shown(
+    console: Console,
+    recorder: Recorder,
+    *,
+    total_steps: int | None,
+    step: int,
+    epochs: int | None,
+    budget: Budget,
+) -> Iterator[ConsoleObserver]:
+    """Show a bar while the run goes on inside: from `step` to `total_steps`, or over the minutes
+    of the budget, where there is one.
+
+    `total_steps` and `epochs` are None for a run that its minutes alone end. Only on a terminal:
+    a log file gets the lines of the epochs alone.
+    """
+    scale = Scale(budget, total_steps, epochs)
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        TextColumn("{task.fields[place]}"),
+        TextColumn("{task.fields[nats]}"),
+        TextColumn("{task.fields[bits]}"),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(
+            "training", total=scale.total, nats="", bits="", speed="", **scale.at(step)
+        )
+        yield ConsoleObserver(console, recorder, progress, task, scale)

@@ -1,0 +1,125 @@
+"""A `fit` call between its first step and its last: steps, checkpoints, sheets, news."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from training.data import ImageData
+from training.fit.distributed import PeerError
+from training.fit.progress import Budget, SilentObserver, shown
+from training.fit.signals import Interrupts
+from training.fit.trainer import Observer, Trainer
+from training.runs.metrics import Recorder
+from training.sheets import reconstruction_sheet, sample_sheet, save_sheet
+
+__all__ = ["Session"]
+
+# A checkpoint costs a second or so: at an epoch's end one a minute, within long epochs one in ten.
+CHECKPOINT_AT_EPOCH_SECONDS = 60.0
+CHECKPOINT_WITHIN_EPOCH_SECONDS = 600.0
+# A reason that only passes by -> how old the last checkpoint must be for another.
+LEAST_AGE_SECONDS = {
+    "epoch": CHECKPOINT_AT_EPOCH_SECONDS,
+    "step": CHECKPOINT_WITHIN_EPOCH_SECONDS,
+}
+SHEET_IMAGES = 64
+
+
+class Session:
+    """Drives a trainer and keeps what it yields; `recorder` is None in all processes but one."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        run_dir: Path,
+        validation: ImageData,
+        recorder: Recorder | None,
+        console: Console,
+        *,
+        optimizer_state: bool,
+    ) -> None:
+        self.trainer = trainer
+        self.run_dir = run_dir
+        self.validation = validation
+        self.recorder = recorder
+        self.console = console
+        self.optimizer_state = optimizer_state
+
+    def train(self, budget_minutes: float | None) -> str:
+        """Train until a reason to stop, and give it: the last epoch, a signal, or the budget.
+
+        The last checkpoint is of the last step, also where another process's failure ends the
+        run (`PeerError`): nothing is wrong with what this one holds.
+        """
+        interrupts = Interrupts(told=self.recorder is not None)
+        budget = Budget(budget_minutes)
+        stop = stopper(interrupts, self.trainer, budget)
+        reason, saved_at = "done", time.monotonic()
+        with interrupts.watched(), self._observer(budget) as observer:
+            try:
+                for reason in self.trainer.run(observer, stop, self.validation):
+                    age = time.monotonic() - saved_at
+                    if age < LEAST_AGE_SECONDS.get(reason, -math.inf):
+                        continue
+                    self._keep(sheets=True)
+                    saved_at = time.monotonic()
+            except PeerError:
+                self._keep(sheets=False)  # still watched: torchrun sends SIGTERM meanwhile
+                raise
+        return reason
+
+    def _keep(self, *, sheets: bool) -> None:
+        """Write a checkpoint, then the sheets: where the disk is full the former matters more."""
+        if self.recorder is None:
+            return
+        self.trainer.save(self.run_dir, optimizer=self.optimizer_state)
+        if sheets:
+            self._write_sheets(self.recorder)
+
+    def _write_sheets(self, recorder: Recorder) -> None:
+        trainer = self.trainer
+        pixels = self.validation.pixels[: SHEET_IMAGES // 2]
+        sheets = {
+            "samples": sample_sheet(trainer.average, count=SHEET_IMAGES),
+            "reconstructions": reconstruction_sheet(trainer.average, pixels),
+        }
+        for kind, sheet in sheets.items():
+            save_sheet(self.run_dir / "sheets" / f"{kind}-{trainer.step:08d}.png", sheet)
+            recorder.image(trainer.step, kind, sheet)
+
+    @contextmanager
+    def _observer(self, budget: Budget) -> Iterator[Observer]:
+        if self.recorder is None:
+            yield SilentObserver()
+            return
+        trainer = self.trainer
+        with shown(
+            self.console,
+            self.recorder,
+            total_steps=trainer.total_steps if trainer.ends else None,
+            step=trainer.step,
+            epochs=trainer.config.train.epochs if trainer.ends else None,
+            budget=budget,
+        ) as observer:
+            yield observer
+
+
+def stopper(interrupts: Interrupts, trainer: Trainer, budget: Budget) -> Callable[[], str]:
+    """What tells the reason to stop, "" while there is none; the budget counts from a first step
+    done, which may have compiled for a minute."""
+    first = trainer.step
+
+    def reason() -> str:
+        if trainer.step > first:
+            budget.begin()
+        if interrupts.reason:
+            return interrupts.reason
+        return "budget" if budget.spent_up else ""
+
+    return reason

@@ -1,0 +1,278 @@
+"""The training loop: exact to resume, safe to interrupt, the same in one process and in many.
+
+Every random number of step t is a function of (seed, t) and the order of an epoch of (seed,
+epoch), so that a checkpoint needs no generator's state and a resumed run takes the same steps.
+Where several processes train, each computes its rows of the same batch; all learn the same
+figures, and so come to the same decisions.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model import build_model
+from model.layers import data_dependent_init
+from model.objective import ElboTerms, free_bits_objective
+from training.config import UNENDING_EPOCHS, RunConfig, Runtime
+from training.data import ImageData, epoch_order
+from training.fit.averages import Step, Window
+from training.fit.batches import STREAM_INIT, STREAM_TRAIN, noise, presented, step_generator
+from training.fit.device import Backend, prepare
+from training.fit.distributed import PeerError, World, unsynchronised
+from training.fit.optim import (
+    Ema,
+    StepGuard,
+    build_optimizer,
+    kl_weight_at,
+    learning_rate_at,
+    rewarming_at,
+)
+from training.fit.snapshot import restore, save
+from training.fit.validate import validate
+from training.runs.checkpoint import Checkpoint
+
+# Images whose activations set the weights' gains and biases before the first step.
+INIT_IMAGES = 512
+LOG_EVERY_STEPS = 50
+# A wish to stop, as a number among those that all processes add up at every step.
+WISHES = ("SIGINT", "SIGTERM", "budget")
+
+
+class Observer(Protocol):
+    """What a run tells while it goes on; `training.progress` shows it to people."""
+
+    def train(self, step: int, figures: dict[str, float]) -> None:
+        """Figures averaged since the last call."""
+
+    def skipped(self, step: int, loss: float, norm: float) -> None:
+        """A step was not taken."""
+
+    def validation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
+        """An epoch ended and the averaged model was measured on the validation split."""
+
+
+class Trainer:
+    """A run in progress: model, average, optimiser, and the step it has come to."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        runtime: Runtime,
+        data: ImageData,
+        world: World = World(),  # noqa: B008  frozen
+    ) -> None:
+        self.config = config
+        self.world = world
+        self.micro = self._micro_batches()
+        torch.manual_seed(config.train.seed)
+        self.backend: Backend = prepare(runtime, world, config.optim.accumulate)
+        self.pixels = torch.from_numpy(data.pixels).to(self.backend.device)
+        self.steps_per_epoch = max(1, len(self.pixels) // config.optim.batch_size)
+        self.total_steps = config.train.epochs * self.steps_per_epoch
+        self.model = self.backend.place(build_model(config.model))
+        self.step = self.optimizer_since = 0
+        self.guard = StepGuard(config.optim.skip_factor)
+        self._initialize()
+        self.average = copy.deepcopy(self.model).eval()
+        self.ema = Ema(self.model, self.average, config.optim.ema_decay)
+        self.optimizer = build_optimizer(config.optim, self.model.parameters())
+        self.parallel: nn.Module = world.parallel(self.model, self.backend.device)
+        self.forward: nn.Module = self.backend.compile(self.parallel, self.total_steps)
+        self.settled = world.size <= 2
+        self._order_epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def _micro_batches(self) -> list[slice]:
+        """This process's rows of the batch, one micro-batch after another."""
+        size, parts = self.config.optim.batch_size, self.config.optim.accumulate
+        own = self.world.share(size // parts)
+        starts = range(0, size, size // parts)
+        return [slice(start + own.start, start + own.stop) for start in starts]
+
+    @functools.cached_property
+    def images(self) -> dict[str, Any]:
+        """What tells these training images from others."""
+        digest = hashlib.sha256(self.pixels.cpu().numpy().tobytes()).hexdigest()
+        return {"count": len(self.pixels), "sha256": digest}
+
+    def _initialize(self) -> None:
+        order = epoch_order(len(self.pixels), self.config.train.seed, 0)[:INIT_IMAGES]
+        generator = step_generator(self.backend.device, self.config.train.seed, STREAM_INIT, 0)
+        pixels = self.pixels[torch.from_numpy(order).to(self.pixels.device)]
+        x = presented(self.model, pixels, generator)
+        with torch.no_grad(), data_dependent_init(self.model):
+            self.model(self.backend.layout(x), noise(self.model, len(x), generator))
+        self.world.spread(self.model)
+
+    @property
+    def ends(self) -> bool:
+        """Whether the run has a last step, and is not for its minutes alone to end."""
+        return self.config.train.epochs < UNENDING_EPOCHS
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 0, that the next step belongs to."""
+        return self.step // self.steps_per_epoch
+
+    def batch(self) -> Tensor:
+        """The pixels of the next step's whole batch, `[batch_size, C, H, W]` uint8."""
+        if self._order_epoch != self.epoch:
+            order = epoch_order(len(self.pixels), self.config.train.seed, self.epoch)
+            self._order = torch.from_numpy(order).to(self.pixels.device)
+            self._order_epoch = self.epoch
+        size = self.config.optim.batch_size
+        start = (self.step % self.steps_per_epoch) * size
+        return self.pixels[self._order[start : start + size]]
+
+    def train_step(self, wish: str = "") -> Step:
+        """Take the next step; `wish` is this process's reason to stop after it, if any.
+
+        Nothing is changed by a step that another process's failure broke off (`PeerError`).
+        """
+        with self.world.peers():
+            self._settle()
+            self.backend.begin_step()
+            self.optimizer.zero_grad(set_to_none=True)
+            step = self._agreed(self._backward(), wish)
+        if step.taken:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._learning_rate(self.step)
+            self.optimizer.step()
+            self.ema.update(self.guard.taken)
+        self.step += 1
+        return step
+
+    def _settle(self) -> None:
+        """Compute gradients once for nothing, before the first step of three processes or more.
+
+        DistributedDataParallel puts gradients into other buckets after its first pass, and the
+        order in which three numbers are added depends on their place: without this, a resumed
+        run's first step would differ from the uninterrupted one's in last bits.
+        """
+        if not self.settled:
+            self._backward()
+            self.settled = True
+
+    def _learning_rate(self, step: int) -> float:
+        config, total = self.config.optim, self.total_steps
+        warmth = rewarming_at(config, step, self.optimizer_since, total)
+        return warmth * learning_rate_at(config, step, total)
+
+    def _backward(self) -> Tensor:
+        """Gradients of the step's loss; gives `[3]`: loss, ELBO and KL, means in nats."""
+        config, pixels = self.config, self.batch()
+        generator = step_generator(self.backend.device, config.train.seed, STREAM_TRAIN, self.step)
+        flips = config.data.horizontal_flips
+        # The numbers of the whole batch are drawn once, and each micro-batch takes its rows.
+        x = self.backend.layout(presented(self.model, pixels, generator, flips=flips))
+        eps = noise(self.model, len(pixels), generator)
+        weight = kl_weight_at(config.train, self.step, self.steps_per_epoch)
+        parts = [
+            self._backward_micro(x[rows], eps[rows], weight, last=rows is self.micro[-1])
+            for rows in self.micro
+        ]
+        return torch.stack(parts).mean(dim=0)
+
+    def _backward_micro(self, x: Tensor, eps: Tensor, weight: float, *, last: bool) -> Tensor:
+        with unsynchronised(self.parallel, last=last):
+            with self.backend.autocast():
+                terms = ElboTerms(*self.forward(x, eps))
+            minimum = self.config.train.free_bits_nats
+            loss = -free_bits_objective(terms, minimum, weight, self.world.batch_mean)
+            (loss / len(self.micro)).backward()  # type: ignore[no-untyped-call]
+        parts = (loss.detach(), terms.elbo.detach().mean(), terms.kl.detach().sum(dim=1).mean())
+        return torch.stack([part.double() for part in parts])
+
+    def _agreed(self, parts: Tensor, wish: str) -> Step:
+        """The whole batch's figures, the decision that they lead to, and everybody's wishes."""
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self.model.parameters() if p.grad is not None]
+        )
+        wishes = parts.new_tensor([wish == reason for reason in WISHES])
+        shared = self.world.mean(torch.cat([parts, norm.double()[None], wishes]))
+        loss, elbo, kl, size, *wished = shared.tolist()  # the one time that the device is awaited
+        taken = self.guard.allows(loss, size)
+        stop = next((reason for reason, votes in zip(WISHES, wished, strict=True) if votes), "")
+        return Step(loss, elbo, kl, size, taken, stop)
+
+    def validate(self, data: ImageData) -> dict[str, float]:
+        """Mean bound of the averaged model on `data`, in float32, with fixed noise."""
+        return validate(self.average, data, self.backend, self.world)
+
+    def run(
+        self, observer: Observer, stop: Callable[[], str], validation: ImageData
+    ) -> Iterator[str]:
+        """Train to the end, yielding a reason each time a checkpoint is due.
+
+        `stop` is asked before each step and gives a reason to stop now, or an empty string; of
+        several processes all stop after the step at which one had a reason. Yields "step" from
+        time to time within an epoch, "epoch" after each, that reason when it stops early, and
+        "done" after the last step. Speeds are of steps alone: what is done between two yields,
+        and validation, is not counted.
+        """
+        window, agreed = Window(self.model.dims), ""
+        while self.step < self.total_steps:
+            wish = stop()
+            if reason := wish if self.world.alone else agreed:
+                yield reason
+                return
+            agreed, broken = self._step(observer, window, wish, stop)
+            if broken:
+                yield broken
+                return
+            epoch_ends = self.step % self.steps_per_epoch == 0
+            if not epoch_ends and self.step % LOG_EVERY_STEPS:
+                continue
+            self._report(observer, window)
+            if epoch_ends:
+                observer.validation(self.step, self.epoch, self.validate(validation))
+            yield self._milestone(epoch_ends)
+            window.restart()
+
+    def _milestone(self, epoch_ends: bool) -> str:
+        if self.step == self.total_steps:
+            return "done"
+        return "epoch" if epoch_ends else "step"
+
+    def _step(
+        self, observer: Observer, window: Window, wish: str, stop: Callable[[], str]
+    ) -> tuple[str, str]:
+        """Take a step and tell of it; gives everybody's wish, and the wish that broke the step.
+
+        Ctrl-C in a terminal also reaches the C++ compiler that the first step may have started.
+        """
+        try:
+            step = self.train_step(wish)
+        except RuntimeError as error:
+            if not (reason := stop()):
+                raise
+            if self.world.alone:
+                return "", reason
+            raise PeerError(f"{reason} broke off a step of process {self.world.rank}") from error
+        if not step.taken:
+            observer.skipped(self.step, -step.elbo_nats, step.norm)
+        window.add(step, self.config.optim.batch_size)
+        return step.stop, ""
+
+    def _report(self, observer: Observer, window: Window) -> None:
+        counts = {
+            "learning_rate": self._learning_rate(self.step - 1),
+            "skipped": self.guard.skipped,
+        }
+        observer.train(self.step, {**window.figures(), **counts})
+
+    def save(self, run_dir: Path, *, optimizer: bool = True) -> Path:
+        """Write a checkpoint; without the optimiser's state it is half the size."""
+        return save(self, run_dir, optimizer=optimizer)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to exactly where `checkpoint` was written; see `training.snapshot.restore`."""
+        restore(self, checkpoint)

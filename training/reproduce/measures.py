@@ -1,0 +1,185 @@
+"""What a reproduction measures of a run: its bound on a split, or the nats of every layer."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.progress import Progress
+
+from model.config import require
+from training.config import Runtime
+from training.data import Split
+from training.fit.device import choose_device, prepare
+from training.fit.distributed import World
+from training.fit.validate import validate
+from training.reproduce.state import checkpoint_step, read_lines, write_lines
+from training.runs.checkpoint import load_run
+from training.runs.metrics import read_metrics
+from training.runs.stages import evaluate_run, run_images
+
+__all__ = ["Evaluation", "LayerNats", "Measurement"]
+
+LAYERS_FILE = "layers.jsonl"
+GROUP_PREFIX = "kl_nats/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement(ABC):
+    """What is asked of each run; the answers lie in the run's directory.
+
+    `kind` names the report that they are written in.
+    """
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def after_slice(self, run_dir: Path, runtime: Runtime, data_dir: Path | None) -> None:
+        """Measure a run between two slices, if that is what it takes."""
+
+    def missing(self, run_dir: Path) -> bool:
+        """Whether the newest checkpoint is still to be measured."""
+        found = self.found(run_dir)
+        return found is None or found["step"] != checkpoint_step(run_dir)
+
+    @abstractmethod
+    def measure(
+        self, run_dir: Path, runtime: Runtime, data_dir: Path | None, progress: Progress
+    ) -> None:
+        """Measure the newest checkpoint and keep what comes out."""
+
+    @abstractmethod
+    def found(self, run_dir: Path) -> dict[str, Any] | None:
+        """What was measured last, as JSON with its `step`; None: nothing yet."""
+
+    def protocol(self) -> dict[str, Any]:
+        """The choices made here, as JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Measurement):
+    """`training.evaluate` on a split: ELBO and IW-K of the averaged weights."""
+
+    kind: ClassVar[str] = "table"
+    split: Split = "test"
+    importance_samples: int = 1
+    seed: int = 0
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("importance_samples", "limit"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
+        require(self.seed >= 0, f"the evaluation's seed must not be negative, not {self.seed}")
+
+    def after_slice(self, run_dir: Path, runtime: Runtime, data_dir: Path | None) -> None:
+        """Nothing: the end is soon enough."""
+
+    def measure(
+        self, run_dir: Path, runtime: Runtime, data_dir: Path | None, progress: Progress
+    ) -> None:
+        """See the base class."""
+        evaluate_run(
+            run_dir,
+            split=self.split,
+            importance_samples=self.importance_samples,
+            seed=self.seed,
+            limit=self.limit,
+            data_dir=data_dir,
+            device=str(choose_device(runtime.device)),
+            progress=progress,
+        )
+
+    def found(self, run_dir: Path) -> dict[str, Any] | None:
+        """The evaluation of the latest step by this very protocol."""
+        contents = (_content(path) for path in run_dir.glob("evaluation-*.json"))
+        matching = [content for content in contents if content and self._is_mine(content)]
+        step = checkpoint_step(run_dir)
+        kept = [content for content in matching if content["step"] <= step]
+        return max(kept, key=lambda content: int(content["step"]), default=None)
+
+    def _is_mine(self, content: dict[str, Any]) -> bool:
+        words = str(content.get("command", "")).split()
+        limit = words[words.index("--limit") + 1] if "--limit" in words else None
+        return (
+            (content["split"], content["importance_samples"], content["seed"])
+            == (self.split, self.importance_samples, self.seed)
+            and limit == (None if self.limit is None else str(self.limit))
+            and content.get("weights") == "ema"
+        )
+
+
+def _content(path: Path) -> dict[str, Any] | None:
+    """An evaluation's file; one that is spoilt or of another kind counts as none."""
+    needed = ("step", "split", "importance_samples", "seed", "elbo", "importance_weighted", "dims")
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(content, dict) and all(name in content for name in needed)
+    return content if whole else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerNats(Measurement):
+    """Nats of the reconstruction and of each stochastic layer, on the validation split.
+
+    Every run records them at the end of each epoch; to them comes a point after each slice, for
+    machines on which an epoch is long.
+    """
+
+    kind: ClassVar[str] = "layers"
+
+    def after_slice(self, run_dir: Path, runtime: Runtime, data_dir: Path | None) -> None:
+        """See the base class."""
+        if self.missing(run_dir):
+            self._record(run_dir, runtime, data_dir)
+
+    def measure(
+        self, run_dir: Path, runtime: Runtime, data_dir: Path | None, progress: Progress
+    ) -> None:
+        """See the base class: only runs that were killed between two records need it."""
+        progress.add_task("layers", total=None)
+        self._record(run_dir, runtime, data_dir)
+
+    def _record(self, run_dir: Path, runtime: Runtime, data_dir: Path | None) -> None:
+        config, model, checkpoint = load_run(run_dir)
+        images = run_images(config, "validation", data_dir)
+        backend = prepare(runtime)
+        figures = validate(backend.place(model), images, backend, World())
+        lines = read_lines(run_dir / LAYERS_FILE)
+        kept = [line for line in lines if line["step"] < checkpoint.step]
+        write_lines(run_dir / LAYERS_FILE, [*kept, {"step": checkpoint.step, **figures}])
+
+    def found(self, run_dir: Path) -> dict[str, Any] | None:
+        """The series so far: `points`, each with its step, in the order of the steps."""
+        last = checkpoint_step(run_dir)
+        at_epochs = [r for r in read_metrics(run_dir) if r["kind"] == "validation"]
+        records = [*read_lines(run_dir / LAYERS_FILE), *at_epochs]
+        points = {r["step"]: _point(r) for r in records if r["step"] <= last and _is_finite(r)}
+        if not points:
+            return None
+        return {"step": max(points), "points": [points[step] for step in sorted(points)]}
+
+
+def _is_finite(record: dict[str, Any]) -> bool:
+    return all(isinstance(record.get(name), int | float) for name in ("elbo_nats", "kl_nats"))
+
+
+def _point(record: dict[str, Any]) -> dict[str, Any]:
+    """The parts of the negative bound: -ELBO = reconstruction + the layers' KL, top first."""
+    layers = {
+        name.removeprefix(GROUP_PREFIX): value
+        for name, value in record.items()
+        if name.startswith(GROUP_PREFIX)
+    }
+    return {
+        "step": record["step"],
+        "reconstruction_nats": -(record["elbo_nats"] + record["kl_nats"]),
+        "kl_nats": layers or {"z": record["kl_nats"]},
+        "bits_per_dim": record["bits_per_dim"],
+    }

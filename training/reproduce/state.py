@@ -1,0 +1,162 @@
+"""What the directory of a run tells of how far it has come, and the ledger of its slices.
+
+RUN/slices.jsonl      a line for each `fit` call that a reproduction made in it
+RUN/layers.jsonl      nats of each layer, where they were measured between epochs (figure 7)
+
+Nothing else is remembered: a reproduction that was killed finds its rows as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from training.runs.checkpoint import FOLDER, NAME, POINTER
+from training.runs.directory import CONFIG_FILE
+from training.runs.metrics import read_metrics
+
+__all__ = [
+    "Progressed",
+    "SliceRecord",
+    "checkpoint_step",
+    "name_command",
+    "progressed",
+    "read_lines",
+    "read_slices",
+    "record_slice",
+    "step_minutes",
+    "write_lines",
+    "write_whole",
+]
+
+SLICES_FILE = "slices.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceRecord:
+    """One `fit` call: the steps it took, why it ended, its minutes, and the machine.
+
+    `minutes` are from its first step to its last; `epochs` is how long the run then was to be.
+    """
+
+    first_step: int
+    step: int
+    epochs: int
+    steps_per_epoch: int
+    reason: str
+    minutes: float
+    machine: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progressed:
+    """How far a run has come: its last checkpoint's step, the minutes to there, the machines."""
+
+    step: int = 0
+    minutes: float = 0.0
+    machines: tuple[str, ...] = ()
+    done_epochs: int = 0  # 0 until its last step is done
+
+
+def checkpoint_step(run_dir: Path) -> int:
+    """The step of the newest checkpoint, without reading it; 0 where there is none."""
+    try:
+        name = (run_dir / FOLDER / POINTER).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return 0
+    found = NAME.fullmatch(name)
+    return int(found.group(1)) if found else 0
+
+
+def progressed(run_dir: Path, batch_size: int, *, step: int | None = None) -> Progressed:
+    """How far the run had come at `step` (None: its newest checkpoint).
+
+    Minutes that no slice recorded, because the program was killed, are taken from the speeds that
+    the run recorded.
+    """
+    step = checkpoint_step(run_dir) if step is None else step
+    slices = [line for line in read_slices(run_dir) if line["step"] <= step]
+    counted = max((line["step"] for line in slices), default=0)
+    minutes = sum(line["minutes"] for line in slices)
+    minutes += step_minutes(read_metrics(run_dir), counted, step, batch_size)
+    done = [line["epochs"] for line in slices if line["reason"] == "done" and line["step"] == step]
+    return Progressed(
+        step=step,
+        minutes=minutes,
+        machines=tuple(dict.fromkeys(line["machine"] for line in slices)),
+        done_epochs=max(done, default=0),
+    )
+
+
+def read_slices(run_dir: Path) -> list[dict[str, Any]]:
+    """The ledger of a run, in the order of the slices."""
+    return read_lines(run_dir / SLICES_FILE)
+
+
+def record_slice(run_dir: Path, record: SliceRecord) -> None:
+    """Add a slice to the ledger; those of steps that were lost since are dropped."""
+    kept = [line for line in read_slices(run_dir) if line["step"] <= record.first_step]
+    write_lines(run_dir / SLICES_FILE, [*kept, asdict(record)])
+
+
+def name_command(run_dir: Path, command: str) -> None:
+    """Say in a run's configuration what made it: `fit` alone has no options for most rows."""
+    path = run_dir / CONFIG_FILE
+    content = json.loads(path.read_bytes())
+    content.setdefault("environment", {})["command"] = command
+    write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def step_minutes(
+    records: Iterable[Mapping[str, Any]], first: int, last: int, batch_size: int
+) -> float:
+    """The minutes that steps `first` to `last` took, by the speeds that a run recorded.
+
+    Steps after the last record count at its speed; without any record it is 0.
+    """
+    speeds = {r["step"]: r["images_per_second"] for r in records if r["kind"] == "train"}
+    speeds = {step: speed for step, speed in speeds.items() if speed}
+    seconds, before = 0.0, first
+    for step in sorted(step for step in speeds if step > first):
+        seconds += (min(step, last) - min(before, last)) * batch_size / speeds[step]
+        before = step
+    if speeds and before < last:
+        seconds += (last - before) * batch_size / speeds[max(speeds)]
+    return seconds / 60
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file of lines; what a crash cut off is passed over."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    return [found for line in text.split("\n") if (found := _object(line)) is not None]
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("step"), int) else None
+
+
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file of JSON lines, whole or not at all."""
+    write_whole(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under another name and rename it: readers see the old one or the new one."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

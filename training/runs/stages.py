@@ -1,0 +1,235 @@
+"""From a run directory to its figures and its bundle: what the commands call.
+
+RUN/evaluation-test-k128-step-00051480-ema.json      one file for each evaluation
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.progress import Progress
+
+from service.bundle import Bundle
+from training.config import ConfigError, run_config_from_dict
+from training.data import FOLDER_PREFIX, ImageData, Split, load_dataset, public_name
+from training.errors import DataError, EvaluationError, ExportError, TrainingError
+from training.evaluate.evaluate import MEMORY_GIB, evaluate_model
+from training.evaluate.report import EvaluationReport
+from training.export.export import BundleDetails, export_bundle, refuse_strangers
+from training.export.findings import gather
+from training.runs.checkpoint import Checkpoint, load_run
+from training.runs.metrics import read_metrics
+from training.runs.provenance import fit_command, git_revision, processor
+
+__all__ = ["evaluate_run", "export_run", "run_images", "training_facts", "weights_used"]
+
+Weights = Literal["ema", "raw"]
+SHOWN: tuple[Split, ...] = ("calibration", "test")
+
+
+def run_images(config: Mapping[str, Any], split: Split, data_dir: Path | None) -> ImageData:
+    """One split of the images that a run was trained on, of the size it was trained at."""
+    data = config["data"]
+    name = str(data["name"])
+    if not name.startswith(FOLDER_PREFIX):
+        return load_dataset(name, split, data_dir)
+    channels, height, width = config["model"]["image_shape"]
+    return load_dataset(name, split, data_dir, size=(height, width), channels=channels)
+
+
+def evaluate_run(
+    run: Path,
+    *,
+    split: Split = "test",
+    importance_samples: int = 128,
+    seed: int = 0,
+    weights: Weights = "ema",
+    limit: int | None = None,
+    data_dir: Path | None = None,
+    device: str = "cpu",
+    memory_gib: float = MEMORY_GIB,
+    progress: Progress | None = None,
+) -> tuple[EvaluationReport, Path]:
+    """Measure a run's newest checkpoint (or the checkpoint `run` itself) and write the report.
+
+    `limit` takes the first so many images alone; draws are computed in about `memory_gib`.
+    Returns the report and the JSON file in the run's directory; the same evaluation of the same
+    weights replaces it.
+    """
+    config, model, checkpoint = load_run(run, weights=weights)
+    run_dir = checkpoint.path.parent.parent
+    if not os.access(run_dir, os.W_OK):
+        raise EvaluationError(f"{run_dir} cannot be written to: the report would be lost.")
+    images = run_images(config, split, data_dir).first(limit)
+    report = evaluate_model(
+        model.to(device),
+        images,
+        importance_samples=importance_samples,
+        seed=seed,
+        memory_gib=memory_gib,
+        progress=progress,
+    )
+    command = (
+        f"iafvae-train evaluate RUN --split {split} --importance-samples {importance_samples} "
+        f"--seed {seed}"
+    )
+    command += "" if weights == "ema" else f" --weights {weights}"
+    content = {
+        **report.to_dict(),
+        "command": command if limit is None else f"{command} --limit {limit}",
+        "manifest": report.manifest_entries(command),
+        **weights_used(checkpoint, weights),
+    }
+    name = f"evaluation-{split}-k{importance_samples}-{checkpoint.path.name}-{weights}.json"
+    path = run_dir / name
+    _write_json(path, content)
+    return report, path
+
+
+def export_run(
+    run: Path,
+    out: Path,
+    *,
+    name: str | None = None,
+    version: str = "1.0.0",
+    description: str | None = None,
+    license_name: str = "MIT",
+    weights: Weights = "ema",
+    data_dir: Path | None = None,
+    calibrate: bool = True,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Bundle:
+    """Write the bundle of a run's newest checkpoint (or of the checkpoint `run`) to `out`.
+
+    The figures of every full evaluation of these weights go with it, and what `bound` and
+    `anomaly` found of them, and the curve of its training. `calibrate=False` needs no
+    images and gives a bundle without p-values; `command` is the one that trained the model.
+    """
+    refuse_strangers(out)  # before the images are read, and the graphs made
+    config, model, checkpoint = load_run(run, weights=weights)
+    run_dir = checkpoint.path.parent.parent
+    data = public_name(str(config["data"]["name"]))
+    name = name or _default_name(run_dir, config)
+    details = BundleDetails(
+        name=name,
+        version=version,
+        description=description or f"An IAF-VAE (arXiv:1606.04934) trained on {data}.",
+        license=license_name,
+        evaluation=tuple(_figures(run_dir, checkpoint, weights)),
+        training=training_facts(run_dir, config, checkpoint, weights, command),
+        findings=gather(run_dir, weights_used(checkpoint, weights), f"{name} {version}"),
+    )
+    images = _shown_images(config, data_dir) if calibrate else {}
+    return export_bundle(
+        model,
+        out,
+        details,
+        calibration=images.get("calibration"),
+        examples=images.get("test"),
+        progress=progress,
+    )
+
+
+def _default_name(run_dir: Path, config: Mapping[str, Any]) -> str:
+    """The preset's, unless it was fitted to somebody's own images: then the run directory's."""
+    preset = str(config.get("preset", ""))
+    if preset and not str(config["data"]["name"]).startswith(FOLDER_PREFIX):
+        return preset
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", run_dir.resolve().name).strip("-_")[:64] or "model"
+
+
+def _shown_images(config: Mapping[str, Any], data_dir: Path | None) -> dict[str, ImageData]:
+    try:
+        return {split: run_images(config, split, data_dir) for split in SHOWN}
+    except DataError as error:
+        raise ExportError(
+            f"{error} Or export with --no-calibration: the bundle then gives no p-values."
+        ) from error
+
+
+def training_facts(
+    run_dir: Path,
+    config: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    weights: Weights,
+    command: str = "",
+) -> dict[str, Any]:
+    """What made the weights, for the manifest: numbers and words, no path of this machine."""
+    environment = {"processor": processor(), **config.get("environment", {})}
+    recorded = environment.pop("command", "")  # said once, above
+    calls = environment.pop("calls", [])
+    return {
+        "command": command or recorded or _fit_command(config),
+        "data": public_name(str(config["data"]["name"])),
+        "preset": str(config.get("preset", "")),
+        "git_revision": environment.pop("git_revision", None) or git_revision(),
+        **weights_used(checkpoint, weights),
+        "minutes": round(_minutes(run_dir, config, checkpoint.step), 1),
+        "model": dict(config["model"]),
+        "optim": dict(config.get("optim", {})),
+        "train": dict(config.get("train", {})),
+        "environment": environment,
+        **({"calls": calls} if len(calls) > 1 else {}),
+    }
+
+
+def _fit_command(config: Mapping[str, Any]) -> str:
+    """What starts the run anew by its configuration, for runs that did not record it."""
+    parts = {key: value for key, value in config.items() if key != "environment"}
+    try:
+        return fit_command(run_config_from_dict(parts))
+    except ConfigError:  # of another version of the program
+        return "iafvae-train fit --out RUN"
+
+
+def weights_used(checkpoint: Checkpoint, weights: Weights) -> dict[str, Any]:
+    """Which weights: two runs, or one taken up again earlier, may come to the same step."""
+    name = "ema" if weights == "ema" and checkpoint.ema else "model"
+    digest = hashlib.sha256((checkpoint.path / f"{name}.safetensors").read_bytes()).hexdigest()
+    return {"step": checkpoint.step, "weights": weights, "weights_sha256": digest}
+
+
+def _figures(run_dir: Path, checkpoint: Checkpoint, weights: Weights) -> Iterator[dict[str, Any]]:
+    """Manifest entries of all evaluations of exactly these weights on all of a split's images."""
+    wanted = weights_used(checkpoint, weights)
+    for path in sorted(run_dir.glob("evaluation-*.json")):
+        try:
+            content = json.loads(path.read_bytes())
+            # Evaluations from before the digest was kept are known by their step alone.
+            used = {key: content[key] for key in wanted if key in content or key == "step"}
+            entries, command = list(content["manifest"]), str(content["command"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrainingError(f"{path} is no evaluation ({error!r}): remove it.") from error
+        if used.items() <= wanted.items() and "--limit" not in command:
+            yield from entries
+
+
+def _minutes(run_dir: Path, config: Mapping[str, Any], last_step: int) -> float:
+    """Time that the steps took, by the speeds that the run recorded; 0 where it kept none."""
+    batch = int(config.get("optim", {}).get("batch_size", 0))
+    speeds = {  # by step: the last record of each counts
+        record["step"]: record["images_per_second"]
+        for record in read_metrics(run_dir)
+        if record["kind"] == "train" and record["step"] <= last_step
+    }
+    seconds, before = 0.0, 0
+    for step, speed in sorted(speeds.items()):
+        seconds += (step - before) * batch / speed
+        before = step
+    return seconds / 60
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(
+            json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
