@@ -1,18 +1,14 @@
-"""Every error a caller can meet: one tree, and one table to what HTTP says about it.
+"""Every error a caller can meet, as one tree.
 
-The message of an exception (``str(exc)``) becomes ``detail`` of an RFC 9457 problem document, so it
-says what was wrong with which value and what to do about it. What does not depend on the occasion,
-the stable slug of ``type``, the title and the status, stands in `PROBLEMS` alone.
+The message of an exception (``str(exc)``) says what was wrong with which value and what to do about
+it. What HTTP makes of each kind stands in `service.api.response.problems`.
 """
 
 # ruff: noqa: N818 - the names are nouns of the protocol ("Overloaded"), read in `except` and logs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 __all__ = [
-    "PROBLEMS",
     "BadRequest",
     "BundleRefused",
     "ClientGone",
@@ -31,7 +27,6 @@ __all__ = [
     "NotFound",
     "Overloaded",
     "PayloadTooLarge",
-    "Problem",
     "ProviderUnavailable",
     "RequestTimeout",
     "ServerFault",
@@ -43,36 +38,11 @@ __all__ = [
     "UnsupportedMedia",
     "WrongDtype",
     "WrongShape",
-    "problem_of",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """What every occasion of one error shares: RFC 9457's ``type``, ``title`` and ``status``."""
-
-    type: str
-    title: str
-    status: int
 
 
 class IafvaeError(Exception):
     """Root of the tree. ``str(exc)`` is the detail: what was wrong, and what to do."""
-
-    @property
-    def type(self) -> str:
-        """Stable slug; clients compare with this, never with a title or a detail."""
-        return problem_of(self).type
-
-    @property
-    def title(self) -> str:
-        """Short summary of the kind of error."""
-        return problem_of(self).title
-
-    @property
-    def status(self) -> int:
-        """HTTP status code."""
-        return problem_of(self).status
 
     @property
     def detail(self) -> str:
@@ -198,44 +168,3 @@ class DeviceFault(ServerFault):
 
 class ProviderUnavailable(ServerFault):
     """The provider that was demanded is not there; raised at start."""
-
-
-PROBLEMS: dict[type[IafvaeError], Problem] = {
-    kind: Problem(type=slug, title=title, status=status)
-    for kind, slug, title, status in (
-        (BadRequest, "bad-request", "Bad request", 400),
-        (MalformedBody, "malformed-body", "The body cannot be parsed", 400),
-        (Unauthorized, "unauthorized", "A key is needed", 401),
-        (Forbidden, "forbidden", "The key does not allow it", 403),
-        (NotFound, "not-found", "Not found", 404),
-        (UnknownModel, "unknown-model", "Unknown model", 404),
-        (UnknownBundle, "unknown-bundle", "Unknown bundle", 404),
-        (MethodNotAllowed, "method-not-allowed", "Method not allowed", 405),
-        (NotAcceptable, "not-acceptable", "No acceptable representation", 406),
-        (RequestTimeout, "request-timeout", "The body did not arrive in time", 408),
-        (Conflict, "conflict", "Not possible now", 409),
-        (ModelLimit, "model-limit", "As many models are loaded as may be", 409),
-        (PayloadTooLarge, "payload-too-large", "Over a limit", 413),
-        (UnsupportedMedia, "unsupported-media-type", "Unsupported content type", 415),
-        (InvalidInput, "invalid-input", "Invalid value", 422),
-        (BundleRefused, "bundle-refused", "The bundle cannot be served", 422),
-        (WrongShape, "wrong-shape", "Wrong shape", 422),
-        (WrongDtype, "wrong-dtype", "Wrong type of numbers", 422),
-        (UndecodableImage, "undecodable-image", "Undecodable image", 422),
-        (NonFiniteInput, "non-finite-input", "Non-finite numbers", 422),
-        (Overloaded, "overloaded", "The queue is full", 429),
-        (ClientGone, "client-gone", "The client has gone", 499),
-        (IafvaeError, "internal-error", "Internal error", 500),
-        (ServerFault, "internal-error", "Internal error", 500),
-        (EngineFailure, "engine-failure", "The computation failed", 500),
-        (DeviceFault, "device-fault", "The device failed", 500),
-        (ProviderUnavailable, "provider-unavailable", "The provider is unavailable", 500),
-        (ShuttingDown, "shutting-down", "The service is not ready", 503),
-        (DeadlineExceeded, "deadline-exceeded", "The deadline has passed", 504),
-    )
-}
-
-
-def problem_of(error: IafvaeError) -> Problem:
-    """The row of `PROBLEMS` for `error`: its class's own, else the nearest base's."""
-    return next(PROBLEMS[kind] for kind in type(error).__mro__ if kind in PROBLEMS)

@@ -102,10 +102,10 @@ def model_bench() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def loaded(tiny_bundle: Path):
-    """The tiny bundle as a `ModelRuntime` that is not started."""
-    from service.operations.model import ModelRuntime
+    """The tiny bundle as a `Model` that is not started."""
+    from service.operations.model import Model
 
-    return ModelRuntime.load(tiny_bundle, provider="cpu", workers=2)
+    return Model.load(tiny_bundle, provider="cpu", workers=2)
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,12 @@ import asyncio
 
 import numpy as np
 
-from service.operations.model import ModelRuntime
+from service.operations.model import Model
 from service.scheduler.batching import batchers
 from service.scheduler.scheduler import Scheduler
 
 
-def performer(loaded: ModelRuntime):
+def performer(loaded: Model):
     """Runs an `async def` of a started runtime. Sessions are shared, schedulers are not."""
 
     def run(use):
@@ -23,7 +23,7 @@ def performer(loaded: ModelRuntime):
                 max_queue_rows=10_000,
                 workers=2,
             )
-            fresh = ModelRuntime(loaded.bundle, loaded.engine, scheduler)
+            fresh = Model(loaded.bundle, loaded.engine, scheduler)
             await scheduler.start()
             try:
                 return await use(fresh)
@@ -36,7 +36,7 @@ def performer(loaded: ModelRuntime):
 
 
 def score(runtime, images, k=16, seed=0, alpha=0.01, **options):
-    """`ModelRuntime.score` with its usual arguments."""
+    """`Model.score` with its usual arguments."""
     return runtime.score(images, importance_samples=k, seed=seed, alpha=alpha, **options)
 
 

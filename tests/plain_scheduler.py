@@ -19,11 +19,12 @@ class Rows:
 
     values: list[int]
     operation: str = "double"
-    rows_per_image: int = 1
 
     @property
     def rows(self):
         return len(self.values)
+
+    image_count = rows
 
 
 class PlainBatcher:

@@ -1,32 +1,193 @@
-"""OpenAPI of all that is served: FastAPI's own routes, and the hot ones, which are plain ASGI."""
+"""What OpenAPI says of operations that FastAPI cannot see: bodies, media types, headers, errors.
+
+Options, answers in JSON and paths are declared by the routes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 
-from service.api.native import Operation
-from service.api.openapi_examples import Examples, example_of
-from service.api.openapi_inference import INFER_MODELS, infer_paths, inference_error
-from service.api.openapi_native import REF, native_operation, problem, response_of
+from service.api.examples import Examples, example_of
+from service.api.request.limits import TIMEOUT_HEADER
+from service.api.request.negotiation import JSON, NPY, PROBLEM
+from service.api.request.parsing import IMAGE_TYPES
+from service.api.response.problems import PROBLEMS, TYPE_PREFIX
 from service.api.response.schemas import ProblemDocument
 from service.api.security.auth import is_open
+from service.api.v2.schemas import InferenceError
 from service.repository.registry import Registry
 
-__all__ = ["install_openapi"]
+__all__ = [
+    "BINARY_CONTENT",
+    "HEADERS",
+    "described_headers",
+    "documented",
+    "documented_operation",
+    "inference_error",
+    "install_openapi",
+    "timeout_parameter",
+]
 
 Document = dict[str, Any]
+REF = "#/components/schemas/{model}"
+STATUSES = (400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503, 504)
+BINARY_CONTENT: Document = {"schema": {"type": "string", "format": "binary"}}
+HEADERS = {
+    "x-iafvae-model": "Model that answered",
+    "x-iafvae-version": "Its version",
+    "x-iafvae-bundle": "SHA-256 of its manifest",
+    "x-iafvae-provider": "What computed it: cpu or cuda.",
+    "x-iafvae-precision": "In which precision",
+    "x-iafvae-queue-seconds": "Time that the request waited; of a stream, its first piece",
+    "x-iafvae-compute-seconds": "Time that its batches took; of a stream, its first piece",
+    "x-iafvae-seed": "Seed of the noise; absent where none was used",
+    "x-iafvae-altered": "How many images were resized or converted; absent where none",
+    "x-iafvae-non-finite": "How many results are no numbers; absent where none",
+    "x-request-id": "The caller's, or a new one",
+}
+IMAGES_PROSE = (
+    "Images: multipart `files`, base64 in JSON, one image file as the body, or npy uint8 "
+    "`[n,H,W]`, `[n,C,H,W]` or `[n,H,W,C]`. EXIF orientation is applied, alpha is composited over "
+    "black, 16-bit images are refused."
+)
+LATENTS_PROSE = (
+    "`{payload}`: npy float32 `[n,D]`; in JSON lists of numbers, or the base64 of an npy file."
+)
+STREAM_PROSE = (
+    "With `Accept: application/x-npy` more images than `max_n` are streamed while they are "
+    "computed, up to `max_stream_n`. The length is stated: an answer that is shorter was broken "
+    "off. The deadline is then of the first piece; later ones have the server's own."
+)
+OPTIONS_PROSE = (
+    "With a JSON body options are its fields; with every other body they are query parameters (or "
+    "form fields). Unknown ones are refused. Bodies may be compressed (`Content-Encoding`: gzip or "
+    "deflate)."
+)
 
 
-def install_openapi(
-    app: FastAPI, operations: tuple[Operation[Any], ...], registry: Registry
-) -> None:
-    """Make ``app.openapi()`` describe `operations` as well, with examples that fit."""
+def documented(*statuses: int) -> dict[int | str, Document]:
+    """The argument `responses` of a route that may answer with problems of these statuses."""
+    return {status: _problem(status) for status in statuses}
+
+
+def documented_operation(
+    endpoint: Callable[..., object],
+    summary: str,
+    options: type[BaseModel],
+    response: type[BaseModel],
+    offers: tuple[str, ...],
+    *,
+    payload: str | None,
+    optional: bool = False,
+) -> Document:
+    """What a route of ``/v1`` declares: arguments of `APIRoute`."""
+    prose = [" ".join((endpoint.__doc__ or "").split())]
+    if payload is not None:
+        prose.append(IMAGES_PROSE if payload == "images" else LATENTS_PROSE.format(payload=payload))
+    if endpoint.__name__ == "sample":
+        prose.append(STREAM_PROSE)
+    others = {offer: BINARY_CONTENT for offer in offers if offer != JSON}
+    return {
+        "tags": ["operations on images"],
+        "operation_id": endpoint.__name__,
+        "summary": summary,
+        "description": "\n\n".join((*prose, OPTIONS_PROSE)),
+        "response_model": response,
+        "responses": {
+            200: {"description": "Done", "headers": described_headers(HEADERS), "content": others},
+            **documented(*STATUSES),
+        },
+        "openapi_extra": {
+            "parameters": [timeout_parameter()],
+            "requestBody": {
+                "required": payload is not None and not optional,
+                "content": _request_content(options, payload, optional),
+            },
+        },
+    }
+
+
+def described_headers(headers: dict[str, str]) -> Document:
+    return {
+        name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()
+    }
+
+
+def timeout_parameter() -> Document:
+    """The parameter object of the deadline."""
+    return {
+        "name": TIMEOUT_HEADER,
+        "in": "header",
+        "required": False,
+        "description": "After this many seconds the work is dropped and the answer is 504.",
+        "schema": {"type": "number", "minimum": 0},
+    }
+
+
+def _request_content(options: type[BaseModel], payload: str | None, optional: bool) -> Document:
+    schema: Document = options.model_json_schema(ref_template=REF)
+    schema["title"] = options.__name__.replace("Options", "Request")
+    if payload is not None:
+        schema["properties"] = {payload: _payload_schema(payload), **schema["properties"]}
+        if not optional:
+            schema["required"] = [payload]
+    content: Document = {JSON: {"schema": schema}}
+    if payload is not None:
+        content[NPY] = BINARY_CONTENT
+    if payload == "images":
+        files = {"type": "array", "items": BINARY_CONTENT["schema"]}
+        form = {"type": "object", "properties": {"files": files}, "required": ["files"]}
+        content["multipart/form-data"] = {"schema": form}
+        content |= dict.fromkeys(IMAGE_TYPES, BINARY_CONTENT)
+    return content
+
+
+def _payload_schema(payload: str) -> Document:
+    text = {"type": "string", "contentEncoding": "base64"}
+    if payload == "images":
+        described = "PNG, JPEG or WebP files in base64."
+        return {"type": "array", "minItems": 1, "items": text, "description": described}
+    numbers = {"type": "array", "items": {"type": "number"}}
+    return {
+        "anyOf": [{"type": "array", "minItems": 1, "items": numbers}, text],
+        "description": "[n, D]: lists of numbers, or the base64 of an npy file.",
+    }
+
+
+def _problem(status: int) -> Document:
+    """The response object of a problem document."""
+    problems = [problem for problem in PROBLEMS.values() if problem.status == status]
+    example = {
+        "type": TYPE_PREFIX + min(problem.type for problem in problems),
+        "title": min(problem.title for problem in problems),
+        "status": status,
+        "detail": "what was wrong, and what to do",
+        "instance": "/v1/score",
+        "request_id": "4bf92f3577b34da6",
+    }
+    schema = {"$ref": REF.format(model=ProblemDocument.__name__)}
+    return _error(status, PROBLEM, schema, example)
+
+
+def inference_error(status: int) -> Document:
+    """The response object of an error of ``/v2``."""
+    schema = {"$ref": REF.format(model=InferenceError.__name__)}
+    return _error(status, JSON, schema, {"error": "what was wrong, and what to do"})
+
+
+def _error(status: int, kind: str, schema: Document, example: Document) -> Document:
+    titles = sorted({problem.title for problem in PROBLEMS.values() if problem.status == status})
+    content = {kind: {"schema": schema, "example": example}}
+    return {"description": "; ".join(titles), "content": content}
+
+
+def install_openapi(app: FastAPI, registry: Registry) -> None:
+    """Make ``app.openapi()`` say what is true of every route, with examples that can be sent."""
     cached: dict[str, Document] = {}  # the examples fit the default model, which may change
 
     def openapi() -> Document:
@@ -39,32 +200,13 @@ def install_openapi(
                 routes=app.routes,
                 license_info={"name": "MIT", "identifier": "MIT"},
             )
+            _complete(document)
+            _fill_examples(document, Examples(registry))
             cached.clear()
-            cached[bundle] = _describe(document, operations, Examples(registry))
+            cached[bundle] = document
         return cached[bundle]
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way
-
-
-def _describe(
-    document: Document, operations: tuple[Operation[Any], ...], examples: Examples
-) -> Document:
-    native = {f"/v1/{o.name}": {"post": native_operation(o, examples)} for o in operations}
-    document["paths"] = {**native, **infer_paths(examples), **document["paths"]}
-    models: list[type[BaseModel]] = [ProblemDocument, *INFER_MODELS]
-    for operation in operations:
-        models += [operation.options, response_of(operation)]
-    kinds = [(model, "validation") for model in dict.fromkeys(models)]
-    _, schemas = models_json_schema(kinds, ref_template=REF)  # type: ignore[arg-type]
-    components = document.setdefault("components", {})
-    components.setdefault("schemas", {}).update(schemas["$defs"])
-    components["schemas"]["ImagesResponse"]["properties"]["images"]["examples"] = [
-        [examples.picture]
-    ]
-    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    _keys_and_errors(document)
-    _fill_examples(document, examples)
-    return document
 
 
 def _operations(document: Document) -> Iterator[tuple[str, Document]]:
@@ -73,13 +215,16 @@ def _operations(document: Document) -> Iterator[tuple[str, Document]]:
             yield path, operation
 
 
-def _keys_and_errors(document: Document) -> None:
+def _complete(document: Document) -> None:
     """FastAPI documents a validation error of its own; here errors are problems, or /v2's.
 
     A key is asked for where the server has some, and then 401 is possible too.
     """
+    schemas = document["components"]["schemas"]
+    for model in (ProblemDocument, InferenceError):
+        schemas[model.__name__] = model.model_json_schema(ref_template=REF)
     for path, operation in _operations(document):
-        error = inference_error if path.startswith("/v2") else problem
+        error = inference_error if path.startswith("/v2") else _problem
         responses = operation["responses"]
         if "422" in responses:
             responses["422"] = error(422)
@@ -87,13 +232,34 @@ def _keys_and_errors(document: Document) -> None:
             operation["security"] = [{}, {"key": []}]
             responses.setdefault("401", error(401))
         responses.setdefault("500", error(500))
+        for parameter in operation.get("parameters", ()):
+            parameter["schema"] = _without_null(parameter["schema"])
+            if parameter["in"] == "query" and "requestBody" in operation:
+                parameter["description"] = f"{parameter['description']} Not with a JSON body."
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for name in ("HTTPValidationError", "ValidationError"):
-        document["components"]["schemas"].pop(name, None)
+        schemas.pop(name, None)
+
+
+def _without_null(schema: Document) -> Document:
+    """A parameter that is null is one that is left out."""
+    kept = {k: v for k, v in schema.items() if k not in ("description", "title")}
+    kinds = [kind for kind in kept.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return kept
+    del kept["anyOf"]
+    kept.pop("default", None)
+    kept.update(kinds[0])
+    return kept
 
 
 def _fill_examples(document: Document, examples: Examples) -> None:
     schemas = document["components"]["schemas"]
+    schemas["ImagesResponse"]["properties"]["images"]["examples"] = [[examples.picture]]
     for path, operation in _operations(document):
+        if "requestBody" in operation:
+            content = operation["requestBody"]["content"][JSON]
+            content["example"] = examples.body(operation["operationId"], content["schema"])
         for parameter in operation.get("parameters", ()):
             if parameter["in"] == "path" and "example" not in parameter:
                 parameter["example"] = examples.path(path, parameter["name"])

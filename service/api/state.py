@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
-from typing import ParamSpec, TypeVar
 
-from service.api.request.body import Buffers
+from service.api.security.admission import Admission
+from service.metrics import Metrics
 from service.repository.registry import Registry
 from service.settings import Settings
-from service.telemetry import Telemetry
 
-__all__ = ["Context"]
-
-T = TypeVar("T")
-P = ParamSpec("P")
+__all__ = ["AppState"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
-    """Settings, models, metrics, and bounds on memory and threads for bodies."""
+class AppState:
+    """Settings, models, metrics, bounds on what is worked on at once, threads for long work on
+    bytes.
+    """
 
     settings: Settings
     registry: Registry
-    telemetry: Telemetry
-    buffers: Buffers
+    metrics: Metrics
+    admission: Admission
     decoders: Executor
-
-    async def beside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`function` in a thread, so that long work on bytes does not hold other requests up."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.decoders, partial(function, *args, **kwargs))

@@ -7,6 +7,7 @@ and the loader of bundles compare with it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 __all__ = [
@@ -38,12 +39,12 @@ class ImageSpec:
         if not 2 <= self.levels <= 256:
             raise ValueError("levels must be from 2 to 256")
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int]:
         """``(channels, height, width)``."""
         return self.channels, self.height, self.width
 
-    @property
+    @cached_property
     def dims(self) -> int:
         """Number of dimensions that bits/dim divides by."""
         return self.channels * self.height * self.width

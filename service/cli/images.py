@@ -73,14 +73,14 @@ def sample(
     """
     from service.cli import files
     from service.cli import inputs as commands
-    from service.operations.defaults import seed_or_drawn
+    from service.operations.checks import drawn_seed
 
     given = None if prior_eps is None else commands.read_latents(prior_eps)
     count = n or (None if given is not None else 64)
     warmth = _temperature(temperature)
     with commands.open_backend(bundle, url, model, provider) as backend:
         if given is None and out.suffix == ".npy" and (count or 0) > commands.STREAMED:
-            chosen = seed_or_drawn(seed)
+            chosen = drawn_seed() if seed is None else seed
             pieces = backend.stream(count or 0, seed=chosen, temperature=warmth, output=output)
             files.write_stream(pieces, count or 0, out)
             typer.echo(f"{out}: {count} images, seed {chosen}", err=True)

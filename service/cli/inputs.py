@@ -5,23 +5,25 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import ImageSpec
-from service.client.client import Client, Computed, ScoreTable
+from service.client.client import Client
+from service.client.results import ScoreTable
 from service.codecs.images import Fit, PixelLimits, fit_files
 from service.codecs.npy import decode_npy
 from service.engine.options import Provider
 from service.errors import IafvaeError, InvalidInput
 
+if TYPE_CHECKING:
+    from service.cli.local import LocalClient
+
 __all__ = [
     "STREAMED",
-    "Backend",
     "Fit",
     "in_chunks",
     "open_backend",
@@ -38,77 +40,12 @@ T = TypeVar("T", bound=np.generic)
 Row = dict[str, Any]
 
 
-class Backend(Protocol):
-    """What the commands need of a model, here or on a server."""
-
-    def model(self) -> dict[str, Any]:
-        """Its description, as ``GET /v1/models/{name}`` gives it."""
-
-    def sample(
-        self,
-        n: int | None,
-        *,
-        seed: int | None,
-        temperature: float | list[float],
-        output: Literal["mean", "draw"],
-        prior_eps: NDArray[np.float32] | None,
-        resample: list[str] | None,
-        keep: list[str] | None,
-    ) -> Computed:
-        """As `Client.sample`."""
-
-    def stream(
-        self,
-        n: int,
-        *,
-        seed: int | None,
-        temperature: float | list[float],
-        output: Literal["mean", "draw"],
-    ) -> Iterator[NDArray[np.uint8]]:
-        """As `Client.stream`."""
-
-    def encode(
-        self,
-        images: NDArray[np.uint8],
-        *,
-        seed: int | None,
-        output: Literal["latents", "prior_eps"],
-    ) -> Computed:
-        """As `Client.encode`."""
-
-    def interpolate(
-        self,
-        images: NDArray[np.uint8] | None,
-        n: int,
-        *,
-        seeds: tuple[int, ...],
-        seed: int | None,
-        output: Literal["mean", "draw"],
-    ) -> Computed:
-        """As `Client.interpolate`."""
-
-    def reconstruct(
-        self, images: NDArray[np.uint8], *, seed: int | None, output: Literal["mean", "draw"]
-    ) -> Computed:
-        """As `Client.reconstruct`."""
-
-    def score(
-        self,
-        images: NDArray[np.uint8],
-        *,
-        importance_samples: int | None,
-        seed: int | None,
-        alpha: float | None,
-    ) -> ScoreTable:
-        """As `Client.score`."""
-
-
 def open_backend(
     bundle: Path | None,
     url: str | None,
     model: str | None,
     provider: Provider | None,
-) -> AbstractContextManager[Backend]:
+) -> Client | LocalClient:
     """The server at `url` (a key in IAFVAE_KEY is sent), or the bundle loaded in this process."""
     if url is not None:
         if bundle is not None or provider is not None:
@@ -135,11 +72,11 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _shape(backend: Backend) -> ImageSpec:
+def _shape(backend: Client | LocalClient) -> ImageSpec:
     return ImageSpec(**backend.model()["manifest"]["image"])
 
 
-def read_all(backend: Backend, paths: Sequence[Path], fit: Fit) -> NDArray[np.uint8]:
+def read_all(backend: Client | LocalClient, paths: Sequence[Path], fit: Fit) -> NDArray[np.uint8]:
     """All images as uint8 [n, C, H, W]; the first that cannot be read is an error."""
     shape = _shape(backend)
     files = find_images(paths)
@@ -165,7 +102,7 @@ def read_latents(path: Path) -> NDArray[np.float32]:
 
 
 def score_files(
-    backend: Backend,
+    backend: Client | LocalClient,
     paths: Sequence[Path],
     fit: Fit,
     *,

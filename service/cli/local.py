@@ -1,9 +1,9 @@
-"""The client's methods on a bundle in this process: the same operations without a server."""
+"""The client's face on a bundle in this process: the same operations without a server."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -13,28 +13,29 @@ from numpy.typing import NDArray
 
 from service.api.response.streaming import piece_rows
 from service.bundle import BundleError, manifest_to_json
-from service.client.client import Computed, ScoreTable
+from service.client.results import Computed, ScoreTable
 from service.engine.options import Provider
-from service.errors import InvalidInput
-from service.operations.defaults import seed_or_drawn, temperatures
-from service.operations.latents import resampled_groups
-from service.operations.model import ModelRuntime, Scores, Timing
+from service.operations.model import Model, Output
+from service.operations.results import Result
 from service.repository.store import bundle_paths
 from service.settings import load_settings
 
 __all__ = ["LocalClient"]
 
-Output = Literal["mean", "draw"]
 T = TypeVar("T")
+SCORE_COLUMNS = (
+    *("log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats"),
+    *("effective_sample_size", "p_value", "anomalous", "status"),
+)
 
 
 class LocalClient:
     """A loaded model behind the interface of `service.client.Client`, as far as commands use it."""
 
-    def __init__(self, runtime: ModelRuntime) -> None:
-        self._runtime = runtime
+    def __init__(self, model: Model) -> None:
+        self._model = model
         self._loop = asyncio.Runner()
-        self._run(runtime.start())
+        self._run(model.start())
 
     @classmethod
     def open(cls, bundle: Path | None, model: str | None, provider: Provider | None) -> LocalClient:
@@ -44,12 +45,12 @@ class LocalClient:
         wanted = model or settings.default_model
         if wanted is not None and len(paths) > 1:
             paths = [path for path in paths if path.name == wanted] or paths
-        runtime = ModelRuntime.load(paths[0], engine=settings.engine)
-        if wanted is not None and runtime.name != wanted:
+        loaded = Model.load(paths[0], engine=settings.engine)
+        if wanted is not None and loaded.name != wanted:
             raise BundleError(
-                f"there is no model {wanted!r} at {settings.models}; the first is {runtime.name!r}"
+                f"there is no model {wanted!r} at {settings.models}; the first is {loaded.name!r}"
             )
-        return cls(runtime)
+        return cls(loaded)
 
     def __enter__(self) -> Self:
         return self
@@ -60,54 +61,26 @@ class LocalClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._run(self._runtime.stop(0.0))
+        self._run(self._model.stop(0.0))
         self._loop.close()
 
     def model(self) -> dict[str, Any]:
         """The part of ``GET /v1/models/{name}`` that commands need."""
-        return {"manifest": manifest_to_json(self._runtime.bundle.manifest)}
+        return {"manifest": manifest_to_json(self._model.manifest)}
 
-    def sample(
-        self,
-        n: int | None,
-        *,
-        seed: int | None,
-        temperature: float | list[float],
-        output: Output,
-        prior_eps: NDArray[np.float32] | None = None,
-        resample: list[str] | None = None,
-        keep: list[str] | None = None,
-    ) -> Computed:
-        """As `Client.sample`."""
-        latent = self._runtime.bundle.manifest.latent
-        groups = resampled_groups(latent, resample, keep)
-        noisy = prior_eps is None or bool(groups) or output == "draw"
-        chosen = seed_or_drawn(seed) if noisy else None
-        if prior_eps is None and (resample is not None or keep is not None):
-            raise InvalidInput("resample and keep say what becomes of prior_eps: give it as well")
-        drawn = self._run(
-            self._runtime.sample(
-                n or (1 if prior_eps is None else len(prior_eps)),
-                seed=chosen or 0,
-                temperature=temperatures(temperature, latent),
-                output=output,
-                prior_eps=prior_eps,
-                resample=groups,
-            )
-        )
-        return self._computed(drawn.images, chosen, drawn.timing)
+    def sample(self, n: int | None, **options: Any) -> Computed:
+        """Images from the prior, or changed in its noise; options as `Model.sampling` has them."""
+        drawn = self._run(self._model.sample(n, **options))
+        return self._computed(drawn.images, drawn)
 
     def stream(
         self, n: int, *, seed: int | None, temperature: float | list[float], output: Output
     ) -> Iterator[NDArray[np.uint8]]:
-        """As `Client.stream`."""
-        chosen, manifest = seed_or_drawn(seed), self._runtime.bundle.manifest
-        warmth, rows = temperatures(temperature, manifest.latent), piece_rows(manifest.image.dims)
+        """`n` images of `sample`, piece by piece."""
+        work = self._model.sampling(n, seed=seed, temperature=temperature, output=output)
+        rows = piece_rows(self._model.manifest.image.dims)
         for first in range(0, n, rows):
-            drawn = self._runtime.sample(
-                min(rows, n - first), seed=chosen, temperature=warmth, output=output, first=first
-            )
-            yield self._run(drawn).images
+            yield self._run(self._model.draw(work.piece(first, min(n, first + rows)))).images
 
     def encode(
         self,
@@ -116,31 +89,23 @@ class LocalClient:
         seed: int | None,
         output: Literal["latents", "prior_eps"] = "latents",
     ) -> Computed:
-        """As `Client.encode`."""
-        coded = self._run(self._runtime.encode(images, seed=seed))
-        return self._computed(getattr(coded, output), seed, coded.timing)
+        """Latents of `images`, or their prior noise."""
+        coded = self._run(self._model.encode(images, seed=seed))
+        return self._computed(getattr(coded, output), coded)
 
     def interpolate(
-        self,
-        images: NDArray[np.uint8] | None,
-        n: int,
-        *,
-        seeds: tuple[int, ...],
-        seed: int | None,
-        output: Output,
+        self, images: NDArray[np.uint8] | None, n: int, *, seeds: Sequence[int], **options: Any
     ) -> Computed:
-        """As `Client.interpolate`."""
-        way = self._run(
-            self._runtime.interpolate(images, n=n, seeds=seeds, seed=seed, output=output)
-        )
-        return self._computed(way.images, seed, way.timing)
+        """Images on the way between two ends; options as `Model.interpolate` has them."""
+        way = self._run(self._model.interpolate(images, n=n, seeds=seeds, **options))
+        return self._computed(way.images, way)
 
     def reconstruct(
         self, images: NDArray[np.uint8], *, seed: int | None, output: Output
     ) -> Computed:
-        """As `Client.reconstruct`."""
-        again = self._run(self._runtime.reconstruct(images, seed=seed, output=output))
-        return self._computed(again.images, seed, again.timing)
+        """`images` through their latents and back."""
+        again = self._run(self._model.reconstruct(images, seed=seed, output=output))
+        return self._computed(again.images, again)
 
     def score(
         self,
@@ -150,51 +115,30 @@ class LocalClient:
         seed: int | None,
         alpha: float | None,
     ) -> ScoreTable:
-        """As `Client.score`."""
-        scoring = self._runtime.bundle.manifest.scoring
-        level = scoring.alpha if alpha is None else alpha
+        """Log-likelihoods of `images` and how unusual they are."""
         scores = self._run(
-            self._runtime.score(
-                images,
-                importance_samples=importance_samples or scoring.default_importance_samples,
-                seed=scoring.default_seed if seed is None else seed,
-                alpha=level,
-            )
+            self._model.score(images, importance_samples=importance_samples, seed=seed, alpha=alpha)
         )
-        return self._table(scores, level)
+        return ScoreTable(
+            **{name: getattr(scores, name) for name in SCORE_COLUMNS},
+            **scores.resolved,
+            altered=np.zeros(len(images), np.bool_),
+            model=self._model.name,
+            version=self._model.version,
+            notes=list(scores.notes),
+        )
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run(work)
 
-    def _computed(self, array: NDArray[Any], seed: int | None, timing: Timing) -> Computed:
-        runtime = self._runtime
+    def _computed(self, array: NDArray[Any], result: Result) -> Computed:
         return Computed(
             array=array,
-            model=runtime.name,
-            version=runtime.bundle.manifest.version,
-            bundle=runtime.bundle.hash,
-            provider=runtime.provider,
-            seed=seed,
-            queue_seconds=timing.queue_seconds,
-            compute_seconds=timing.compute_seconds,
-        )
-
-    def _table(self, scores: Scores, alpha: float) -> ScoreTable:
-        return ScoreTable(
-            log_likelihood_nats=scores.log_likelihood_nats,
-            bits_per_dim=scores.bits_per_dim,
-            elbo_nats=scores.elbo_nats,
-            standard_error_nats=scores.standard_error_nats,
-            effective_sample_size=scores.effective_sample_size,
-            p_value=scores.p_value,
-            anomalous=scores.anomalous,
-            altered=np.zeros(len(scores.status), np.bool_),
-            status=scores.status,
-            estimator=scores.estimator,
-            importance_samples=scores.importance_samples,
-            seed=scores.seed,
-            alpha=alpha,
-            model=self._runtime.name,
-            version=self._runtime.bundle.manifest.version,
-            notes=[],
+            model=self._model.name,
+            version=self._model.version,
+            bundle=self._model.bundle.hash,
+            provider=self._model.provider,
+            seed=result.seed,
+            queue_seconds=result.queue_seconds,
+            compute_seconds=result.compute_seconds,
         )

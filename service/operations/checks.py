@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import ImageSpec
+from service.bundle import ImageSpec, LatentSpec
 from service.errors import InvalidInput, NonFiniteInput, WrongDtype, WrongShape
 
-__all__ = ["alpha", "count", "images", "latents", "output", "seed", "temperature", "two_ends"]
+__all__ = [
+    "MAX_SEED",
+    "alpha",
+    "count",
+    "drawn_seed",
+    "images",
+    "latents",
+    "output",
+    "seed",
+    "temperature",
+    "two_ends",
+]
 
-MAX_SEED = 2**64 - 1  # what the noise can take; protocols stop at the largest signed number
+MAX_SEED = 2**63 - 1  # the noise could take twice as many; protocols know signed numbers alone
+DRAWN_SEEDS = 2**53  # seeds that are drawn here survive JavaScript's numbers
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 O = TypeVar("O", bound=str)  # noqa: E741
 
@@ -27,10 +40,15 @@ def count(name: str, value: int, least: int = 1) -> int:
 
 
 def seed(value: int, name: str = "seed") -> int:
-    """`value` if it is a 64-bit unsigned number."""
+    """`value` if it is a 63-bit number."""
     if not 0 <= value <= MAX_SEED:
         raise InvalidInput(f"{name} must be from 0 to {MAX_SEED}, not {value}")
     return value
+
+
+def drawn_seed() -> int:
+    """A seed that nobody has chosen."""
+    return secrets.randbelow(DRAWN_SEEDS)
 
 
 def alpha(value: float) -> float:
@@ -47,17 +65,24 @@ def output(value: O) -> O:
     return value
 
 
-def temperature(values: Sequence[float] | NDArray[Any], groups: int) -> NDArray[np.float32]:
-    """Float32 ``[groups]``: finite and not negative."""
-    numbers = [float(value) for value in values]
-    if len(numbers) != groups:
-        raise WrongShape(f"temperature must be one number for each of {groups} latent groups")
+def temperature(given: float | Sequence[float], latent: LatentSpec) -> list[float]:
+    """One number for each group of `latent`, finite and not negative; a single one is for all."""
+    names = [group.name for group in latent.groups]
+    if isinstance(given, float | int):
+        numbers = [float(given)] * len(names)
+    else:
+        numbers = [float(value) for value in given]
+    if len(numbers) != len(names):
+        raise InvalidInput(
+            f"temperature has {len(numbers)} numbers, the model has {len(names)} latent groups "
+            f"({', '.join(names)}): give one for each, or a single number"
+        )
     for number in numbers:
         if not math.isfinite(number):
             raise NonFiniteInput(f"temperature must be finite, not {number}")
         if not 0.0 <= number <= MAX_FLOAT32:
             raise InvalidInput(f"temperature must not be negative or beyond float32, not {number}")
-    return np.array(numbers, dtype=np.float32)
+    return numbers
 
 
 def latents(array: NDArray[Any], dim: int, name: str = "latents") -> None:

@@ -1,25 +1,25 @@
-"""Editing an image in the prior's noise: some latent groups are kept, the others drawn anew.
+"""Latents in the prior's noise: which groups are drawn anew, and the way from one to another.
 
 Groups are drawn top down, each given those above it. A group's `prior_eps` means the same under any
-upper group, its absolute latents do not: that is why images are changed there.
+upper group, its absolute latents do not: that is why images are changed, and interpolated, there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import LatentSpec, Manifest
+from service.bundle import LatentSpec
 from service.errors import InvalidInput, WrongShape
 from service.noise import Purpose, normal
-from service.operations import checks as arguments
+from service.operations import checks
 from service.scheduler.work import NoiseKeys
 
-__all__ = ["Edited", "edited", "first_eps", "resampled_groups"]
+__all__ = ["Edited", "GreatCircle", "edited", "first_eps", "resampled_groups"]
 
 F32 = NDArray[np.float32]
 
@@ -34,24 +34,18 @@ class Edited:
     given: F32
     drawn: NDArray[np.bool_]
     keys: NoiseKeys
-    noise_version: int
 
     def __getitem__(self, rows: slice) -> F32:
         kept = self.given[rows]
         if not self.drawn.any():
             return kept
         seeds, streams, purposes = self.keys.cut(rows.start, rows.stop)
-        dim, version = kept.shape[1], self.noise_version
-        noise = normal(seeds, streams, 0, dim, purposes, version=version)
-        return np.where(self.drawn, noise, kept)
+        return np.where(self.drawn, normal(seeds, streams, 0, kept.shape[1], purposes), kept)
 
 
-def edited(
-    prior_eps: NDArray[Any], keys: NoiseKeys, manifest: Manifest, resample: Sequence[str]
-) -> Edited:
+def edited(prior_eps: F32, keys: NoiseKeys, latent: LatentSpec, resample: Sequence[str]) -> Edited:
     """`prior_eps` ``[n, D]`` or ``[1, D]`` (for all rows of `keys`), `resample` drawn anew."""
-    latent = manifest.latent
-    arguments.latents(prior_eps, latent.dim, "prior_eps")
+    checks.latents(prior_eps, latent.dim, "prior_eps")
     n = len(keys.seeds)
     if len(prior_eps) not in (1, n):
         raise WrongShape(
@@ -62,17 +56,15 @@ def edited(
     for group in latent.groups:
         drawn[start : start + group.dim] = group.name in resample
         start += group.dim
-    given = np.broadcast_to(prior_eps, (n, latent.dim))
-    return Edited(given, drawn, keys, manifest.noise_version)
+    return Edited(np.broadcast_to(prior_eps, (n, latent.dim)), drawn, keys)
 
 
-def first_eps(seeds: Sequence[int], manifest: Manifest) -> F32:
+def first_eps(seeds: Sequence[int], dim: int) -> F32:
     """`prior_eps` ``[n, D]`` of the first image that each of `seeds` draws."""
-    dim, version = manifest.latent.dim, manifest.noise_version
     if not seeds:
         return np.zeros((0, dim), np.float32)
-    keys = np.array([arguments.seed(seed) for seed in seeds], dtype=np.uint64)
-    return normal(keys, np.zeros_like(keys), 0, dim, Purpose.SAMPLE, version=version)
+    keys = np.array([checks.seed(seed) for seed in seeds], dtype=np.uint64)
+    return normal(keys, np.zeros_like(keys), 0, dim, Purpose.SAMPLE)
 
 
 def resampled_groups(
@@ -96,3 +88,33 @@ def resampled_groups(
     if keep is not None:
         return [name for name in names if name not in keep]
     return [name for name in names if name in (resample or ())]
+
+
+class GreatCircle:
+    """`n` points from one of `ends` ``[2, D]`` to the other by spherical interpolation (Shoemake,
+    1985).
+
+    ``sin((1-t) w) / sin w * a + sin(t w) / sin w * b`` with w the angle between them; a
+    straight line where they point the same or opposite ways, or one is zero. Points exist where
+    they are asked for: ``circle[3:5]`` is float32 ``[2, D]``. The first and the last are the ends.
+    """
+
+    def __init__(self, ends: F32, n: int) -> None:
+        self._ends, self._n = ends, n
+        a, b = ends.astype(np.float64)
+        lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+        omega = math.acos(max(-1.0, min(1.0, float(a @ b) / lengths))) if lengths > 0.0 else 0.0
+        t = np.linspace(0.0, 1.0, n)
+        if math.sin(omega) < 1e-6:
+            self._weights = np.stack([1.0 - t, t], axis=1)  # [n, 2]
+        else:
+            angles = np.stack([(1.0 - t) * omega, t * omega], axis=1)
+            self._weights = np.sin(angles) / math.sin(omega)
+        self._weights[0], self._weights[-1] = (1.0, 0.0), (0.0, 1.0)
+
+    def __getitem__(self, rows: slice) -> F32:
+        weights = self._weights[rows].astype(np.float64)
+        points: F32 = np.einsum("re,ed->rd", weights, self._ends, dtype=np.float64).astype(
+            np.float32
+        )
+        return points

@@ -9,8 +9,7 @@ from service.bundle import Bundle
 from service.engine.backends import EngineBase, EngineOptions, make_engine
 from service.engine.hardware import available_cores
 from service.scheduler.batching import batchers
-from service.scheduler.observer import SchedulerObserver
-from service.scheduler.scheduler import Scheduler
+from service.scheduler.scheduler import Scheduler, SchedulerObserver
 
 __all__ = ["assemble"]
 
@@ -31,7 +30,7 @@ def assemble(
     hang_seconds: float,
     observer: SchedulerObserver | None,
 ) -> tuple[EngineBase, Scheduler]:
-    """A warm engine, and a scheduler that is not started. Arguments as `ModelRuntime.load`'s.
+    """A warm engine, and a scheduler that is not started. Arguments as `Model.load`'s.
 
     On a CPU as many batches run as there are cores, each on one thread. A GPU has one at a time,
     and while it computes, one more is assembled.

@@ -1,8 +1,11 @@
-"""The operations of a loaded model: what every protocol's routes call, without HTTP.
+"""The operations of a loaded model: what routes and the command line call, without HTTP.
 
-Arguments are checked here, work is made of them, the scheduler runs it, and numbers come back as
-arrays with the time they took. All randomness is a function of the arguments: the same call gives
-the same bytes alone, among others, and on another replica.
+Options are resolved and checked here, work is made of them, the scheduler runs it, and numbers come
+back as arrays with the time they took. All randomness is a function of the arguments: the same call
+gives the same bytes alone, among others, and on another replica.
+
+Every operation takes `caller` (whose turn it is counted as: a key or a connection) and `deadline`
+(until when the answer is of use, on the clock of `time.monotonic`).
 """
 
 from __future__ import annotations
@@ -17,28 +20,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from service import estimators
 from service.bundle import Bundle, load_bundle
 from service.engine.backends import EngineBase, EngineOptions
 from service.errors import InvalidInput
 from service.noise import Purpose, image_keys
-from service.operations import checks as arguments
-from service.operations.interpolation import GreatCircle
-from service.operations.latents import edited, first_eps
+from service.operations import checks
+from service.operations.latents import GreatCircle, edited, first_eps, resampled_groups
 from service.operations.load import assemble
-from service.operations.results import (
-    Call,
-    Images,
-    Latents,
-    LogLikelihoods,
-    Rendered,
-    Scores,
-    Timing,
-    images_of,
-    rendered_of,
-    timing_of,
-)
-from service.operations.scores import log_likelihoods_of, scores_of
-from service.scheduler.scheduler import BatchResult, Scheduler, SchedulerObserver
+from service.operations.results import Images, Latents, LogLikelihoods, Rendered, Scores
+from service.scheduler.jobs import Job
+from service.scheduler.scheduler import Scheduler, SchedulerObserver
 from service.scheduler.work import (
     DecodeWork,
     EncodeWork,
@@ -46,24 +38,30 @@ from service.scheduler.work import (
     Pixels,
     SampleWork,
     ScoreWork,
-    Work,
 )
 
-__all__ = ["Call", "Images", "Latents", "ModelRuntime", "Rendered", "Scores", "Timing"]
+__all__ = ["Model", "Output"]
 
 Output = Literal["mean", "draw"]
-NO_CALL = Call()
+U8 = NDArray[np.uint8]
 # Operations that end with another's graph.
 GRAPH_OF = {"reconstruct": "decode", "interpolate": "sample"}
+AT_ZERO = "encoded at eps = 0, the centre of the posterior: give a seed to draw from it"
+DRAWN_WITH_0 = "pixels drawn with seed 0, as none was given"
 
 
-class ModelRuntime:
+class Model:
     """One loaded bundle: verified, warmed and scheduled. Made by `load`, then `start`."""
 
     def __init__(self, bundle: Bundle, engine: EngineBase, scheduler: Scheduler) -> None:
         self.bundle, self.engine, self.scheduler = bundle, engine, scheduler
-        self.name, self.backend = bundle.manifest.name, engine.backend
-        self.provider, self.precision = engine.provider, engine.precision
+        self.manifest = bundle.manifest
+        self.name, self.version = bundle.manifest.name, bundle.manifest.version
+        self.backend, self.provider, self.precision = (
+            engine.backend,
+            engine.provider,
+            engine.precision,
+        )
 
     @classmethod
     def load(
@@ -77,7 +75,7 @@ class ModelRuntime:
         hang_seconds: float = math.inf,
         observe: Callable[[str], SchedulerObserver] | None = None,
         **changes: Any,
-    ) -> ModelRuntime:
+    ) -> Model:
         """Load, verify and warm the bundle at `path`; blocks.
 
         engine: what computes, of which `changes` (``provider="cpu"``) replace fields; workers: runs
@@ -125,135 +123,244 @@ class ModelRuntime:
         await self.scheduler.stop(drain_seconds)
         await asyncio.to_thread(self.engine.close)
 
+    def sampling(
+        self,
+        n: int | None = None,
+        *,
+        seed: int | None = None,
+        temperature: float | Sequence[float] = 1.0,
+        output: Output = "mean",
+        prior_eps: NDArray[Any] | None = None,
+        resample: Sequence[str] | None = None,
+        keep: Sequence[str] | None = None,
+    ) -> SampleWork:
+        """The images that `sample` draws, not drawn yet: `draw` computes them, or pieces of them.
+
+        n: how many (None: 1, or one for each row of `prior_eps`); seed: None draws one;
+        temperature: one number, or one a latent group; prior_eps: float32 ``[n, D]`` or ``[1, D]``, instead of
+        the seed's noise but for the latent groups to `resample`, or all but those to `keep`.
+        """
+        latent = self.manifest.latent
+        if prior_eps is None and (resample is not None or keep is not None):
+            raise InvalidInput("resample and keep say what becomes of prior_eps: send it as well")
+        n = checks.count("n", n or (1 if prior_eps is None else max(1, len(prior_eps))))
+        groups = [] if prior_eps is None else resampled_groups(latent, resample, keep)
+        noisy = prior_eps is None or bool(groups) or output == "draw"
+        chosen = checks.drawn_seed() if seed is None else checks.seed(seed)
+        seed = chosen if noisy else None  # without noise there is none to tell
+        heats = checks.temperature(temperature, latent)
+        keys = _positions(n, seed or 0)
+        resolved: dict[str, Any] = {"output": output, "seed": seed, "temperature": heats}
+        eps = None
+        if prior_eps is not None:
+            resolved["resampled"] = groups
+            eps = edited(prior_eps, keys, latent, groups)
+        return SampleWork(
+            rows=n,
+            image_count=n,
+            keys=keys,
+            temperature=np.broadcast_to(np.array(heats, dtype=np.float32), (n, len(heats))),
+            output=checks.output(output),
+            eps=eps,
+            resolved=resolved,
+        )
+
+    async def draw(
+        self, work: SampleWork, *, caller: str = "", deadline: float | None = None
+    ) -> Images:
+        """The images of `work`, which `sampling` made."""
+        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        return _images(job, work.resolved)
+
     async def sample(
         self,
-        n: int,
+        n: int | None = None,
         *,
-        seed: int,
-        temperature: Sequence[float],
-        output: Output = "mean",
-        first: int = 0,
-        prior_eps: NDArray[Any] | None = None,
-        resample: Sequence[str] = (),
-        call: Call = NO_CALL,
+        caller: str = "",
+        deadline: float | None = None,
+        **options: Any,
     ) -> Images:
-        """Images `first` to ``first + n - 1`` of `seed`, at one temperature a latent group.
-
-        prior_eps: float32 ``[n, D]`` or ``[1, D]``: instead of the seed's noise, but for the latent
-        groups to `resample`.
-        """
-        arguments.count("n", n)
-        arguments.seed(first, "first")
-        warmth = arguments.temperature(temperature, len(self.bundle.manifest.latent.groups))
-        keys = _positions(n, arguments.seed(seed), first)
-        work = SampleWork(
-            keys,
-            np.broadcast_to(warmth, (n, len(warmth))),
-            arguments.output(output),
-            None if prior_eps is None else edited(prior_eps, keys, self.bundle.manifest, resample),
-        )
-        return images_of(await self._submit(work, call))
+        """Images from the prior, or changed in its noise; options as `sampling` has them."""
+        return await self.draw(self.sampling(n, **options), caller=caller, deadline=deadline)
 
     async def sample_each(
-        self, seeds: Sequence[int], *, temperature: NDArray[Any], call: Call = NO_CALL
+        self,
+        seeds: Sequence[int],
+        *,
+        temperature: NDArray[Any],
+        caller: str = "",
+        deadline: float | None = None,
     ) -> Rendered:
         """The first image of each seed; temperature: ``[n, G]``. Means, their pixels, and draws."""
-        arguments.count("the number of seeds", len(seeds))
-        groups = len(self.bundle.manifest.latent.groups)
-        warmth = [arguments.temperature(row, groups) for row in temperature]
-        if len(warmth) != len(seeds):
+        checks.count("the number of seeds", len(seeds))
+        heats = [checks.temperature(row.tolist(), self.manifest.latent) for row in temperature]
+        if len(heats) != len(seeds):
             raise InvalidInput("temperature must have one row for each seed")
         keys = NoiseKeys(
-            np.array([arguments.seed(seed) for seed in seeds], dtype=np.uint64),
+            np.array([checks.seed(seed) for seed in seeds], dtype=np.uint64),
             np.zeros(len(seeds), dtype=np.uint64),
             Purpose.SAMPLE,
         )
-        return rendered_of(await self._submit(SampleWork(keys, np.stack(warmth), "both"), call))
+        work = SampleWork(
+            rows=len(seeds),
+            image_count=len(seeds),
+            keys=keys,
+            temperature=np.array(heats, dtype=np.float32),
+            output="both",
+        )
+        return _rendered(await self.scheduler.submit(work, caller=caller, deadline=deadline))
 
     async def decode(
         self,
         latents: NDArray[Any],
         *,
         output: Output = "mean",
-        seed: int = 0,
-        call: Call = NO_CALL,
+        seed: int | None = None,
+        caller: str = "",
+        deadline: float | None = None,
     ) -> Images:
-        """Images of `latents` float32 ``[n, D]``; seed: for drawing pixels."""
-        return images_of(await self._submit(self._decoding(latents, output, seed), call))
+        """Images of `latents` float32 ``[n, D]``; seed: for drawing pixels, None draws one."""
+        if output != "draw":
+            seed = None  # a mean takes no noise
+        elif seed is None:
+            seed = checks.drawn_seed()
+        work = self._decoding(latents, output, seed or 0)
+        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        return _images(job, {"output": output, "seed": seed})
 
     async def decode_each(
-        self, latents: NDArray[Any], *, seed: int = 0, call: Call = NO_CALL
+        self,
+        latents: NDArray[Any],
+        *,
+        seed: int = 0,
+        caller: str = "",
+        deadline: float | None = None,
     ) -> Rendered:
         """Means, their pixels, and draws of `latents` float32 ``[n, D]``."""
-        return rendered_of(await self._submit(self._decoding(latents, "both", seed), call))
+        work = self._decoding(latents, "both", seed)
+        return _rendered(await self.scheduler.submit(work, caller=caller, deadline=deadline))
 
     async def encode(
-        self, images: NDArray[Any], *, seed: int | None = None, call: Call = NO_CALL
+        self,
+        images: U8,
+        *,
+        seed: int | None = None,
+        caller: str = "",
+        deadline: float | None = None,
     ) -> Latents:
         """Latents of `images` uint8 ``[n, C, H, W]``: drawn with `seed`, or at eps = 0."""
-        arguments.images(images, self.bundle.manifest.image)
-        result = await self._encode(images, image_keys(images), seed, call)
-        return Latents(result.arrays["z"], result.arrays["prior_eps"], timing_of(result))
+        job = await self._encode(images, seed, caller, deadline)
+        return Latents(
+            latents=job.arrays["z"],
+            prior_eps=job.arrays["prior_eps"],
+            seed=seed,
+            resolved={"seed": seed},
+            queue_seconds=job.queue_seconds,
+            compute_seconds=job.compute_seconds,
+        )
 
     async def score(
         self,
-        images: NDArray[Any],
+        images: U8,
         *,
-        importance_samples: int,
-        seed: int,
-        alpha: float,
-        call: Call = NO_CALL,
+        importance_samples: int | None = None,
+        seed: int | None = None,
+        alpha: float | None = None,
+        caller: str = "",
+        deadline: float | None = None,
     ) -> Scores:
-        """Log-likelihoods of `images` uint8 ``[n, C, H, W]`` and how unusual they are."""
-        arguments.alpha(alpha)
-        result = await self._weigh(images, importance_samples, seed, call)
-        return scores_of(result, len(images), self.bundle, seed=seed, alpha=alpha)
+        """Log-likelihoods of `images` uint8 ``[n, C, H, W]`` and how unusual they are.
+
+        What is left out is the bundle's own: K, seed 0, alpha.
+        """
+        scoring = self.manifest.scoring
+        level = scoring.alpha if alpha is None else checks.alpha(alpha)
+        work = self._weighing(images, importance_samples, seed)
+        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        log_weight = job.arrays["log_weight"].reshape(len(images), -1)  # [n, K]
+        kl = job.arrays["kl"].reshape(*log_weight.shape, -1)  # [n, K, G]
+        k = work.samples
+        found = estimators.estimate(log_weight)
+        reference = self.bundle.calibration.get(k)
+        p_value = estimators.p_values(found.log_likelihood_nats, reference)
+        estimator = "elbo" if k == 1 else "importance_weighted"
+        return Scores(
+            log_likelihood_nats=found.log_likelihood_nats,
+            bits_per_dim=found.log_likelihood_nats
+            * (-1.0 / (self.manifest.image.dims * math.log(2.0))),
+            elbo_nats=found.elbo_nats,
+            standard_error_nats=found.standard_error_nats,
+            effective_sample_size=found.effective_sample_size,
+            p_value=p_value,
+            anomalous=p_value <= level,
+            status=estimators.statuses(found, reference is not None),
+            kl_nats=kl.mean(axis=1, dtype=np.float64) if k > 1 else kl[:, 0].astype(np.float64),
+            estimator=estimator,
+            importance_samples=k,
+            alpha=level,
+            seed=work.seed,
+            resolved={
+                "estimator": estimator,
+                "importance_samples": k,
+                "seed": work.seed,
+                "alpha": level,
+            },
+            queue_seconds=job.queue_seconds,
+            compute_seconds=job.compute_seconds,
+        )
 
     async def log_likelihood(
         self,
-        images: NDArray[Any],
+        images: U8,
         *,
-        importance_samples: int,
-        seed: int,
-        call: Call = NO_CALL,
+        importance_samples: int | None = None,
+        seed: int | None = None,
+        caller: str = "",
+        deadline: float | None = None,
     ) -> LogLikelihoods:
         """The log-likelihoods of `score`, without what follows from them."""
-        result = await self._weigh(images, importance_samples, seed, call)
-        return log_likelihoods_of(result, len(images), seed)
-
-    async def _weigh(
-        self, images: NDArray[Any], importance_samples: int, seed: int, call: Call
-    ) -> BatchResult:
-        arguments.images(images, self.bundle.manifest.image)
-        k = arguments.count("importance_samples", importance_samples)
-        work = ScoreWork(images, image_keys(images), arguments.seed(seed), k)
-        return await self._submit(work, call)
+        work = self._weighing(images, importance_samples, seed)
+        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        log_weight = job.arrays["log_weight"].reshape(len(images), -1)
+        return LogLikelihoods(
+            nats=estimators.log_likelihoods(log_weight),
+            seed=work.seed,
+            queue_seconds=job.queue_seconds,
+            compute_seconds=job.compute_seconds,
+        )
 
     async def reconstruct(
         self,
-        images: NDArray[Any],
+        images: U8,
         *,
         seed: int | None = None,
         output: Output = "mean",
-        call: Call = NO_CALL,
+        caller: str = "",
+        deadline: float | None = None,
     ) -> Images:
         """Images decoded from the latents of `images`; drawn pixels without a seed are seed 0's."""
-        arguments.images(images, self.bundle.manifest.image)
-        keys = image_keys(images)
-        coded = await self._encode(images, keys, seed, call)
-        drawing = NoiseKeys.of(seed or 0, keys)
-        work = DecodeWork(coded.arrays["z"], drawing, arguments.output(output))
-        return images_of(await self._submit(work, call), before=timing_of(coded))
+        coded = await self._encode(images, seed, caller, deadline)
+        drawing = NoiseKeys.of(seed or 0, image_keys(images))
+        work = DecodeWork(
+            rows=len(images),
+            image_count=len(images),
+            z=coded.arrays["z"],
+            keys=drawing,
+            output=checks.output(output),
+        )
+        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        return _images(job, {"output": output, "seed": seed}, coded, _notes(seed, output))
 
     async def interpolate(
         self,
-        images: NDArray[Any] | None,
+        images: U8 | None = None,
         *,
-        n: int,
+        n: int = 8,
         seeds: Sequence[int] = (),
         seed: int | None = None,
         output: Output = "mean",
-        call: Call = NO_CALL,
+        caller: str = "",
+        deadline: float | None = None,
     ) -> Images:
         """`n` images from one end to the other, both included; the ends are `images`, then `seeds`.
 
@@ -261,35 +368,98 @@ class ModelRuntime:
         The way is a great circle between their `prior_eps`: all of its points are as likely under
         the prior, and a lower group means the same along it.
         """
-        arguments.two_ends(images, seeds)
-        arguments.count("n", n, least=2)
-        ends = [first_eps(seeds, self.bundle.manifest)]
-        before = None
+        checks.two_ends(images, seeds)
+        checks.count("n", n, least=2)
+        latent = self.manifest.latent
+        ends = [first_eps(seeds, latent.dim)]
+        coded = None
         if images is not None and len(images):
-            arguments.images(images, self.bundle.manifest.image)
-            coded = await self._encode(images, image_keys(images), seed, call)
-            before, ends = timing_of(coded), [coded.arrays["prior_eps"], *ends]
+            coded = await self._encode(images, seed, caller, deadline)
+            ends.insert(0, coded.arrays["prior_eps"])
         way = GreatCircle(np.concatenate(ends), n)
-        warmth = np.ones((n, len(self.bundle.manifest.latent.groups)), dtype=np.float32)
-        work = SampleWork(_positions(n, seed or 0, 0), warmth, arguments.output(output), way)
-        return images_of(await self._submit(work, call), before=before)
+        heats = np.ones((n, len(latent.groups)), dtype=np.float32)
+        work = SampleWork(
+            rows=n,
+            image_count=n,
+            keys=_positions(n, seed or 0),
+            temperature=heats,
+            output=checks.output(output),
+            eps=way,
+        )
+        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        notes = _notes(seed, output, encoded=coded is not None)
+        return _images(job, {"output": output, "seed": seed}, coded, notes)
+
+    def _weighing(self, images: U8, importance_samples: int | None, seed: int | None) -> ScoreWork:
+        scoring = self.manifest.scoring
+        k = scoring.default_importance_samples
+        if importance_samples is not None:
+            k = checks.count("importance_samples", importance_samples)
+        seed = scoring.default_seed if seed is None else checks.seed(seed)
+        checks.images(images, self.manifest.image)
+        n = len(images)
+        return ScoreWork(rows=n * k, image_count=n, images=images, seed=seed, samples=k)
 
     def _decoding(self, latents: NDArray[Any], output: Pixels, seed: int) -> DecodeWork:
-        arguments.latents(latents, self.bundle.manifest.latent.dim)
-        keys = _positions(len(latents), arguments.seed(seed), 0)
-        return DecodeWork(latents, keys, arguments.output(output))
+        checks.latents(latents, self.manifest.latent.dim)
+        keys = _positions(len(latents), checks.seed(seed))
+        return DecodeWork(
+            rows=len(latents),
+            image_count=len(latents),
+            z=latents,
+            keys=keys,
+            output=checks.output(output),
+        )
 
     async def _encode(
-        self, images: NDArray[Any], keys: NDArray[np.uint64], seed: int | None, call: Call
-    ) -> BatchResult:
-        checked = None if seed is None else arguments.seed(seed)
-        return await self._submit(EncodeWork(images, keys, checked), call)
+        self,
+        images: U8,
+        seed: int | None,
+        caller: str,
+        deadline: float | None,
+    ) -> Job:
+        checks.images(images, self.manifest.image)
+        chosen = None if seed is None else checks.seed(seed)
+        work = EncodeWork(rows=len(images), image_count=len(images), images=images, seed=chosen)
+        return await self.scheduler.submit(work, caller=caller, deadline=deadline)
 
-    async def _submit(self, work: Work, call: Call) -> BatchResult:
-        return await self.scheduler.submit(work, caller=call.caller, deadline=call.deadline)
+
+def _positions(n: int, seed: int) -> NoiseKeys:
+    """Noise of images 0 to ``n - 1`` of `seed`."""
+    seeds = np.full(n, seed, dtype=np.uint64)
+    return NoiseKeys(seeds, np.arange(n, dtype=np.uint64), Purpose.SAMPLE)
 
 
-def _positions(n: int, seed: int, first: int) -> NoiseKeys:
-    """Noise of places `first` on in a request."""
-    streams = np.arange(n, dtype=np.uint64) + np.uint64(first)
-    return NoiseKeys(np.full(n, seed, dtype=np.uint64), streams, Purpose.SAMPLE)
+def _images(
+    job: Job, resolved: dict[str, Any], before: Job | None = None, notes: tuple[str, ...] = ()
+) -> Images:
+    """The rows of ``sample`` or ``decode``; before: a job of the operation that came first."""
+    queued, computed = job.queue_seconds, job.compute_seconds
+    if before is not None:
+        queued, computed = queued + before.queue_seconds, computed + before.compute_seconds
+    return Images(
+        images=job.arrays["images"],
+        finite=job.arrays["finite"],
+        seed=resolved["seed"],
+        resolved=resolved,
+        notes=notes,
+        queue_seconds=queued,
+        compute_seconds=computed,
+    )
+
+
+def _rendered(job: Job) -> Rendered:
+    return Rendered(
+        images=job.arrays["images"],
+        draw=job.arrays["draw"],
+        mean=job.arrays["mean"],
+        queue_seconds=job.queue_seconds,
+        compute_seconds=job.compute_seconds,
+    )
+
+
+def _notes(seed: int | None, output: str, *, encoded: bool = True) -> tuple[str, ...]:
+    """What a reader must know of noise that was not asked for."""
+    if seed is not None:
+        return ()
+    return (*([AT_ZERO] if encoded else []), *([DRAWN_WITH_0] if output == "draw" else []))

@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 from service.bundle import BundleError
 from service.errors import BundleRefused, Conflict, IafvaeError, ModelLimit, ShuttingDown
+from service.metrics import Metrics
 from service.repository.registry import LoadedModel, Registry
 from service.repository.store import Fingerprint, Found, ModelStore, bundle_paths
 from service.repository.versions import split_reference
 from service.settings import Settings
-from service.telemetry import Telemetry
 
 __all__ = ["Change", "ModelManager"]
 
@@ -51,15 +51,15 @@ class Change:
 class ModelManager:
     """Changes what `registry` holds. `attempted` has the looks of bundles that need no new try."""
 
-    def __init__(self, settings: Settings, registry: Registry, telemetry: Telemetry) -> None:
-        self._settings, self._registry, self._telemetry = settings, registry, telemetry
-        self.store = ModelStore(settings, telemetry)
+    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics) -> None:
+        self._settings, self._registry, self._metrics = settings, registry, metrics
+        self.store = ModelStore(settings, metrics)
         self.attempted: dict[str, Fingerprint | None] = {}
         self._doing = ""
         self._task: asyncio.Task[Change] | None = None
-        telemetry.models("loaded", lambda: len(registry))
-        telemetry.models("retiring", lambda: registry.retiring)
-        telemetry.models("failed", lambda: len(registry.failed))
+        metrics.models("loaded", lambda: len(registry))
+        metrics.models("retiring", lambda: registry.retiring)
+        metrics.models("failed", lambda: len(registry.failed))
 
     # ------------------------------------------------------------------ before anything is served
 
@@ -243,7 +243,7 @@ class ModelManager:
         if not isinstance(error, BundleError | IafvaeError):
             reason = f"{type(error).__name__}: {reason}"
         self._registry.failed[directory] = reason
-        self._telemetry.model_failed(directory)
+        self._metrics.model_failed(directory)
         stays = self._registry.in_directory(directory)
         addition = f"; {stays.reference} stays" if stays else ""
         logger.error("%s was not loaded: %s%s", path, reason, addition)
@@ -253,11 +253,11 @@ class ModelManager:
         self, change: str, new: LoadedModel | None = None, gone: Iterable[LoadedModel] = ()
     ) -> None:
         for model in gone:
-            self._telemetry.model_gone(**_who(model))
+            self._metrics.model_gone(**_who(model))
         if new is not None:
-            self._telemetry.model_info(**_who(new))
+            self._metrics.model_info(**_who(new))
         subject = new or next(iter(gone))
-        self._telemetry.model_changed(subject.name, change)
+        self._metrics.model_changed(subject.name, change)
         logger.info("%s %s (bundle %s)", change, subject.reference, subject.runtime.bundle.hash)
 
 

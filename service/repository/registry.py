@@ -2,9 +2,8 @@
 
 Everything here runs on the event loop, where nothing comes between two statements: a request sees
 the table before a change or after it. A model that is taken out still answers the requests that
-were given it: `Registry.get` notes the task that asks, which is the request's, and only when all
-of these have ended are the model's threads stopped and its memory freed. So no request is refused
-or lost because of a change, whatever it was doing.
+hold a lease of it, and only when all of these have ended are its threads stopped and its memory
+freed. So no request is refused or lost because of a change, whatever it was doing.
 """
 
 from __future__ import annotations
@@ -13,11 +12,10 @@ import asyncio
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from service.engine.hardware import give_memory_back
 from service.errors import Conflict, ShuttingDown, UnknownModel
-from service.operations.model import ModelRuntime
+from service.operations.model import Model
 from service.repository.versions import is_release, newest_first, split_reference
 
 __all__ = ["LoadedModel", "Registry"]
@@ -29,11 +27,14 @@ Table = dict[str, dict[str, "LoadedModel"]]  # name -> version, newest first -> 
 
 @dataclass(eq=False)
 class LoadedModel:
-    """A runtime, the directory of its bundle, and the tasks that were given it."""
+    """A model, the directory of its bundle, and how many requests hold it.
 
-    runtime: ModelRuntime
+    As a context it is held, and gives the model: ``with registry.lease(name) as model``.
+    """
+
+    runtime: Model
     directory: str
-    users: set[asyncio.Task[Any]] = field(default_factory=set)
+    leases: int = 0
     unused: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -51,25 +52,19 @@ class LoadedModel:
         """``name@version``"""
         return f"{self.name}@{self.version}"
 
-    def hold(self) -> None:
-        """Keep it alive until the current task has ended; outside of tasks, nothing is kept."""
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:
-            return
-        if task is not None and task not in self.users:
-            self.users.add(task)
-            task.add_done_callback(self._release)
+    def __enter__(self) -> Model:
+        self.leases += 1
+        return self.runtime
 
-    def _release(self, task: asyncio.Task[Any]) -> None:
-        self.users.discard(task)
-        if not self.users:
+    def __exit__(self, *error: object) -> None:
+        self.leases -= 1
+        if not self.leases:
             self.unused.set()
 
     async def wait_unused(self) -> None:
         """Until nobody holds it; only for one that nobody can get any more."""
-        self.unused.clear()
-        if self.users:
+        while self.leases:
+            self.unused.clear()
             await self.unused.wait()
 
 
@@ -92,21 +87,20 @@ class Registry:
 
     # ------------------------------------------------------------------ what is loaded
 
-    def get(self, name: str | None = None, version: str | None = None) -> ModelRuntime:
-        """The model `name` (also ``name@version``), or the default one.
+    def lease(self, name: str | None = None, version: str | None = None) -> LoadedModel:
+        """The model `name` (also ``name@version``), or the default one, to be held as a context.
 
-        It answers until the task that asks has ended, also if it is unloaded meanwhile.
-        Raises UnknownModel, ShuttingDown, and InvalidInput for two versions.
+        It answers until the context ends, also if it is unloaded meanwhile. Raises UnknownModel,
+        ShuttingDown, and InvalidInput for two versions.
         """
-        model = self.find(name, version)
-        model.hold()
-        return model.runtime
+        return self.find(name, version)
 
     def find(self, name: str | None = None, version: str | None = None) -> LoadedModel:
-        """As `get`, but nothing is kept alive: to look at, not to compute with."""
+        """As `lease`, to look at."""
         if not self._table:
             raise ShuttingDown("no model is loaded yet: try again when /readyz answers 200")
-        name, version = split_reference(name, version)
+        if name is not None and "@" in name:
+            name, version = split_reference(name, version)
         name = self.default if name is None else name
         try:
             return self._answering[name] if version is None else self._table[name][version]
@@ -123,7 +117,7 @@ class Registry:
         """The version that an operator chose to answer for `name`."""
         return self._pins.get(name)
 
-    def is_answering(self, runtime: ModelRuntime) -> bool:
+    def is_answering(self, runtime: Model) -> bool:
         """Whether requests that give its name alone get `runtime`."""
         model = self._answering.get(runtime.name)
         return model is not None and model.runtime is runtime
@@ -137,12 +131,21 @@ class Registry:
         """All of them: by name, the newest version first."""
         return tuple(model for versions in self._table.values() for model in versions.values())
 
+    def queued_rows(self) -> dict[tuple[str, str], int]:
+        """Rows that wait, by operation and name; versions of one model add up."""
+        waiting: dict[tuple[str, str], int] = {}
+        for model in (*self.models, *self._retiring):
+            for operation, rows in model.runtime.scheduler.queued_rows_by_operation.items():
+                key = operation, model.name
+                waiting[key] = waiting.get(key, 0) + rows
+        return waiting
+
     @property
     def retiring(self) -> int:
         """How many were taken out but still answer somebody."""
         return len(self._retiring)
 
-    def __iter__(self) -> Iterator[ModelRuntime]:
+    def __iter__(self) -> Iterator[Model]:
         return iter([model.runtime for model in self.models])
 
     def __len__(self) -> int:

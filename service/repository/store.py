@@ -14,9 +14,9 @@ from pathlib import Path
 
 from service.bundle import MANIFEST, BundleError
 from service.errors import UnknownBundle
-from service.operations.model import ModelRuntime
+from service.metrics import Metrics
+from service.operations.model import Model
 from service.settings import Settings
-from service.telemetry import Telemetry
 
 __all__ = ["Fingerprint", "Found", "ModelStore", "bundle_paths"]
 
@@ -45,8 +45,8 @@ class Found:
 class ModelStore:
     """The bundles at ``settings.models``: one, or those in a directory."""
 
-    def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
-        self._settings, self._telemetry = settings, telemetry
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings, self._metrics = settings, metrics
         self.root = settings.models
         self._single = (self.root / MANIFEST).exists()
 
@@ -82,20 +82,20 @@ class ModelStore:
         seen = {name: _fingerprint(path) for name, path in self.paths().items()}
         return {name: found for name, found in seen.items() if found is not None}
 
-    def open(self, path: Path) -> ModelRuntime:
+    def open(self, path: Path) -> Model:
         """Verify, load and warm the bundle at `path`: its canaries are computed on this machine.
 
         Raises BundleError, ProviderUnavailable, or what a device raises.
         """
         self._check_inside(path)
         settings = self._settings
-        return ModelRuntime.load(
+        return Model.load(
             path.resolve(),  # a link that is turned meanwhile changes nothing
             engine=settings.engine,
             max_batch_rows=settings.max_batch_rows,
             max_queue_rows=settings.max_queue_rows,
             hang_seconds=settings.hang_seconds,
-            observe=self._telemetry.model,
+            observe=self._metrics.model,
         )
 
     def _check_inside(self, path: Path) -> None:

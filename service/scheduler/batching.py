@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from service.bundle import Manifest
 from service.bundle.graphs import GraphSpec
 from service.engine.arrays import Arrays
-from service.noise import Purpose, normal, uniform
+from service.noise import Purpose, image_keys, normal, uniform
 from service.scheduler.work import DecodeWork, EncodeWork, NoiseKeys, SampleWork, ScoreWork
 
 __all__ = [
     "Batcher",
     "batchers",
-    "join_parts",
 ]
 
 F32 = NDArray[np.float32]
@@ -52,9 +51,9 @@ class Batcher(Protocol):
 class _Render:
     """What sample and decode share: uniforms in, means or drawn pixels out."""
 
-    def __init__(self, graph: GraphSpec, uniforms: int, noise_version: int) -> None:
+    def __init__(self, graph: GraphSpec, uniforms: int) -> None:
         self.row_bytes = _row_bytes(graph)
-        self._uniforms, self._version = uniforms, noise_version
+        self._uniforms = uniforms
 
     def split(
         self, pieces: Sequence[Piece[SampleWork | DecodeWork]], outputs: Arrays
@@ -86,7 +85,7 @@ class _Render:
         ]
         if drawn:
             seeds, streams, purposes = _stack([keys for _, keys in drawn])
-            noise = uniform(seeds, streams, 0, self._uniforms, purposes, version=self._version)
+            noise = uniform(seeds, streams, 0, self._uniforms, purposes)
             u[_rows([rows for rows, _ in drawn])] = noise
         return u
 
@@ -94,8 +93,8 @@ class _Render:
 class SampleBatcher(_Render):
     """Rows of `SampleWork`."""
 
-    def __init__(self, graph: GraphSpec, uniforms: int, dim: int, noise_version: int) -> None:
-        super().__init__(graph, uniforms, noise_version)
+    def __init__(self, graph: GraphSpec, uniforms: int, dim: int) -> None:
+        super().__init__(graph, uniforms)
         self._dim = dim
 
     def assemble(self, pieces: Sequence[Piece[SampleWork]]) -> Arrays:
@@ -114,7 +113,7 @@ class SampleBatcher(_Render):
                 eps[rows] = work.eps[start:stop]
         if seeded:
             seeds, streams, purposes = _stack([keys for _, keys in seeded])
-            noise = normal(seeds, streams, 0, self._dim, purposes, version=self._version)
+            noise = normal(seeds, streams, 0, self._dim, purposes)
             if len(seeded) == len(pieces):
                 return noise
             eps[_rows([rows for rows, _ in seeded])] = noise
@@ -132,22 +131,22 @@ class DecodeBatcher(_Render):
 class EncodeBatcher:
     """Rows of `EncodeWork`."""
 
-    def __init__(self, graph: GraphSpec, dim: int, noise_version: int) -> None:
+    def __init__(self, graph: GraphSpec, dim: int) -> None:
         self.row_bytes = _row_bytes(graph)
-        self._dim, self._version = dim, noise_version
+        self._dim = dim
 
     def assemble(self, pieces: Sequence[Piece[EncodeWork]]) -> Arrays:
         """Images, and noise that is theirs wherever they stand; zeros without a seed."""
         images = _join([work.images[a:b] for work, a, b in pieces])
         eps = np.zeros((len(images), self._dim), dtype=np.float32)
         seeded = [
-            (rows, NoiseKeys.of(work.seed, work.keys[start:stop]).cut(0, stop - start))
+            (rows, NoiseKeys.of(work.seed, image_keys(images[rows])).cut(0, stop - start))
             for rows, (work, start, stop) in zip(_places(pieces), pieces, strict=True)
             if work.seed is not None
         ]
         if seeded:
             seeds, streams, purposes = _stack([keys for _, keys in seeded])
-            noise = normal(seeds, streams, 0, self._dim, purposes, version=self._version)
+            noise = normal(seeds, streams, 0, self._dim, purposes)
             eps[_rows([rows for rows, _ in seeded])] = noise
         return {"image": images, "eps": eps}
 
@@ -159,16 +158,16 @@ class EncodeBatcher:
 class ScoreBatcher:
     """Rows of `ScoreWork`: an image rides once with all its rows that are in the batch."""
 
-    def __init__(self, graph: GraphSpec, dim: int, noise_version: int) -> None:
+    def __init__(self, graph: GraphSpec, dim: int) -> None:
         self.row_bytes = _row_bytes(graph)
-        self._dim, self._version = dim, noise_version
+        self._dim = dim
 
     def assemble(self, pieces: Sequence[Piece[ScoreWork]]) -> Arrays:
         """Images, the owner of every row, and noise that is the image's and the sample's."""
         # One sample an image is what most ask for, often one image each: no arrays per piece.
         single = all(work.samples == 1 for work, _, _ in pieces)
         images, owners, columns = (_single if single else _several)(pieces)
-        eps = normal(*columns, self._dim, Purpose.IMAGE, version=self._version)
+        eps = normal(*columns, self._dim, Purpose.IMAGE)
         return {"image": images, "owner": owners, "eps": eps}
 
     def split(self, pieces: Sequence[Piece[ScoreWork]], outputs: Arrays) -> list[Arrays]:
@@ -185,10 +184,9 @@ def _single(pieces: Sequence[Piece[ScoreWork]]) -> Owned:
     seeds = np.array([work.seed for work, _, _ in pieces], dtype=np.uint64)
     seeds = np.repeat(seeds, [stop - start for _, start, stop in pieces])
     images = _join([work.images[start:stop] for work, start, stop in pieces])
-    keys = _join([work.keys[start:stop] for work, start, stop in pieces])
     rows = len(images)
     draws = np.zeros(rows, dtype=np.uint64)
-    return images, np.arange(rows, dtype=np.int64), (seeds, keys, draws)
+    return images, np.arange(rows, dtype=np.int64), (seeds, image_keys(images), draws)
 
 
 def _several(pieces: Sequence[Piece[ScoreWork]]) -> Owned:
@@ -202,7 +200,7 @@ def _several(pieces: Sequence[Piece[ScoreWork]]) -> Owned:
         image, sample = np.divmod(rows, work.samples)
         images.append(work.images[first:last])
         owners.append(image + (offset - first))
-        keys.append(work.keys[image])
+        keys.append(image_keys(images[-1])[image - first])
         draws.append(sample.astype(np.uint64))
         seeds.append(np.full(stop - start, work.seed, dtype=np.uint64))
         offset += last - first
@@ -212,21 +210,12 @@ def _several(pieces: Sequence[Piece[ScoreWork]]) -> Owned:
 def batchers(manifest: Manifest) -> dict[str, Batcher]:
     """The batcher of each operation of a bundle."""
     graphs, dim, uniforms = manifest.graphs, manifest.latent.dim, manifest.likelihood.uniforms
-    version = manifest.noise_version
     return {
-        "sample": SampleBatcher(graphs["sample"], uniforms, dim, version),
-        "decode": DecodeBatcher(graphs["decode"], uniforms, version),
-        "encode": EncodeBatcher(graphs["encode"], dim, version),
-        "score": ScoreBatcher(graphs["score"], dim, version),
+        "sample": SampleBatcher(graphs["sample"], uniforms, dim),
+        "decode": DecodeBatcher(graphs["decode"], uniforms),
+        "encode": EncodeBatcher(graphs["encode"], dim),
+        "score": ScoreBatcher(graphs["score"], dim),
     }
-
-
-def join_parts(parts: list[tuple[int, Arrays]]) -> Arrays:
-    """Parts of one work, each with its first row, as one; they come in any order."""
-    if len(parts) == 1:
-        return parts[0][1]
-    ordered = [arrays for _, arrays in sorted(parts, key=lambda part: part[0])]
-    return {name: np.concatenate([arrays[name] for arrays in ordered]) for name in ordered[0]}
 
 
 def _as_pixels(mean: F32) -> U8:

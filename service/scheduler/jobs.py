@@ -1,129 +1,145 @@
-"""The works that are awaited: an answer goes to its caller, and whoever leaves is forgotten."""
+"""A work that somebody awaits, and the batch that computes rows of it."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+
+import numpy as np
 
 from service.engine.arrays import Arrays
-from service.errors import DeadlineExceeded, IafvaeError
-from service.scheduler.batching import join_parts
-from service.scheduler.observer import Guarded
-from service.scheduler.queue import Span
-from service.scheduler.workers import Batch, Job, Outcome, as_error
+from service.errors import DeviceFault, IafvaeError
+from service.scheduler.work import Work
 
-__all__ = ["BatchResult", "Ledger", "supervised"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["Batch", "Job", "Piece"]
 
 
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """All rows of one work.
+class Job:
+    """A work from its submission to its answer.
 
-    queue_seconds: until its first batch began; compute_seconds: of all batches it was in, each in
-    whole; batch_rows: rows of the largest of them.
+    It belongs to the event loop; workers read `work` and `gone`. arrays: the answer, once all rows
+    are `done`; queue_seconds: until its first batch began; compute_seconds: of all batches it was
+    in, each in whole; batch_rows: of the largest of them; gone: nobody waits for it any more, for
+    `reason`.
     """
 
-    arrays: Arrays
-    queue_seconds: float
-    compute_seconds: float
-    batch_rows: int
+    __slots__ = (
+        "arrays",
+        "batch_rows",
+        "began",
+        "caller",
+        "compute_seconds",
+        "done",
+        "future",
+        "gone",
+        "images",
+        "operation",
+        "parts",
+        "reason",
+        "rows",
+        "submitted",
+        "taken",
+        "work",
+    )
+
+    def __init__(self, work: Work, caller: str = "") -> None:
+        self.work = work
+        self.operation, self.rows, self.images = work.operation, work.rows, work.image_count
+        self.caller = caller
+        self.future: asyncio.Future[None] | None = None  # of one that waits in the queue
+        self.submitted = self.began = time.monotonic()
+        self.taken, self.done, self.batch_rows = self.rows, 0, 0
+        self.gone, self.reason = False, ""
+        self.compute_seconds = 0.0
+        self.parts: list[tuple[int, Arrays]] = []
+        self.arrays: Arrays = {}
+
+    @property
+    def queue_seconds(self) -> float:
+        """How long its first rows waited."""
+        return self.began - self.submitted
+
+    def add(self, start: int, stop: int, arrays: Arrays, batch: Batch) -> bool:
+        """Keep rows `start` to `stop` that `batch` has computed; whether these were the last."""
+        self.began = batch.began if not self.done else min(self.began, batch.began)
+        self.done += stop - start
+        self.compute_seconds += batch.seconds
+        self.batch_rows = max(self.batch_rows, batch.rows)
+        if stop - start == self.rows:
+            self.arrays = arrays
+            return True
+        self.parts.append((start, arrays))
+        if self.done < self.rows:
+            return False
+        self.parts.sort(key=itemgetter(0))
+        self.arrays = {
+            name: np.concatenate([part[name] for _, part in self.parts]) for name in arrays
+        }
+        return True
+
+    def leave(self, reason: str) -> None:
+        """Nobody waits any more."""
+        self.reason, self.gone = reason, True  # in this order: workers count skipped rows by it
+        self.parts = []
 
 
-class Ledger:
-    """Jobs from their submission to their answer. Lives on the event loop.
+Piece = tuple[Job, int, int]  # a job and the rows start to stop of it
 
-    discard: takes what a job still has waiting out of the queue, and says how many rows that was.
-    `idle` is set while nobody waits.
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """Rows of one operation for one run, and what became of them.
+
+    expected_seconds: what it was thought to cost; handed: when a worker got it. Then: `began`;
+    `seconds`, without the time for which another batch had the device; rows and images that were
+    computed (each once, also where halves were tried again); `padded_rows` computed for nothing;
+    `runs` of the engine; `skipped` rows that nobody waited for any more, by the reason; `fault`
+    where the device failed; `results`, an answer or an error for every piece that was tried. Times
+    are on the clock of `time.monotonic`.
     """
 
-    def __init__(self, discard: Callable[[Job], int], observer: Guarded) -> None:
-        self._discard, self._observer = discard, observer
-        self._jobs: set[Job] = set()
-        self.idle = asyncio.Event()
-        self.idle.set()
+    operation: str
+    pieces: list[Piece]
+    expected_seconds: float = 0.0
+    handed: float = 0.0
+    began: float = 0.0
+    seconds: float = 0.0
+    rows: int = 0
+    images: int = 0
+    padded_rows: int = 0
+    runs: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    fault: DeviceFault | None = None
+    results: list[tuple[Piece, Arrays | IafvaeError]] = field(default_factory=list)
 
-    def __len__(self) -> int:
-        return len(self._jobs)
+    def living(self, pieces: list[Piece]) -> list[Piece]:
+        """Those whose caller still waits; the others are counted as skipped."""
+        live = [piece for piece in pieces if not piece[0].gone]
+        if len(live) < len(pieces):
+            self._skip(pieces)
+        return live
 
-    def open(self, job: Job) -> None:
-        """Somebody awaits `job` from here on."""
-        self._jobs.add(job)
-        self.idle.clear()
+    def anybody(self, pieces: Sequence[Piece]) -> bool:
+        """Whether a caller of `pieces` still waits; if not, they are counted as skipped."""
+        for job, _, _ in pieces:
+            if not job.gone:
+                return True
+        self.rows -= self._skip(pieces)
+        return False
 
-    def waiting(self) -> list[Job]:
-        """Jobs of which rows are still in the queue."""
-        return [job for job in self._jobs if job.taken < job.rows]
+    def fail(self, pieces: Sequence[Piece], error: IafvaeError) -> None:
+        """`pieces` have no answer but `error`."""
+        if isinstance(error, DeviceFault):
+            self.fault = error
+        done = {id(piece) for piece, _ in self.results}
+        self.results += [(piece, error) for piece in pieces if id(piece) not in done]
 
-    def lost(self, flying: Iterable[Batch]) -> list[Job]:
-        """Jobs with rows that neither wait, nor are being computed, nor have been."""
-        held = {job: job.rows - job.taken + job.done for job in self._jobs}
-        for batch in flying:
-            for span in batch.spans:
-                if span.job in held:
-                    held[span.job] += span.rows
-        return [job for job, rows in held.items() if rows < job.rows]
-
-    def deliver(self, span: Span[Job], result: Arrays | IafvaeError, outcome: Outcome) -> None:
-        """Rows of a job, or why there are none. A fault in here is that job's alone."""
-        job = span.job
-        if job.future.done():
-            return
-        try:
-            if isinstance(result, IafvaeError):
-                self.fail(job, result, "failed")
-                return
-            job.add(span, result, outcome)
-            if job.done == job.rows:
-                self._answer(job)
-        except Exception as error:
-            logger.exception("an answer of %s could not be put together", job.operation)
-            self.fail(job, as_error(job.operation, error), "failed")
-
-    def expire(self, job: Job) -> None:
-        """The deadline of `job` has passed."""
-        error = DeadlineExceeded("the deadline passed before all rows were computed")
-        self.fail(job, error, "expired")
-
-    def fail(self, job: Job, error: IafvaeError, reason: str) -> None:
-        """Answer `job` with `error`, and drop its rows for `reason`."""
-        if not job.future.done():
-            # A traceback grows on a shared exception, so every job has its own.
-            job.future.set_exception(type(error)(str(error)))
-        supervised(self.drop, job, reason)
-
-    def fail_all(self, error: IafvaeError, reason: str) -> None:
-        """As `fail`, for everybody."""
-        for job in list(self._jobs):
-            self.fail(job, error, reason)
-
-    def drop(self, job: Job, reason: str) -> None:
-        """Nobody awaits `job` any more: what is left of it will not be computed."""
-        self._close(job)
-        job.reason = reason  # before it is gone: workers count what they skip by it
-        left = self._discard(job)
-        job.release()
-        if left:
-            self._observer.dropped(job.operation, left, reason)
-
-    def _answer(self, job: Job) -> None:
-        arrays = join_parts(job.parts)
-        self._close(job)
-        queued = job.began - job.submitted
-        job.future.set_result(BatchResult(arrays, queued, job.compute_seconds, job.largest_batch))
-
-    def _close(self, job: Job) -> None:
-        self._jobs.discard(job)
-        if not self._jobs:
-            self.idle.set()
-
-
-def supervised(function: Callable[..., None], *arguments: object) -> None:
-    """Call `function`; what it raises is logged, and stays here."""
-    try:
-        function(*arguments)
-    except Exception:
-        logger.exception("%s failed", function.__name__)
+    def _skip(self, pieces: Sequence[Piece]) -> int:
+        gone = [(job.reason, stop - start) for job, start, stop in pieces if job.gone]
+        for reason, rows in gone:
+            self.skipped[reason] += rows
+        return sum(rows for _, rows in gone)

@@ -2,25 +2,27 @@
 
 There is no timer. A batch is formed the moment a worker is free: an idle service answers at once,
 and while workers are busy rows collect and the next batches are fuller. Everything that decides
-runs on the event loop; worker threads only assemble, run and cut one batch, and report once.
+runs on the event loop; worker threads only assemble, run and cut one batch, and report once. A
+small job that is alone in the service is computed on the event loop itself, without queue or
+thread.
 
-Whatever stage an exception strikes (admission, forming, assembling, running, cutting, delivering,
-counting), it costs the requests that were in hand there, and the service goes on. Only a fault of
-the device, or a run that does not come back, ends it: liveness fails.
+A fault of a run costs the requests that it cannot answer. A fault of the device, a run that does
+not come back, or a fault of the queue itself ends the service: liveness fails.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import math
-import time
 from collections.abc import Mapping
+from typing import Protocol
 
+from service.engine.arrays import Arrays
 from service.errors import (
     DeadlineExceeded,
     DeviceFault,
-    EngineFailure,
     IafvaeError,
     InvalidInput,
     Overloaded,
@@ -28,24 +30,40 @@ from service.errors import (
 )
 from service.scheduler.batching import Batcher
 from service.scheduler.cost import CostModel
-from service.scheduler.crew import Crew
-from service.scheduler.jobs import BatchResult, Ledger, supervised
-from service.scheduler.observer import Guarded, SchedulerObserver
-from service.scheduler.queue import FairQueue, Span
+from service.scheduler.jobs import Batch, Job, Piece
+from service.scheduler.queue import FairQueue
 from service.scheduler.work import Work
-from service.scheduler.workers import Batch, BatchEngine, Job, Outcome, Runner, as_error
+from service.scheduler.workers import BatchEngine, Runner, WorkerPool
 
-__all__ = ["BatchResult", "Scheduler", "SchedulerObserver"]
+__all__ = ["Scheduler", "SchedulerObserver"]
 
 logger = logging.getLogger(__name__)
 
 # Batches of this many rows already have nearly all that batching gains on a CPU, so work is spread
 # over idle workers down to it, and small requests do not wait for more.
 SPREAD_ROWS = 8
-# Forming a batch may fail so often in a row before what waits is given up.
-STUMBLES = 3
-STUMBLE_SECONDS = 0.01
 LEAST_WAIT_SECONDS = 0.1
+
+
+class SchedulerObserver(Protocol):
+    """Who counts what the scheduler does; called on the event loop."""
+
+    def batch(self, operation: str, rows: int, padded: int, seconds: float) -> None:
+        """A batch of `rows` rows was computed, with `padded` more for nothing."""
+
+    def dropped(self, operation: str, rows: int, reason: str) -> None:
+        """`rows` rows will not be computed: "cancelled", "expired", "failed" or "shutdown"."""
+
+    def retried(self, operation: str, runs: int) -> None:
+        """A batch failed and was run `runs` times more, in halves."""
+
+
+class _Nobody:
+    """Counts nothing."""
+
+    def batch(self, *_: object) -> None: ...
+    def dropped(self, *_: object) -> None: ...
+    def retried(self, *_: object) -> None: ...
 
 
 class Scheduler:
@@ -54,9 +72,8 @@ class Scheduler:
     batchers: how each operation's rows become a batch; max_batch_rows, max_batch_bytes: of one
     batch; max_queue_rows: that may wait; workers: runs of the engine at once; prefetch: batches
     that are assembled while others run (keeps a GPU busy; costs fairness); hang_seconds: a batch
-    that takes longer is a fault of the device; direct_seconds: a batch that is alone in the service
-    and expected to take no longer is computed on the event loop itself, which saves two changes of
-    threads.
+    that takes longer is a fault of the device; direct_seconds: a job that is alone in the service
+    and expected to take no longer is computed on the event loop.
     """
 
     def __init__(
@@ -73,31 +90,29 @@ class Scheduler:
         direct_seconds: float = 0.0,
         observer: SchedulerObserver | None = None,
     ) -> None:
-        self._batchers = batchers
         self._capacity = {
             name: max(1, min(max_batch_rows, max_batch_bytes // batcher.row_bytes))
             for name, batcher in batchers.items()
         }
-        self._max_queue_rows = max_queue_rows
         self._workers, self._in_flight_limit = workers, workers + prefetch
         self._hang_seconds, self._direct_seconds = hang_seconds, direct_seconds
-        self._observer = Guarded(observer)
+        self._observer: SchedulerObserver = observer or _Nobody()
         self._runner = Runner(engine, batchers, workers if prefetch else None)
-        self._quick_rows = 0 if prefetch else SPREAD_ROWS  # a GPU is as quick with many rows
-        self._queue: FairQueue[Job] = FairQueue(max_queue_rows, self._quick_rows)
+        # A GPU is as quick with many rows.
+        self._queue = FairQueue(max_queue_rows, 0 if prefetch else SPREAD_ROWS)
         self._cost = CostModel()
-        self._ledger = Ledger(self._discard, self._observer)
+        self._jobs: set[Job] = set()  # that somebody awaits
+        self._idle = asyncio.Event()
         self._flying: set[Batch] = set()
-        self._pump_scheduled, self._stumbles = False, 0
-        self._crew: Crew | None = None
+        self._pump_scheduled = False
+        self._pool: WorkerPool | None = None
         self._watching: asyncio.TimerHandle | None = None
         self.accepting = False
         self.healthy = True
 
     async def start(self) -> None:
         """Start the worker threads; works are accepted from here on."""
-        events = asyncio.get_running_loop()
-        self._crew = Crew(self._runner, self._in_flight_limit, events, self._finished, self._pump)
+        self._pool = WorkerPool(self._runner, self._in_flight_limit, self._finished)
         self.accepting = True
         if math.isfinite(self._hang_seconds):
             self._watch()
@@ -107,140 +122,157 @@ class Scheduler:
         self.accepting = False
         try:
             async with asyncio.timeout(drain_seconds):
-                await self._ledger.idle.wait()
+                while self._jobs:
+                    self._idle.clear()
+                    await self._idle.wait()
         except TimeoutError:
-            self._ledger.fail_all(
-                ShuttingDown("the service is stopping: send the request again"), "shutdown"
-            )
+            stopping = ShuttingDown("the service is stopping: send the request again")
+            self._fail_all(stopping, "shutdown")
         if self._watching is not None:
             self._watching.cancel()
-        if self._crew is not None:
-            await self._crew.dismiss()
+        if self._pool is not None:
+            await self._pool.stop()
 
-    async def submit(
-        self, work: Work, *, caller: str = "", deadline: float | None = None
-    ) -> BatchResult:
-        """Compute all rows of `work`.
+    async def submit(self, work: Work, *, caller: str = "", deadline: float | None = None) -> Job:
+        """The job of `work`, with the answer in its `arrays`.
 
         caller: works of one caller wait in one line, callers take turns; deadline: on the clock of
         `time.monotonic`. Cancelling the awaiting task drops the rows that are not computed yet.
         Raises Overloaded, DeadlineExceeded, ShuttingDown, EngineFailure or DeviceFault.
         """
-        now = time.monotonic()
-        self._admit(work, caller, now, deadline)
-        loop = asyncio.get_running_loop()
-        job = Job(work, caller, loop.create_future(), now)
-        timer = None
-        if deadline is not None:
-            timer = loop.call_later(deadline - now, self._ledger.expire, job)
+        job = Job(work, caller)
+        self._admit(job, deadline)
+        self._jobs.add(job)
         try:
-            self._ledger.open(job)
-            self._queue.push(job)
-            if not self._pump_scheduled:
-                # Whoever else is ready in this turn of the event loop shares the batch.
-                self._pump_scheduled = True
-                loop.call_soon(self._pump, True)
-            result: BatchResult = await job.future
+            if len(self._jobs) == 1 and not self._flying and self._is_quick(job):
+                await asyncio.sleep(0)  # whoever else is ready in this turn shares the batch
+                if len(self._jobs) == 1:
+                    self._compute_here(job)
+                    return job
+            await self._compute_in_turn(job, deadline)
+            return job
         except IafvaeError:
             raise  # whoever failed the job has dropped it
         except BaseException:
-            self._ledger.drop(job, "cancelled")
+            self._drop(job, "cancelled")
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
-        return result
+            self._forget(job)
 
     @property
     def queued_rows(self) -> int:
         """Rows that wait."""
         return self._queue.rows
 
-    def _admit(self, work: Work, caller: str, now: float, deadline: float | None) -> None:
-        if work.rows < 1 or work.operation not in self._batchers:
-            raise InvalidInput(f"no batch can be made of {work.rows} rows of {work.operation!r}")
+    @property
+    def queued_rows_by_operation(self) -> Mapping[str, int]:
+        """Rows that wait, of each operation that was ever met."""
+        return self._queue.rows_by_operation
+
+    def _admit(self, job: Job, deadline: float | None) -> None:
+        if job.rows < 1 or job.operation not in self._capacity:
+            raise InvalidInput(f"no batch can be made of {job.rows} rows of {job.operation!r}")
         if not self.healthy:
             raise DeviceFault("the device failed: this process is about to be replaced")
         if not self.accepting:
             raise ShuttingDown("the service is starting or stopping: send the request again")
-        if deadline is not None and deadline <= now:
+        if deadline is not None and deadline <= job.submitted:
             raise DeadlineExceeded("the deadline had passed before the work was queued")
-        refusal = self._queue.refusal(caller, work.rows)
-        if refusal is not None:
-            raise Overloaded(f"{refusal}: send the request again later", self._wait_seconds())
+        if self._queue.rows:
+            refusal = self._queue.refusal(job.caller, job.rows)
+            if refusal is not None:
+                raise Overloaded(f"{refusal}: send the request again later", self._wait_seconds())
 
     def _wait_seconds(self) -> float:
         """How long what waits and what runs will keep the workers busy, by what batches cost."""
         work = sum(batch.expected_seconds for batch in self._flying)
         for operation, rows, images in self._queue.waiting():
-            batches = math.ceil(rows / self._capacity[operation])
-            work += self._cost.seconds(operation, rows, images, batches)
+            work += self._cost.seconds(operation, rows, images)
         return max(LEAST_WAIT_SECONDS, work / self._workers)
 
-    def _pump(self, newcomers: bool = False) -> None:
-        """Hand batches to free workers. Raises nothing.
+    def _is_quick(self, job: Job) -> bool:
+        """Whether nobody loses anything while the event loop computes `job`."""
+        known = self._cost.each.get(job.operation)
+        if known is None or job.rows > self._capacity[job.operation]:
+            return False
+        return known * (job.rows + job.images) <= 2.0 * self._direct_seconds
 
-        newcomers: nothing else is to be done in this turn of the event loop, so it may compute.
-        """
-        self._pump_scheduled = False
+    def _compute_here(self, job: Job) -> None:
+        batch = Batch(job.operation, [(job, 0, job.rows)])
+        self._runner.compute(batch)
+        if batch.fault is not None:
+            self._fail_device(batch.fault)
+        (_, result), *_ = batch.results
+        self._account(batch)
+        if isinstance(result, IafvaeError):
+            raise result
+        job.add(0, job.rows, result, batch)
+
+    async def _compute_in_turn(self, job: Job, deadline: float | None) -> None:
+        """Wait in the queue, and for the workers."""
+        loop = asyncio.get_running_loop()
+        if job.future is not None:  # it failed before it waited
+            await job.future
+            return
+        job.future = loop.create_future()
+        timer = None if deadline is None else loop.call_at(deadline, self._expire, job)
         try:
-            while self._crew is not None and self._crew.free:
+            if len(self._jobs) == 1 and not self._flying:
+                loop.call_soon(self._spread, job)
+            else:
+                self._push(job)
+            await job.future
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _push(self, job: Job) -> None:
+        """Let `job` wait. Whoever else is ready in this turn of the event loop shares the batch."""
+        self._queue.push(job)
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _spread(self, job: Job) -> None:
+        """Hand a job that is still alone to the idle workers, without queue or charge."""
+        assert self._pool is not None  # noqa: S101 - works are accepted since it started
+        rows = max(SPREAD_ROWS, -(-job.rows // self._workers))
+        if job.gone:
+            return
+        if len(self._jobs) > 1 or rows > self._capacity[job.operation]:
+            self._push(job)
+            return
+        for start in range(0, job.rows, rows):
+            batch = Batch(job.operation, [(job, start, min(start + rows, job.rows))])
+            self._flying.add(batch)
+            self._pool.give(batch)
+
+    def _pump(self) -> None:
+        """Hand batches to free workers."""
+        self._pump_scheduled = False
+        if self._pool is None:
+            return
+        try:
+            while self._pool.free:
                 taken = self._queue.take(self._room)
                 if taken is None:
                     break
-                self._hand(*taken, newcomers)
-            self._stumbles = 0
-        except Exception:  # noqa: BLE001 - it is logged where it is counted
-            self._stumble()
-        self._observer.queue(self._queue.rows_by_operation)
-
-    def _hand(self, operation: str, spans: list[Span[Job]], may_compute: bool) -> None:
-        """Have one batch computed."""
-        batch = Batch(operation, spans)
-        self._flying.add(batch)
-        try:
-            rows, images = sum(s.rows for s in spans), sum(s.images for s in spans)
-            batch.expected_seconds = self._cost.seconds(operation, rows, images)
-            self._queue.charge(operation, batch.expected_seconds)
-            if may_compute and self._is_alone(batch):
-                self._finished(batch, self._runner.compute(batch))
-            else:
-                assert self._crew is not None  # noqa: S101 - `_pump` has looked
-                self._crew.give(batch)
+                self._hand(*taken)
         except Exception as error:
-            logger.exception("a batch of %s could not be handed out", operation)
-            failure = as_error(operation, error)
-            lost = Outcome(began=time.monotonic(), results=[(span, failure) for span in spans])
-            self._finished(batch, lost)
+            logger.exception("no batch could be formed")
+            self._fail_device(DeviceFault(f"no batch could be formed ({error})"))
 
-    def _is_alone(self, batch: Batch) -> bool:
-        """Whether nobody loses anything while the event loop computes `batch`."""
-        quick = 0.0 < batch.expected_seconds <= self._direct_seconds
-        return quick and len(self._ledger) == 1 and len(self._flying) == 1 and not self._queue.rows
-
-    def _stumble(self) -> None:
-        """Forming a batch failed: try again soon, and in the end give up what waits."""
-        self._stumbles += 1
-        logger.exception("no batch could be formed (%d in a row)", self._stumbles)
-        loop = asyncio.get_running_loop()
-        loop.call_soon(self._fail_lost)  # what has just come back is delivered first
-        if self._stumbles < STUMBLES:
-            self._pump_scheduled = True
-            loop.call_later(STUMBLE_SECONDS, self._pump)
-            return
-        self._stumbles = 0
-        self._give_up(self._ledger.waiting())
-        known = self._queue.rows_by_operation
-        self._queue = FairQueue(self._max_queue_rows, self._quick_rows)
-        self._queue.rows_by_operation.update(dict.fromkeys(known, 0))
-
-    def _fail_lost(self) -> None:
-        """Rows that were taken out of the queue when it failed are in nobody's hands."""
-        self._give_up(self._ledger.lost(self._flying))
-
-    def _give_up(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            self._ledger.fail(job, EngineFailure(f"{job.operation} failed: see the log"), "failed")
+    def _hand(self, operation: str, pieces: list[Piece]) -> None:
+        assert self._pool is not None  # noqa: S101 - `_pump` has looked
+        batch = Batch(operation, pieces)
+        rows, images = 0, 0.0
+        for job, start, stop in pieces:
+            rows += stop - start
+            images += (stop - start) * job.images / job.rows
+        batch.expected_seconds = self._cost.seconds(operation, rows, images)
+        self._queue.charge(operation, batch.expected_seconds)
+        self._flying.add(batch)
+        self._pool.give(batch)
 
     def _room(self, operation: str) -> int:
         """Rows of the next batch: what there is is spread over the workers that are idle."""
@@ -251,42 +283,84 @@ class Scheduler:
         spread = math.ceil(self._queue.rows_by_operation[operation] / free)
         return min(limit, max(SPREAD_ROWS, spread))
 
-    def _finished(self, batch: Batch, outcome: Outcome) -> None:
-        """A batch's report; runs on the event loop. Raises nothing."""
-        if batch not in self._flying:
-            return
-        self._flying.remove(batch)
-        if outcome.fault is not None:
-            self._fail_device(outcome.fault)
-        self._pump()  # the worker goes on while answers are delivered
-        for span, result in outcome.results:
-            self._ledger.deliver(span, result, outcome)
+    def _finished(self, batch: Batch) -> None:
+        """A worker's report; runs on the event loop."""
+        self._flying.discard(batch)
+        if batch.fault is not None:
+            self._fail_device(batch.fault)
+        if self._queue.rows:
+            self._pump()  # the worker goes on while answers are delivered
+        for piece, result in batch.results:
+            self._deliver(piece, result, batch)
         # After the callers' next step, which is to send their answers.
-        asyncio.get_running_loop().call_soon(supervised, self._account, batch, outcome)
+        asyncio.get_running_loop().call_soon(self._account, batch)
 
-    def _account(self, batch: Batch, outcome: Outcome) -> None:
+    def _deliver(self, piece: Piece, result: Arrays | IafvaeError, batch: Batch) -> None:
+        """Rows of a job, or why there are none."""
+        job, start, stop = piece
+        if job.future is None or job.future.done():
+            return
+        if isinstance(result, IafvaeError):
+            self._fail(job, result, "failed")
+        elif job.add(start, stop, result, batch):
+            job.future.set_result(None)
+
+    def _account(self, batch: Batch) -> None:
         """Learn what the batch cost, and tell who counts."""
         operation = batch.operation
-        if outcome.rows:
-            self._observer.batch(operation, outcome.rows, outcome.padded_rows, outcome.seconds)
-        for reason, rows in outcome.skipped.items():
+        if batch.rows:
+            self._observer.batch(operation, batch.rows, batch.padded_rows, batch.seconds)
+        for reason, rows in batch.skipped.items():
             self._observer.dropped(operation, rows, reason)
-        if outcome.runs > 1:
-            self._observer.retried(operation, outcome.runs - 1)
-        self._queue.charge(operation, outcome.seconds - batch.expected_seconds)
-        if outcome.runs == 1 and outcome.fault is None:  # halves would teach a wrong cost
-            self._cost.add(operation, outcome.rows, outcome.images, outcome.seconds)
+        if batch.runs > 1:
+            self._observer.retried(operation, batch.runs - 1)
+        if batch.expected_seconds:
+            self._queue.charge(operation, batch.seconds - batch.expected_seconds)
+        # Halves would teach a wrong cost.
+        if (
+            batch.runs == 1
+            and batch.fault is None
+            and (batch.expected_seconds or operation not in self._cost.each)
+        ):
+            self._cost.add(operation, batch.rows, batch.images, batch.seconds)
 
-    def _discard(self, job: Job) -> int:
-        left = self._queue.discard(job)
-        self._observer.queue(self._queue.rows_by_operation)
-        return left
+    def _expire(self, job: Job) -> None:
+        """The deadline of `job` has passed."""
+        error = DeadlineExceeded("the deadline passed before all rows were computed")
+        self._fail(job, error, "expired")
+
+    def _fail(self, job: Job, error: IafvaeError, reason: str) -> None:
+        """Answer `job` with `error`, and drop its rows for `reason`."""
+        if job.future is None:
+            job.future = asyncio.get_running_loop().create_future()
+        if not job.future.done():
+            # A traceback grows on a shared exception, so every job has its own.
+            job.future.set_exception(copy.copy(error).with_traceback(None))
+        self._drop(job, reason)
+
+    def _fail_all(self, error: IafvaeError, reason: str) -> None:
+        for job in list(self._jobs):
+            self._fail(job, error, reason)
+
+    def _drop(self, job: Job, reason: str) -> None:
+        """What is left of `job` will not be computed."""
+        self._forget(job)
+        if job.gone:
+            return
+        job.leave(reason)
+        if left := self._queue.discard(job):
+            self._observer.dropped(job.operation, left, reason)
+
+    def _forget(self, job: Job) -> None:
+        self._jobs.discard(job)
+        if not self._jobs:
+            self._idle.set()
 
     def _watch(self) -> None:
         """Look for a batch that does not come back: its thread is lost, and the device in doubt."""
         loop = asyncio.get_running_loop()
         self._watching = loop.call_later(self._hang_seconds / 4, self._watch)
-        batch = self._crew.overdue(self._hang_seconds) if self._crew is not None else None
+        batch = self._pool.overdue(self._hang_seconds) if self._pool is not None else None
         if batch is not None and self.healthy:
             limit = self._hang_seconds
             self._fail_device(
@@ -297,4 +371,4 @@ class Scheduler:
         if self.healthy:
             logger.critical("the device failed, liveness fails from here on: %s", fault)
         self.healthy = False
-        self._ledger.fail_all(fault, "failed")
+        self._fail_all(fault, "failed")

@@ -6,8 +6,8 @@ request of any size holds only as much memory as its question and its answer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,22 +40,18 @@ class Rows(Protocol):
 
 
 class Work(Protocol):
-    """A request's rows for one operation."""
+    """A request's rows for one operation.
+
+    operation: which graph computes it; rows: how many it has; image_count: of how many images, what
+    is computed once for each of them.
+    """
 
     @property
-    def operation(self) -> str:
-        """Which graph computes it."""
-        ...
-
+    def operation(self) -> str: ...  # noqa: D102 - said above
     @property
-    def rows(self) -> int:
-        """How many rows it has."""
-        ...
-
+    def rows(self) -> int: ...  # noqa: D102
     @property
-    def rows_per_image(self) -> int:
-        """How many rows share an image, and what is computed once for it."""
-        ...
+    def image_count(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -72,77 +68,74 @@ class NoiseKeys:
         seeds = np.full(len(image_keys), seed, dtype=np.uint64)
         return cls(seeds, image_keys, Purpose.IMAGE)
 
+    def rows(self, start: int, stop: int) -> NoiseKeys:
+        """Those of some rows."""
+        return NoiseKeys(self.seeds[start:stop], self.streams[start:stop], self.purpose)
+
     def cut(self, start: int, stop: int) -> tuple[U64, U64, U64]:
         """Seeds, streams and purposes of some rows."""
         purposes = np.full(stop - start, int(self.purpose), dtype=np.uint64)
         return self.seeds[start:stop], self.streams[start:stop], purposes
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class SampleWork:
-    """Images from prior noise: `eps` ``[n, D]``, or noise of `keys` where it is None."""
+    """Images from prior noise: `eps` ``[n, D]``, or noise of `keys` where it is None.
 
+    resolved: the options in force, as the answer says them.
+    """
+
+    rows: int
+    image_count: int
     keys: NoiseKeys
     temperature: F32  # [n, G]
     output: Pixels
     eps: Rows | None = None
-    operation = "sample"
-    rows_per_image = 1
+    resolved: dict[str, Any] = field(default_factory=dict)
+    operation: ClassVar[str] = "sample"
 
-    @property
-    def rows(self) -> int:
-        """Images."""
-        return len(self.temperature)
+    def piece(self, start: int, stop: int) -> SampleWork:
+        """Images `start` to `stop` alone."""
+        return replace(
+            self,
+            rows=stop - start,
+            image_count=stop - start,
+            keys=self.keys.rows(start, stop),
+            temperature=self.temperature[start:stop],
+            eps=None if self.eps is None else self.eps[start:stop],
+        )
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class DecodeWork:
     """Images from latents `z` ``[n, D]``; `keys` are for drawing pixels."""
 
+    rows: int
+    image_count: int
     z: F32
     keys: NoiseKeys
     output: Pixels
-    operation = "decode"
-    rows_per_image = 1
-
-    @property
-    def rows(self) -> int:
-        """Images."""
-        return len(self.z)
+    operation: ClassVar[str] = "decode"
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class EncodeWork:
     """Latents of `images`; without `seed`, those at eps = 0."""
 
+    rows: int
+    image_count: int
     images: U8  # [n, C, H, W]
-    keys: U64  # [n]
     seed: int | None
-    operation = "encode"
-    rows_per_image = 1
-
-    @property
-    def rows(self) -> int:
-        """Images."""
-        return len(self.images)
+    operation: ClassVar[str] = "encode"
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class ScoreWork:
     """`samples` importance samples of each image; row r is sample ``r % K`` of image ``r // K``."""
 
+    rows: int
+    image_count: int
     images: U8  # [n, C, H, W]
-    keys: U64  # [n]
     seed: int
     samples: int
-    operation = "score"
-
-    @property
-    def rows(self) -> int:
-        """Importance samples of all images."""
-        return len(self.images) * self.samples
-
-    @property
-    def rows_per_image(self) -> int:
-        """Importance samples of one image."""
-        return self.samples
+    operation: ClassVar[str] = "score"

@@ -17,9 +17,9 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from service.api.security.admission import Gate
+from service.api.security.admission import Admission
 
-__all__ = ["BoundedHttp"]
+__all__ = ["BoundedHttp", "bounded_by"]
 
 HEAD_SECONDS = 30.0  # from a connection, or a later request's first byte, to the end of its head
 MAX_HEAD_BYTES = 65_536
@@ -30,6 +30,7 @@ class BoundedHttp(HttpToolsProtocol):
     """One connection. A head that is too slow ends it without an answer, one too long with 400; a
     client that stops reading, whatever was being sent."""
 
+    admission: Admission | None = None  # may refuse a request before it is a task
     _head_timer: asyncio.TimerHandle | None = None  # runs while a head is awaited
     _write_timer: asyncio.TimerHandle | None = None  # runs while the buffer is full
     _head_bytes = 0
@@ -70,8 +71,7 @@ class BoundedHttp(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Begin with a request, or refuse it here: that takes half of the time, when all of the
         event loop's is needed for those that were taken."""
-        gate: Gate | None = getattr(self.config.app, "gate", None)
-        scope: Scope = cast("Scope", cycle.scope)
+        gate, scope = self.admission, cast("Scope", cycle.scope)
         if gate is None or self.flow.write_paused or not gate.refuses(scope):
             super()._start_asgi_task(cycle, app)
             return
@@ -111,3 +111,8 @@ class BoundedHttp(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def bounded_by(admission: Admission) -> type[BoundedHttp]:
+    """The protocol of a server whose requests `admission` may refuse."""
+    return type("BoundedHttp", (BoundedHttp,), {"admission": admission})

@@ -14,9 +14,9 @@ from types import FrameType
 import uvicorn
 
 from service.app import create_app
-from service.server.protocol import BoundedHttp
+from service.logs import configure_logging
+from service.server.protocol import bounded_by
 from service.settings import Settings
-from service.telemetry import configure_logging
 
 __all__ = ["StartError", "bind", "listen", "serve"]
 
@@ -117,14 +117,14 @@ def serve(settings: Settings) -> None:
     listener = bind(settings.host, settings.port)
     with listener:
         app = create_app(settings)
-        registry = app.state.context.registry
+        registry = app.state.shared.registry
         app.state.manager.load_all()  # here, so that what is wrong is said in one line
         config = uvicorn.Config(
             app,
             log_config=None,
             access_log=False,
             server_header=False,
-            http=BoundedHttp,
+            http=bounded_by(app.state.shared.admission),
             backlog=BACKLOG,
             ws="none",
             timeout_keep_alive=KEEP_ALIVE_SECONDS,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.native import Work
+from service.api.operation_route import OperationRequest
+from service.api.request.parsing import Files
 from service.api.request.schemas import ImageOptions
 from service.codecs.images import Fit, Fitted, PixelLimits, fit_array, fit_files
 from service.codecs.npy import decode_base64, decode_npy
@@ -20,48 +19,49 @@ from service.errors import (
 )
 from service.settings import Settings
 
-__all__ = ["INLINE_PIXELS", "check_count", "has_images", "latents", "pictures", "prior_eps"]
+__all__ = ["INLINE_PIXELS", "check_count", "latents", "pictures"]
 
 INLINE_PIXELS = 2**18  # more than this is encoded or decoded beside the event loop
 
 
-async def pictures(work: Work[Any], options: ImageOptions, *, rows_each: int = 1) -> Fitted:
+async def pictures(
+    request: OperationRequest, options: ImageOptions, *, rows_each: int = 1
+) -> Fitted:
     """The request's images as the model takes them, with limits checked before decoding.
 
     rows_each: importance samples of each image.
     """
-    shape, intake, settings = work.runtime.bundle.manifest.image, work.intake, work.settings
+    shape, settings, payload = request.model.manifest.image, request.settings, request.payload
     fit = Fit(resize=options.resize, convert=options.convert)
-    if intake.npy is not None:
+    if isinstance(payload, bytes):
         array = decode_npy(
-            intake.npy, dtypes=("uint8",), max_items=settings.max_total_pixels * shape.channels
+            payload, dtypes=("uint8",), max_items=settings.max_total_pixels * shape.channels
         )
         count = array.shape[0] if array.ndim and array.size else 0
         _check_images(count, rows_each, settings)
         if array.size <= INLINE_PIXELS and not fit.resize:
             return fit_array(array, shape, fit)
-        return await work.beside(fit_array, array, shape, fit)
+        return await request.beside(fit_array, array, shape, fit)
     limits = PixelLimits(image=settings.max_image_pixels, total=settings.max_total_pixels)
-    if intake.payload is not None:
-        texts = _strings(intake.payload)
-        _check_images(len(texts), rows_each, settings)
-        return await work.beside(
-            lambda: fit_files(
-                [decode_base64(text, f"image {i}") for i, text in enumerate(texts)],
-                shape,
-                fit,
-                limits,
-            )
+    if isinstance(payload, Files):
+        _check_images(len(payload.contents), rows_each, settings)
+        return await request.beside(fit_files, payload.contents, shape, fit, limits, payload.names)
+    texts = _strings(payload)
+    _check_images(len(texts), rows_each, settings)
+    return await request.beside(
+        lambda: fit_files(
+            [decode_base64(text, f"image {i}") for i, text in enumerate(texts)], shape, fit, limits
         )
-    _check_images(len(intake.files), rows_each, settings)
-    return await work.beside(fit_files, intake.files, shape, fit, limits, intake.names)
+    )
 
 
 def _check_images(count: int, rows_each: int, settings: Settings) -> None:
     if count == 0:
         raise InvalidInput("there are no images in the request: send at least one")
-    check_count("images", count, settings.max_images)
-    check_count("images times importance_samples", count * rows_each, settings.max_rows)
+    if count > settings.max_images:
+        check_count("images", count, settings.max_images)
+    if count * rows_each > settings.max_rows:
+        check_count("images times importance_samples", count * rows_each, settings.max_rows)
 
 
 def _strings(payload: object) -> list[str]:
@@ -70,28 +70,15 @@ def _strings(payload: object) -> list[str]:
     return payload
 
 
-def latents(work: Work[Any], name: str = "latents") -> NDArray[np.float32]:
+def latents(request: OperationRequest, name: str = "latents") -> NDArray[np.float32]:
     """float32, at most `max_images` times D of them; the operation checks the rest."""
-    dim, limit = work.runtime.bundle.manifest.latent.dim, work.settings.max_images
-    file, payload = work.intake.npy, work.intake.payload
+    dim, limit = request.model.manifest.latent.dim, request.settings.max_images
+    payload = request.payload
     if isinstance(payload, str):
-        file = _file_of(payload, name)
-    if file is None:
+        payload = _file_of(payload, name)
+    if not isinstance(payload, bytes):
         return _latents_from_json(payload, dim, name)
-    return decode_npy(file, dtypes=("float32",), max_items=limit * dim)
-
-
-def prior_eps(work: Work[Any]) -> NDArray[np.float32] | None:
-    """As `latents`; None where there is none."""
-    if work.intake.npy is None and work.intake.payload is None:
-        return None
-    return latents(work, "prior_eps")
-
-
-def has_images(work: Work[Any]) -> bool:
-    """Whether the request holds any."""
-    intake = work.intake
-    return intake.npy is not None or bool(intake.files) or intake.payload is not None
+    return decode_npy(payload, dtypes=("float32",), max_items=limit * dim)
 
 
 def _file_of(text: str, name: str) -> bytes:

@@ -6,8 +6,9 @@ What can be counted is, before it is parsed: JSON values, form fields, images.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -16,6 +17,7 @@ from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.api.request.negotiation import JSON, NPY
+from service.api.request.schemas import Options, OptionsT, parse_options
 from service.errors import (
     InvalidInput,
     MalformedBody,
@@ -23,9 +25,18 @@ from service.errors import (
     UnsupportedMedia,
 )
 
-__all__ = ["IMAGE_TYPES", "MAX_JSON_VALUES", "Intake", "loads_once", "parse_body", "query_options"]
+__all__ = [
+    "IMAGE_TYPES",
+    "MAX_JSON_VALUES",
+    "Files",
+    "Payload",
+    "loads_once",
+    "parse_body",
+    "query_options",
+]
 
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
+MAX_REMEMBERED = 256  # bytes of a query
 MAX_FIELDS = 32
 MAX_FIELD_BYTES = 65_536
 # A JSON value takes many times more memory, and time of the event loop, than its few characters.
@@ -34,23 +45,20 @@ MAX_JSON_OPTIONS = 2**10  # values of a body that has no payload
 SEVERAL = ("temperature", "resample", "keep", "seeds")  # may be given more than once in a query
 
 
-@dataclass(frozen=True, kw_only=True)
-class Intake:
-    """A parsed body: options, and at most one payload in one of three forms.
+@dataclass(frozen=True)
+class Files:
+    """Image files, and what to call them in errors."""
 
-    `options` is None where they are those of the query alone, `text` says that their values are
-    strings. `payload` is the value of the payload's JSON field.
-    """
-
-    options: Mapping[str, Any] | None
-    text: bool
-    npy: bytes | None = None
-    files: list[bytes] = field(default_factory=list)
+    contents: list[bytes]
     names: list[str] | None = None
-    payload: Any = None
+
+
+# What a request brings beside its options: an npy file, image files, the value of a JSON field.
+Payload = bytes | Files | Any | None
 
 
 async def parse_body(
+    kind: type[OptionsT],
     headers: Headers,
     query: bytes,
     body: bytes,
@@ -58,34 +66,52 @@ async def parse_body(
     payload: str | None,
     max_items: int,
     optional: bool = False,
-) -> Intake:
-    """Split `body` by its content type.
+) -> tuple[OptionsT, Payload]:
+    """The options and the payload in `query` and `body`, by the content type.
 
     payload: its field, "images", "latents", "prior_eps" or None; optional: it may be left out.
 
     Raises:
         UnsupportedMedia: a content type that does not carry such a payload.
         MalformedBody: not what its content type says.
-        InvalidInput: an option is given twice or in the wrong place.
+        InvalidInput: an option is unknown, bad, given twice or in the wrong place.
         PayloadTooLarge: more than `max_items` images; none of them has been decoded.
     """
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == JSON:
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == JSON:
         if options := query_options(query):
             raise InvalidInput(
                 f"with a JSON body options are its fields: move {', '.join(options)} from the "
                 "query into the body"
             )
-        return _parse_json(body, payload, max_items)
+        fields, value = _parse_json(body, payload, max_items)
+        return parse_options(kind, fields, text=False), value
+    if media_type == NPY and payload is not None and (body or not optional):
+        return _of_query(kind, query), body
     if not body and (payload is None or optional):
-        return Intake(options=None, text=True)
-    if kind == NPY and payload is not None:
-        return Intake(options=None, text=True, npy=body)
-    if kind == "multipart/form-data" and payload == "images":
-        return await _parse_form(headers, body, query_options(query), max_items)
-    if kind in IMAGE_TYPES and payload == "images":
-        return Intake(options=None, text=True, files=[body])
-    raise UnsupportedMedia(_unsupported(kind, payload, optional))
+        return _of_query(kind, query), None
+    if media_type == "multipart/form-data" and payload == "images":
+        given, files = await _parse_form(headers, body, max_items)
+        if not given:
+            return _of_query(kind, query), files
+        return parse_options(kind, _unique(given, query_options(query)), text=True), files
+    if media_type in IMAGE_TYPES and payload == "images":
+        return _of_query(kind, query), Files([body])
+    raise UnsupportedMedia(_unsupported(media_type, payload, optional))
+
+
+def _of_query(kind: type[OptionsT], query: bytes) -> OptionsT:
+    """The options in a query; those of short ones are remembered, for callers repeat them."""
+    if len(query) > MAX_REMEMBERED:
+        return parse_options(kind, query_options(query), text=True)
+    options = _remembered(kind, query)
+    assert isinstance(options, kind)  # noqa: S101 - lru_cache has forgotten the type
+    return options
+
+
+@lru_cache(maxsize=512)
+def _remembered(kind: type[Options], query: bytes) -> Options:
+    return parse_options(kind, query_options(query), text=True)
 
 
 def _unsupported(kind: str, payload: str | None, optional: bool) -> str:
@@ -129,7 +155,7 @@ def _unique(pairs: list[tuple[str, str]], before: dict[str, Any]) -> dict[str, A
     return options
 
 
-def _parse_json(body: bytes, payload: str | None, max_items: int) -> Intake:
+def _parse_json(body: bytes, payload: str | None, max_items: int) -> tuple[dict[str, Any], Any]:
     most = MAX_JSON_OPTIONS if payload is None else MAX_JSON_VALUES
     if (values := sum(map(body.count, (b",", b"[", b"{")))) > most:
         other = "" if payload is None else f", or {payload} as {NPY}"
@@ -140,11 +166,11 @@ def _parse_json(body: bytes, payload: str | None, max_items: int) -> Intake:
     if not isinstance(fields, dict):
         raise MalformedBody('the body must be a JSON object, such as {"n": 4}')
     if payload is None:
-        return Intake(options=fields, text=False)
+        return fields, None
     value = fields.pop(payload, None)
     if isinstance(value, list) and len(value) > max_items:
         raise PayloadTooLarge(_too_many(len(value), max_items, payload))
-    return Intake(options=fields, text=False, payload=value)
+    return fields, value
 
 
 def loads_once(text: bytes) -> Any:
@@ -170,8 +196,8 @@ def _too_many(count: int, max_items: int, what: str) -> str:
 
 
 async def _parse_form(
-    headers: Headers, body: bytes, options: dict[str, Any], max_items: int
-) -> Intake:
+    headers: Headers, body: bytes, max_items: int
+) -> tuple[list[tuple[str, str]], Files]:
     _, parameters = parse_options_header(headers["content-type"])
     end = b"--" + parameters.get(b"boundary", b"") + b"--"
     if body and end not in body:
@@ -192,12 +218,12 @@ async def _parse_form(
     except (KeyError, ValueError) as error:
         raise MalformedBody(f"the multipart body cannot be parsed: {error}") from None
     try:
-        return _form_intake(form, options)
+        return _form_content(form)
     finally:
         await form.close()
 
 
-def _form_intake(form: FormData, options: dict[str, Any]) -> Intake:
+def _form_content(form: FormData) -> tuple[list[tuple[str, str]], Files]:
     fields: list[tuple[str, str]] = []
     files, names = [], []
     for name, value in form.multi_items():
@@ -213,7 +239,7 @@ def _form_intake(form: FormData, options: dict[str, Any]) -> Intake:
             "there are no images in the request: send at least one file part, named 'files' and "
             "with a filename"
         )
-    return Intake(options=_unique(fields, options), text=True, files=files, names=names)
+    return fields, Files(files, names)
 
 
 class _InMemoryParser(MultiPartParser):

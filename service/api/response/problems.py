@@ -9,6 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,21 +20,44 @@ from starlette.types import Scope
 from service.api.request.negotiation import JSON, PROBLEM
 from service.errors import (
     BadRequest,
+    BundleRefused,
+    ClientGone,
+    Conflict,
+    DeadlineExceeded,
+    DeviceFault,
+    EngineFailure,
+    Forbidden,
     IafvaeError,
     InvalidInput,
+    MalformedBody,
     MethodNotAllowed,
+    ModelLimit,
+    NonFiniteInput,
+    NotAcceptable,
     NotFound,
     Overloaded,
+    PayloadTooLarge,
+    ProviderUnavailable,
     RequestTimeout,
     ServerFault,
+    ShuttingDown,
     Unauthorized,
+    UndecodableImage,
+    UnknownBundle,
+    UnknownModel,
+    UnsupportedMedia,
+    WrongDtype,
+    WrongShape,
 )
 
 __all__ = [
+    "PROBLEMS",
     "TYPE_PREFIX",
+    "Problem",
     "add_problem_handlers",
     "document_of",
     "problem_headers",
+    "problem_of",
     "problem_response",
     "unexpected",
 ]
@@ -43,13 +67,63 @@ MAX_DETAIL = 1000  # characters: what callers sent is told back in part
 logger = logging.getLogger("iafvae")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What every occasion of one error shares: RFC 9457's ``type``, ``title`` and ``status``."""
+
+    type: str
+    title: str
+    status: int
+
+
+PROBLEMS: dict[type[IafvaeError], Problem] = {
+    kind: Problem(type=slug, title=title, status=status)
+    for kind, slug, title, status in (
+        (BadRequest, "bad-request", "Bad request", 400),
+        (MalformedBody, "malformed-body", "The body cannot be parsed", 400),
+        (Unauthorized, "unauthorized", "A key is needed", 401),
+        (Forbidden, "forbidden", "The key does not allow it", 403),
+        (NotFound, "not-found", "Not found", 404),
+        (UnknownModel, "unknown-model", "Unknown model", 404),
+        (UnknownBundle, "unknown-bundle", "Unknown bundle", 404),
+        (MethodNotAllowed, "method-not-allowed", "Method not allowed", 405),
+        (NotAcceptable, "not-acceptable", "No acceptable representation", 406),
+        (RequestTimeout, "request-timeout", "The body did not arrive in time", 408),
+        (Conflict, "conflict", "Not possible now", 409),
+        (ModelLimit, "model-limit", "As many models are loaded as may be", 409),
+        (PayloadTooLarge, "payload-too-large", "Over a limit", 413),
+        (UnsupportedMedia, "unsupported-media-type", "Unsupported content type", 415),
+        (InvalidInput, "invalid-input", "Invalid value", 422),
+        (BundleRefused, "bundle-refused", "The bundle cannot be served", 422),
+        (WrongShape, "wrong-shape", "Wrong shape", 422),
+        (WrongDtype, "wrong-dtype", "Wrong type of numbers", 422),
+        (UndecodableImage, "undecodable-image", "Undecodable image", 422),
+        (NonFiniteInput, "non-finite-input", "Non-finite numbers", 422),
+        (Overloaded, "overloaded", "The queue is full", 429),
+        (ClientGone, "client-gone", "The client has gone", 499),
+        (IafvaeError, "internal-error", "Internal error", 500),
+        (ServerFault, "internal-error", "Internal error", 500),
+        (EngineFailure, "engine-failure", "The computation failed", 500),
+        (DeviceFault, "device-fault", "The device failed", 500),
+        (ProviderUnavailable, "provider-unavailable", "The provider is unavailable", 500),
+        (ShuttingDown, "shutting-down", "The service is not ready", 503),
+        (DeadlineExceeded, "deadline-exceeded", "The deadline has passed", 504),
+    )
+}
+
+
+def problem_of(error: IafvaeError) -> Problem:
+    """The row of `PROBLEMS` for `error`: its class's own, else the nearest base's."""
+    return next(PROBLEMS[kind] for kind in type(error).__mro__ if kind in PROBLEMS)
+
+
 def problem_response(
     error: IafvaeError, scope: Scope, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The answer that says `error` on this request, with ``Retry-After`` where it helps."""
     body, media_type = document_of(error, scope)
     more = {**(headers or {}), **problem_headers(error)}
-    return Response(body, error.status, more, media_type=media_type)
+    return Response(body, problem_of(error).status, more, media_type=media_type)
 
 
 def document_of(error: IafvaeError, scope: Scope) -> tuple[bytes, str]:
@@ -60,10 +134,11 @@ def document_of(error: IafvaeError, scope: Scope) -> tuple[bytes, str]:
 
 
 def _problem(error: IafvaeError, scope: Scope) -> dict[str, str | int]:
+    problem = problem_of(error)
     return {
-        "type": TYPE_PREFIX + error.type,
-        "title": error.title,
-        "status": error.status,
+        "type": TYPE_PREFIX + problem.type,
+        "title": problem.title,
+        "status": problem.status,
         "detail": _shortened(error.detail, MAX_DETAIL),
         "instance": _shortened(scope["path"], MAX_DETAIL),
         "request_id": scope.get("state", {}).get("request_id", ""),
@@ -71,7 +146,7 @@ def _problem(error: IafvaeError, scope: Scope) -> dict[str, str | int]:
 
 
 def _inference_error(error: IafvaeError) -> dict[str, str | int]:
-    return {"error": _shortened(error.detail or error.title, MAX_DETAIL)}
+    return {"error": _shortened(error.detail or problem_of(error).title, MAX_DETAIL)}
 
 
 def problem_headers(error: IafvaeError) -> dict[str, str]:
@@ -82,7 +157,7 @@ def problem_headers(error: IafvaeError) -> dict[str, str]:
         return {"connection": "close"}  # in the middle of a body there is no next request
     if isinstance(error, Unauthorized):
         return {"www-authenticate": error.challenge}
-    return {"retry-after": "1"} if error.status == 503 else {}
+    return {"retry-after": "1"} if problem_of(error).status == 503 else {}
 
 
 def _shortened(text: str, most: int) -> str:
@@ -119,13 +194,9 @@ def add_problem_handlers(app: FastAPI) -> None:
         lines = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
         return problem_response(InvalidInput("; ".join(lines)), request.scope)
 
-    async def anything(request: Request, error: Exception) -> Response:
-        return problem_response(unexpected(error, request.scope), request.scope)
-
     app.add_exception_handler(IafvaeError, ours)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, validation)
-    app.add_exception_handler(Exception, anything)
 
 
 def _translate(error: HTTPException, request: Request) -> IafvaeError:

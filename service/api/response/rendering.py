@@ -1,4 +1,4 @@
-"""Answers: results as JSON, npy or a PNG contact sheet. No function here knows HTTP.
+"""Answers: results as JSON, npy or a PNG contact sheet.
 
 Floats become JSON one by one only where people asked for JSON. What is not finite is null there,
 with a status, and itself in npy.
@@ -8,135 +8,138 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from starlette.responses import Response
 
 from service.api.request.negotiation import JSON, NPY, PNG
 from service.codecs.npy import contact_sheet, encode_npy, encode_png, png_base64
+from service.operations.results import Images, Latents, LogLikelihoods, Result, Scores
 
-if TYPE_CHECKING:
-    from service.operations.results import Images, Latents, LogLikelihoods, Scores, Timing
+__all__ = ["Answer", "render_images", "render_latents", "render_log_likelihoods", "render_scores"]
 
-__all__ = [
-    "Answer",
-    "altered_notes",
-    "images_answer",
-    "latents_answer",
-    "log_likelihoods_answer",
-    "scores_answer",
-]
+NOT_ALTERED = np.zeros(0, np.bool_)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """A body and what the headers say beside the model's own. `non_finite` counts bad results.
+class Answer(Response):
+    """A response with the result that it shows, for its headers and the metrics.
 
-    Of a streamed answer `body` is the first piece, `rest` gives the others, and `length` is that
-    of all of them.
+    altered, non_finite: how many images were resized or converted, and how many results are no
+    numbers. The route adds who computed it.
     """
 
-    body: bytes
-    media_type: str
-    timing: Timing
-    seed: int | None
-    altered: int = 0
-    non_finite: int = 0
-    rest: AsyncGenerator[bytes, None] | None = None
-    length: int | None = None
+    def __init__(
+        self,
+        body: bytes,
+        media_type: str,
+        result: Result,
+        *,
+        altered: int = 0,
+        non_finite: int = 0,
+        length: int | None = None,
+    ) -> None:
+        # Not `Response.__init__`, which makes and codes headers one by one.
+        self.status_code, self.background, self.body = 200, None, body
+        self.result, self.non_finite = result, non_finite
+        self.raw_headers = [
+            (b"content-type", media_type.encode("latin-1")),
+            (b"content-length", b"%d" % (len(body) if length is None else length)),
+            (b"x-iafvae-queue-seconds", b"%.6f" % result.queue_seconds),
+            (b"x-iafvae-compute-seconds", b"%.6f" % result.compute_seconds),
+        ]
+        if result.seed is not None:
+            self.raw_headers.append((b"x-iafvae-seed", b"%d" % result.seed))
+        if altered:
+            self.raw_headers.append((b"x-iafvae-altered", b"%d" % altered))
+        if non_finite:
+            self.raw_headers.append((b"x-iafvae-non-finite", b"%d" % non_finite))
 
 
-def images_answer(
-    images: Images,
+def render_images(
+    result: Images,
     media_type: str,
-    fields: dict[str, Any],
+    who: dict[str, Any],
     *,
-    altered: NDArray[np.bool_] | None = None,
+    altered: NDArray[np.bool_] = NOT_ALTERED,
     columns: int | None = None,
 ) -> Answer:
-    """`images` as `media_type`; JSON also holds `fields`, among them the seed."""
-    pixels = images.images
+    """Images as `media_type`; JSON also says `who` drew them and with which options."""
+    pixels = result.images
     if media_type == NPY:
         body = encode_npy(pixels)
     elif media_type == PNG:
         body = encode_png(contact_sheet(pixels, columns=columns))
     else:
         document = {"images": png_base64(pixels), "shape": list(pixels.shape)}
-        body = _json({**document, "status": _status(images.finite), **fields})
+        document["status"] = _status(result.finite)
+        body = _json(document | who | _said(result, altered))
     return Answer(
-        body=body,
-        media_type=media_type,
-        timing=images.timing,
-        seed=fields["seed"],
-        altered=0 if altered is None else int(altered.sum()),
-        non_finite=int((~images.finite).sum()),
+        body,
+        media_type,
+        result,
+        altered=int(altered.sum()),
+        non_finite=len(pixels) - int(result.finite.sum()),
     )
 
 
-def latents_answer(
-    latents: Latents,
+def render_latents(
+    result: Latents,
     media_type: str,
-    fields: dict[str, Any],
-    altered: NDArray[np.bool_],
+    who: dict[str, Any],
     *,
+    altered: NDArray[np.bool_],
     output: Literal["latents", "prior_eps"] = "latents",
 ) -> Answer:
     """Latents [n, D] or, as `output` says, their prior noise as npy; both as lists in JSON."""
-    both = np.concatenate([latents.latents, latents.prior_eps], axis=1)
+    both = np.concatenate([result.latents, result.prior_eps], axis=1)
     finite = np.asarray(np.isfinite(both).all(axis=1))
     if media_type == NPY:
-        body = encode_npy(getattr(latents, output))
+        body = encode_npy(getattr(result, output))
     else:
-        rows = {name: _lists(getattr(latents, name)) for name in ("latents", "prior_eps")}
-        body = _json({**rows, "status": _status(finite), **fields})
+        rows = {name: _rows(getattr(result, name)) for name in ("latents", "prior_eps")}
+        body = _json({**rows, "status": _status(finite)} | who | _said(result, altered))
     return Answer(
-        body=body,
-        media_type=media_type,
-        timing=latents.timing,
-        seed=fields["seed"],
+        body,
+        media_type,
+        result,
         altered=int(altered.sum()),
         non_finite=int((~finite).sum()),
     )
 
 
-def _lists(array: NDArray[np.float32]) -> list[list[float | None]]:
-    values: list[list[float]] = array.astype(np.float64).tolist()
-    if np.isfinite(array).all():
-        return cast("list[list[float | None]]", values)
-    return [[_finite(x) for x in row] for row in values]
+def _said(result: Result, altered: NDArray[np.bool_]) -> dict[str, Any]:
+    notes = [*_altered_notes(altered), *result.notes] if altered.any() else list(result.notes)
+    return {"notes": notes, **result.resolved}
 
 
-def scores_answer(
-    scores: Scores,
-    fields: dict[str, Any],
+def render_scores(
+    result: Scores,
+    who: dict[str, Any],
     *,
     altered: NDArray[np.bool_],
     kl_groups: tuple[str, ...],
 ) -> Answer:
     """Scores as JSON."""
-    values = scores.log_likelihood_nats
+    document = {"results": _results(result, altered, kl_groups)}
     return Answer(
-        body=_json({"results": _results(scores, altered, kl_groups), **fields}),
-        media_type=JSON,
-        timing=scores.timing,
-        seed=scores.seed,
+        _json(document | who | _said(result, altered)),
+        JSON,
+        result,
         altered=int(altered.sum()),
-        non_finite=_non_finite(values),
+        non_finite=_non_finite(result.log_likelihood_nats),
     )
 
 
-def log_likelihoods_answer(values: LogLikelihoods, *, altered: NDArray[np.bool_]) -> Answer:
+def render_log_likelihoods(result: LogLikelihoods, *, altered: NDArray[np.bool_]) -> Answer:
     """Log-likelihoods as npy float32 [n]."""
     return Answer(
-        body=encode_npy(np.asarray(values.nats, np.float32)),
-        media_type=NPY,
-        timing=values.timing,
-        seed=values.seed,
+        encode_npy(result.nats.astype(np.float32)),
+        NPY,
+        result,
         altered=int(altered.sum()),
-        non_finite=_non_finite(values.nats),
+        non_finite=_non_finite(result.nats),
     )
 
 
@@ -157,23 +160,27 @@ SCORE_FIELDS = (
 def _results(
     scores: Scores, altered: NDArray[np.bool_], kl_groups: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    columns = [[_finite(x) for x in getattr(scores, name).tolist()] for name in SCORE_FIELDS]
-    kls = scores.kl_nats.tolist()
-    flags = zip(scores.anomalous.tolist(), scores.status, altered.tolist(), kls, strict=True)
+    columns = [getattr(scores, name) for name in SCORE_FIELDS]
+    rows = _rows(np.column_stack([*columns, scores.kl_nats]))
+    flags = zip(scores.anomalous.tolist(), scores.status, altered.tolist(), strict=True)
     results = []
-    for numbers, (anomalous, status, changed, kl) in zip(
-        zip(*columns, strict=True), flags, strict=True
-    ):
-        result: dict[str, Any] = dict(zip(SCORE_FIELDS, numbers, strict=True))
-        result["anomalous"] = anomalous
-        result["status"] = status
-        result["altered"] = changed
-        result["kl_nats"] = {g: _finite(x) for g, x in zip(kl_groups, kl, strict=True)}
+    for numbers, (anomalous, status, changed) in zip(rows, flags, strict=True):
+        result: dict[str, Any] = dict(zip(SCORE_FIELDS, numbers, strict=False))
+        result["anomalous"], result["status"], result["altered"] = anomalous, status, changed
+        result["kl_nats"] = dict(zip(kl_groups, numbers[len(SCORE_FIELDS) :], strict=True))
         results.append(result)
     return results
 
 
-def altered_notes(altered: NDArray[np.bool_]) -> list[str]:
+def _rows(table: NDArray[np.floating]) -> list[list[float | None]]:
+    """Numbers as JSON has them: null where one is not finite."""
+    rows: list[list[float]] = table.astype(np.float64).tolist()
+    if np.isfinite(table).all():
+        return cast("list[list[float | None]]", rows)
+    return [[value if math.isfinite(value) else None for value in row] for row in rows]
+
+
+def _altered_notes(altered: NDArray[np.bool_]) -> list[str]:
     """The note that an answer on altered images carries; empty where none was."""
     if not altered.any():
         return []
@@ -188,10 +195,6 @@ def altered_notes(altered: NDArray[np.bool_]) -> list[str]:
 
 def _status(finite: NDArray[np.bool_]) -> list[str]:
     return ["ok" if ok else "non_finite" for ok in finite.tolist()]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _json(document: dict[str, Any]) -> bytes:

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.types import Receive, Scope, Send
 
 from service.api.request.negotiation import NPY
 from service.api.response.rendering import Answer
 from service.codecs.npy import npy_prefix
 from service.errors import DeadlineExceeded, EngineFailure, Overloaded
-from service.operations.model import Images
-from service.operations.results import Call
+from service.operations.model import Model
+from service.operations.results import Images
+from service.scheduler.work import SampleWork
 
-__all__ = ["PIECE_BYTES", "Draw", "piece_rows", "streamed"]
+__all__ = ["PIECE_BYTES", "StreamedAnswer", "piece_rows", "stream_images"]
 
 PIECE_BYTES = 2**18  # of a piece: two or three exist at a time, whatever the request asks for
 MAX_PIECE_ROWS = 1024
-
-Draw = Callable[[int, int, Call], Awaitable[Images]]  # images first to first + rows - 1
 
 
 def piece_rows(image_bytes: int) -> int:
@@ -29,47 +31,73 @@ def piece_rows(image_bytes: int) -> int:
     return max(1, min(MAX_PIECE_ROWS, PIECE_BYTES // image_bytes))
 
 
-async def streamed(
-    draw: Draw, *, n: int, shape: tuple[int, int, int], seed: int | None, call: Call, seconds: float
-) -> Answer:
-    """`n` images of `draw` as npy uint8 ``[n, *shape]``, of which the first piece is computed.
+class StreamedAnswer(Answer):
+    """An answer of which `body` is the first piece and `rest` gives the others."""
 
-    call: of the first piece; later ones have `seconds` each.
+    def __init__(self, body: bytes, rest: AsyncGenerator[bytes, None], first: Images, length: int):
+        super().__init__(body, NPY, first, length=length)
+        self.rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send all of it.
+
+        While one piece is sent the next is computed, and no further one: `send` returns when the
+        client has taken enough of what came before, so a slow client holds the computation up.
+        """
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        piece: bytes | None = bytes(self.body)
+        async with aclosing(self.rest):
+            while piece is not None:
+                ahead = asyncio.ensure_future(anext(self.rest, None))
+                try:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    piece = await ahead
+                finally:
+                    ahead.cancel()
+                    await asyncio.wait([ahead])
+                    if not ahead.cancelled():
+                        ahead.exception()  # known already, or of no interest any more
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def stream_images(
+    model: Model, work: SampleWork, *, caller: str, deadline: float, seconds: float
+) -> StreamedAnswer:
+    """The images of `work` as npy uint8 ``[n, C, H, W]``, of which the first piece is computed.
+
+    deadline: of the first piece; later ones have `seconds` each.
 
     Raises:
         What the first piece raises; what a later one raises breaks the answer off.
     """
-    image_bytes = shape[0] * shape[1] * shape[2]
-    rows = min(n, piece_rows(image_bytes))
-    first = await draw(0, rows, call)
-    head = npy_prefix("|u1", (n, *shape))
-    return Answer(
-        body=head + _body(first, 0),
-        rest=_rest(draw, n, rows, call.caller, seconds),
-        length=len(head) + n * image_bytes,
-        media_type=NPY,
-        timing=first.timing,
-        seed=seed,
+    shape, image_bytes = model.manifest.image.shape, model.manifest.image.dims
+    rows = min(work.rows, piece_rows(image_bytes))
+    first = await model.draw(work.piece(0, rows), caller=caller, deadline=deadline)
+    head = npy_prefix("|u1", (work.rows, *shape))
+    return StreamedAnswer(
+        head + _body(first, 0),
+        _rest(model, work, rows, caller, seconds),
+        first,
+        len(head) + work.rows * image_bytes,
     )
 
 
 async def _rest(
-    draw: Draw, n: int, rows: int, caller: str, seconds: float
+    model: Model, work: SampleWork, rows: int, caller: str, seconds: float
 ) -> AsyncGenerator[bytes, None]:
-    for first in range(rows, n, rows):
-        count = min(rows, n - first)
-        images = await _patiently(draw, first, count, Call(caller, time.monotonic() + seconds))
-        yield _body(images, first)
+    for start in range(rows, work.rows, rows):
+        piece = work.piece(start, min(start + rows, work.rows))
+        yield _body(await _patiently(model, piece, caller, time.monotonic() + seconds), start)
 
 
-async def _patiently(draw: Draw, first: int, rows: int, call: Call) -> Images:
+async def _patiently(model: Model, work: SampleWork, caller: str, deadline: float) -> Images:
     """A full queue does not end an answer that has begun: it waits for its turn."""
     while True:
         try:
-            return await draw(first, rows, call)
+            return await model.draw(work, caller=caller, deadline=deadline)
         except Overloaded as error:
             pause = min(error.retry_after_seconds, 1.0)
-            if call.deadline is None or time.monotonic() + pause > call.deadline:
+            if time.monotonic() + pause > deadline:
                 raise DeadlineExceeded("the queue stayed full until the deadline") from None
             await asyncio.sleep(pause)
 

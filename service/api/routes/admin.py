@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 
-from service.api.response.problem_docs import documented
+from service.api.openapi import documented
 from service.api.security.keys import is_admin
 from service.errors import Forbidden
 from service.repository.manager import Change, ModelManager

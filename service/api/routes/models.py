@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.api.response.problem_docs import documented
+from service.api.openapi import documented
 from service.api.response.schemas import FailedBundle, ModelDescription, ModelsResponse
-from service.api.state import Context
+from service.api.state import AppState
 from service.bundle import manifest_to_json
 from service.repository.registry import LoadedModel, Registry
 from service.settings import Settings
@@ -23,7 +23,7 @@ LIMITS = (
 )
 
 
-def model_router(context: Context) -> APIRouter:
+def model_router(context: AppState) -> APIRouter:
     """``GET /v1/models``, ``/v1/models/{name}`` and ``/v1/models/{name}/versions/{version}``."""
     router = APIRouter(prefix="/v1", tags=["models"])
     registry, settings = context.registry, context.settings

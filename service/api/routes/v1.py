@@ -3,251 +3,221 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from fastapi import Query
 from numpy.typing import NDArray
-from starlette.routing import Route
 
-from service.api.native import NativeExchange, Operation, Work
+from service.api.openapi import documented_operation
+from service.api.operation_route import OperationRequest, OperationRoute
 from service.api.request.inputs import (
     INLINE_PIXELS,
     check_count,
-    has_images,
     latents,
     pictures,
-    prior_eps,
 )
 from service.api.request.negotiation import JSON, NPY, PNG
 from service.api.request.schemas import (
     DecodeOptions,
     EncodeOptions,
     InterpolateOptions,
+    Options,
     ReconstructOptions,
     SampleOptions,
     ScoreOptions,
 )
 from service.api.response.rendering import (
-    IMAGE_OFFERS,
-    NUMBER_OFFERS,
+    NOT_ALTERED,
     Answer,
-    altered_notes,
-    images_answer,
-    latents_answer,
-    log_likelihoods_answer,
-    scores_answer,
+    render_images,
+    render_latents,
+    render_log_likelihoods,
+    render_scores,
 )
-from service.api.response.streaming import Draw, streamed
-from service.api.state import Context
-from service.errors import InvalidInput, NotAcceptable, PayloadTooLarge
-from service.operations.defaults import seed_or_drawn, temperatures
-from service.operations.latents import resampled_groups
-from service.operations.model import Images
-from service.operations.results import Call
+from service.api.response.schemas import (
+    EncodeResponse,
+    ImagesResponse,
+    Response,
+    ScoreResponse,
+)
+from service.api.response.streaming import stream_images
+from service.api.state import AppState
+from service.errors import NotAcceptable, PayloadTooLarge
+from service.operations.model import Model
+from service.operations.results import Images
 
-__all__ = ["OPERATIONS", "operation_routes"]
+__all__ = ["operation_routes"]
 
 MAX_JSON_NUMBERS = 2**20  # floats of an answer: each takes twenty bytes of it, and more to write
 INLINE_NUMBERS = 2**12  # more than this is written beside the event loop
+# What each kind of answer can be made as, in the order of the server's preference.
+IMAGE_OFFERS = (JSON, NPY, PNG)
+NUMBER_OFFERS = (JSON, NPY)
 
 
-async def sample(work: Work[SampleOptions]) -> Answer:
+async def sample(request: OperationRequest, options: Annotated[SampleOptions, Query()]) -> Answer:
     """Draw images from the prior, or change images in its noise: keep some latent groups of
     `prior_eps`, as encode gives it, and draw the others anew."""
-    options, runtime, latent = work.options, work.runtime, work.runtime.bundle.manifest.latent
-    given = prior_eps(work)
-    if given is None and (options.resample is not None or options.keep is not None):
-        raise InvalidInput("resample and keep say what becomes of prior_eps: send it as well")
-    n = options.n or (1 if given is None else max(1, len(given)))
-    groups = resampled_groups(latent, options.resample, options.keep)
-    temperature = temperatures(options.temperature, latent)
-    # Without noise there is no seed to tell.
-    noisy = given is None or bool(groups) or options.output == "draw"
-    seed = seed_or_drawn(options.seed) if noisy else None
-
-    async def draw(first: int, rows: int, call: Call) -> Images:
-        return await runtime.sample(
-            rows,
-            seed=seed or 0,
-            temperature=temperature,
-            output=options.output,
-            first=first,
-            prior_eps=given,
-            resample=groups,
-            call=call,
-        )
-
-    if n > work.settings.max_n:
-        return await _streamed(work, draw, n, seed)
-    fields: dict[str, Any] = {"output": options.output, "seed": seed, "temperature": temperature}
-    if given is not None:
-        fields["resampled"] = groups
-    return await _images(work, await draw(0, n, work.call), fields, [])
-
-
-async def _streamed(work: Work[SampleOptions], draw: Draw, n: int, seed: int | None) -> Answer:
-    """More images than an answer in one piece may have."""
-    most = work.settings.max_stream_n
-    if work.media_type != NPY or n > most:
+    model, settings = request.model, request.settings
+    work = model.sampling(
+        options.n,
+        seed=options.seed,
+        temperature=options.temperature,
+        output=options.output,
+        prior_eps=None if request.payload is None else latents(request, "prior_eps"),
+        resample=options.resample,
+        keep=options.keep,
+    )
+    caller, deadline, seconds = request.caller, request.deadline, settings.timeout_seconds
+    if work.rows <= settings.max_n:
+        return await _images(request, await model.draw(work, caller=caller, deadline=deadline))
+    if request.media_type != NPY or work.rows > settings.max_stream_n:
         raise PayloadTooLarge(
-            f"n: {n} is above the limit of {work.settings.max_n}; ask for fewer, or with "
-            f"'Accept: {NPY}', whose answer is streamed, for at most {most}"
+            f"n: {work.rows} is above the limit of {settings.max_n}; ask for fewer, or with "
+            f"'Accept: {NPY}', whose answer is streamed, for at most {settings.max_stream_n}"
         )
-    shape, seconds = work.runtime.bundle.manifest.image.shape, work.settings.timeout_seconds
-    return await streamed(draw, n=n, shape=shape, seed=seed, call=work.call, seconds=seconds)
+    return await stream_images(model, work, caller=caller, deadline=deadline, seconds=seconds)
 
 
-async def decode(work: Work[DecodeOptions]) -> Answer:
+async def decode(request: OperationRequest, options: Annotated[DecodeOptions, Query()]) -> Answer:
     """Images of given latents."""
-    options = work.options
-    given = latents(work)
-    # A mean takes no noise, so there is no seed to tell.
-    seed = seed_or_drawn(options.seed) if options.output == "draw" else None
-    images = await work.runtime.decode(given, output=options.output, seed=seed or 0, call=work.call)
-    return await _images(work, images, {"output": options.output, "seed": seed}, [])
+    images = await request.model.decode(
+        latents(request),
+        output=options.output,
+        seed=options.seed,
+        caller=request.caller,
+        deadline=request.deadline,
+    )
+    return await _images(request, images)
 
 
-async def encode(work: Work[EncodeOptions]) -> Answer:
+async def encode(request: OperationRequest, options: Annotated[EncodeOptions, Query()]) -> Answer:
     """Latents of images."""
-    options = work.options
-    fitted = await pictures(work, options)
-    numbers = 2 * len(fitted.images) * work.runtime.bundle.manifest.latent.dim
-    if work.media_type == JSON and numbers > MAX_JSON_NUMBERS:
+    model = request.model
+    fitted = await pictures(request, options)
+    numbers = 2 * len(fitted.images) * model.manifest.latent.dim
+    if request.media_type == JSON and numbers > MAX_JSON_NUMBERS:
         raise PayloadTooLarge(
             f"the answer would have {numbers} numbers, {MAX_JSON_NUMBERS} are written as JSON: "
             f"send fewer images, or 'Accept: {NPY}'"
         )
-    coded = await work.runtime.encode(fitted.images, seed=options.seed, call=work.call)
-    fields = _common(work, altered_notes(fitted.altered)) | {"seed": options.seed}
-    answer = partial(latents_answer, coded, work.media_type, fields, fitted.altered)
+    coded = await model.encode(
+        fitted.images, seed=options.seed, caller=request.caller, deadline=request.deadline
+    )
+    render = partial(render_latents, coded, request.media_type, _who(model))
     if coded.latents.size <= INLINE_NUMBERS:
-        return answer(output=options.output)
-    return await work.beside(answer, output=options.output)
+        return render(altered=fitted.altered, output=options.output)
+    return await request.beside(render, altered=fitted.altered, output=options.output)
 
 
-async def score(work: Work[ScoreOptions]) -> Answer:
+async def score(request: OperationRequest, options: Annotated[ScoreOptions, Query()]) -> Answer:
     """Log-likelihoods and p-values of images."""
-    options, manifest = work.options, work.runtime.bundle.manifest
-    scoring = manifest.scoring
-    samples = options.importance_samples or scoring.default_importance_samples
-    check_count("importance_samples", samples, work.settings.max_importance_samples)
-    fitted = await pictures(work, options, rows_each=samples)
+    model, manifest = request.model, request.model.manifest
+    samples = options.importance_samples or manifest.scoring.default_importance_samples
+    check_count("importance_samples", samples, request.settings.max_importance_samples)
+    fitted = await pictures(request, options, rows_each=samples)
     asked: dict[str, Any] = {
         "importance_samples": samples,
-        "seed": scoring.default_seed if options.seed is None else options.seed,
+        "seed": options.seed,
+        "caller": request.caller,
+        "deadline": request.deadline,
     }
-    if work.media_type == NPY:  # the log-likelihoods alone: nothing else is computed for it
-        values = await work.runtime.log_likelihood(fitted.images, **asked, call=work.call)
-        return log_likelihoods_answer(values, altered=fitted.altered)
-    asked["alpha"] = scoring.alpha if options.alpha is None else options.alpha
-    scores = await work.runtime.score(fitted.images, **asked, call=work.call)
-    fields = _common(work, altered_notes(fitted.altered)) | {"estimator": scores.estimator} | asked
-    return scores_answer(scores, fields, altered=fitted.altered, kl_groups=manifest.kl_groups)
+    if request.media_type == NPY:  # the log-likelihoods alone: nothing else is computed for it
+        values = await model.log_likelihood(fitted.images, **asked)
+        return render_log_likelihoods(values, altered=fitted.altered)
+    scores = await model.score(fitted.images, alpha=options.alpha, **asked)
+    return render_scores(scores, _who(model), altered=fitted.altered, kl_groups=manifest.kl_groups)
 
 
-async def reconstruct(work: Work[ReconstructOptions]) -> Answer:
+async def reconstruct(
+    request: OperationRequest, options: Annotated[ReconstructOptions, Query()]
+) -> Answer:
     """Images through their latents and back."""
-    options = work.options
-    fitted = await pictures(work, options)
-    images = await work.runtime.reconstruct(
-        fitted.images, seed=options.seed, output=options.output, call=work.call
+    fitted = await pictures(request, options)
+    images = await request.model.reconstruct(
+        fitted.images,
+        seed=options.seed,
+        output=options.output,
+        caller=request.caller,
+        deadline=request.deadline,
     )
-    fields = {"output": options.output, "seed": options.seed}
-    return await _images(work, images, fields, _encoding_notes(options), fitted.altered)
+    return await _images(request, images, fitted.altered)
 
 
-async def interpolate(work: Work[InterpolateOptions]) -> Answer:
+async def interpolate(
+    request: OperationRequest, options: Annotated[InterpolateOptions, Query()]
+) -> Answer:
     """Images on the way between two images, two seeds, or one of each, through the prior's noise:
     a great circle, whose ends are the image's reconstruction and the seed's first sample."""
-    options = work.options
-    check_count("n", options.n, work.settings.max_n)
-    fitted = await pictures(work, options) if has_images(work) else None
-    images = await work.runtime.interpolate(
+    check_count("n", options.n, request.settings.max_n)
+    fitted = None if request.payload is None else await pictures(request, options)
+    images = await request.model.interpolate(
         None if fitted is None else fitted.images,
         n=options.n,
         seeds=options.seeds,
         seed=options.seed,
         output=options.output,
-        call=work.call,
+        caller=request.caller,
+        deadline=request.deadline,
     )
-    fields = {"output": options.output, "seed": options.seed}
-    notes = _encoding_notes(options, encoded=fitted is not None)
-    return await _images(work, images, fields, notes, None if fitted is None else fitted.altered)
+    return await _images(request, images, NOT_ALTERED if fitted is None else fitted.altered)
 
 
-OPERATIONS: tuple[Operation[Any], ...] = (
-    Operation(
-        name="sample",
-        options=SampleOptions,
-        payload="prior_eps",
-        optional=True,
-        offers=IMAGE_OFFERS,
-        handler=sample,
-    ),
-    Operation(
-        name="score", options=ScoreOptions, payload="images", offers=NUMBER_OFFERS, handler=score
-    ),
-    Operation(
-        name="encode", options=EncodeOptions, payload="images", offers=NUMBER_OFFERS, handler=encode
-    ),
-    Operation(
-        name="decode", options=DecodeOptions, payload="latents", offers=IMAGE_OFFERS, handler=decode
-    ),
-    Operation(
-        name="reconstruct",
-        options=ReconstructOptions,
-        payload="images",
-        offers=IMAGE_OFFERS,
-        handler=reconstruct,
-    ),
-    Operation(
-        name="interpolate",
-        options=InterpolateOptions,
-        payload="images",
-        optional=True,
-        offers=IMAGE_OFFERS,
-        handler=interpolate,
-    ),
-)
-
-
-def operation_routes(context: Context) -> list[Route]:
-    """The hot routes: plain ASGI, documented by `service.openapi`."""
+def operation_routes(shared: AppState) -> list[OperationRoute]:
+    """``POST /v1/{operation}``."""
+    images: dict[str, Any] = {"payload": "images"}
+    given: dict[str, Any] = {"payload": "prior_eps", "optional": True}
     return [
-        Route(f"/v1/{operation.name}", NativeExchange(operation, context), methods=["POST"])
-        for operation in OPERATIONS
+        _route(shared, sample, "Draw images, or change some", SampleOptions, **given),
+        _route(shared, score, "Log-likelihood and p-value of images", ScoreOptions, **images),
+        _route(shared, encode, "Latents of images", EncodeOptions, **images),
+        _route(shared, decode, "Images of latents", DecodeOptions, payload="latents"),
+        _route(
+            shared,
+            reconstruct,
+            "Images through their latents and back",
+            ReconstructOptions,
+            **images,
+        ),
+        _route(
+            shared,
+            interpolate,
+            "Images between two images or seeds",
+            InterpolateOptions,
+            optional=True,
+            **images,
+        ),
     ]
 
 
-def _common(work: Work[Any], notes: list[str]) -> dict[str, Any]:
-    manifest = work.runtime.bundle.manifest
-    return {"model": work.runtime.name, "version": manifest.version, "notes": notes}
+def _route(
+    shared: AppState, endpoint: Any, summary: str, options: type[Options], **body: Any
+) -> OperationRoute:
+    response: type[Response] = ImagesResponse
+    if endpoint is score or endpoint is encode:
+        response = ScoreResponse if endpoint is score else EncodeResponse
+    offers = IMAGE_OFFERS if response is ImagesResponse else NUMBER_OFFERS
+    declared = documented_operation(endpoint, summary, options, response, offers, **body)
+    path = f"/v1/{endpoint.__name__}"
+    return OperationRoute(
+        path, endpoint, shared, options=options, offers=offers, **body, **declared
+    )
 
 
-def _encoding_notes(options: ReconstructOptions, *, encoded: bool = True) -> list[str]:
-    """What a reader must know of noise that was not asked for."""
-    notes = []
-    if encoded and options.seed is None:
-        notes.append("encoded at eps = 0, the centre of the posterior: give a seed to draw from it")
-    if options.output == "draw" and options.seed is None:
-        notes.append("pixels drawn with seed 0, as none was given")
-    return notes
+def _who(model: Model) -> dict[str, Any]:
+    """What an answer in JSON says of the model."""
+    return {"model": model.name, "version": model.version}
 
 
 async def _images(
-    work: Work[Any],
-    images: Images,
-    fields: dict[str, Any],
-    notes: list[str],
-    altered: NDArray[np.bool_] | None = None,
+    request: OperationRequest, images: Images, altered: NDArray[np.bool_] = NOT_ALTERED
 ) -> Answer:
-    """Encode `images`; altered inputs are said in the notes."""
-    known = [] if altered is None else altered_notes(altered)
-    fields = _common(work, known + notes) | fields
-    if work.media_type == PNG and images.images.shape[1] not in (1, 3):
-        raise NotAcceptable(
-            f"a PNG cannot hold {images.images.shape[1]} channels: ask for application/x-npy"
-        )
+    """Encode `images`, beside the event loop where they are many."""
+    channels = images.images.shape[1]
+    if request.media_type == PNG and channels not in (1, 3):
+        raise NotAcceptable(f"a PNG cannot hold {channels} channels: ask for application/x-npy")
+    arguments = images, request.media_type, _who(request.model)
     if images.images.size <= INLINE_PIXELS:
-        return images_answer(images, work.media_type, fields, altered=altered)
-    return await work.beside(images_answer, images, work.media_type, fields, altered=altered)
+        return render_images(*arguments, altered=altered)
+    return await request.beside(render_images, *arguments, altered=altered)

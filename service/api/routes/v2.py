@@ -5,15 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.routing import Route
 
-from service.api.state import Context
-from service.api.v2.infer import InferExchange
-from service.api.v2.models import INFER_OPERATIONS, InferModel, find_model, infer_model
+from service.api.openapi import (
+    BINARY_CONTENT,
+    HEADERS,
+    described_headers,
+    inference_error,
+    timeout_parameter,
+)
+from service.api.operation_route import OperationRequest
+from service.api.request.negotiation import JSON
+from service.api.response.rendering import Answer
+from service.api.state import AppState
+from service.api.v2.infer import BINARY, HEADER_LENGTH, InferRoute, compute
+from service.api.v2.models import InferModel, InferModels
 from service.api.v2.schemas import (
     ConfigTensor,
     HealthDocument,
+    InferDocument,
     InferenceError,
+    InferResult,
     ModelConfig,
     ModelMetadata,
     ModelReady,
@@ -25,7 +36,7 @@ from service.api.v2.schemas import (
 from service.api.v2.statistics import statistics
 from service.api.v2.tensors import TensorInfo
 from service.errors import ShuttingDown
-from service.operations.model import ModelRuntime
+from service.repository.registry import LoadedModel
 
 __all__ = ["infer_routes", "inference_router"]
 
@@ -38,25 +49,91 @@ UNKNOWN: dict[int | str, dict[str, Any]] = {
 NOT_READY: dict[int | str, dict[str, Any]] = {
     503: {"model": InferenceError, "description": "Not now"}
 }
+STATUSES = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 VERSIONS = "/models/{name}/versions/{version}"
 
 
-def infer_routes(exchange: InferExchange) -> list[Route]:
-    """The hot routes: plain ASGI, documented by `service.openapi`."""
-    paths = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
-    return [Route(path, exchange, methods=["POST"]) for path in paths]
+INFER = """Every operation of a bundle is a model. `mnist.score`: input `image` UINT8 `[N,C,H,W]`;
+outputs `log_likelihood_nats`, `elbo_nats`, `bits_per_dim`, `p_value` FP32 `[N]`; parameters `seed`,
+`importance_samples`. `mnist.sample`: inputs `seed` INT64 `[N]`, one image a seed, and optionally
+`temperature` FP32 `[N]`; outputs `image` UINT8 (the mean as pixels), `draw` UINT8, `mean` FP32.
+`mnist.encode`: `image` to `z` FP32 `[N,D]`; parameter `seed`. `mnist.decode`: `z` to `mean`.
+
+With the binary tensor data extension the body is JSON followed by the bytes of the tensors, in
+order, little-endian; the header `Inference-Header-Content-Length` is then the length of the JSON.
+Bodies may be compressed with gzip or deflate, and answers are where `Accept-Encoding` names one of
+them."""
 
 
-def inference_router(context: Context, *, version: str) -> APIRouter:
+def infer_routes(shared: AppState, models: InferModels) -> list[InferRoute]:
+    """``infer``, with and without a version."""
+
+    async def infer(request: OperationRequest, model: str) -> Answer:  # noqa: ARG001 - of the path
+        return await _infer(request, models)
+
+    async def infer_version(request: OperationRequest, model: str, version: str) -> Answer:  # noqa: ARG001
+        return await _infer(request, models)
+
+    return [
+        InferRoute(
+            f"/v2/models/{path}/infer", endpoint, shared, models, **_documented(endpoint.__name__)
+        )
+        for path, endpoint in (("{model}", infer), ("{model}/versions/{version}", infer_version))
+    ]
+
+
+async def _infer(request: OperationRequest, models: InferModels) -> Answer:
+    return await compute(request, models.of(request.model)[request.operation])
+
+
+def _documented(name: str) -> dict[str, Any]:
+    """What the routes of ``infer`` declare: arguments of `APIRoute`."""
+    absent = [f"x-iafvae-{header}" for header in ("seed", "altered", "non-finite")]
+    headers = {k: v for k, v in HEADERS.items() if k not in absent} | {
+        HEADER_LENGTH: "Bytes of JSON before the tensors' bytes; absent where there are none"
+    }
+    length = {
+        "name": HEADER_LENGTH,
+        "in": "header",
+        "required": False,
+        "description": "How many bytes of the body are JSON; absent: all.",
+        "schema": {"type": "integer", "minimum": 0},
+    }
+    document = {"schema": InferDocument.model_json_schema()}
+    return {
+        "tags": ["Open Inference Protocol"],
+        "operation_id": name,
+        "summary": "Compute, by the Open Inference Protocol",
+        "description": INFER,
+        "response_model": InferResult,
+        "responses": {
+            200: {
+                "description": "Done",
+                "headers": described_headers(headers),
+                "content": {BINARY: BINARY_CONTENT},
+            },
+            **{status: inference_error(status) for status in STATUSES},
+        },
+        "openapi_extra": {
+            "parameters": [timeout_parameter(), length],
+            "requestBody": {
+                "required": True,
+                "content": {JSON: document, BINARY: BINARY_CONTENT},
+            },
+        },
+    }
+
+
+def inference_router(shared: AppState, models: InferModels, *, version: str) -> APIRouter:
     """Health, metadata, configuration and statistics; `version` is the program's."""
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
-    _add_server(router, context, version)
-    _add_models(router, context)
+    _add_server(router, shared, models, version)
+    _add_models(router, shared, models)
     return router
 
 
-def _add_server(router: APIRouter, context: Context, version: str) -> None:
-    registry = context.registry
+def _add_server(router: APIRouter, shared: AppState, models: InferModels, version: str) -> None:
+    registry = shared.registry
 
     @router.get(
         "/health/live",
@@ -84,48 +161,48 @@ def _add_server(router: APIRouter, context: Context, version: str) -> None:
     async def index() -> list[RepositoryEntry]:
         return [
             RepositoryEntry(
-                name=infer_model(runtime, operation).name,
-                version=runtime.bundle.manifest.version,
-                state="READY" if runtime.ready else "UNAVAILABLE",
+                name=infer.name,
+                version=infer.version,
+                state="READY" if model.ready else "UNAVAILABLE",
             )
-            for runtime in registry
-            for operation in INFER_OPERATIONS
+            for model, infer in models
         ]
 
     @router.get("/models/stats", summary="What all models have done")
     async def all_stats() -> StatisticsDocument:
-        models = [infer_model(runtime, name) for runtime in registry for name in INFER_OPERATIONS]
-        return StatisticsDocument(model_stats=[statistics(context.telemetry, m) for m in models])
+        return StatisticsDocument(
+            model_stats=[statistics(shared.metrics, infer) for _, infer in models]
+        )
 
 
-def _add_models(router: APIRouter, context: Context) -> None:
-    registry = context.registry
+def _add_models(router: APIRouter, shared: AppState, models: InferModels) -> None:
+    registry = shared.registry
 
     @router.get(f"{VERSIONS}", summary="What a model takes and gives", responses=UNKNOWN)
     @router.get("/models/{name}", summary="What a model takes and gives", responses=UNKNOWN)
     async def metadata(name: str, version: str | None = None) -> ModelMetadata:
-        runtime, model = find_model(registry, name, version)
-        versions = [model.version] if version else list(registry.versions(runtime.name))
-        return _metadata(model, versions)
+        loaded, infer = models.find(name, version)
+        versions = [infer.version] if version else list(registry.versions(loaded.name))
+        return _metadata(infer, versions)
 
     @router.get(f"{VERSIONS}/ready", summary="Whether a model is", responses=UNKNOWN)
     @router.get("/models/{name}/ready", summary="Whether a model is", responses=UNKNOWN)
     async def model_ready(name: str, version: str | None = None) -> ModelReady:
-        runtime, model = find_model(registry, name, version)
-        if not runtime.ready:
-            raise ShuttingDown(f"{model.name} is not ready: a device failed, or the service stops")
-        return ModelReady(name=model.name, ready=True)
+        loaded, infer = models.find(name, version)
+        if not loaded.runtime.ready:
+            raise ShuttingDown(f"{infer.name} is not ready: a device failed, or the service stops")
+        return ModelReady(name=infer.name, ready=True)
 
     @router.get(f"{VERSIONS}/config", summary="A model's configuration", responses=UNKNOWN)
     @router.get("/models/{name}/config", summary="A model's configuration", responses=UNKNOWN)
     async def config(name: str, version: str | None = None) -> ModelConfig:
-        return _config(context, *find_model(registry, name, version))
+        return _config(shared, *models.find(name, version))
 
     @router.get(f"{VERSIONS}/stats", summary="What a model has done", responses=UNKNOWN)
     @router.get("/models/{name}/stats", summary="What a model has done", responses=UNKNOWN)
     async def stats(name: str, version: str | None = None) -> StatisticsDocument:
-        _, model = find_model(registry, name, version)
-        return StatisticsDocument(model_stats=[statistics(context.telemetry, model)])
+        _, infer = models.find(name, version)
+        return StatisticsDocument(model_stats=[statistics(shared.metrics, infer)])
 
 
 def _health(good: bool, what: str) -> HealthDocument:
@@ -153,7 +230,7 @@ def _metadata(model: InferModel, versions: list[str]) -> ModelMetadata:
     )
 
 
-def _config(context: Context, runtime: ModelRuntime, model: InferModel) -> ModelConfig:
+def _config(shared: AppState, loaded: LoadedModel, model: InferModel) -> ModelConfig:
     def described(infos: tuple[TensorInfo, ...]) -> list[ConfigTensor]:
         return [
             ConfigTensor.model_validate(
@@ -167,11 +244,11 @@ def _config(context: Context, runtime: ModelRuntime, model: InferModel) -> Model
             for info in infos
         ]
 
-    settings = context.settings
+    settings = shared.settings
     return ModelConfig(
         name=model.name,
         platform=PLATFORM,
-        backend=runtime.backend,
+        backend=loaded.runtime.backend,
         max_batch_size=settings.max_n if model.operation == "sample" else settings.max_images,
         input=described(model.inputs),
         output=described(model.outputs),

@@ -1,111 +1,129 @@
-"""How many requests to operations are worked on at once, and what the others are told.
+"""How much is worked on at once, and who may have how much of it.
 
 Rows that wait are bounded by the scheduler; but of small requests many more come in time than the
-event loop can even read, and they would all wait for it. Above the limit a request is refused
-unread. There are most refusals when there is least time, so they are made of few operations.
+event loop can even read, and they would all wait for it. So requests in work are bounded, and so
+are the bytes of their bodies. What is bounded is shared: a holder that has some already may have
+as much as is free (the dynamic thresholds of Choudhury and Hahne, 1998, *Dynamic queue length
+thresholds for shared-memory packet switches*, IEEE/ACM Transactions on Networking 6(2)), so that
+one that takes all it gets fills half, and the others find room.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import time
 
 from starlette.types import Scope
 
-from service.api.response.problems import document_of, problem_headers
+from service.api.response.problems import document_of, problem_headers, problem_of
+from service.api.security.middleware import SECURITY_HEADERS, request_id
 from service.errors import Overloaded
-from service.telemetry import Telemetry
+from service.metrics import Metrics
 
-__all__ = ["SECURITY_HEADERS", "Gate", "Pace", "is_infer", "request_id"]
-
-ACCEPTABLE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-SECURITY_HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-)
-INFER_PREFIX, INFER_SUFFIX = "/v2/models/", "/infer"
+__all__ = ["Admission", "Shares", "caller_of"]
 
 Headers = list[tuple[bytes, bytes]]
+OPERATION_PATHS = ("/v1/", "/v2/models/")
+ADMINISTRATION = "/v1/admin/"
 
 
-class Gate:
-    """Counts the requests to operations; `limit` of them may be inside."""
+def caller_of(scope: Scope) -> tuple[str, str]:
+    """Whose turn a request is counted as, and whose share it takes from.
 
-    def __init__(self, limit: int, operations: frozenset[str], telemetry: Telemetry) -> None:
-        self._limit, self._operations, self._telemetry = limit, operations, telemetry
-        self._inside = 0
-        self._pace = Pace()
-        self._reason = (
-            f"{limit} requests are being worked on, as many as are taken at once: send the request "
-            "again later"
-        )
+    Both are the holder of its key; without keys, its connection and its address.
+    """
+    name = scope["state"].get("caller")
+    if name is not None:
+        return name, name
+    client = scope.get("client")
+    return (f"{client[0]}:{client[1]}", client[0]) if client else ("", "")
 
-    def enter(self) -> None:
-        """A request goes in."""
-        self._inside += 1
 
-    def leave(self) -> None:
-        """It was answered, or given up."""
-        self._inside -= 1
-        self._pace.step()
+class Shares:
+    """A capacity of which several hold a part."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.held = capacity, 0
+        self._by_holder: dict[str, int] = {}
+
+    def take(self, holder: str, amount: int = 1) -> bool:
+        """Whether `holder` may have `amount` more, which it then holds."""
+        free, own = self.capacity - self.held, self._by_holder.get(holder, 0)
+        if amount > free or (own and own + amount > free):
+            return False
+        self.held += amount
+        self._by_holder[holder] = own + amount
+        return True
+
+    def give(self, holder: str, amount: int = 1) -> None:
+        """`holder` has `amount` less."""
+        self.held -= amount
+        own = self._by_holder[holder] - amount
+        if own:
+            self._by_holder[holder] = own
+        else:
+            del self._by_holder[holder]
+
+
+class Admission:
+    """Requests that are worked on, and the `bytes` of their bodies.
+
+    A server may refuse a request before it is made a task: `refuses`, then `whole_refusal`.
+    """
+
+    def __init__(
+        self, *, max_in_flight: int, max_bytes: int, metrics: Metrics, operations: frozenset[str]
+    ) -> None:
+        self._slots, self.bytes = Shares(max_in_flight), Shares(max_bytes)
+        self._metrics, self._operations = metrics, operations
+        self._last, self._seconds_each = time.monotonic(), 0.0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are worked on."""
+        return self._slots.held
+
+    def enter(self, holder: str) -> None:
+        """A request goes in. Raises Overloaded."""
+        if not self._slots.take(holder):
+            raise self._full()
+
+    def leave(self, holder: str) -> None:
+        """A request was answered, or given up."""
+        self._slots.give(holder)
+        now = time.monotonic()
+        self._seconds_each += 0.01 * (now - self._last - self._seconds_each)
+        self._last = now
 
     def refuses(self, scope: Scope) -> bool:
-        """Whether a request is one too many."""
+        """Whether a request is one too many: there is no slot, and it will need one."""
         return (
-            self._inside >= self._limit and scope["method"] == "POST" and self.guards(scope["path"])
+            self._slots.held >= self._slots.capacity
+            and scope["method"] == "POST"
+            and scope["path"].startswith(OPERATION_PATHS)
+            and not scope["path"].startswith(ADMINISTRATION)
         )
 
-    def guards(self, path: str) -> bool:
-        """Whether a POST to `path` asks for an operation."""
-        return path in self._operations or is_infer(path)
-
-    def refusal(self, scope: Scope) -> tuple[int, Headers, bytes]:
-        """Status, headers and body of a request's refusal, which is counted."""
-        error = Overloaded(self._reason, self._inside * self._pace.seconds)
-        path = scope["path"]
-        operation = "infer" if path.startswith(INFER_PREFIX) else path.rpartition("/")[2]
-        self._telemetry.request(operation, "", error.type, seconds=0.0)
+    def whole_refusal(self, scope: Scope) -> tuple[int, Headers, bytes]:
+        """Status, headers and body of a refusal, which is counted."""
+        error = self._full()
+        name, operation = request_id(scope), scope["path"].rpartition("/")[2]
+        if operation not in self._operations:  # a metric's labels are not for callers to choose
+            operation = ""
+        scope.setdefault("state", {})["request_id"] = name.decode("ascii")
+        self._metrics.request(operation, "", problem_of(error).type, seconds=0.0)
         body, media_type = document_of(error, scope)
         headers = [
             (b"content-type", media_type.encode("ascii")),
             (b"content-length", b"%d" % len(body)),
             *((k.encode("ascii"), v.encode("ascii")) for k, v in problem_headers(error).items()),
+            (b"x-request-id", name),
+            *SECURITY_HEADERS,
         ]
-        return error.status, headers, body
+        return problem_of(error).status, headers, body
 
-    def whole_refusal(self, scope: Scope) -> tuple[int, Headers, bytes]:
-        """The same with what every answer has."""
-        name = request_id(scope)
-        scope.setdefault("state", {})["request_id"] = name.decode("ascii")
-        status, headers, body = self.refusal(scope)
-        return status, [*headers, (b"x-request-id", name), *SECURITY_HEADERS], body
-
-
-class Pace:
-    """How long it takes from one answer to the next: an average over some hundred of them."""
-
-    WEIGHT = 0.01
-
-    def __init__(self) -> None:
-        self._last, self.seconds = time.monotonic(), 0.0
-
-    def step(self) -> None:
-        """An answer has gone out."""
-        now = time.monotonic()
-        self.seconds += self.WEIGHT * (now - self._last - self.seconds)
-        self._last = now
-
-
-def is_infer(path: str) -> bool:
-    """Whether `path` is that of the ``infer`` of a model."""
-    return path.startswith(INFER_PREFIX) and path.endswith(INFER_SUFFIX)
-
-
-def request_id(scope: Scope) -> bytes:
-    """The caller's, if it sent a sane one, else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and ACCEPTABLE_ID.fullmatch(value):
-            return bytes(value)
-    return os.urandom(12).hex().encode("ascii")
+    def _full(self) -> Overloaded:
+        return Overloaded(
+            f"{self._slots.capacity} requests are taken at once, of which nobody may have more "
+            "than are free: send the request again later",
+            self._slots.held * self._seconds_each,
+        )

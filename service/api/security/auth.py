@@ -1,21 +1,18 @@
-"""Who may call: keys before every path but the probes and the pages, and other origins' scripts.
+"""Who may call: keys before every path but the probes and the pages, and what other origins' scripts may see.
 
-Pure ASGI, as `service.middleware` is.
+Pure ASGI.
 """
 
 from __future__ import annotations
 
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.request.deadline import TIMEOUT_HEADER
-from service.api.response.problems import problem_response
+from service.api.response.problems import problem_of, problem_response
 from service.api.security.keys import KeyFile
-from service.api.state import Context
 from service.errors import Unauthorized
-from service.telemetry import Telemetry
+from service.metrics import Metrics
 
-__all__ = ["KeyGuard", "is_open", "with_access_control"]
+__all__ = ["ANSWER_HEADERS", "KeyGuard", "is_open"]
 
 PROBES = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 PAGES = frozenset({"/", "/docs"})  # they hold nothing of the models, and ask for a key themselves
@@ -38,10 +35,10 @@ class KeyGuard:
     """Refuse requests without a key; `scope["state"]["caller"]` becomes the holder's name."""
 
     def __init__(
-        self, app: ASGIApp, *, keys: KeyFile, open_metrics: bool, telemetry: Telemetry
+        self, app: ASGIApp, *, keys: KeyFile, open_metrics: bool, metrics: Metrics
     ) -> None:
         self._app, self._keys, self._open_metrics = app, keys, open_metrics
-        self._telemetry = telemetry
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401 without having read its body."""
@@ -50,7 +47,7 @@ class KeyGuard:
             try:
                 scope.setdefault("state", {})["caller"] = self._keys.holder(_authorization(scope))
             except Unauthorized as error:
-                self._telemetry.request("", "", error.type, seconds=0.0)
+                self._metrics.request("", "", problem_of(error).type, seconds=0.0)
                 app = problem_response(error, scope)
         await app(scope, receive, send)
 
@@ -61,27 +58,6 @@ class KeyGuard:
 def is_open(path: str) -> bool:
     """Whether no key is ever needed at `path`."""
     return path in PROBES or path in PAGES or path.startswith(ASSETS)
-
-
-def with_access_control(app: ASGIApp, context: Context) -> ASGIApp:
-    """`app` behind what the settings ask for. Raises KeyFileError."""
-    settings = context.settings
-    if settings.keys_file is not None:
-        app = KeyGuard(
-            app,
-            keys=KeyFile(settings.keys_file),
-            open_metrics=settings.open_metrics,
-            telemetry=context.telemetry,
-        )
-    if settings.cors_origins:  # outside the keys: a browser's preflight carries none
-        app = CORSMiddleware(
-            app,
-            allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST"),
-            allow_headers=("authorization", "content-type", "x-request-id", TIMEOUT_HEADER),
-            expose_headers=ANSWER_HEADERS,
-        )
-    return app
 
 
 def _authorization(scope: Scope) -> bytes | None:

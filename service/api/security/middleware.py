@@ -1,4 +1,4 @@
-"""What happens to every request: an id, security headers, an access log, a short way. Pure ASGI.
+"""What happens to every request: an id, security headers, an access log, a last answer. Pure ASGI.
 
 Starlette's BaseHTTPMiddleware would hide the client's disconnect from the operations.
 """
@@ -6,23 +6,40 @@ Starlette's BaseHTTPMiddleware would hide the client's disconnect from the opera
 from __future__ import annotations
 
 import logging
+import os
+import re
 import time
-from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.security.admission import SECURITY_HEADERS, Gate, is_infer, request_id
+from service.api.response.problems import problem_response, unexpected
 
-__all__ = ["HotPaths", "RequestContext"]
+__all__ = ["SECURITY_HEADERS", "RequestContext", "request_id"]
 
 logger = logging.getLogger("iafvae.access")
+
+ACCEPTABLE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
+
+
+def request_id(scope: Scope) -> bytes:
+    """The caller's, if it sent a sane one, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and ACCEPTABLE_ID.fullmatch(value):
+            return bytes(value)
+    return os.urandom(12).hex().encode("ascii")
 
 
 class RequestContext:
     """Give each request an id (the caller's, if it sent a sane one) and its headers.
 
     `scope["state"]["request_id"]` holds it; with `access_log`, what routes put into
-    `scope["state"]["log"]` joins the request's line, which is written after the answer.
+    `scope["state"]["log"]` joins the request's line, which is written after the answer. What
+    nobody foresaw becomes an answer as well.
     """
 
     def __init__(self, app: ASGIApp, *, access_log: bool) -> None:
@@ -43,56 +60,21 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *more]
+                message["headers"] = [*message["headers"], *more]
             await send(message)
 
-        if not self._access_log:
-            await self._app(scope, receive, with_headers)
-            return
-        state["log"] = {}
+        if self._access_log:
+            state["log"] = {}
         started = time.perf_counter()
         try:
             await self._app(scope, receive, with_headers)
+        except Exception as error:
+            if status:
+                raise  # half an answer has gone out: the server closes the connection
+            await problem_response(unexpected(error, scope), scope)(scope, receive, with_headers)
         finally:
-            _log(scope, status, time.perf_counter() - started)
-
-
-class HotPaths:
-    """Hand requests to the operations before FastAPI's own stack, which costs as much as they do.
-
-    Only a POST to exactly a path in `targets`, or to the ``infer`` of a model, is taken;
-    everything else, other methods too, goes on to the router, which knows the same paths. `gate`
-    bounds how many are worked on at once.
-    """
-
-    def __init__(
-        self, app: ASGIApp, *, targets: Mapping[str, ASGIApp], infer: ASGIApp, gate: Gate
-    ) -> None:
-        self._app, self._targets, self._infer, self._gate = app, targets, infer, gate
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request to its operation, or on."""
-        hot = scope["type"] == "http" and scope["method"] == "POST"
-        target = self._target(scope["path"]) if hot else None
-        if target is None:
-            await self._app(scope, receive, send)
-            return
-        if self._gate.refuses(scope):
-            status, headers, body = self._gate.refusal(scope)
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
-            return
-        self._gate.enter()
-        try:
-            await target(scope, receive, send)
-        finally:
-            self._gate.leave()
-
-    def _target(self, path: str) -> ASGIApp | None:
-        target = self._targets.get(path)
-        if target is None and is_infer(path):
-            return self._infer
-        return target
+            if self._access_log:
+                _log(scope, status, time.perf_counter() - started)
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:

@@ -1,7 +1,7 @@
 """Requests and responses of the Open Inference Protocol's ``infer``: bytes to arrays and back.
 
 A body is JSON, or JSON followed by the bytes of tensors; the length of the JSON is then stated
-beside it. No function here knows HTTP.
+beside it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from service.api.request.parsing import MAX_JSON_VALUES, loads_once
 from service.api.v2.tensors import TensorInfo, from_binary, from_json, to_binary, to_json
 from service.errors import InvalidInput, MalformedBody, PayloadTooLarge
+from service.operations.results import Result
 
 __all__ = ["InferRequest", "InferResponse", "Wanted", "encode_response", "parse_request"]
 
@@ -49,10 +50,13 @@ class InferRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class InferResponse:
-    """What a model answers: outputs by name, and parameters that say how they came about."""
+    """What a model answers: outputs by name, parameters that say how they came about, and the
+    result that they are of.
+    """
 
     outputs: Mapping[str, NDArray[Any]]
     parameters: Mapping[str, Json]
+    result: Result
 
 
 def parse_request(

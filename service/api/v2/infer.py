@@ -3,100 +3,96 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from starlette.datastructures import Headers
-from starlette.types import Receive, Scope, Send
+from starlette.types import Send
 
-from service.api.exchange import INLINE_BYTES, PLAIN, Exchange, Record, Reply, model_headers
-from service.api.request.body import read_body
-from service.api.request.compression import ENCODINGS, accepted_encoding, compress
-from service.api.request.deadline import call_of, until, while_connected
+from service.api.operation_route import OperationRequest, OperationRoute
+from service.api.request.compression import accepted_encoding, compress
+from service.api.request.limits import INLINE_BYTES, Body, timeout_of, while_connected
 from service.api.request.negotiation import JSON
-from service.api.state import Context
+from service.api.response.rendering import Answer
+from service.api.state import AppState
 from service.api.v2.codec import InferRequest, encode_response, parse_request
-from service.api.v2.models import Task, find_model
-from service.errors import InvalidInput, NotFound
-from service.operations.results import Call
+from service.api.v2.models import InferModel, InferModels
+from service.errors import InvalidInput
+from service.operations.results import Result
 
-__all__ = ["HEADER_LENGTH", "InferExchange"]
+__all__ = ["BINARY", "HEADER_LENGTH", "InferRoute", "compute"]
 
 HEADER_LENGTH = "inference-header-content-length"
 BINARY = "application/octet-stream"
 LEAST_COMPRESSED = 1024  # smaller answers gain nothing
 
 
-class InferExchange(Exchange):
-    """The ASGI application of ``/v2/models/{model}[/versions/{version}]/infer``."""
+class InferRoute(OperationRoute):
+    """``POST /v2/models/{model}[/versions/{version}]/infer``.
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context, "infer")
+    The model is found before the body is read, and its operation is what counts.
+    """
 
-    async def reply(self, scope: Scope, receive: Receive, send: Send, record: Record) -> Reply:  # noqa: ARG002
-        """As `Exchange.reply`."""
-        context, headers = self._context, Headers(scope=scope)
-        runtime, model = find_model(context.registry, *_named(scope["path"]))
-        record.runtime, record.operation = runtime, model.operation
-        header_length = _header_length(headers)
-        call = call_of(scope, headers, context.settings)
-        async with (
-            read_body(
+    def __init__(
+        self, path: str, endpoint: Any, shared: AppState, models: InferModels, **declared: Any
+    ) -> None:
+        super().__init__(path, endpoint, shared, **declared)
+        self._models = models
+
+    async def answer(self, request: OperationRequest, body: Body, send: Send) -> Answer:
+        """Find the model, read, compute, send."""
+        headers, settings, named = request.headers, request.settings, request.path_params
+        loaded, infer = self._models.find(named["model"], named.get("version"))
+        request.operation = infer.operation
+        with loaded as request.model:
+            request.deadline = time.monotonic() + timeout_of(headers, settings.timeout_seconds)
+            request.payload = await body.read(
                 headers,
-                receive,
-                max_bytes=context.settings.max_body_bytes,
-                timeout_seconds=context.settings.body_timeout_seconds,
-                buffers=context.buffers,
-                encodings=ENCODINGS,
-            ) as sent,
-            self.decoded(sent, headers.get("content-encoding", PLAIN)) as body,
-        ):
-            request = parse_request(
-                body,
-                header_length,
-                inputs=model.inputs,
-                outputs=model.outputs,
-                parameters=model.parameters,
+                request.receive,
+                timeout_seconds=settings.body_timeout_seconds,
+                beside=request.beside,
             )
-            call = _sooner(call, request)
-            task = Task(runtime=runtime, request=request, call=call, settings=context.settings)
-            async with while_connected(receive), until(call.deadline):
-                response, timing = await model.run(task)
-                content, length = encode_response(
-                    response, request, model=model.name, version=model.version
-                )
-                encoding = accepted_encoding(", ".join(headers.getlist("accept-encoding")))
-                if encoding is not None and len(content) >= LEAST_COMPRESSED:
-                    content = await self._compressed(content, encoding)
-                else:
-                    encoding = None
-        return Reply(
-            headers=[
-                (b"content-type", (JSON if length is None else BINARY).encode("ascii")),
-                (b"content-length", b"%d" % len(content)),
-                (b"vary", b"accept-encoding"),
-                *([(b"content-encoding", encoding.encode("ascii"))] if encoding else []),
-                *([] if length is None else [(HEADER_LENGTH.encode("ascii"), b"%d" % length)]),
-                *model_headers(runtime, record.operation),
-                (b"x-iafvae-queue-seconds", b"%.6f" % timing.queue_seconds),
-                (b"x-iafvae-compute-seconds", b"%.6f" % timing.compute_seconds),
-            ],
-            body=content,
-            timing=timing,
-        )
+            request.shared.admission.enter(request.holder)
+            try:
+                async with while_connected(request.receive):
+                    answer = await self._endpoint(request, **named)
+                    return await self.send(answer, request, send)
+            finally:
+                request.shared.admission.leave(request.holder)
 
-    async def _compressed(self, content: bytes, encoding: str) -> bytes:
+
+async def compute(request: OperationRequest, infer: InferModel) -> Answer:
+    """Parse the body of `request`, run `infer`, encode."""
+    assert isinstance(request.payload, bytes)  # noqa: S101 - the route has read it
+    asked = parse_request(
+        request.payload,
+        _header_length(request.headers),
+        inputs=infer.inputs,
+        outputs=infer.outputs,
+        parameters=infer.parameters,
+    )
+    request.deadline = _sooner(request.deadline, asked)
+    response = await infer.run(request, request.model, asked)
+    content, length = encode_response(response, asked, model=infer.name, version=infer.version)
+    return await _encoded(content, length, response.result, request)
+
+
+async def _encoded(
+    content: bytes, length: int | None, result: Result, request: OperationRequest
+) -> Answer:
+    """The answer, compressed where the client asks for it and it gains something."""
+    encoding = accepted_encoding(", ".join(request.headers.getlist("accept-encoding")))
+    more = [(b"vary", b"accept-encoding")]
+    if encoding is not None and len(content) >= LEAST_COMPRESSED:
+        more.append((b"content-encoding", encoding.encode("ascii")))
         if len(content) <= INLINE_BYTES:
-            return compress(content, encoding)
-        return await self._context.beside(compress, content, encoding)
-
-
-def _named(path: str) -> tuple[str, str | None]:
-    """Model and version in a path that begins with ``/v2/models/`` and ends with ``/infer``."""
-    parts = path.split("/")[3:-1]
-    if len(parts) == 1:
-        return parts[0], None
-    if len(parts) == 3 and parts[1] == "versions":
-        return parts[0], parts[2]
-    raise NotFound(f"there is nothing at {path[:200]}; /docs lists what there is")
+            content = compress(content, encoding)
+        else:
+            content = await request.beside(compress, content, encoding)
+    if length is not None:
+        more.append((HEADER_LENGTH.encode("ascii"), b"%d" % length))
+    answer = Answer(content, JSON if length is None else BINARY, result)
+    answer.raw_headers += more
+    return answer
 
 
 def _header_length(headers: Headers) -> int | None:
@@ -108,13 +104,11 @@ def _header_length(headers: Headers) -> int | None:
     return int(text)
 
 
-def _sooner(call: Call, request: InferRequest) -> Call:
+def _sooner(deadline: float, request: InferRequest) -> float:
     """With the protocol's own ``timeout`` parameter, in microseconds, where there is one."""
     timeout = request.parameters.get("timeout")
-    if timeout is None or call.deadline is None:
-        return call
-    if type(timeout) is not int or timeout < 0:
-        raise InvalidInput("timeout must be a whole number of microseconds")
-    if timeout == 0:
-        return call
-    return Call(call.caller, min(call.deadline, time.monotonic() + 1e-6 * timeout))
+    if timeout is None:
+        return deadline
+    if type(timeout) is not int or not 0 <= timeout < 2**63:
+        raise InvalidInput("timeout must be a whole number of microseconds below 2^63")
+    return deadline if timeout == 0 else min(deadline, time.monotonic() + 1e-6 * timeout)

@@ -1,11 +1,11 @@
 """The models of the Open Inference Protocol: every operation of a bundle is one, ``mnist.score``.
 
-What each takes and gives, and how it is computed. No function here knows HTTP.
+What each takes and gives, and how it is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,40 +13,20 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from service.api.operation_route import OperationRequest
 from service.api.request.inputs import check_count
 from service.api.v2.codec import InferRequest, InferResponse
 from service.api.v2.tensors import TensorInfo
 from service.bundle import Manifest
 from service.errors import InvalidInput, UnknownModel
-from service.operations.model import ModelRuntime
-from service.operations.results import Call, Timing
-from service.repository.registry import Registry
-from service.settings import Settings
+from service.operations.checks import MAX_SEED
+from service.operations.model import Model
+from service.repository.registry import LoadedModel, Registry
 
-__all__ = ["INFER_OPERATIONS", "InferModel", "find_model", "infer_model", "model_names"]
+__all__ = ["INFER_OPERATIONS", "InferModel", "InferModels"]
 
-MAX_SEED = 2**63 - 1
-Arrays = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A request that is ready to run."""
-
-    runtime: ModelRuntime
-    request: InferRequest
-    call: Call
-    settings: Settings
-
-    def integer(self, name: str, default: int, least: int = 0) -> int:
-        """A parameter. Raises InvalidInput."""
-        value = self.request.parameters.get(name, default)
-        if type(value) is not int or not least <= value <= MAX_SEED:
-            raise InvalidInput(f"{name} must be a whole number of at least {least}")
-        return value
-
-
-Run = Callable[[Task], Awaitable[tuple[InferResponse, Timing]]]
+INFER_OPERATIONS = ("score", "sample", "encode", "decode")
+Run = Callable[[OperationRequest, Model, InferRequest], Awaitable[InferResponse]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +42,56 @@ class InferModel:
     run: Run
 
 
-async def _score(task: Task) -> tuple[InferResponse, Timing]:
-    scoring, images = task.runtime.bundle.manifest.scoring, task.request.inputs["image"]
-    samples = task.integer("importance_samples", scoring.default_importance_samples, least=1)
-    check_count("importance_samples", samples, task.settings.max_importance_samples)
-    check_count("images", len(images), task.settings.max_images)
-    check_count("images times importance_samples", len(images) * samples, task.settings.max_rows)
-    scores = await task.runtime.score(
+class InferModels:
+    """What is in `registry` as the protocol's models."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._known: WeakKeyDictionary[Model, dict[str, InferModel]] = WeakKeyDictionary()
+
+    def find(self, name: str, version: str | None) -> tuple[LoadedModel, InferModel]:
+        """The model `name`, such as ``mnist.score``, in `version` (None: the one that answers).
+
+        Raises UnknownModel, ShuttingDown.
+        """
+        bundle, _, operation = name.rpartition(".")
+        if operation not in INFER_OPERATIONS:
+            raise UnknownModel(
+                f"there is no model {name[:80]!r}; there are {', '.join(self.names())}"
+            )
+        loaded = self._registry.lease(bundle, version)
+        return loaded, self.of(loaded.runtime)[operation]
+
+    def of(self, model: Model) -> dict[str, InferModel]:
+        """The operations of a loaded bundle, each as a model."""
+        models = self._known.get(model)
+        if models is None:
+            models = self._known[model] = _infer_models(model.manifest)
+        return models
+
+    def names(self) -> list[str]:
+        """Every model that is loaded, once whatever its versions."""
+        bundles = dict.fromkeys(model.name for model in self._registry)
+        return [f"{bundle}.{name}" for bundle in bundles for name in INFER_OPERATIONS]
+
+    def __iter__(self) -> Iterator[tuple[Model, InferModel]]:
+        for model in self._registry:
+            for infer in self.of(model).values():
+                yield model, infer
+
+
+async def _score(request: OperationRequest, model: Model, infer: InferRequest) -> InferResponse:
+    scoring, images, settings = model.manifest.scoring, infer.inputs["image"], request.settings
+    samples = _integer(infer, "importance_samples", scoring.default_importance_samples, least=1)
+    check_count("importance_samples", samples, settings.max_importance_samples)
+    check_count("images", len(images), settings.max_images)
+    check_count("images times importance_samples", len(images) * samples, settings.max_rows)
+    scores = await model.score(
         images,
         importance_samples=samples,
-        seed=task.integer("seed", scoring.default_seed),
-        alpha=scoring.alpha,
-        call=task.call,
+        seed=_integer(infer, "seed", scoring.default_seed),
+        caller=request.caller,
+        deadline=request.deadline,
     )
     parameters = {
         "estimator": scores.estimator,
@@ -82,48 +100,60 @@ async def _score(task: Task) -> tuple[InferResponse, Timing]:
     }
     names = ("log_likelihood_nats", "elbo_nats", "bits_per_dim", "p_value")
     outputs = {name: getattr(scores, name).astype(np.float32) for name in names}
-    return InferResponse(outputs=outputs, parameters=parameters), scores.timing
+    return InferResponse(outputs=outputs, parameters=parameters, result=scores)
 
 
-async def _sample(task: Task) -> tuple[InferResponse, Timing]:
-    seeds = task.request.inputs["seed"]
-    check_count("seeds", len(seeds), task.settings.max_n)
-    warmth = task.request.inputs.get("temperature", np.ones(len(seeds), np.float32))
-    groups = len(task.runtime.bundle.manifest.latent.groups)
-    if len(warmth) != len(seeds):
-        raise InvalidInput(f"temperature has {len(warmth)} numbers for {len(seeds)} seeds")
-    drawn = await task.runtime.sample_each(
-        seeds.tolist(), temperature=np.repeat(warmth[:, None], groups, axis=1), call=task.call
+async def _sample(request: OperationRequest, model: Model, infer: InferRequest) -> InferResponse:
+    seeds = infer.inputs["seed"]
+    check_count("seeds", len(seeds), request.settings.max_n)
+    heats = infer.inputs.get("temperature", np.ones(len(seeds), np.float32))
+    groups = len(model.manifest.latent.groups)
+    if len(heats) != len(seeds):
+        raise InvalidInput(f"temperature has {len(heats)} numbers for {len(seeds)} seeds")
+    drawn = await model.sample_each(
+        seeds.tolist(),
+        temperature=np.repeat(heats[:, None], groups, axis=1),
+        caller=request.caller,
+        deadline=request.deadline,
     )
-    outputs: Arrays = {"image": drawn.images, "draw": drawn.draw, "mean": drawn.mean}
-    return InferResponse(outputs=outputs, parameters={}), drawn.timing
+    outputs: dict[str, NDArray[Any]] = {
+        "image": drawn.images,
+        "draw": drawn.draw,
+        "mean": drawn.mean,
+    }
+    return InferResponse(outputs=outputs, parameters={}, result=drawn)
 
 
-async def _encode(task: Task) -> tuple[InferResponse, Timing]:
-    images = task.request.inputs["image"]
-    check_count("images", len(images), task.settings.max_images)
-    seeded = "seed" in task.request.parameters
-    seed = task.integer("seed", 0) if seeded else None
-    coded = await task.runtime.encode(images, seed=seed, call=task.call)
+async def _encode(request: OperationRequest, model: Model, infer: InferRequest) -> InferResponse:
+    images = infer.inputs["image"]
+    check_count("images", len(images), request.settings.max_images)
+    seeded = "seed" in infer.parameters
+    seed = _integer(infer, "seed", 0) if seeded else None
+    coded = await model.encode(images, seed=seed, caller=request.caller, deadline=request.deadline)
     parameters = {"seed": seed} if seeded else {}
-    return InferResponse(outputs={"z": coded.latents}, parameters=parameters), coded.timing
+    return InferResponse(outputs={"z": coded.latents}, parameters=parameters, result=coded)
 
 
-async def _decode(task: Task) -> tuple[InferResponse, Timing]:
-    latents = task.request.inputs["z"]
-    check_count("latents", len(latents), task.settings.max_images)
-    decoded = await task.runtime.decode_each(latents, call=task.call)
-    return InferResponse(outputs={"mean": decoded.mean}, parameters={}), decoded.timing
+async def _decode(request: OperationRequest, model: Model, infer: InferRequest) -> InferResponse:
+    latents = infer.inputs["z"]
+    check_count("latents", len(latents), request.settings.max_images)
+    decoded = await model.decode_each(latents, caller=request.caller, deadline=request.deadline)
+    return InferResponse(outputs={"mean": decoded.mean}, parameters={}, result=decoded)
+
+
+def _integer(infer: InferRequest, name: str, default: int, least: int = 0) -> int:
+    """A parameter. Raises InvalidInput."""
+    value = infer.parameters.get(name, default)
+    if type(value) is not int or not least <= value <= MAX_SEED:
+        raise InvalidInput(f"{name} must be a whole number of at least {least}")
+    return value
 
 
 def _tensor(name: str, datatype: str, *shape: int, optional: bool = False) -> TensorInfo:
     return TensorInfo(name=name, datatype=datatype, shape=(-1, *shape), optional=optional)
 
 
-_Signature = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...], frozenset[str], Run]
-
-
-def _signatures(manifest: Manifest) -> dict[str, _Signature]:
+def _infer_models(manifest: Manifest) -> dict[str, InferModel]:
     pixels, dim = manifest.image.shape, manifest.latent.dim
     image, z = _tensor("image", "UINT8", *pixels), _tensor("z", "FP32", dim)
     mean = _tensor("mean", "FP32", *pixels)
@@ -132,55 +162,21 @@ def _signatures(manifest: Manifest) -> dict[str, _Signature]:
     drawn = (image, _tensor("draw", "UINT8", *pixels), mean)
     noise = (_tensor("seed", "INT64"), _tensor("temperature", "FP32", optional=True))
     none: frozenset[str] = frozenset()
-    return {
+    signatures: dict[str, Any] = {
         "score": ((image,), numbers, frozenset({"seed", "importance_samples"}), _score),
         "sample": (noise, drawn, none, _sample),
         "encode": ((image,), (z,), frozenset({"seed"}), _encode),
         "decode": ((z,), (mean,), none, _decode),
     }
-
-
-INFER_OPERATIONS = ("score", "sample", "encode", "decode")
-_known: WeakKeyDictionary[ModelRuntime, dict[str, InferModel]] = WeakKeyDictionary()
-
-
-def infer_model(runtime: ModelRuntime, operation: str) -> InferModel:
-    """`operation` of a loaded bundle as a model."""
-    models = _known.get(runtime)
-    if models is None:
-        manifest = runtime.bundle.manifest
-        models = _known[runtime] = {
-            name: InferModel(
-                name=f"{runtime.name}.{name}",
-                operation=name,
-                version=manifest.version,
-                inputs=inputs,
-                outputs=outputs,
-                parameters=parameters,
-                run=run,
-            )
-            for name, (inputs, outputs, parameters, run) in _signatures(manifest).items()
-        }
-    return models[operation]
-
-
-def find_model(
-    registry: Registry, name: str, version: str | None
-) -> tuple[ModelRuntime, InferModel]:
-    """The model `name`, such as ``mnist.score``, in `version` (None: the one that answers).
-
-    Raises UnknownModel, ShuttingDown.
-    """
-    bundle, _, operation = name.rpartition(".")
-    if operation not in INFER_OPERATIONS:
-        raise UnknownModel(
-            f"there is no model {name[:80]!r}; there are {', '.join(model_names(registry))}"
+    return {
+        operation: InferModel(
+            name=f"{manifest.name}.{operation}",
+            operation=operation,
+            version=manifest.version,
+            inputs=inputs,
+            outputs=outputs,
+            parameters=parameters,
+            run=run,
         )
-    runtime = registry.get(bundle, version)
-    return runtime, infer_model(runtime, operation)
-
-
-def model_names(registry: Registry) -> list[str]:
-    """Every model that is loaded, once whatever its versions."""
-    bundles = dict.fromkeys(runtime.name for runtime in registry)
-    return [f"{bundle}.{name}" for bundle in bundles for name in INFER_OPERATIONS]
+        for operation, (inputs, outputs, parameters, run) in signatures.items()
+    }

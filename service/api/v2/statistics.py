@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.api.v2.models import InferModel
 from service.api.v2.schemas import Duration, ModelStatistics, Statistics
-from service.telemetry import Telemetry
+from service.metrics import Metrics
 
 __all__ = ["statistics"]
 
@@ -14,10 +14,10 @@ REQUEST, QUEUE, COMPUTE, BATCH = (
 )
 
 
-def statistics(telemetry: Telemetry, model: InferModel) -> ModelStatistics:
+def statistics(metrics: Metrics, model: InferModel) -> ModelStatistics:
     """What `model` has done since the server started."""
     bundle = model.name.rpartition(".")[0]
-    totals = _totals(telemetry, model.operation, bundle)
+    totals = _totals(metrics, model.operation, bundle)
     durations = {
         name: Duration(
             count=int(totals.get((metric, "count", good), 0)),
@@ -39,12 +39,10 @@ def statistics(telemetry: Telemetry, model: InferModel) -> ModelStatistics:
     )
 
 
-def _totals(
-    telemetry: Telemetry, operation: str, bundle: str
-) -> dict[tuple[str, str, bool], float]:
+def _totals(metrics: Metrics, operation: str, bundle: str) -> dict[tuple[str, str, bool], float]:
     """Counts and sums by metric, and whether the outcome was good; every other one is not."""
     totals: dict[tuple[str, str, bool], float] = {}
-    for metric in telemetry.registry.collect():
+    for metric in metrics.registry.collect():
         if metric.name not in (REQUEST, QUEUE, COMPUTE, BATCH):
             continue
         for sample in metric.samples:

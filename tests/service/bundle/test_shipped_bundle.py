@@ -12,7 +12,7 @@ from scipy import stats
 
 import service
 from service.bundle import load_bundle
-from service.operations.model import ModelRuntime
+from service.operations.model import Model
 from training.data import drawn_pixels
 
 BUNDLE = Path(service.__file__).parent / "bundles" / "mnist"
@@ -32,7 +32,7 @@ def digits():
 
 def score(images, importance_samples=16):
     async def answer():
-        runtime = ModelRuntime.load(BUNDLE, provider="cpu")
+        runtime = Model.load(BUNDLE, provider="cpu")
         await runtime.start()
         try:
             return await runtime.score(

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from service.bundle import load_bundle
-from service.operations.model import ModelRuntime
+from service.operations.model import Model
 from service.settings import SHIPPED_MODELS
 
 SAMPLES = Path(__file__).parents[2] / "data"
@@ -39,7 +39,7 @@ def shipped(request):
 
 
 async def served(shipped, use):
-    runtime = ModelRuntime.load(shipped.path, provider="cpu")
+    runtime = Model.load(shipped.path, provider="cpu")
     await runtime.start()
     try:
         return await use(runtime)

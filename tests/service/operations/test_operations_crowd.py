@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.onnxruntime_engine import Engine
-from service.operations.model import Call, ModelRuntime
+from service.operations.model import Call, Model
 
 D = 3
 
@@ -77,7 +77,7 @@ def test_an_image_scores_the_same_wherever_it_stands(perform, tiny_model, model_
 
 def test_two_replicas_agree(tiny_bundle):
     async def main(workers):
-        runtime = ModelRuntime.load(tiny_bundle, provider="cpu", workers=workers)
+        runtime = Model.load(tiny_bundle, provider="cpu", workers=workers)
         await runtime.start()
         got = await runtime.sample(50, seed=1, temperature=[1.0], output="draw")
         await runtime.stop()

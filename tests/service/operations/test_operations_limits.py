@@ -17,7 +17,7 @@ from service.errors import (
     WrongDtype,
     WrongShape,
 )
-from service.operations.model import Call, ModelRuntime
+from service.operations.model import Call, Model
 
 D = 3
 PICTURES = np.zeros((2, 1, 4, 4), dtype=np.uint8)
@@ -90,7 +90,7 @@ def test_life(tiny_bundle):
         return Observer()
 
     async def main():
-        runtime = ModelRuntime.load(
+        runtime = Model.load(
             tiny_bundle, provider="cpu", workers=1, max_batch_rows=10, observe=observe
         )
         assert (runtime.name, runtime.provider, runtime.precision) == ("tiny", "cpu", "float32")

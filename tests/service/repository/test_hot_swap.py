@@ -15,7 +15,7 @@ import pytest
 from service.api.security.keys import key_line
 from service.bundle import load_bundle
 from service.codecs.npy import encode_npy
-from service.operations.model import ModelRuntime
+from service.operations.model import Model
 
 SWAPS = 20
 NPY = "application/x-npy"
@@ -53,7 +53,7 @@ def wanted(edition):
     """Bundle hash -> request -> the bytes of its answer."""
     found = {}
     for build in ("", "again"):
-        runtime = ModelRuntime.load(edition("1.9.0", build=build), provider="cpu", workers=1)
+        runtime = Model.load(edition("1.9.0", build=build), provider="cpu", workers=1)
         answers = asyncio.run(_answers(runtime))
         found[runtime.bundle.hash] = {name: encode_npy(array) for name, array in answers.items()}
     one, other = found.values()

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from service.errors import Conflict, InvalidInput, ShuttingDown, UnknownModel
-from service.operations.model import ModelRuntime
+from service.operations.model import Model
 from service.repository.registry import LoadedModel, Registry
 
 
@@ -20,7 +20,7 @@ def load(edition):
     """A loaded model of a version: `load("1.9.0", name="tiny")`; not started."""
 
     def open_one(version, **what):
-        runtime = ModelRuntime.load(edition(version, **what), provider="cpu", workers=1)
+        runtime = Model.load(edition(version, **what), provider="cpu", workers=1)
         return LoadedModel(runtime, f"{runtime.name}-{version}")
 
     return open_one
@@ -40,7 +40,7 @@ def by_itself(path):
     """What the bundle at `path` draws in a runtime of its own."""
 
     async def draw():
-        runtime = ModelRuntime.load(path, provider="cpu", workers=1)
+        runtime = Model.load(path, provider="cpu", workers=1)
         await runtime.start()
         images = await drawn(runtime)
         await runtime.stop()

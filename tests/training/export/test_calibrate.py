@@ -12,7 +12,7 @@ from service.bundle import load_bundle
 from service.engine.onnxruntime_engine import Engine
 from service.estimators import p_values
 from service.noise import NOISE_VERSION, Purpose, image_keys, normal
-from service.operations.model import ModelRuntime
+from service.operations.model import Model
 from training.errors import ExportError
 from training.export.calibrate import calibration_arrays, importance_weighted_scores
 
@@ -91,7 +91,7 @@ def test_scores_are_those_that_the_service_answers(tiny_bundle):
     scores = importance_weighted_scores(engine, bundle.manifest, pixels, importance_samples=(1, 16))
 
     async def answers(k):
-        runtime = ModelRuntime.load(tiny_bundle, provider="cpu")
+        runtime = Model.load(tiny_bundle, provider="cpu")
         await runtime.start()
         try:
             return await runtime.score(pixels, importance_samples=k, seed=0, alpha=0.01)

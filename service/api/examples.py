@@ -24,7 +24,7 @@ class Examples:
     def __init__(self, registry: Registry) -> None:
         self.model, self.version, self.shape, self.dim = "mnist", "1.0.0", (1, 28, 28), 32
         if registry.ready:
-            manifest = registry.get(None).bundle.manifest
+            manifest = registry.find().runtime.manifest
             self.model, self.version = manifest.name, manifest.version
             self.shape, self.dim = manifest.image.shape, manifest.latent.dim
         _, height, width = self.shape
@@ -32,22 +32,23 @@ class Examples:
         self._pixels[..., height // 6 : -height // 6 or None, width // 2 - 1 : width // 2 + 1] = 255
         self.picture = png_base64(self._pixels)[0]
 
-    def body(self, operation: str, payload: str | None) -> dict[str, Json]:
-        """A JSON body of ``/v1`` that works as it stands."""
+    def body(self, operation: str, schema: Mapping[str, Json]) -> dict[str, Json]:
+        """A JSON body of `operation` that works as it stands."""
+        if operation.startswith("infer"):
+            return self._infer()
         options: dict[str, dict[str, Json]] = {
             "sample": {"n": 16, "seed": 0, "temperature": 1.0, "output": "mean"},
             "score": {"importance_samples": 16, "seed": 0},
             "interpolate": {"n": 8, "seeds": [7]},
         }
         body: dict[str, Json] = dict(options.get(operation, {}))
-        if payload == "images":
+        if "images" in schema["properties"]:
             body["images"] = [self.picture]
-        elif payload == "latents":
+        elif "latents" in schema["properties"]:
             body["latents"] = [[0.0] * self.dim]
         return body
 
-    def infer(self) -> dict[str, Json]:
-        """A JSON body of ``/v2/models/{model}/infer``, where the model is `infer_model`."""
+    def _infer(self) -> dict[str, Json]:
         image = {
             "name": "image",
             "datatype": "UINT8",

@@ -1,0 +1,216 @@
+"""One request to an operation, from bytes to bytes: the route that FastAPI finds for it.
+
+`OperationRoute` declares an operation's options, answers and errors for the documentation as every
+FastAPI route does, and handles the request itself: FastAPI would read and validate the body before
+any limit is looked at, and takes ten times as long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
+
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from service.api.request.limits import Body, timeout_of, until, while_connected
+from service.api.request.negotiation import negotiate
+from service.api.request.parsing import Payload, parse_body
+from service.api.request.schemas import Options
+from service.api.response.problems import problem_of, problem_response, unexpected
+from service.api.response.rendering import Answer
+from service.api.security.admission import caller_of
+from service.api.state import AppState
+from service.errors import ClientGone, IafvaeError, ShuttingDown
+from service.operations.model import Model
+
+__all__ = ["OperationRequest", "OperationRoute"]
+
+logger = logging.getLogger("iafvae")
+T = TypeVar("T")
+P = ParamSpec("P")
+Headers = list[tuple[bytes, bytes]]
+
+
+class OperationRequest(Request):
+    """A request to an operation: who asks, until when, which model answers, and what came in.
+
+    caller: whose turn it is counted as; holder: whose share it takes from; deadline: on the clock of `time.monotonic`; model: that
+    answers, not there before it is known; payload: of the body; media_type: of the answer; started: its head
+    has gone out.
+    """
+
+    model: Model
+
+    def __init__(self, scope: Scope, receive: Receive, shared: AppState, operation: str) -> None:
+        super().__init__(scope, receive)
+        self.shared, self.settings, self.operation = shared, shared.settings, operation
+        self.caller, self.holder = caller_of(scope)
+        self.deadline = 0.0
+        self.payload: Payload = None
+        self.media_type, self.started = "", False
+
+    async def beside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`function` in a thread, awaited until the request's deadline; rows that the scheduler
+        has are kept to it there. Raises DeadlineExceeded.
+        """
+        loop, work = asyncio.get_running_loop(), partial(function, *args, **kwargs)
+        async with until(self.deadline):
+            return await loop.run_in_executor(self.shared.decoders, work)
+
+
+class OperationRoute(APIRoute):
+    """``POST path``, answered by ``endpoint(request, options)``.
+
+    options: their class; payload: the body's field ("images", "latents", "prior_eps"), which may be
+    left out where it is `optional`; offers: media types of the answer, in the server's order of
+    preference; declared: what FastAPI documents.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        endpoint: Callable[..., Awaitable[Answer]],
+        shared: AppState,
+        *,
+        options: type[Options] = Options,
+        payload: str | None = None,
+        optional: bool = False,
+        offers: tuple[str, ...] = (),
+        **declared: Any,
+    ) -> None:
+        super().__init__(path, endpoint, methods=["POST"], **declared)
+        self.app = self.respond
+        self.operation = endpoint.__name__
+        self.options, self.payload, self.optional = options, payload, optional
+        self.offers = offers
+        self._endpoint, self._shared = endpoint, shared
+        self._headers: WeakKeyDictionary[Model, dict[str, Headers]] = WeakKeyDictionary()
+
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; an error becomes a document that says what was wrong."""
+        began = time.perf_counter()
+        request = OperationRequest(scope, receive, self._shared, self.operation)
+        body = Body(
+            self._shared.admission.bytes, request.holder, self._shared.settings.max_body_bytes
+        )
+        outcome, answer = "ok", None
+        try:
+            answer = await self.answer(request, body, send)
+        except ClientGone as error:
+            outcome = problem_of(error).type
+        except IafvaeError as error:
+            outcome = await self._refuse(request, error, send)
+        except asyncio.CancelledError:  # by the server, which does not wait any longer
+            over = ShuttingDown("the service has stopped before the answer: send the request again")
+            outcome = await self._refuse(request, over, send)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
+            outcome = await self._refuse(request, unexpected(error, scope), send)
+        finally:
+            body.release()
+        self._count(request, outcome, answer, time.perf_counter() - began)
+
+    async def answer(self, request: OperationRequest, body: Body, send: Send) -> Answer:
+        """Negotiate, read, parse, find the model, run the operation, send; raises IafvaeError."""
+        headers, settings = request.headers, request.settings
+        accepted = headers.getlist("accept")
+        request.media_type = negotiate(", ".join(accepted), self.offers)
+        request.deadline = time.monotonic() + timeout_of(headers, settings.timeout_seconds)
+        data = await body.read(
+            headers,
+            request.receive,
+            timeout_seconds=settings.body_timeout_seconds,
+            beside=request.beside,
+        )
+        self._shared.admission.enter(request.holder)
+        try:
+            options, request.payload = await parse_body(
+                self.options,
+                headers,
+                request.scope["query_string"],
+                data,
+                payload=self.payload,
+                max_items=settings.max_images,
+                optional=self.optional,
+            )
+            with self._shared.registry.lease(options.model, options.version) as request.model:
+                async with while_connected(request.receive):
+                    answer = await self._endpoint(request, options)
+                    return await self.send(answer, request, send)
+        finally:
+            self._shared.admission.leave(request.holder)
+
+    async def send(self, answer: Answer, request: OperationRequest, send: Send) -> Answer:
+        """Send `answer`, with who computed it."""
+        answer.raw_headers += self._who(request.model, request.operation)
+        request.started = True
+        await answer(request.scope, request.receive, send)
+        return answer
+
+    def _who(self, model: Model, operation: str) -> Headers:
+        """Headers that say who answers, made once."""
+        known = self._headers.get(model)
+        if known is None:
+            known = self._headers[model] = {}
+        if operation not in known:
+            known[operation] = model_headers(model, operation)
+        return known[operation]
+
+    async def _refuse(self, request: OperationRequest, error: IafvaeError, send: Send) -> str:
+        """Answer with what was wrong; gives the outcome.
+
+        Where half an answer has gone out, nothing that is sent now would be understood. An
+        application that returns then has the connection closed, and the length that was promised,
+        or the last chunk that is missing, tells the client.
+        """
+        scope = request.scope
+        if request.started:
+            logger.warning(
+                "%s: the answer was broken off: %s",
+                scope["path"],
+                error,
+                extra={"fields": {"request_id": scope["state"].get("request_id", "")}},
+            )
+            return problem_of(error).type
+        response = problem_response(error, scope)
+        if hasattr(request, "model"):
+            response.raw_headers.extend(self._who(request.model, request.operation))
+        await response(scope, request.receive, send)
+        return problem_of(error).type
+
+    def _count(
+        self, request: OperationRequest, outcome: str, answer: Answer | None, seconds: float
+    ) -> None:
+        metrics, operation = self._shared.metrics, request.operation
+        model = request.model.name if hasattr(request, "model") else ""
+        queue = compute = None
+        if answer is not None:
+            queue, compute = answer.result.queue_seconds, answer.result.compute_seconds
+            if answer.non_finite:
+                metrics.non_finite(operation, model, answer.non_finite)
+        metrics.request(
+            operation, model, outcome, seconds=seconds, queue_seconds=queue, compute_seconds=compute
+        )
+        log = request.scope["state"].get("log")
+        if log is not None:
+            log |= {"operation": operation, "model": model, "outcome": outcome}
+            if answer is not None:
+                log["queue_seconds"] = round(answer.result.queue_seconds, 6)
+                log["compute_seconds"] = round(answer.result.compute_seconds, 6)
+
+
+def model_headers(model: Model, operation: str) -> Headers:
+    """Who computes answers to `operation`."""
+    return [
+        (b"x-iafvae-model", model.name.encode("latin-1")),
+        (b"x-iafvae-version", model.version.encode("latin-1")),
+        (b"x-iafvae-bundle", model.bundle.hash.encode("latin-1")),
+        (b"x-iafvae-provider", model.provider_of(operation).encode("latin-1")),
+        (b"x-iafvae-precision", model.precision_of(operation).encode("latin-1")),
+    ]

@@ -1,0 +1,48 @@
+"""The pages that people look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from starlette.responses import FileResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+__all__ = ["page_routes"]
+
+WEB = Path(__file__).resolve().parents[2] / "web"
+# The pages load nothing from anywhere else, and a browser is told to hold them to it.
+PAGE_HEADERS = {
+    "content-security-policy": (
+        "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; "
+        "base-uri 'none'; form-action 'self'"
+    ),
+    "cache-control": "no-cache",
+}
+
+
+def page_routes() -> list[Route | Mount]:
+    """``/``, ``/docs`` and what they load."""
+
+    async def page(_: object) -> Response:
+        return FileResponse(WEB / "index.html", headers=PAGE_HEADERS)
+
+    async def docs(_: object) -> Response:
+        return FileResponse(WEB / "docs.html", headers=PAGE_HEADERS)
+
+    return [
+        Route("/", page, methods=["GET"], include_in_schema=False),
+        Route("/docs", docs, methods=["GET"], include_in_schema=False),
+        Mount("/web", _Assets(directory=WEB)),
+    ]
+
+
+class _Assets(StaticFiles):
+    """Static files that browsers ask about again, so that an upgrade is seen at once."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """One file, or 304."""
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = "no-cache"
+        return response

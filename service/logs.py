@@ -1,0 +1,56 @@
+"""Logs to standard error, as text for people or as JSON for collectors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any
+
+__all__ = ["configure_logging"]
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line; what is passed as ``extra={"fields": {...}}`` becomes members."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+# A path may hold line breaks and a terminal's commands: callers must not write lines of their own.
+CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+
+
+class _TextFormatter(logging.Formatter):
+    """For people: time, level, message, then the fields as ``name=value``, in one line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """All of the record but a traceback, which comes after it on lines of its own."""
+        fields = getattr(record, "fields", {})
+        line = super().formatMessage(record) + "".join(f" {k}={v}" for k, v in fields.items())
+        return line.translate(CONTROL)
+
+
+def configure_logging(level: str, form: str) -> None:
+    """Send the logs of this program and of uvicorn to standard error, as "text" or "json"."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        _JsonFormatter()
+        if form == "json"
+        else _TextFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+    )
+    for name in ("iafvae", "service", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level.upper())
+        logger.propagate = False
