@@ -11,7 +11,7 @@ class Site:
     def __init__(self, client):
         self.client, self.app = client, client.app
         self.manager = client.app.state.manager
-        self.registry = client.app.state.context.registry
+        self.registry = client.app.state.shared.registry
 
     def run(self, work):
         return self.client.run(work)
@@ -45,7 +45,7 @@ class Watched:
 
     def __init__(self, client):
         self.client = client
-        self.manager, self.registry = client.app.state.manager, client.app.state.context.registry
+        self.manager, self.registry = client.app.state.manager, client.app.state.shared.registry
         self.watcher = Watcher(self.manager, self.registry)
         self.looks(2)  # what was loaded at the start is at rest
 

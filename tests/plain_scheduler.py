@@ -99,7 +99,7 @@ class Counts:
     """An observer."""
 
     def __init__(self):
-        self.batches, self.drops, self.queued = [], Counter(), []
+        self.batches, self.drops = [], Counter()
         self.retries = Counter()
 
     def batch(self, operation, rows, padded, seconds):
@@ -110,9 +110,6 @@ class Counts:
 
     def retried(self, operation, runs):
         self.retries[operation] += runs
-
-    def queue(self, rows):
-        self.queued.append(sum(rows.values()))
 
 
 class Bench:
@@ -135,8 +132,8 @@ class Bench:
         self.engine.gate.set()
         await self.scheduler.stop(5.0)
 
-    def submit(self, values, *, operation="double", rows_per_image=1, **options):
-        work = Rows(list(values), operation, rows_per_image)
+    def submit(self, values, *, operation="double", **options):
+        work = Rows(list(values), operation)
         return asyncio.ensure_future(self.scheduler.submit(work, **options))
 
     async def hold(self):

@@ -113,6 +113,7 @@ def documented_operation(
 
 
 def described_headers(headers: dict[str, str]) -> Document:
+    """Header objects of names and what they say."""
     return {
         name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()
     }

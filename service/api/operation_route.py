@@ -41,9 +41,9 @@ Headers = list[tuple[bytes, bytes]]
 class OperationRequest(Request):
     """A request to an operation: who asks, until when, which model answers, and what came in.
 
-    caller: whose turn it is counted as; holder: whose share it takes from; deadline: on the clock of `time.monotonic`; model: that
-    answers, not there before it is known; payload: of the body; media_type: of the answer; started: its head
-    has gone out.
+    caller: whose turn it is counted as; holder: whose share it takes from; deadline: on the clock
+    of `time.monotonic`; model: that answers, not there before it is known; payload: of the body;
+    media_type: of the answer; started: its head has gone out.
     """
 
     model: Model

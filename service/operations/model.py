@@ -137,8 +137,9 @@ class Model:
         """The images that `sample` draws, not drawn yet: `draw` computes them, or pieces of them.
 
         n: how many (None: 1, or one for each row of `prior_eps`); seed: None draws one;
-        temperature: one number, or one a latent group; prior_eps: float32 ``[n, D]`` or ``[1, D]``, instead of
-        the seed's noise but for the latent groups to `resample`, or all but those to `keep`.
+        temperature: one number, or one a latent group; prior_eps: float32 ``[n, D]`` or ``[1, D]``,
+        instead of the seed's noise but for the latent groups to `resample`, or all but those to
+        `keep`.
         """
         latent = self.manifest.latent
         if prior_eps is None and (resample is not None or keep is not None):

@@ -94,16 +94,17 @@ Piece = tuple[Job, int, int]  # a job and the rows start to stop of it
 class Batch:
     """Rows of one operation for one run, and what became of them.
 
-    expected_seconds: what it was thought to cost; handed: when a worker got it. Then: `began`;
-    `seconds`, without the time for which another batch had the device; rows and images that were
-    computed (each once, also where halves were tried again); `padded_rows` computed for nothing;
-    `runs` of the engine; `skipped` rows that nobody waited for any more, by the reason; `fault`
-    where the device failed; `results`, an answer or an error for every piece that was tried. Times
-    are on the clock of `time.monotonic`.
+    queued: its rows have waited; expected_seconds: what it was thought to cost; handed: when a
+    worker got it. Then: `began`; `seconds`, without the time for which another batch had the
+    device; rows and images that were computed (each once, also where halves were tried again);
+    `padded_rows` computed for nothing; `runs` of the engine; `skipped` rows that nobody waited for
+    any more, by the reason; `fault` where the device failed; `results`, an answer or an error for
+    every piece that was tried. Times are on the clock of `time.monotonic`.
     """
 
     operation: str
     pieces: list[Piece]
+    queued: bool = False
     expected_seconds: float = 0.0
     handed: float = 0.0
     began: float = 0.0

@@ -29,11 +29,10 @@ from service.errors import (
     ShuttingDown,
 )
 from service.scheduler.batching import Batcher
-from service.scheduler.cost import CostModel
 from service.scheduler.jobs import Batch, Job, Piece
 from service.scheduler.queue import FairQueue
 from service.scheduler.work import Work
-from service.scheduler.workers import BatchEngine, Runner, WorkerPool
+from service.scheduler.workers import BatchEngine, CostModel, Runner, WorkerPool, as_error
 
 __all__ = ["Scheduler", "SchedulerObserver"]
 
@@ -105,6 +104,9 @@ class Scheduler:
         self._idle = asyncio.Event()
         self._flying: set[Batch] = set()
         self._pump_scheduled = False
+        self._lone: Job | None = (
+            None  # came when there was no other, in this turn of the event loop
+        )
         self._pool: WorkerPool | None = None
         self._watching: asyncio.TimerHandle | None = None
         self.accepting = False
@@ -218,7 +220,8 @@ class Scheduler:
         timer = None if deadline is None else loop.call_at(deadline, self._expire, job)
         try:
             if len(self._jobs) == 1 and not self._flying:
-                loop.call_soon(self._spread, job)
+                self._lone = job
+                loop.call_soon(self._spread)
             else:
                 self._push(job)
             await job.future
@@ -228,22 +231,28 @@ class Scheduler:
 
     def _push(self, job: Job) -> None:
         """Let `job` wait. Whoever else is ready in this turn of the event loop shares the batch."""
+        if self._lone is not None:
+            lone, self._lone = self._lone, None
+            self._push(lone)
         self._queue.push(job)
         if not self._pump_scheduled:
             self._pump_scheduled = True
             asyncio.get_running_loop().call_soon(self._pump)
 
-    def _spread(self, job: Job) -> None:
+    def _spread(self) -> None:
         """Hand a job that is still alone to the idle workers, without queue or charge."""
+        job, self._lone = self._lone, None
+        if job is None or job.gone:
+            return
         assert self._pool is not None  # noqa: S101 - works are accepted since it started
         rows = max(SPREAD_ROWS, -(-job.rows // self._workers))
-        if job.gone:
-            return
-        if len(self._jobs) > 1 or rows > self._capacity[job.operation]:
+        if rows > self._capacity[job.operation]:
             self._push(job)
             return
+        each = self._cost.seconds(job.operation, job.rows, job.images) / job.rows
         for start in range(0, job.rows, rows):
-            batch = Batch(job.operation, [(job, start, min(start + rows, job.rows))])
+            stop = min(start + rows, job.rows)
+            batch = Batch(job.operation, [(job, start, stop)], expected_seconds=each * (stop - start))
             self._flying.add(batch)
             self._pool.give(batch)
 
@@ -264,7 +273,7 @@ class Scheduler:
 
     def _hand(self, operation: str, pieces: list[Piece]) -> None:
         assert self._pool is not None  # noqa: S101 - `_pump` has looked
-        batch = Batch(operation, pieces)
+        batch = Batch(operation, pieces, queued=True)
         rows, images = 0, 0.0
         for job, start, stop in pieces:
             rows += stop - start
@@ -296,14 +305,18 @@ class Scheduler:
         asyncio.get_running_loop().call_soon(self._account, batch)
 
     def _deliver(self, piece: Piece, result: Arrays | IafvaeError, batch: Batch) -> None:
-        """Rows of a job, or why there are none."""
+        """Rows of a job, or why there are none. A fault in here is that job's alone."""
         job, start, stop = piece
         if job.future is None or job.future.done():
             return
-        if isinstance(result, IafvaeError):
-            self._fail(job, result, "failed")
-        elif job.add(start, stop, result, batch):
-            job.future.set_result(None)
+        try:
+            if isinstance(result, IafvaeError):
+                self._fail(job, result, "failed")
+            elif job.add(start, stop, result, batch):
+                job.future.set_result(None)
+        except Exception as error:
+            logger.exception("an answer of %s could not be put together", job.operation)
+            self._fail(job, as_error(job.operation, error), "failed")
 
     def _account(self, batch: Batch) -> None:
         """Learn what the batch cost, and tell who counts."""
@@ -314,14 +327,9 @@ class Scheduler:
             self._observer.dropped(operation, rows, reason)
         if batch.runs > 1:
             self._observer.retried(operation, batch.runs - 1)
-        if batch.expected_seconds:
+        if batch.queued:
             self._queue.charge(operation, batch.seconds - batch.expected_seconds)
-        # Halves would teach a wrong cost.
-        if (
-            batch.runs == 1
-            and batch.fault is None
-            and (batch.expected_seconds or operation not in self._cost.each)
-        ):
+        if batch.runs == 1 and batch.fault is None:  # halves would teach a wrong cost
             self._cost.add(operation, batch.rows, batch.images, batch.seconds)
 
     def _expire(self, job: Job) -> None:

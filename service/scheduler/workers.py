@@ -1,4 +1,4 @@
-"""Worker threads: they assemble, run and cut one batch, and report once.
+"""Worker threads: they assemble, run and cut one batch, and report once; and what that costs.
 
 A batch that fails is run again in halves, down to the request that is at fault.
 """
@@ -21,11 +21,15 @@ from service.errors import DeviceFault, EngineFailure, IafvaeError
 from service.scheduler.batching import Batcher
 from service.scheduler.jobs import Batch, Piece
 
-__all__ = ["BatchEngine", "Runner", "WorkerPool", "as_error"]
+__all__ = ["BatchEngine", "CostModel", "Runner", "WorkerPool", "as_error"]
 
 logger = logging.getLogger(__name__)
 
 JOIN_SECONDS = 5.0
+WEIGHT = 0.05  # of a new batch in the average
+# A batch that took so many times what was expected (the machine was busy, or asleep) counts as this
+# many times: costs that really have risen are learnt in a few batches, accidents are not.
+SURPRISE = 3.0
 
 
 class BatchEngine(Protocol):
@@ -158,6 +162,30 @@ class WorkerPool:
         self._taken.discard(batch)
         self.free += 1
         self._report(batch)
+
+
+class CostModel:
+    """Seconds that rows of an operation take one worker.
+
+    In ``score`` the bottom-up network runs once an image and the top-down network once a row, and
+    they cost about the same: a batch is half of each. Elsewhere rows are images. `each` has the
+    seconds of one row that is an image, where they are known.
+    """
+
+    def __init__(self) -> None:
+        self.each: dict[str, float] = {}  # of one row that is an image
+
+    def add(self, operation: str, rows: int, images: float, seconds: float) -> None:
+        """Learn from one batch."""
+        each = 2.0 * seconds / (rows + images)
+        known = self.each.get(operation)
+        if known is not None:
+            each = known + WEIGHT * (min(each, SURPRISE * known) - known)
+        self.each[operation] = each
+
+    def seconds(self, operation: str, rows: float, images: float) -> float:
+        """What `rows` rows of `images` images will take; 0 while nothing is known."""
+        return self.each.get(operation, 0.0) * (rows + images) / 2.0
 
 
 def as_error(operation: str, error: BaseException) -> IafvaeError:

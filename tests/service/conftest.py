@@ -76,7 +76,7 @@ class AppClient(httpx.Client):
 
     def metric(self, name: str, **labels: str) -> float:
         """A sample's value; 0 where it does not exist yet."""
-        return self.app.state.context.telemetry.registry.get_sample_value(name, labels) or 0.0
+        return self.app.state.shared.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,9 @@ def piece_rows(image_bytes: int) -> int:
 class StreamedAnswer(Answer):
     """An answer of which `body` is the first piece and `rest` gives the others."""
 
-    def __init__(self, body: bytes, rest: AsyncGenerator[bytes, None], first: Images, length: int):
+    def __init__(
+        self, body: bytes, rest: AsyncGenerator[bytes, None], first: Images, length: int
+    ) -> None:
         super().__init__(body, NPY, first, length=length)
         self.rest = rest
 

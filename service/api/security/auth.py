@@ -1,7 +1,4 @@
-"""Who may call: keys before every path but the probes and the pages, and what other origins' scripts may see.
-
-Pure ASGI.
-"""
+"""Who may call: keys before every path but the probes and the pages. Pure ASGI."""
 
 from __future__ import annotations
 

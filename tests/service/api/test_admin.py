@@ -100,7 +100,7 @@ def test_no_path_leads_out_of_the_directory(admin, root, name):
     answer = admin(f"{name}/load")
     assert answer.status_code in {404, 405}
     assert answer.headers["content-type"] == "application/problem+json"
-    assert [m.directory for m in admin.client.app.state.context.registry.models] == ["a"]
+    assert [m.directory for m in admin.client.app.state.shared.registry.models] == ["a"]
 
 
 def test_they_are_described(admin):

@@ -133,7 +133,7 @@ def test_rows_are_bounded_before_images_are_decoded(serve, problem):
 
 def test_the_deadline_holds_while_images_are_decoded(serve, problem, digits):
     client = serve(timeout_seconds=0.2)
-    decoders = client.app.state.context.decoders
+    decoders = client.app.state.shared.decoders
     release = threading.Event()
     for _ in range(2):  # all of its threads
         decoders.submit(release.wait, 10)

@@ -47,7 +47,7 @@ def test_backends_agree_on_a_seed(serve):
 def test_a_run_that_hangs_fails_liveness(serve, problem):
     """Its caller is answered; whoever probes replaces the process."""
     server = serve(hang_seconds=0.2)
-    runtime = server.app.state.context.registry.get("tiny")
+    runtime = server.app.state.shared.registry.find("tiny").runtime
     gate = threading.Event()
     runtime.engine.compute = lambda *arguments, **options: gate.wait(20)
     assert server.get("/livez").status_code == 200

@@ -44,7 +44,7 @@ def test_what_is_in_it_has_the_limits_of_what_comes_plain(serve, digits, problem
     cut = gzip.compress(encode_npy(digits))[:-1]
     answer = client.post("/v1/score", content=cut, headers=headers)
     assert "cut off" in problem(answer, 400, "malformed-body")
-    buffers = client.app.state.context.buffers
+    buffers = client.app.state.shared.admission.bytes
     buffers.take(100_000)
     held = gzip.compress(encode_npy(np.tile(digits, (1000, 1, 1, 1))))
     answer = client.post("/v1/score", content=held, headers=headers)

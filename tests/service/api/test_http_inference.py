@@ -89,14 +89,14 @@ def test_decompressed_bodies_have_the_same_limits(serve, image, refused_v2):
     headers = {"content-encoding": "gzip"}
     bomb = gzip.compress(bytes(10_000_000))
     assert "decompressed" in refused_v2(client.post(URL, content=bomb, headers=headers), 413)
-    client.app.state.context.buffers.take(100_000)
+    client.app.state.shared.admission.bytes.take("another", 100_000)
     held = gzip.compress(json.dumps({"inputs": [image]}).encode() + b" " * 60_000)
     answer = client.post(URL, content=held, headers=headers)
     assert "held at once" in refused_v2(answer, 429)
     assert answer.headers["retry-after"] == "1"
-    client.app.state.context.buffers.give(100_000)
+    client.app.state.shared.admission.bytes.give("another", 100_000)
     assert client.post(URL, content=held, headers=headers).status_code == 200
-    assert client.app.state.context.buffers.held == 0
+    assert client.app.state.shared.admission.bytes.held == 0
 
 
 def test_limits_are_those_of_v1(serve, refused_v2):
@@ -143,11 +143,11 @@ def test_frameworks_errors_have_the_protocols_form(server, method, path, status,
 def test_health_ends_with_draining_and_faults(serve, image, refused_v2):
     client = serve()
     assert client.get("/v2/health/ready").json() == {"ready": True}
-    client.app.state.context.registry.drain()
+    client.app.state.shared.registry.drain()
     assert "ready" in refused_v2(client.get("/v2/health/ready"), 503)
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.post(URL, json={"inputs": [image]}).status_code == 200
-    client.app.state.context.registry.get(None).scheduler.healthy = False
+    client.app.state.shared.registry.find().runtime.scheduler.healthy = False
     refused_v2(client.get("/v2/health/live"), 503)
     refused_v2(client.get("/v2/models/tiny.score/ready"), 503)
     refused_v2(client.post(URL, json={"inputs": [image]}), 500)

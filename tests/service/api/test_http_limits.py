@@ -81,7 +81,7 @@ def test_a_body_that_does_not_come_times_out(serve):
 
 def test_bodies_together_are_bounded_and_given_back(serve, problem):
     client = serve(max_body_bytes=1000, max_buffered_bytes=1500)
-    buffers = client.app.state.context.buffers
+    buffers = client.app.state.shared.admission.bytes
     client.post("/v1/score", content=b"x" * 900, headers=NPY)
     assert buffers.held == 0
     buffers.take(1000)

@@ -260,7 +260,7 @@ def test_interpolation_begins_and_ends_with_the_reconstructions(server, digits, 
 
 def test_headers_say_who_computed_it(server, digits, post_npy):
     response = post_npy("/v1/score?seed=6", digits)
-    bundle = server.app.state.context.registry.get(None).bundle
+    bundle = server.app.state.shared.registry.find().runtime.bundle
     headers = response.headers
     assert headers["x-iafvae-model"] == "tiny"
     assert headers["x-iafvae-version"] == "1.2.3"

@@ -18,7 +18,7 @@ def test_probes(server):
 
 def test_readiness_ends_with_draining_but_requests_are_served(serve):
     client = serve()
-    client.app.state.context.registry.drain()
+    client.app.state.shared.registry.drain()
     assert client.get("/readyz").status_code == 503
     assert client.get("/readyz").json()["reason"] == "draining"
     assert client.get("/livez").status_code == 200
@@ -27,7 +27,7 @@ def test_readiness_ends_with_draining_but_requests_are_served(serve):
 
 def test_liveness_ends_with_a_fault_of_the_device(serve, problem):
     client = serve()
-    runtime = client.app.state.context.registry.get(None)
+    runtime = client.app.state.shared.registry.find().runtime
     runtime.scheduler.healthy = False
     assert client.get("/livez").status_code == 503
     assert client.get("/readyz").status_code == 503
@@ -74,7 +74,7 @@ def test_errors_of_the_frameworks_are_problems_too(server, problem):
 
 def test_an_unforeseen_error_is_a_problem_without_insides(serve, problem, monkeypatch, caplog):
     client = serve()
-    runtime = client.app.state.context.registry.get(None)
+    runtime = client.app.state.shared.registry.find().runtime
 
     async def broken(*_args, **_named):
         raise RuntimeError("secret path /etc/x")

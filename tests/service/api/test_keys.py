@@ -225,7 +225,7 @@ def test_v2_refuses_in_its_own_form(guarded, keys):
 
 def test_the_holder_is_the_caller_of_the_scheduler(guarded, keys, monkeypatch):
     client = guarded()
-    scheduler = client.app.state.context.registry.get(None).scheduler
+    scheduler = client.app.state.shared.registry.find().runtime.scheduler
     callers, submit = [], scheduler.submit
 
     async def noting(work, *, caller, **options):

@@ -231,7 +231,7 @@ def listening(tiny_bundle):
     while not server.started:
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    yield app.state.context, port
+    yield app.state.shared, port
     server.should_exit = True
     thread.join()
 

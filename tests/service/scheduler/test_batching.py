@@ -23,8 +23,8 @@ def test_batches_hold_each_image_once(loaded, tiny_model):
 
     images = tiny_model.images(6)
     keys = image_keys(images)
-    first = ScoreWork(images[:4], keys[:4], seed=1, samples=5)
-    second = ScoreWork(images[4:], keys[4:], seed=2, samples=3)
+    first = ScoreWork(rows=20, image_count=4, images=images[:4], seed=1, samples=5)
+    second = ScoreWork(rows=6, image_count=2, images=images[4:], seed=2, samples=3)
     batcher = batchers(loaded.bundle.manifest)["score"]
     pieces = [(first, 7, 18), (second, 0, 4)]
     arrays = batcher.assemble(pieces)
@@ -42,9 +42,23 @@ def test_means_alone_need_no_uniform_noise(loaded, monkeypatch):
 
     monkeypatch.setattr(batching, "uniform", lambda *arguments, **options: 1 / 0)
     keys = NoiseKeys(places(2), places(2), Purpose.SAMPLE)
-    work = DecodeWork(LATENTS, keys, "mean")
+    work = DecodeWork(rows=2, image_count=2, z=LATENTS, keys=keys, output="mean")
     arrays = batchers(loaded.bundle.manifest)["decode"].assemble([(work, 0, 2)])
     assert not arrays["u"].any()
-    drawn = DecodeWork(LATENTS, keys, "draw")
+    drawn = DecodeWork(rows=2, image_count=2, z=LATENTS, keys=keys, output="draw")
     with pytest.raises(ZeroDivisionError):
         batchers(loaded.bundle.manifest)["decode"].assemble([(drawn, 0, 2)])
+
+
+def test_single_samples_under_different_seeds_keep_their_own_noise(loaded, tiny_model):
+    """K = 1 requests of several seeds in one batch: each row's noise is its own seed's."""
+    images = tiny_model.images(5)
+    works = [
+        (ScoreWork(rows=n, image_count=n, images=images[a : a + n], seed=seed, samples=1), 0, n)
+        for a, n, seed in ((0, 2, 7), (2, 1, 8), (3, 2, 0))
+    ]
+    eps = batchers(loaded.bundle.manifest)["score"].assemble(works)["eps"]
+    keys = image_keys(images)
+    for row, seed in enumerate((7, 7, 8, 0, 0)):
+        expected = normal(seed, keys[row : row + 1], 0, D, Purpose.IMAGE)
+        assert np.array_equal(eps[row : row + 1], expected)

@@ -19,7 +19,7 @@ def test_one_request(plain):
             assert result.queue_seconds >= 0.0
             assert result.compute_seconds > 0.0
         assert bench.counts.batches == [("double", 3, 1)]
-        assert bench.counts.queued[-1] == 0
+        assert bench.scheduler.queued_rows == 0
 
     plain.run(main())
 
