@@ -1,1 +1,5 @@
 """Bytes to arrays and back: npy, PNG, image files."""
+
+JSON = "application/json"
+NPY = "application/x-npy"
+PNG = "image/png"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from service.codecs import JSON, NPY, PNG
 from service.errors import NotAcceptable
 
 __all__ = ["JSON", "NPY", "PNG", "PROBLEM", "negotiate"]
 
-JSON = "application/json"
-NPY = "application/x-npy"
-PNG = "image/png"
 PROBLEM = "application/problem+json"
 
 
