@@ -27,6 +27,7 @@ __all__ = [
     "Fit",
     "FitMode",
     "Fitted",
+    "ImageSize",
     "PixelLimits",
     "decode_base64",
     "fit_array",
@@ -87,16 +88,19 @@ class Fit:
 class Fitted:
     """`images` uint8 [n, C, H, W]; `altered` bool [n] marks those resized or converted.
 
-    notes: what else was done to them that changes what is seen.
+    notes: what else was done that changes what is seen. decoded: pixels of the files.
     """
 
     images: Pixels
     altered: NDArray[np.bool_]
     notes: tuple[str, ...] = ()
+    decoded: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Shape:
+class ImageSize:
+    """An `ImageShape` that is nothing else."""
+
     channels: int
     height: int
     width: int
@@ -117,7 +121,7 @@ def read_image(
     Colour becomes grey where `channels` is 1; another size is fitted as `fit` says. Raises as
     `fit_files` does.
     """
-    shape = _Shape(channels=channels, height=height, width=width)
+    shape = ImageSize(channels=channels, height=height, width=width)
     limits = PixelLimits(image=max_pixels, total=max_pixels)
     rules = Fit(resize=True, convert=True, how=fit)
     return np.asarray(fit_files([data], shape, rules, limits, [what]).images[0])
@@ -149,7 +153,7 @@ def fit_files(
         left -= header.pixels
         images[index], altered[index], note = _fit_file(header, shape, fit, what)
         notes += [note] if note else []
-    return Fitted(images, altered, tuple(notes))
+    return Fitted(images, altered, tuple(notes), limits.total - left)
 
 
 def read_picture(data: bytes, what: str, *, max_pixels: int) -> Pixels:

@@ -1,0 +1,70 @@
+"""``python -m service.codecs.worker``: decodes images for `pool`, one job after another.
+
+A job comes on the standard input, as eight bytes of length and a pickle of the arguments of
+`images.fit_files` or `images.fit_array`; their answer or error goes out in the same form. Ends with
+its input.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from service.errors import IafvaeError, PayloadTooLarge
+
+__all__ = ["LENGTH", "main"]
+
+LENGTH = struct.Struct("<Q")
+NICENESS = 5  # requests that wait for nothing to be decoded go first
+MAX_BYTES = 2**30  # beyond what the imports take
+
+
+def main() -> None:
+    """Serve jobs until the input ends."""
+    jobs, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    from service.codecs.images import fit_array, fit_files
+
+    _bound_self()
+    functions: dict[str, Callable[..., Any]] = {"files": fit_files, "array": fit_array}
+    while job := _read(jobs):
+        name, arguments = pickle.loads(job)  # noqa: S301 - from the process that started this one
+        answer = pickle.dumps(_outcome(functions[name], arguments), pickle.HIGHEST_PROTOCOL)
+        answers.write(LENGTH.pack(len(answer)) + answer)
+        answers.flush()
+
+
+def _read(jobs: BinaryIO) -> bytes:
+    head = jobs.read(LENGTH.size)
+    return jobs.read(LENGTH.unpack(head)[0]) if len(head) == LENGTH.size else b""
+
+
+def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    try:
+        return function(*arguments)
+    except IafvaeError as error:
+        return error
+    except MemoryError:
+        return PayloadTooLarge("the images take too much memory to decode: make them smaller")
+
+
+def _bound_self() -> None:
+    """A low priority, and a bound on memory, where the system has them."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    os.nice(NICENESS)
+    memory = Path("/proc/self/statm")  # its sixth number: pages of data
+    if memory.exists():
+        most = int(memory.read_text().split()[5]) * resource.getpagesize() + MAX_BYTES
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+if __name__ == "__main__":
+    main()
