@@ -102,7 +102,7 @@ BAD = {
         {"files": [("files", ("b.png", bomb(30_000)))]},
         413,
         "payload-too-large",
-        "16777216",
+        "33554432",
     ),
     "three to interpolate": (
         "/v1/interpolate",
