@@ -184,7 +184,7 @@ def _decode(
 
     wanted: a size that it will be reduced to; JPEGs are decoded smaller where that is enough.
     """
-    from PIL import Image
+    from PIL import Image, WebPImagePlugin  # noqa: F401 - else Pillow loads all of its plugins
 
     try:
         with Image.open(io.BytesIO(header.body), formats=[header.kind]) as image:

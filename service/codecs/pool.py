@@ -41,6 +41,7 @@ QUICK_BYTES, QUICK_WORK = 2**17, 2**20  # 30 ms; all above it is dear
 SMALL_ARRAY = 2**18  # numbers of an array that is only looked at or copied
 FILES_A_JOB = 16  # then another caller has its turn
 MAX_CORES = 8
+MAX_BYTES = 2**30  # of a process, beyond what it has when it starts
 IDLE_SECONDS = 60.0  # then all processes but one end
 PIPE_BYTES = 2**20
 
@@ -106,6 +107,11 @@ class DecoderPool:
         turns = self._quick if array.size <= QUICK_WORK else self._dear
         async with _until(deadline), turns.turn(caller):
             return await self._run(("array", (array, _plain(shape), fit)))
+
+    @property
+    def processes(self) -> int:
+        """How many there are now."""
+        return len(self._idle) + len(self._busy)
 
     async def warm(self) -> None:
         """Start one process, so that the first image that needs it does not wait for it."""
@@ -213,6 +219,7 @@ class _Worker:
             sys.executable,
             "-m",
             "service.codecs.worker",
+            str(MAX_BYTES),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=PIPE_BYTES,
@@ -220,6 +227,10 @@ class _Worker:
             env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
         )
         return cls(process)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def is_alive(self) -> bool:

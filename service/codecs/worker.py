@@ -1,8 +1,8 @@
-"""``python -m service.codecs.worker``: decodes images for `pool`, one job after another.
+"""``python -m service.codecs.worker BYTES``: decodes images for `pool`, one job after another.
 
 A job comes on the standard input, as eight bytes of length and a pickle of the arguments of
 `images.fit_files` or `images.fit_array`; their answer or error goes out in the same form. Ends with
-its input.
+its input, and takes at most BYTES of memory beyond what it begins with.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ __all__ = ["LENGTH", "main"]
 
 LENGTH = struct.Struct("<Q")
 NICENESS = 5  # requests that wait for nothing to be decoded go first
-MAX_BYTES = 2**30  # beyond what the imports take
 
 
 def main() -> None:
     """Serve jobs until the input ends."""
     jobs, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
+    from PIL import Image, ImageChops, ImageOps, WebPImagePlugin  # noqa: F401 - before it is bound
+
     from service.codecs.images import fit_array, fit_files
 
-    _bound_self()
+    Image.preinit()
+    _bound_self(int(sys.argv[1]))
     functions: dict[str, Callable[..., Any]] = {"files": fit_files, "array": fit_array}
     while job := _read(jobs):
         name, arguments = pickle.loads(job)  # noqa: S301 - from the process that started this one
@@ -53,7 +55,7 @@ def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         return PayloadTooLarge("the images take too much memory to decode: make them smaller")
 
 
-def _bound_self() -> None:
+def _bound_self(max_bytes: int) -> None:
     """A low priority, and a bound on memory, where the system has them."""
     if sys.platform == "win32":
         return
@@ -62,7 +64,7 @@ def _bound_self() -> None:
     os.nice(NICENESS)
     memory = Path("/proc/self/statm")  # its sixth number: pages of data
     if memory.exists():
-        most = int(memory.read_text().split()[5]) * resource.getpagesize() + MAX_BYTES
+        most = int(memory.read_text().split()[5]) * resource.getpagesize() + max_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
