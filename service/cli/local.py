@@ -197,4 +197,5 @@ class LocalClient:
             model=self._runtime.name,
             version=self._runtime.bundle.manifest.version,
             notes=[],
+            decided=~np.isnan(scores.p_value),
         )
