@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import ImageSpec
-from service.client.client import Client, Computed, ScoreTable
+from service.client import Client, Computed, ScoreTable
 from service.codecs.images import Fit, PixelLimits, fit_files
 from service.codecs.npy import decode_npy
 from service.engine.options import Provider

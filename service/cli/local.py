@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from service.api.response.streaming import piece_rows
 from service.bundle import BundleError, manifest_to_json
-from service.client.client import Computed, ScoreTable
+from service.client import Computed, ScoreTable
 from service.engine.options import Provider
 from service.errors import InvalidInput
 from service.operations.defaults import seed_or_drawn, temperatures

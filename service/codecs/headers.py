@@ -21,7 +21,7 @@ __all__ = ["Header", "read_header"]
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"PLTE", b"tRNS", b"IDAT", b"IEND")  # and the first IHDR
 PNG_GREY = (0, 4)
-MAX_PARTS = 2**14  # chunks or segments of a file: cameras and editors write some hundreds
+MAX_PARTS = 2**12  # chunks or segments of a file: of 30 MB in libpng's pieces of 8 kB
 MAX_SCANS = 100  # of a JPEG: encoders write about ten
 MAX_TAGS = 1000  # of EXIF's first directory
 ORIENTATION, SHORT = 0x0112, 3
@@ -35,8 +35,8 @@ JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 class Header:
     """The file's own size is `width` x `height`; `orientation` (EXIF, 1 to 8) turns it.
 
-    channels: 1 or 3. passes: how many times a decoder goes over all pixels. body: the file with
-    what its pixels need, all else left out.
+    channels: 1 or 3. passes: how many times a decoder goes over all pixels. parts: chunks or
+    segments of the file. body: the file with what its pixels need, all else left out.
     """
 
     kind: str
@@ -44,6 +44,7 @@ class Header:
     height: int
     channels: int
     body: bytes
+    parts: int
     passes: int = 1
     orientation: int = 1
 
@@ -59,20 +60,21 @@ class Header:
         return self.width * self.height
 
 
-def read_header(data: bytes, what: str) -> Header:
+def read_header(data: bytes, what: str, max_parts: int = MAX_PARTS) -> Header:
     """The header of image file `data`; `what` names it in errors. Nothing is decoded.
 
     Raises:
-        UndecodableImage: no PNG, JPEG or WebP, cut off before its size, or of several frames.
+        UndecodableImage: no PNG, JPEG or WebP, cut off before its size, of several frames, or of
+            more than `max_parts` chunks or segments.
         WrongDtype: more than 8 bits a channel, or CMYK.
     """
     try:
         if data[:8] == PNG_MAGIC:
-            return _png(data, what)
+            return _png(data, what, max_parts)
         if data[:3] == b"\xff\xd8\xff":
-            return _jpeg(data, what)
+            return _jpeg(data, what, max_parts)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            return _webp(data, what)
+            return _webp(data, what, max_parts)
     except (struct.error, IndexError) as error:
         raise broken(what, str(error)) from None
     raise UndecodableImage(
@@ -102,7 +104,7 @@ def _too_deep(depth: int, what: str) -> WrongDtype:
     )
 
 
-def _png(data: bytes, what: str) -> Header:
+def _png(data: bytes, what: str, max_parts: int) -> Header:
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     if data[12:16] != b"IHDR" or data[8:12] != b"\0\0\0\x0d":
         raise broken(what, "its first chunk is not IHDR")
@@ -110,8 +112,9 @@ def _png(data: bytes, what: str) -> Header:
         raise _too_deep(depth, what)
     at, orientation = 33, 1
     body = [data[:at]]
-    for count, (kind, start, end) in enumerate(_png_chunks(data, at)):
-        _count(count, MAX_PARTS, what, "chunks")
+    parts = 0
+    for parts, (kind, start, end) in enumerate(_png_chunks(data, at), 1):
+        _count(parts, max_parts, what, "chunks")
         if kind in PNG_PIXELS:
             body.append(data[start:end])
         elif kind == b"acTL":
@@ -124,6 +127,7 @@ def _png(data: bytes, what: str) -> Header:
         height=height,
         channels=1 if colour in PNG_GREY else 3,
         body=b"".join(body),
+        parts=parts,
         orientation=orientation,
     )
 
@@ -138,10 +142,11 @@ def _png_chunks(data: bytes, at: int) -> Iterator[tuple[bytes, int, int]]:
         at = end
 
 
-def _jpeg(data: bytes, what: str) -> Header:
+def _jpeg(data: bytes, what: str, max_parts: int) -> Header:
     body, frame, orientation, scans, first_scan = [b"\xff\xd8"], None, 1, 0, 0
-    for count, (code, start, end) in enumerate(_jpeg_segments(data)):
-        _count(count, MAX_PARTS, what, "segments")
+    parts = 0
+    for parts, (code, start, end) in enumerate(_jpeg_segments(data), 1):
+        _count(parts, max_parts, what, "segments")
         if code in JPEG_FRAMES:
             if frame is not None:
                 raise broken(what, "it has two frame headers")
@@ -167,6 +172,7 @@ def _jpeg(data: bytes, what: str) -> Header:
         height=height,
         channels=1 if channels == 1 else 3,
         body=b"".join(body),
+        parts=parts,
         passes=scans,
         orientation=orientation,
     )
@@ -183,11 +189,12 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         yield code, start, at
 
 
-def _webp(data: bytes, what: str) -> Header:
+def _webp(data: bytes, what: str, max_parts: int) -> Header:
     width = height = frames = 0
     orientation = 1
-    for count, (kind, start, end) in enumerate(_riff_chunks(data)):
-        _count(count, MAX_PARTS, what, "chunks")
+    parts = 0
+    for parts, (kind, start, end) in enumerate(_riff_chunks(data), 1):
+        _count(parts, max_parts, what, "chunks")
         w = h = 0
         if kind == b"VP8X":
             w = 1 + int.from_bytes(data[start + 4 : start + 7], "little")
@@ -205,7 +212,13 @@ def _webp(data: bytes, what: str) -> Header:
     if not width:
         raise broken(what, "it has no picture")
     return Header(
-        kind="WEBP", width=width, height=height, channels=3, body=data, orientation=orientation
+        kind="WEBP",
+        width=width,
+        height=height,
+        channels=3,
+        body=data,
+        parts=parts,
+        orientation=orientation,
     )
 
 

@@ -32,12 +32,13 @@ from service.codecs.images import (
     fit_files,
 )
 from service.codecs.worker import LENGTH
-from service.errors import DeadlineExceeded, ShuttingDown, UndecodableImage
+from service.errors import DeadlineExceeded, IafvaeError, ShuttingDown, UndecodableImage
 
 __all__ = ["DecoderPool", "Turns"]
 
 SMALL_BYTES, SMALL_WORK = 2**14, 2**14  # of a request's files; work is pixels times passes: 1 ms
 QUICK_BYTES, QUICK_WORK = 2**17, 2**20  # 30 ms; all above it is dear
+MAX_PARTS = 2**9  # chunks or segments of a request's files that are looked at on the event loop
 SMALL_ARRAY = 2**18  # numbers of an array that is only looked at or copied
 FILES_A_JOB = 16  # then another caller has its turn
 MAX_CORES = 8
@@ -74,7 +75,7 @@ class DecoderPool:
         """As `images.fit_files`; raises also DeadlineExceeded, and ShuttingDown after `close`."""
         names = names or [f"image {index}" for index in range(len(files))]
         length = sum(map(len, files))
-        work = _work(files, names) if length <= QUICK_BYTES else math.inf
+        work = _work(files) if length <= QUICK_BYTES else math.inf
         if length <= SMALL_BYTES and work <= SMALL_WORK:
             return fit_files(files, shape, fit, limits, names)
         turns = self._quick if work <= QUICK_WORK else self._dear
@@ -262,9 +263,17 @@ async def _until(deadline: float | None) -> AsyncIterator[None]:
         raise DeadlineExceeded("the deadline passed while images were decoded") from None
 
 
-def _work(files: Sequence[bytes], names: Sequence[str]) -> int:
-    headers = map(read_header, files, names)
-    return sum(header.pixels * header.passes for header in headers)
+def _work(files: Sequence[bytes]) -> float:
+    """Pixels times passes; infinite where that is not known soon, or a file is refused."""
+    work, parts = 0, MAX_PARTS
+    for data in files:
+        try:
+            header = read_header(data, "", parts)
+        except IafvaeError:
+            return math.inf
+        work += header.pixels * header.passes
+        parts -= header.parts
+    return work
 
 
 def _plain(shape: ImageShape) -> ImageSize:

@@ -16,6 +16,7 @@ from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.api.request.negotiation import JSON, NPY
+from service.codecs import IMAGES as IMAGE_TYPES
 from service.errors import (
     InvalidInput,
     MalformedBody,
@@ -25,7 +26,6 @@ from service.errors import (
 
 __all__ = ["IMAGE_TYPES", "MAX_JSON_VALUES", "Intake", "loads_once", "parse_body", "query_options"]
 
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
 MAX_FIELDS = 32
 MAX_FIELD_BYTES = 65_536
 # A JSON value takes many times more memory, and time of the event loop, than its few characters.

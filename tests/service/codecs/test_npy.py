@@ -171,7 +171,7 @@ def test_no_plausible_header_raises_anything_else(fields, data):
 
 
 @pytest.mark.parametrize(
-    "text", ["(" * 4000, "-" * 4000 + "1", "[" * 2000 + "]" * 2000, "{" * 4000]
+    "text", ["(" * 1000, "-" * 999 + "1", "[" * 500 + "]" * 500, "{" * 1000, "(" * 4000]
 )
 def test_no_header_reaches_the_parsers_depth(text):
     with pytest.raises(MalformedBody):

@@ -116,6 +116,18 @@ def test_small_files_start_no_process():
     run(work())
 
 
+def test_what_is_long_to_look_at_is_not_looked_at_on_the_event_loop():
+    files = [SMALL[:33] + b"\0\0\0\0abCd\0\0\0\0" * 300 + SMALL[33:]] * 2
+
+    async def work():
+        async with opened() as pool:
+            got = await pool.decode(files, SHAPE, FIT, LIMITS)
+            assert np.array_equal(got.images, fit_files([SMALL] * 2, SHAPE, FIT, LIMITS).images)
+            assert pool.processes == 1
+
+    run(work())
+
+
 def test_a_process_is_kept_for_the_next():
     async def work():
         async with opened() as pool:
