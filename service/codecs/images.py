@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 Pixels = NDArray[np.uint8]
-MAX_WORK = 2**29  # pixels times passes: progressive JPEGs go over all pixels in every scan
+MAX_WORK = 2**30  # pixels times passes, about a second: each scan of a JPEG goes over all pixels
 TURNS = (  # names of Pillow's transpositions, by EXIF orientation less 2
     "FLIP_LEFT_RIGHT",
     "ROTATE_180",
