@@ -44,7 +44,7 @@ FILES_A_JOB = 16  # then another caller has its turn
 MAX_CORES = 8
 MAX_BYTES = 2**30  # of a process, beyond what it has when it starts
 IDLE_SECONDS = 60.0  # then all processes but one end
-PIPE_BYTES = 2**20
+PIPE_BYTES, PIECE_BYTES = 2**20, 2**16
 
 
 class DecoderPool:
@@ -86,7 +86,8 @@ class DecoderPool:
                 part = slice(start, start + FILES_A_JOB)
                 bounds = PixelLimits(image=limits.image, total=left)
                 async with turns.turn(caller):
-                    job = ("files", (files[part], size, fit, bounds, names[part]))
+                    data = [pickle.PickleBuffer(file) for file in files[part]]
+                    job = ("files", (data, size, fit, bounds, names[part]))
                     parts.append(await self._run(job))
                 left -= parts[-1].decoded
         return _joined(parts)
@@ -121,6 +122,8 @@ class DecoderPool:
     async def close(self) -> None:
         """End all processes at once; what they work on fails with ShuttingDown."""
         self._closed = True
+        for worker in self._idle:
+            worker.retirement.cancel()
         workers = [*self._busy, *self._idle]
         self._idle.clear()
         await asyncio.gather(*(worker.kill() for worker in workers))
@@ -150,9 +153,14 @@ class DecoderPool:
         self._refuse_if_closed()
         while self._idle:
             worker = self._idle.pop()
+            worker.retirement.cancel()
             if worker.is_alive:
                 return worker
-        return await _Worker.start()
+        worker = await _Worker.start()
+        if self._closed:  # while it started
+            await worker.kill()
+            self._refuse_if_closed()
+        return worker
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -160,13 +168,12 @@ class DecoderPool:
 
     def _keep(self, worker: _Worker) -> None:
         self._idle.append(worker)
-        worker.jobs += 1
         loop = asyncio.get_running_loop()
-        loop.call_later(IDLE_SECONDS, self._retire, worker, worker.jobs)
+        worker.retirement = loop.call_later(IDLE_SECONDS, self._retire, worker)
 
-    def _retire(self, worker: _Worker, jobs: int) -> None:
-        """End `worker` if it has had no job since, and is not the only one."""
-        if worker in self._idle and worker.jobs == jobs and len(self._idle) > 1:
+    def _retire(self, worker: _Worker) -> None:
+        """End `worker`, which has had nothing to do, unless it is the only one."""
+        if worker in self._idle and len(self._idle) > 1:
             self._idle.remove(worker)
             worker.end()
 
@@ -211,7 +218,7 @@ class _Worker:
         assert process.stdin is not None  # noqa: S101 - both are pipes
         assert process.stdout is not None  # noqa: S101
         self._process, self._jobs, self._answers = process, process.stdin, process.stdout
-        self.jobs = 0
+        self.retirement: asyncio.TimerHandle  # while it has nothing to do
 
     @classmethod
     async def start(cls) -> _Worker:
@@ -238,10 +245,14 @@ class _Worker:
         return self._process.returncode is None
 
     async def ask(self, job: object) -> Any:
-        data = pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
-        self._jobs.write(LENGTH.pack(len(data)))
-        self._jobs.write(data)
-        await self._jobs.drain()
+        buffers: list[pickle.PickleBuffer] = []
+        first = pickle.dumps(job, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers.append)
+        parts = [memoryview(first), *(buffer.raw() for buffer in buffers)]
+        self._jobs.write(b"".join(map(LENGTH.pack, (len(parts), *map(len, parts)))))
+        for part in parts:  # piece by piece: a copy of megabytes would hold the event loop up
+            for start in range(0, len(part), PIECE_BYTES):
+                self._jobs.write(part[start : start + PIECE_BYTES])
+                await self._jobs.drain()
         (length,) = LENGTH.unpack(await self._answers.readexactly(LENGTH.size))
         return pickle.loads(await self._answers.readexactly(length))  # noqa: S301 - our own
 

@@ -1,8 +1,9 @@
 """``python -m service.codecs.worker BYTES``: decodes images for `pool`, one job after another.
 
-A job comes on the standard input, as eight bytes of length and a pickle of the arguments of
-`images.fit_files` or `images.fit_array`; their answer or error goes out in the same form. Ends with
-its input, and takes at most BYTES of memory beyond what it begins with.
+A job comes on the standard input: how many parts it has, how long each is, and the parts, a pickle
+of the arguments of `images.fit_files` or `images.fit_array`, then its buffers. Their answer or error
+goes out as a length and a pickle. Ends with its input, and takes at most BYTES of memory beyond
+what it begins with.
 """
 
 from __future__ import annotations
@@ -34,16 +35,21 @@ def main() -> None:
     Image.preinit()
     _bound_self(int(sys.argv[1]))
     functions: dict[str, Callable[..., Any]] = {"files": fit_files, "array": fit_array}
-    while job := _read(jobs):
-        name, arguments = pickle.loads(job)  # noqa: S301 - from the process that started this one
+    while (job := _read(jobs)) is not None:
+        name, arguments = job
         answer = pickle.dumps(_outcome(functions[name], arguments), pickle.HIGHEST_PROTOCOL)
         answers.write(LENGTH.pack(len(answer)) + answer)
         answers.flush()
 
 
-def _read(jobs: BinaryIO) -> bytes:
+def _read(jobs: BinaryIO) -> tuple[str, tuple[Any, ...]] | None:
     head = jobs.read(LENGTH.size)
-    return jobs.read(LENGTH.unpack(head)[0]) if len(head) == LENGTH.size else b""
+    if len(head) < LENGTH.size:
+        return None
+    lengths = [LENGTH.unpack(jobs.read(LENGTH.size))[0] for _ in range(LENGTH.unpack(head)[0])]
+    first, *buffers = [jobs.read(length) for length in lengths]
+    job: tuple[str, tuple[Any, ...]] = pickle.loads(first, buffers=buffers)  # noqa: S301 - ours
+    return job
 
 
 def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

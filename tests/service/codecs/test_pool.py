@@ -222,6 +222,20 @@ def test_closing_waits_for_nothing():
     run(work())
 
 
+def test_a_process_that_starts_while_the_pool_is_closed_ends():
+    async def work():
+        pool = DecoderPool(1)
+        job = asyncio.create_task(pool.decode([MIDDLE], SHAPE, FIT, LIMITS))
+        await asyncio.sleep(0)  # it has its turn, and starts a process
+        await asyncio.sleep(0)
+        await pool.close()
+        with pytest.raises(ShuttingDown):
+            await job
+        assert pool.processes == 0
+
+    run(work())
+
+
 def test_a_process_that_dies_is_the_fault_of_its_images_alone():
     async def work():
         async with opened() as pool:
