@@ -1,9 +1,9 @@
 """``python -m service.codecs.worker BYTES``: decodes images for `pool`, one job after another.
 
 A job comes on the standard input: how many parts it has, how long each is, and the parts, a pickle
-of the arguments of `images.fit_files` or `images.fit_array`, then its buffers. Their answer or error
-goes out as a length and a pickle. Ends with its input, and takes at most BYTES of memory beyond
-what it begins with.
+of the arguments of `images.fit_files` or `images.fit_array`, then its buffers. Their answer, or
+error, goes out as a length and a pickle. Ends with its input, and takes at most BYTES of memory
+beyond what it begins with.
 """
 
 from __future__ import annotations
