@@ -26,6 +26,7 @@ from service.api.security.keys import KeyFile
 from service.api.security.middleware import RequestContext
 from service.api.state import AppState
 from service.api.v2.models import InferModels
+from service.codecs.pool import DecoderPool
 from service.metrics import Metrics
 from service.repository.manager import ModelManager
 from service.repository.registry import Registry
@@ -34,7 +35,7 @@ from service.settings import Settings, load_settings
 
 __all__ = ["create_app", "program_version"]
 
-DECODERS = 2  # threads for image files: bounds the pixels that are decoded at once
+THREADS = 2  # for long work on bytes: large answers, compressed bodies
 DESCRIPTION = (
     "Draw images from a density model, score images by log-likelihood, encode and reconstruct "
     "them. The model is a variational autoencoder with inverse autoregressive flow "
@@ -68,7 +69,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             metrics=metrics,
             operations=OPERATIONS,
         ),
-        decoders=ThreadPoolExecutor(DECODERS, "decoder"),
+        decoders=DecoderPool(),
+        threads=ThreadPoolExecutor(THREADS, "codec"),
     )
     metrics.queued(shared.registry.queued_rows)
     manager = ModelManager(settings, shared.registry, metrics)
@@ -135,7 +137,8 @@ async def _life(shared: AppState, manager: ModelManager) -> AsyncGenerator[None,
             await asyncio.wait([watching])
         await manager.stop()
         await registry.stop(settings.drain_seconds)
-        shared.decoders.shutdown()
+        await shared.decoders.close()
+        shared.threads.shutdown(wait=False, cancel_futures=True)
 
 
 def program_version() -> str:

@@ -116,7 +116,7 @@ class Settings(BaseSettings):
     max_buffered_bytes: Annotated[
         Count, Field(description="of all bodies that are held at once; above it: 429")
     ] = 512 * 2**20
-    max_image_pixels: Annotated[Count, Field(description="of one encoded image")] = 16_777_216
+    max_image_pixels: Annotated[Count, Field(description="of one encoded image")] = 33_554_432
     max_total_pixels: Annotated[Count, Field(description="of one request, before resizing")] = (
         67_108_864
     )

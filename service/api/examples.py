@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from service.codecs.npy import png_base64
+from service.codecs.png import png_base64
 from service.repository.registry import Registry
 
 __all__ = ["Examples", "example_of"]

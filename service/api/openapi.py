@@ -14,12 +14,13 @@ from pydantic import BaseModel
 
 from service.api.examples import Examples, example_of
 from service.api.request.limits import TIMEOUT_HEADER
-from service.api.request.negotiation import JSON, NPY, PROBLEM
+from service.api.request.negotiation import PROBLEM
 from service.api.request.parsing import IMAGE_TYPES
 from service.api.response.problems import PROBLEMS, TYPE_PREFIX
 from service.api.response.schemas import ProblemDocument
 from service.api.security.auth import is_open
 from service.api.v2.schemas import InferenceError
+from service.codecs import JSON, NPY
 from service.repository.registry import Registry
 
 __all__ = [

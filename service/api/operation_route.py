@@ -62,7 +62,7 @@ class OperationRequest(Request):
         """
         loop, work = asyncio.get_running_loop(), partial(function, *args, **kwargs)
         async with until(self.deadline):
-            return await loop.run_in_executor(self.shared.decoders, work)
+            return await loop.run_in_executor(self.shared.threads, work)
 
 
 class OperationRoute(APIRoute):

@@ -6,6 +6,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from service.api.security.admission import Admission
+from service.codecs.pool import DecoderPool
 from service.metrics import Metrics
 from service.repository.registry import Registry
 from service.settings import Settings
@@ -15,12 +16,13 @@ __all__ = ["AppState"]
 
 @dataclass(frozen=True, kw_only=True)
 class AppState:
-    """Settings, models, metrics, bounds on what is worked on at once, threads for long work on
-    bytes.
+    """Settings, models, metrics, bounds on what is worked on at once, processes for
+    images and threads for other long work on bytes.
     """
 
     settings: Settings
     registry: Registry
     metrics: Metrics
     admission: Admission
-    decoders: Executor
+    decoders: DecoderPool
+    threads: Executor

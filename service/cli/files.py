@@ -15,7 +15,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codecs.npy import contact_sheet, encode_npy, encode_png, npy_prefix
+from service.codecs.npy import encode_npy, npy_prefix
+from service.codecs.png import contact_sheet, encode_png
 from service.errors import InvalidInput
 
 __all__ = ["write_array", "write_images", "write_pairs", "write_stream"]

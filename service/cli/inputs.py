@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import ImageSpec
-from service.client.client import Client
-from service.client.results import ScoreTable
+from service.client import Client, ScoreTable
 from service.codecs.images import Fit, PixelLimits, fit_files
 from service.codecs.npy import decode_npy
 from service.engine.options import Provider

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from service.api.response.streaming import piece_rows
 from service.bundle import BundleError, manifest_to_json
-from service.client.results import Computed, ScoreTable
+from service.client import Computed, ScoreTable
 from service.engine.options import Provider
 from service.operations.model import Model, Output
 from service.operations.results import Result
@@ -126,6 +126,7 @@ class LocalClient:
             model=self._model.name,
             version=self._model.version,
             notes=list(scores.notes),
+            decided=~np.isnan(scores.p_value),
         )
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:

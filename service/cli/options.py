@@ -78,7 +78,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 def _is_expected(error: Exception) -> bool:
     from service.api.security.keys import KeyFileError
     from service.bundle import BundleError
-    from service.client.client import ProblemError, ServiceUnreachable
+    from service.client import ProblemError, ServiceUnreachable
     from service.errors import IafvaeError
     from service.server.run import StartError
     from service.settings import SettingsError

@@ -9,37 +9,33 @@ Arrays travel as npy; scores come as JSON, which holds all of their columns.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator
+from contextlib import closing
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.request.negotiation import JSON, NPY, PNG
-from service.client.results import (
-    Computed,
-    ProblemError,
-    ScoreTable,
-    ServiceUnreachable,
-    score_table,
-)
-from service.codecs.npy import decode_npy, encode_npy, npy_header
+from service.client import calls
+from service.client.calls import Call, Output, Pieces
+from service.client.results import Computed, ProblemError, ScoreTable, ServiceUnreachable
+from service.client.retries import Attempts, unreachable
 
 __all__ = ["Client", "Computed", "ProblemError", "ScoreTable", "ServiceUnreachable"]
 
-Output = Literal["mean", "draw"]
-MAX_ITEMS = 2**34  # of an answer: the server is trusted more than the other way round
+T = TypeVar("T")
 
 
 class Client:
     """A server at `base_url`. Use as a context manager, or call `close`.
 
     Every method raises ProblemError where the server refuses and ServiceUnreachable where none
-    answers. `key` is sent where the server wants one. `http` replaces the HTTP client (for tests,
+    answers. What is refused for the moment (429, 503) or not answered at all is sent again, when
+    the server says so, at most `retries` times and within `timeout_seconds`, which the server is
+    told. `key` is sent where the server wants one. `http` replaces the HTTP client (for tests,
     proxies, certificates).
     """
 
@@ -50,13 +46,12 @@ class Client:
         model: str | None = None,
         key: str | None = None,
         timeout_seconds: float = 60.0,
+        retries: int = 2,
         http: httpx.Client | None = None,
     ) -> None:
-        self._model = model
+        self._model, self._seconds, self._retries = model, timeout_seconds, retries
         headers = {"authorization": f"Bearer {key}"} if key else None
-        self._http = http or httpx.Client(
-            base_url=base_url, timeout=timeout_seconds, headers=headers
-        )
+        self._http = http or httpx.Client(base_url=base_url, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -75,14 +70,11 @@ class Client:
 
     def models(self) -> dict[str, Any]:
         """What is loaded: ``{"default": name, "models": [...]}``."""
-        document: dict[str, Any] = self._checked("GET", "/v1/models").json()
-        return document
+        return self._do(calls.models())
 
     def model(self, name: str | None = None) -> dict[str, Any]:
         """One model with its manifest; by default this client's, or the server's default one."""
-        wanted = name or self._model or self.models()["default"]
-        document: dict[str, Any] = self._checked("GET", f"/v1/models/{wanted}").json()
-        return document
+        return self._do(calls.model(name or self._model or self.models()["default"]))
 
     def sample(
         self,
@@ -100,9 +92,17 @@ class Client:
         prior_eps: float32 [n, D] or [1, D], as `encode` gives it: draw from it instead, with the
         latent groups to `resample` (or all but those to `keep`) drawn anew.
         """
-        options = _drawing(n, seed, temperature, output) | {"resample": _list(resample)}
-        options["keep"] = _list(keep)
-        return self._computed("/v1/sample", _npy(prior_eps), options)
+        return self._do(
+            calls.sample(
+                n,
+                seed=seed,
+                temperature=temperature,
+                output=output,
+                prior_eps=prior_eps,
+                resample=resample,
+                keep=keep,
+            )
+        )
 
     def stream(
         self,
@@ -116,19 +116,21 @@ class Client:
 
         Any n up to the server's max_stream_n; memory stays flat on both sides.
         """
-        request = self._request(None, _drawing(n, seed, temperature, output), NPY)
-        with self._errors(), self._http.stream("POST", "/v1/sample", **request) as answer:
-            if not answer.is_success:
-                answer.read()
-                raise _refusal(answer)
-            yield from _pieces(answer.iter_bytes())
+        call = calls.stream(n, seed=seed, temperature=temperature, output=output)
+        pieces = Pieces()
+        with closing(self._send(call)) as answer:
+            try:
+                for chunk in answer.iter_bytes():
+                    if (images := pieces.feed(chunk)) is not None:
+                        yield images
+            except httpx.HTTPError as error:
+                raise unreachable(self._http.base_url, error) from error
 
     def decode(
         self, latents: NDArray[np.float32], *, output: Output = "mean", seed: int | None = None
     ) -> Computed:
         """Images of `latents` float32 [n, D]."""
-        body = encode_npy(np.asarray(latents, np.float32))
-        return self._computed("/v1/decode", body, {"output": output, "seed": seed})
+        return self._do(calls.decode(latents, output=output, seed=seed))
 
     def encode(
         self,
@@ -139,15 +141,13 @@ class Client:
     ) -> Computed:
         """Latents float32 [n, D] of `images` uint8 [n, H, W] or [n, C, H, W], or their prior_eps:
         the prior's noise that gives them, for `sample`."""
-        options = {"seed": seed, "output": output}
-        return self._computed("/v1/encode", encode_npy(images), options)
+        return self._do(calls.encode(images, seed=seed, output=output))
 
     def reconstruct(
         self, images: NDArray[np.uint8], *, seed: int | None = None, output: Output = "mean"
     ) -> Computed:
         """`images` through their latents and back."""
-        options = {"seed": seed, "output": output}
-        return self._computed("/v1/reconstruct", encode_npy(images), options)
+        return self._do(calls.reconstruct(images, seed=seed, output=output))
 
     def interpolate(
         self,
@@ -159,9 +159,7 @@ class Client:
         output: Output = "mean",
     ) -> Computed:
         """`n` images from one end to the other: of `images`, then of `seeds`, two together."""
-        options = {"n": n, "seed": seed, "output": output, "seeds": _list(seeds or None)}
-        body = None if images is None else encode_npy(images)
-        return self._computed("/v1/interpolate", body, options)
+        return self._do(calls.interpolate(images, n, seeds=seeds, seed=seed, output=output))
 
     def score(
         self,
@@ -172,9 +170,9 @@ class Client:
         alpha: float | None = None,
     ) -> ScoreTable:
         """Log-likelihoods and p-values of `images` uint8 [n, H, W] or [n, C, H, W]."""
-        options = {"importance_samples": importance_samples, "seed": seed, "alpha": alpha}
-        answer = self._post("/v1/score", encode_npy(images), options, JSON)
-        return score_table(answer.json())
+        return self._do(
+            calls.score(images, importance_samples=importance_samples, seed=seed, alpha=alpha)
+        )
 
     def sheet(
         self,
@@ -185,95 +183,27 @@ class Client:
         output: Output = "mean",
     ) -> bytes:
         """A PNG contact sheet of `n` drawn images."""
-        options = {"n": n, "seed": seed, "temperature": temperature, "output": output}
-        return self._post("/v1/sample", None, options, PNG).content
+        return self._do(calls.sheet(n, seed=seed, temperature=temperature, output=output))
 
-    def _computed(self, path: str, body: bytes | None, options: Mapping[str, Any]) -> Computed:
-        answer = self._post(path, body, options, NPY)
-        array = decode_npy(answer.content, dtypes=("uint8", "float32"), max_items=MAX_ITEMS)
-        headers = answer.headers
-        seed = headers.get("x-iafvae-seed")
-        return Computed(
-            array=array,
-            model=headers["x-iafvae-model"],
-            version=headers["x-iafvae-version"],
-            bundle=headers["x-iafvae-bundle"],
-            provider=headers["x-iafvae-provider"],
-            seed=None if seed is None else int(seed),
-            queue_seconds=float(headers["x-iafvae-queue-seconds"]),
-            compute_seconds=float(headers["x-iafvae-compute-seconds"]),
-        )
+    def _do(self, call: Call[T]) -> T:
+        return call.read(self._send(call))
 
-    def _post(
-        self, path: str, body: bytes | None, options: Mapping[str, Any], accept: str
-    ) -> httpx.Response:
-        return self._checked("POST", path, **self._request(body, options, accept))
-
-    def _request(
-        self, body: bytes | None, options: Mapping[str, Any], accept: str
-    ) -> dict[str, Any]:
-        given: dict[str, Any] = {"model": self._model, **options}
-        params = {k: v for k, v in given.items() if v is not None}
-        headers = {"accept": accept} | ({"content-type": NPY} if body is not None else {})
-        return {"params": params, "content": body, "headers": headers}
-
-    def _checked(self, method: str, path: str, **request: Any) -> httpx.Response:
-        with self._errors():
-            answer = self._http.request(method, path, **request)
-        if answer.is_success:
-            return answer
-        raise _refusal(answer)
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.RemoteProtocolError as error:
-            raise ServiceUnreachable(
-                f"{self._http.base_url} broke its answer off ({error}): its log says why"
-            ) from error
-        except httpx.HTTPError as error:
-            raise ServiceUnreachable(
-                f"no answer from {self._http.base_url} ({error}): is `iafvae serve` running there?"
-            ) from error
-
-
-def _refusal(answer: httpx.Response) -> ProblemError:
-    try:
-        document = answer.json()
-    except ValueError:
-        document = {"detail": answer.text[:500]}
-    return ProblemError(document if isinstance(document, dict) else {}, answer.status_code)
-
-
-def _drawing(
-    n: int | None, seed: int | None, temperature: float | list[float], output: Output
-) -> dict[str, Any]:
-    return {"n": n, "seed": seed, "temperature": temperature, "output": output}
-
-
-def _list(values: Sequence[object] | None) -> str | None:
-    """A list in a query: an empty one is not the same as none."""
-    return None if values is None else ",".join(map(str, values))
-
-
-def _npy(array: NDArray[np.float32] | None) -> bytes | None:
-    return None if array is None else encode_npy(np.asarray(array, np.float32))
-
-
-def _pieces(chunks: Iterator[bytes]) -> Iterator[NDArray[np.uint8]]:
-    """Whole images of an npy file as its bytes come in."""
-    held = b""
-    shape: tuple[int, ...] | None = None
-    for chunk in chunks:
-        held += chunk
-        if shape is None:
-            if len(held) < 10 or len(held) < 10 + int.from_bytes(held[8:10], "little"):
-                continue
-            header, start = npy_header(held)
-            shape, held = header.shape[1:], held[start:]
-        size = math.prod(shape)
-        whole = len(held) // size
-        if whole:
-            yield np.frombuffer(held, np.uint8, whole * size).reshape(whole, *shape)
-            held = held[whole * size :]
+    def _send(self, call: Call[Any]) -> httpx.Response:
+        """A successful answer; of a streamed one the body is still to be read."""
+        attempts = Attempts(self._retries, self._seconds)
+        while True:
+            request = self._http.build_request(**call.request(self._model, attempts.left))
+            outcome: httpx.Response | httpx.HTTPError
+            try:
+                outcome = self._http.send(request, stream=call.streamed)
+                if outcome.is_success:
+                    return outcome
+                outcome.read()
+            except httpx.HTTPError as error:
+                outcome = error
+            if (wait := attempts.wait(outcome)) is None:
+                break
+            time.sleep(wait)
+        if isinstance(outcome, httpx.Response):
+            raise calls.refusal(outcome)
+        raise unreachable(self._http.base_url, outcome) from outcome

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.codecs.png import contact_sheet, encode_png
+
 __all__ = ["Computed", "ProblemError", "ScoreTable", "ServiceUnreachable", "score_table"]
+
+
+SHOWN = 64  # images or rows in a notebook
 
 
 class ServiceUnreachable(Exception):  # noqa: N818 - a state, as in the standard library
@@ -52,10 +59,30 @@ class Computed:
         """The array as latents."""
         return self.array
 
+    def _repr_png_(self) -> bytes | None:
+        """In notebooks: the first images, as one."""
+        images = self.array[:SHOWN]
+        if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+            return None
+        return encode_png(contact_sheet(images))
+
+    def _repr_html_(self) -> str:
+        """In notebooks: whose they are, and the first images."""
+        png = self._repr_png_()
+        source = "" if png is None else base64.b64encode(png).decode("ascii")
+        picture = f'<img src="data:image/png;base64,{source}"><br>' if source else ""
+        seed = "" if self.seed is None else f", seed {self.seed}"
+        name = f"{self.model}@{self.version} ({self.provider}){seed}"
+        shape = " x ".join(map(str, self.array.shape))
+        return f"<figure>{picture}<figcaption>{shape} of {escape(name)}</figcaption></figure>"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTable:
-    """Scores of n images, as columns; what is not known (or not finite) is NaN."""
+    """Scores of n images, as columns; what is not known (or not finite) is NaN.
+
+    `anomalous` is False also where the server could not decide; `decided` tells where it did.
+    """
 
     log_likelihood_nats: NDArray[np.float64]
     bits_per_dim: NDArray[np.float64]
@@ -73,9 +100,27 @@ class ScoreTable:
     model: str
     version: str
     notes: list[str]
+    decided: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.status)
+
+    def _repr_html_(self) -> str:
+        """In notebooks: the first rows, and what they are."""
+        columns = ("log_likelihood_nats", "standard_error_nats", "bits_per_dim", "p_value")
+        head = "".join(f"<th>{name}</th>" for name in (*columns, "anomalous", "status"))
+        rows = "".join(self._row(index, columns) for index in range(min(len(self), SHOWN)))
+        by = f"{self.estimator}, K = {self.importance_samples}, seed {self.seed}, {self.model}"
+        caption = f"{len(self)} images by {by}@{self.version}; anomalous at {self.alpha:g}"
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+        table = f"<table><caption>{escape(caption)}</caption><tr>{head}</tr>{rows}</table>"
+        return table + notes
+
+    def _row(self, index: int, columns: tuple[str, ...]) -> str:
+        numbers = [f"{getattr(self, name)[index]:.4g}" for name in columns]
+        verdict = str(bool(self.anomalous[index])).lower() if self.decided[index] else "undecided"
+        cells = [*numbers, verdict, escape(self.status[index])]
+        return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def score_table(document: Mapping[str, Any]) -> ScoreTable:
@@ -102,4 +147,7 @@ def score_table(document: Mapping[str, Any]) -> ScoreTable:
         model=document["model"],
         version=document["version"],
         notes=document["notes"],
+        decided=np.array(
+            [r["anomalous"] is not None and r["p_value"] is not None for r in results], np.bool_
+        ),
     )

@@ -1,65 +1,95 @@
-"""Image files to the uint8 arrays of a model: decoding, orientation, colour, size.
+"""Image files to the uint8 pixels of a model: decoding, orientation, transparency, colour, size.
 
-Dimensions are read from the header and checked before pixels are decoded. Pillow is imported when
-the first file comes: a service that is sent arrays never loads it.
+The one implementation of it, for training and for serving. What decoding will cost is
+known from the header and refused before it begins. Pillow is imported when the first file comes: a
+service that is sent arrays never loads it.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import PayloadTooLarge, UndecodableImage, WrongDtype, WrongShape
+from service.codecs.fitting import (
+    Fit,
+    FitMode,
+    Fitted,
+    ImageShape,
+    ImageSize,
+    check_size,
+    fit_array,
+    fit_image,
+    resize,
+    wrong_colour,
+)
+from service.codecs.headers import Header, broken, read_header
+from service.errors import PayloadTooLarge, UndecodableImage
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Fit", "Fitted", "PixelLimits", "fit_array", "fit_files", "read_picture"]
+__all__ = [
+    "Fit",
+    "FitMode",
+    "Fitted",
+    "ImageShape",
+    "ImageSize",
+    "PixelLimits",
+    "decode_base64",
+    "fit_array",
+    "fit_files",
+    "fit_image",
+    "read_image",
+    "read_picture",
+]
 
 Pixels = NDArray[np.uint8]
-FORMATS = ("PNG", "JPEG", "WEBP")
-WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-FOREIGN_MODES = ("CMYK", "YCbCr", "LAB", "HSV")
-
-
-class ImageShape(Protocol):
-    """The part of a bundle's image specification that is needed here."""
-
-    @property
-    def channels(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def width(self) -> int: ...
+MAX_WORK = 2**30  # pixels times passes, about a second: each scan of a JPEG goes over all pixels
+TURNS = (  # names of Pillow's transpositions, by EXIF orientation less 2
+    "FLIP_LEFT_RIGHT",
+    "ROTATE_180",
+    "FLIP_TOP_BOTTOM",
+    "TRANSPOSE",
+    "ROTATE_270",
+    "TRANSVERSE",
+    "ROTATE_90",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelLimits:
     """Bounds on what is decoded: of one picture, and of all of a request together."""
 
-    image: int
-    total: int
+    image: int = 2**25
+    total: int = 2**26
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """What may be done to a picture that is not as the model needs it."""
+def read_image(
+    data: bytes,
+    *,
+    channels: int,
+    height: int,
+    width: int,
+    fit: FitMode = "crop",
+    what: str = "the image",
+    max_pixels: int = PixelLimits.image,
+) -> Pixels:
+    """The picture in image file `data` as uint8 [channels, height, width].
 
-    resize: bool = False
-    convert: bool = False
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """`images` uint8 [n, C, H, W]; `altered` bool [n] marks those resized or converted."""
-
-    images: Pixels
-    altered: NDArray[np.bool_]
+    Colour becomes grey where `channels` is 1; another size is fitted as `fit` says. Raises as
+    `fit_files` does.
+    """
+    shape = ImageSize(channels=channels, height=height, width=width)
+    limits = PixelLimits(image=max_pixels, total=max_pixels)
+    rules = Fit(resize=True, convert=True, how=fit)
+    return np.asarray(fit_files([data], shape, rules, limits, [what]).images[0])
 
 
 def fit_files(
@@ -73,43 +103,22 @@ def fit_files(
 
     Raises:
         UndecodableImage: not an image, a broken one, or of more than one frame.
-        WrongDtype: more than 8 bits a channel.
+        WrongDtype: more than 8 bits a channel, or CMYK.
         WrongShape: another size or colour, where `fit` does not allow a change.
-        PayloadTooLarge: too many pixels; known from the header, before they are decoded.
+        PayloadTooLarge: too many pixels, or passes over them; known before they are decoded.
     """
     left = limits.total
-    images: list[Pixels] = []
+    images = np.empty((len(files), shape.channels, shape.height, shape.width), np.uint8)
     altered = np.zeros(len(files), np.bool_)
+    notes: list[str] = []
     for index, data in enumerate(files):
         what = names[index] if names else f"image {index}"
-        picture = read_picture(data, what, max_pixels=min(limits.image, left))
-        left -= picture.shape[-2] * picture.shape[-1]
-        one = _fit(picture[None], shape, fit, what)
-        images.append(one.images[0])
-        altered[index] = one.altered[0]
-    return Fitted(np.stack(images), altered)
-
-
-def fit_array(array: Pixels, shape: ImageShape, fit: Fit) -> Fitted:
-    """Bring uint8 `array` of [n, H, W], [n, C, H, W] or [n, H, W, C] to `shape`.
-
-    Where both readings of four dimensions are possible, channels come first. Raises WrongShape.
-    """
-    return _fit(_channels_first(array, shape), shape, fit, "the array")
-
-
-def _channels_first(array: Pixels, shape: ImageShape) -> Pixels:
-    if array.ndim == 3:
-        return array[:, None]
-    counts = (shape.channels, 1, 3)
-    if array.ndim == 4 and array.shape[1] in counts:
-        return array
-    if array.ndim == 4 and array.shape[3] in counts:
-        return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
-    raise WrongShape(
-        f"the array has shape {list(array.shape)}; images are [n, H, W], [n, C, H, W] or "
-        f"[n, H, W, C], of {shape.height}x{shape.width} pixels and {shape.channels} channels"
-    )
+        header = read_header(data, what)
+        _check_work(header, what, min(limits.image, left))
+        left -= header.pixels
+        images[index], altered[index], note = _fit_file(header, shape, fit, what)
+        notes += [note] if note else []
+    return Fitted(images, altered, tuple(notes), limits.total - left)
 
 
 def read_picture(data: bytes, what: str, *, max_pixels: int) -> Pixels:
@@ -117,120 +126,125 @@ def read_picture(data: bytes, what: str, *, max_pixels: int) -> Pixels:
 
     EXIF orientation is applied, palettes are expanded and alpha is composited over black.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    header = read_header(data, what)
+    _check_work(header, what, max_pixels)
+    return _planes(_decode(header, what)[0])
 
-    _refuse_sixteen_bits(data, what)
+
+def decode_base64(text: str, what: str) -> bytes:
+    """The bytes of base64 `text`; a ``data:...;base64,`` prefix, as browsers write it, is dropped.
+
+    `what` names the value in errors. Raises UndecodableImage.
+    """
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    if "\n" in text:  # as `base64` and MIME wrap it
+        text = "".join(text.split())
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _refuse_by_header(image, what, max_pixels)
-            return _as_array(ImageOps.exif_transpose(image))
-    except (PayloadTooLarge, UndecodableImage, WrongDtype):
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UndecodableImage(
+            f"{what} is not base64 ({str(error).lower()}): encode the bytes of a PNG, JPEG or "
+            "WebP file"
+        ) from None
+
+
+def _check_work(header: Header, what: str, max_pixels: int) -> None:
+    size = f"{header.width}x{header.height}"
+    if header.pixels > max_pixels:
+        raise PayloadTooLarge(
+            f"{what} has {size} pixels, which exceeds the {max_pixels} pixels that may still be "
+            "decoded in this request: make it smaller, or send fewer"
+        )
+    if header.pixels * header.passes > MAX_WORK:
+        raise PayloadTooLarge(
+            f"{what} has {header.passes} scans of {size} pixels, too many to decode: save it as a "
+            "baseline JPEG"
+        )
+
+
+def _fit_file(
+    header: Header, shape: ImageShape, fit: Fit, what: str
+) -> tuple[Pixels, bool, str | None]:
+    """Pixels [C, H, W], whether they were altered, and a note."""
+    same_size = header.size == (shape.height, shape.width)
+    if not same_size:
+        check_size(header.size, shape, fit, what)
+    image, note = _decode(header, what, None if same_size else shape)
+    image, converted = _in_colour(image, shape, fit, what)
+    if not same_size:
+        image = resize(image, shape.height, shape.width, fit.how)
+    return _planes(image), converted or not same_size, note
+
+
+def _decode(
+    header: Header, what: str, wanted: ImageShape | None = None
+) -> tuple[Image.Image, str | None]:
+    """The picture, upright, of mode L or RGB, and a note on transparency.
+
+    wanted: a size that it will be reduced to; JPEGs are decoded smaller where that is enough.
+    """
+    from PIL import Image, WebPImagePlugin  # noqa: F401 - else Pillow loads all of its plugins
+
+    try:
+        with Image.open(io.BytesIO(header.body), formats=[header.kind]) as image:
+            if image.size != (header.width, header.height):
+                raise broken(what, "its header and its picture have different sizes")
+            if wanted is not None:
+                side = 2 * max(wanted.height, wanted.width)  # twice: what is left is resampled
+                image.draft(None, (side, side))
+            plain, note = _without_alpha(image, what)
+    except (UndecodableImage, MemoryError):
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise PayloadTooLarge(_bomb_message(what, max_pixels)) from None
-    except UnidentifiedImageError:
-        raise UndecodableImage(
-            f"{what} is not a PNG, JPEG or WebP file ({len(data)} bytes): send one of these, or "
-            "uint8 arrays as application/x-npy"
-        ) from None
     except Exception as error:  # noqa: BLE001 - on hostile bytes a decoder may raise anything
-        raise UndecodableImage(
-            f"{what} is broken and cannot be decoded ({error}): is the file complete?"
-        ) from None
+        raise broken(what, str(error)) from None
+    if header.orientation > 1:
+        plain = plain.transpose(Image.Transpose[TURNS[header.orientation - 2]])
+    return plain, note
 
 
-def _refuse_sixteen_bits(data: bytes, what: str) -> None:
-    """Pillow cuts 16-bit colour PNGs to 8 bits without a word; their header tells (IHDR)."""
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and data[24:25] == b"\x10":
-        raise WrongDtype(_depth_message(what))
-
-
-def _refuse_by_header(image: Image.Image, what: str, max_pixels: int) -> None:
-    if image.width * image.height > max_pixels:
-        size = f"{image.width}x{image.height}"
-        raise PayloadTooLarge(_bomb_message(what, max_pixels, f" has {size} pixels,"))
-    if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) != 1:
-        raise UndecodableImage(f"{what} has several frames; send each frame as an image")
-    if image.mode in WIDE_MODES:
-        raise WrongDtype(_depth_message(what))
-    if image.mode in FOREIGN_MODES:
-        raise WrongDtype(f"{what} has colour space {image.mode}: save it as RGB or grey")
-
-
-def _bomb_message(what: str, max_pixels: int, size: str = "") -> str:
-    return (
-        f"{what}{size} exceeds the {max_pixels} pixels that may still be decoded in this request: "
-        "make it smaller, or send fewer"
-    )
-
-
-def _depth_message(what: str) -> str:
-    return f"{what} has more than 8 bits a channel: save it with 8, scaled as you want it"
-
-
-def _as_array(image: Image.Image) -> Pixels:
-    transparent = "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
-    if transparent:
-        return _over_black(np.asarray(image.convert("RGBA")))
-    mode = "L" if image.mode in ("1", "L") else "RGB"
-    array = np.asarray(image.convert(mode))
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
-
-
-def _over_black(rgba: Pixels) -> Pixels:
-    """[H, W, 4] -> [3, H, W]: colour times alpha / 255, rounded."""
-    colour = rgba[..., :3].astype(np.uint16) * rgba[..., 3:].astype(np.uint16)
-    return np.ascontiguousarray(((colour + 127) // 255).astype(np.uint8).transpose(2, 0, 1))
-
-
-def _fit(images: Pixels, shape: ImageShape, fit: Fit, what: str) -> Fitted:
-    """`images` [n, c, H, W] in the model's colour, then in its size."""
-    fitted = _fit_colour(images, shape, fit, what)
-    if images.shape[2:] == (shape.height, shape.width):
-        return fitted
-    if not fit.resize:
-        raise WrongShape(_size_message(what, images.shape[2:], shape))
-    resized = np.stack([_resize(image, shape) for image in fitted.images])
-    return Fitted(resized, np.ones(len(images), np.bool_))
-
-
-def _fit_colour(images: Pixels, shape: ImageShape, fit: Fit, what: str) -> Fitted:
-    """Channels of `images` [n, c, H, W]: equal ones serve a grey model, a grey one serves RGB."""
-    n, channels = images.shape[:2]
-    same = np.zeros(n, np.bool_)
-    if channels == shape.channels:
-        return Fitted(images, same)
-    if channels == 1:
-        return Fitted(np.repeat(images, shape.channels, axis=1), same)
-    coloured = (images != images[:, :1]).reshape(n, -1).any(axis=1)
-    if shape.channels == 1 and not coloured.any():
-        return Fitted(np.ascontiguousarray(images[:, :1]), same)
-    if shape.channels == 1 and fit.convert:
-        return Fitted(_luma(images), coloured)
-    raise WrongShape(
-        f"{what} has {channels} different channels, the model takes {shape.channels}: send it in "
-        "grey, or set convert=true (its p-value is then that of an altered image)"
-    )
-
-
-def _luma(images: Pixels) -> Pixels:
-    """[n, 3, H, W] -> [n, 1, H, W] by ITU-R BT.601; equal channels stay what they are."""
-    weights = np.array([19595, 38470, 7471], np.uint32)[:, None, None]  # sum 65536
-    total = (images.astype(np.uint32) * weights).sum(axis=1, keepdims=True) + 32768
-    return np.asarray(total >> 16, np.uint8)
-
-
-def _resize(image: Pixels, shape: ImageShape) -> Pixels:
+def _without_alpha(image: Image.Image, what: str) -> tuple[Image.Image, str | None]:
+    """As L or RGB; what is transparent is over black, and a note says so where anything is."""
     from PIL import Image
 
-    size, how = (shape.width, shape.height), Image.Resampling.LANCZOS
-    planes = [np.asarray(Image.fromarray(plane).resize(size, how)) for plane in image]
-    return np.stack(planes)
+    if "transparency" not in image.info and image.mode not in ("LA", "La", "PA", "RGBA", "RGBa"):
+        return image.convert("L" if image.mode in ("1", "L") else "RGB"), None
+    rgba = image.convert("RGBA")
+    alpha = rgba.getchannel("A")
+    flat = Image.new("RGB", rgba.size)
+    flat.paste(rgba.convert("RGB"), mask=alpha)  # colour times alpha / 255, rounded
+    lowest, highest = alpha.getextrema()
+    if lowest == 255:
+        return flat, None
+    if highest and not flat.getbbox():
+        return flat, (
+            f"{what} is black on transparency and was put on black, so that nothing of it is left: "
+            "put it on white before you send it"
+        )
+    return flat, f"{what} is partly transparent and was put on black"
 
 
-def _size_message(what: str, size: Sequence[int], shape: ImageShape) -> str:
-    return (
-        f"{what} has {size[0]}x{size[1]} pixels (height x width), the model takes "
-        f"{shape.height}x{shape.width}: resize it, or set resize=true (its p-value is then that "
-        "of an altered image)"
-    )
+def _in_colour(
+    image: Image.Image, shape: ImageShape, fit: Fit, what: str
+) -> tuple[Image.Image, bool]:
+    """`image` with as many channels as `shape`, and whether its colours are lost by that."""
+    from PIL import ImageChops
+
+    if image.mode == "L":
+        return image if shape.channels == 1 else image.convert("RGB"), False
+    if shape.channels == 3:
+        return image, False
+    red, green, blue = image.split()
+    others = (green, blue)
+    if shape.channels == 1 and not any(
+        ImageChops.difference(red, other).getbbox() for other in others
+    ):
+        return red, False
+    if shape.channels != 1 or not fit.convert:
+        raise wrong_colour(what, 3, shape)
+    return image.convert("L"), True
+
+
+def _planes(image: Image.Image) -> Pixels:
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))

@@ -1,48 +1,29 @@
-"""npy, base64 and PNG: numbers and pictures to and from bytes, with sizes checked first.
-
-Reading image files is in `service.pictures`. No function here knows HTTP.
-"""
+"""npy files: arrays to and from bytes, with sizes checked before any array exists."""
 
 from __future__ import annotations
 
 import ast
-import base64
-import binascii
 import math
 import struct
-import zlib
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import (
-    MalformedBody,
-    PayloadTooLarge,
-    UndecodableImage,
-    WrongDtype,
-    WrongShape,
-)
+from service.errors import MalformedBody, PayloadTooLarge, WrongDtype
 
 __all__ = [
     "NpyHeader",
-    "contact_sheet",
-    "decode_base64",
     "decode_npy",
     "encode_npy",
-    "encode_png",
     "npy_header",
     "npy_prefix",
-    "png_base64",
 ]
 
-Pixels = NDArray[np.uint8]
 MAGIC = b"\x93NUMPY"
-MAX_HEADER_BYTES = 4096
+MAX_HEADER_BYTES = 1024  # numpy.save writes 118 for arrays such as are taken here
 MAX_DIMS = 8
-SHEET_GAP = 2  # pixels between the pictures of a contact sheet
-SHEET_GREY = 64  # between the pictures: distinguishable from black digits' background
 
 
 class NpyHeader(NamedTuple):
@@ -67,7 +48,7 @@ def decode_npy(body: bytes, *, dtypes: tuple[str, ...], max_items: int) -> NDArr
     header, start = npy_header(body)
     dtype = _dtype(header.descr, dtypes)
     items = math.prod(header.shape)
-    if items > max_items:
+    if items > max_items or max(header.shape, default=0) > max_items:  # also beside a 0
         raise PayloadTooLarge(
             f"the npy array has shape {header.shape}, {items} numbers; at most {max_items} are "
             "taken: send fewer in a request"
@@ -139,8 +120,15 @@ def _dtype(descr: str, allowed: tuple[str, ...]) -> np.dtype[Any]:
             return np.dtype(descr)
     raise WrongDtype(
         f"the npy array has dtype {descr!r}, this takes {wanted}: convert it with "
-        f"array.astype({allowed[0]!r})"
+        f"{_conversion(descr, allowed[0])}"
     )
+
+
+def _conversion(descr: str, wanted: str) -> str:
+    """NumPy for it: a cast alone would make black images of fractions and truth values."""
+    if wanted == "uint8" and descr[1:2] in ("f", "b"):
+        return f"(255 * array).round().astype({wanted!r}) where its values are in [0, 1]"
+    return f"array.astype({wanted!r})"
 
 
 def encode_npy(array: NDArray[Any]) -> bytes:
@@ -157,75 +145,3 @@ def npy_prefix(descr: str, shape: tuple[int, ...]) -> bytes:
     padding = -(len(MAGIC) + 4 + len(text) + 1) % 64
     text += " " * padding + "\n"
     return MAGIC + b"\x01\x00" + struct.pack("<H", len(text)) + text.encode("latin-1")
-
-
-def decode_base64(text: str, what: str) -> bytes:
-    """The bytes of base64 `text`; a ``data:...;base64,`` prefix, as browsers write it, is dropped.
-
-    `what` names the value in errors. Raises UndecodableImage.
-    """
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    if "\n" in text:  # as `base64` and MIME wrap it
-        text = "".join(text.split())
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise UndecodableImage(
-            f"{what} is not base64 ({str(error).lower()}): encode the bytes of a PNG, JPEG or "
-            "WebP file"
-        ) from None
-
-
-def encode_png(image: Pixels, *, level: int = 6) -> bytes:
-    """`image`, uint8 [C, H, W] with C of 1 or 3, as an 8-bit PNG without filters.
-
-    For pictures of a few thousand pixels this is several times cheaper than a general encoder.
-    Source: W3C PNG (Third Edition), sections 5 and 11.
-    """
-    channels, height, width = image.shape
-    if channels not in (1, 3):
-        raise WrongShape(f"a PNG has 1 or 3 channels, not {channels}; ask for application/x-npy")
-    rows = np.zeros((height, 1 + width * channels), np.uint8)  # each row begins with filter 0
-    rows[:, 1:] = image.transpose(1, 2, 0).reshape(height, width * channels)
-    header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
-    return b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            _chunk(b"IHDR", header),
-            _chunk(b"IDAT", zlib.compress(rows.tobytes(), level)),
-            _chunk(b"IEND", b""),
-        )
-    )
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    checksum = zlib.crc32(data, zlib.crc32(kind))
-    return len(data).to_bytes(4, "big") + kind + data + checksum.to_bytes(4, "big")
-
-
-def png_base64(images: Pixels) -> list[str]:
-    """Each of `images`, uint8 [n, C, H, W], as the base64 of a PNG."""
-    return [base64.b64encode(encode_png(image)).decode("ascii") for image in images]
-
-
-def contact_sheet(images: Pixels, *, columns: int | None = None) -> Pixels:
-    """`images`, uint8 [n, C, H, W] with n >= 1, side by side, as uint8 [C, H', W'].
-
-    Row by row, `columns` to a row (default: the smallest square that holds them), with grey gaps;
-    one image alone is itself.
-    """
-    n, channels, height, width = images.shape
-    if n == 1:
-        return np.asarray(images[0])
-    columns = min(n, columns or math.ceil(math.sqrt(n)))
-    rows = math.ceil(n / columns)
-    cell_h, cell_w = height + SHEET_GAP, width + SHEET_GAP
-    sheet = np.full(
-        (channels, rows * cell_h + SHEET_GAP, columns * cell_w + SHEET_GAP), SHEET_GREY, np.uint8
-    )
-    for index, image in enumerate(images):
-        top = SHEET_GAP + index // columns * cell_h
-        left = SHEET_GAP + index % columns * cell_w
-        sheet[:, top : top + height, left : left + width] = image
-    return sheet

@@ -252,7 +252,9 @@ class Scheduler:
         each = self._cost.seconds(job.operation, job.rows, job.images) / job.rows
         for start in range(0, job.rows, rows):
             stop = min(start + rows, job.rows)
-            batch = Batch(job.operation, [(job, start, stop)], expected_seconds=each * (stop - start))
+            batch = Batch(
+                job.operation, [(job, start, stop)], expected_seconds=each * (stop - start)
+            )
             self._flying.add(batch)
             self._pool.give(batch)
 

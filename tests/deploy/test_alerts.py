@@ -11,7 +11,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.errors import PROBLEMS
-from service.metrics import Metrics
 
 RULES = Path(__file__).resolve().parents[2] / "deploy" / "alerts.yml"
 EXPRESSIONS = re.findall(r"^\s+expr: (.+)$", RULES.read_text(), re.MULTILINE)

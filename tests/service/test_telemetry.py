@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from service.metrics import Metrics, configure_logging
+from service.metrics import configure_logging
 
 
 @pytest.fixture

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from service.api.operation_route import OperationRequest
 from service.api.request.parsing import Files
 from service.api.request.schemas import ImageOptions
-from service.codecs.images import Fit, Fitted, PixelLimits, fit_array, fit_files
-from service.codecs.npy import decode_base64, decode_npy
+from service.codecs.images import Fit, Fitted, PixelLimits, decode_base64, fit_array
+from service.codecs.npy import decode_npy
 from service.errors import (
     InvalidInput,
     NonFiniteInput,
@@ -22,6 +24,7 @@ from service.settings import Settings
 __all__ = ["INLINE_PIXELS", "check_count", "latents", "pictures"]
 
 INLINE_PIXELS = 2**18  # more than this is encoded or decoded beside the event loop
+INLINE_TEXT = 2**18  # characters of base64
 
 
 async def pictures(
@@ -33,6 +36,8 @@ async def pictures(
     """
     shape, settings, payload = request.model.manifest.image, request.settings, request.payload
     fit = Fit(resize=options.resize, convert=options.convert)
+    who: dict[str, Any] = {"deadline": request.deadline, "caller": request.holder}
+    decoders = request.shared.decoders
     if isinstance(payload, bytes):
         array = decode_npy(
             payload, dtypes=("uint8",), max_items=settings.max_total_pixels * shape.channels
@@ -41,18 +46,24 @@ async def pictures(
         _check_images(count, rows_each, settings)
         if array.size <= INLINE_PIXELS and not fit.resize:
             return fit_array(array, shape, fit)
-        return await request.beside(fit_array, array, shape, fit)
+        return await decoders.fit(array, shape, fit, **who)
     limits = PixelLimits(image=settings.max_image_pixels, total=settings.max_total_pixels)
     if isinstance(payload, Files):
         _check_images(len(payload.contents), rows_each, settings)
-        return await request.beside(fit_files, payload.contents, shape, fit, limits, payload.names)
+        return await decoders.decode(
+            payload.contents, shape, fit, limits, names=payload.names, **who
+        )
     texts = _strings(payload)
     _check_images(len(texts), rows_each, settings)
-    return await request.beside(
-        lambda: fit_files(
-            [decode_base64(text, f"image {i}") for i, text in enumerate(texts)], shape, fit, limits
-        )
-    )
+    if sum(map(len, texts)) > INLINE_TEXT:
+        files = await request.beside(_decoded, texts)
+    else:
+        files = _decoded(texts)
+    return await decoders.decode(files, shape, fit, limits, **who)
+
+
+def _decoded(texts: list[str]) -> list[bytes]:
+    return [decode_base64(text, f"image {i}") for i, text in enumerate(texts)]
 
 
 def _check_images(count: int, rows_each: int, settings: Settings) -> None:

@@ -6,11 +6,8 @@ from functools import lru_cache
 
 from service.errors import NotAcceptable
 
-__all__ = ["JSON", "NPY", "PNG", "PROBLEM", "negotiate"]
+__all__ = ["PROBLEM", "negotiate"]
 
-JSON = "application/json"
-NPY = "application/x-npy"
-PNG = "image/png"
 PROBLEM = "application/problem+json"
 
 

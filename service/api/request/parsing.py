@@ -16,8 +16,9 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from service.api.request.negotiation import JSON, NPY
 from service.api.request.schemas import Options, OptionsT, parse_options
+from service.codecs import IMAGES as IMAGE_TYPES
+from service.codecs import JSON, NPY
 from service.errors import (
     InvalidInput,
     MalformedBody,
@@ -35,7 +36,6 @@ __all__ = [
     "query_options",
 ]
 
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
 MAX_REMEMBERED = 256  # bytes of a query
 MAX_FIELDS = 32
 MAX_FIELD_BYTES = 65_536

@@ -17,7 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
-from service.api.request.negotiation import JSON, PROBLEM
+from service.api.request.negotiation import PROBLEM
+from service.codecs import JSON
 from service.errors import (
     BadRequest,
     BundleRefused,

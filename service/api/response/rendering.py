@@ -14,20 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from service.api.request.negotiation import JSON, NPY, PNG
-from service.codecs.npy import contact_sheet, encode_npy, encode_png, png_base64
+from service.codecs import JSON, NPY, PNG
+from service.codecs.fitting import Fitted
+from service.codecs.npy import encode_npy
+from service.codecs.png import contact_sheet, encode_png, png_base64
 from service.operations.results import Images, Latents, LogLikelihoods, Result, Scores
 
 __all__ = ["Answer", "render_images", "render_latents", "render_log_likelihoods", "render_scores"]
-
-NOT_ALTERED = np.zeros(0, np.bool_)
 
 
 class Answer(Response):
     """A response with the result that it shows, for its headers and the metrics.
 
-    altered, non_finite: how many images were resized or converted, and how many results are no
-    numbers. The route adds who computed it.
+    fitted: the images it is of, some of which may have been resized or converted; non_finite: how
+    many results are no numbers. The route adds who computed it.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Answer(Response):
         media_type: str,
         result: Result,
         *,
-        altered: int = 0,
+        fitted: Fitted | None = None,
         non_finite: int = 0,
         length: int | None = None,
     ) -> None:
@@ -51,7 +51,7 @@ class Answer(Response):
         ]
         if result.seed is not None:
             self.raw_headers.append((b"x-iafvae-seed", b"%d" % result.seed))
-        if altered:
+        if fitted is not None and (altered := int(fitted.altered.sum())):
             self.raw_headers.append((b"x-iafvae-altered", b"%d" % altered))
         if non_finite:
             self.raw_headers.append((b"x-iafvae-non-finite", b"%d" % non_finite))
@@ -62,7 +62,7 @@ def render_images(
     media_type: str,
     who: dict[str, Any],
     *,
-    altered: NDArray[np.bool_] = NOT_ALTERED,
+    fitted: Fitted | None = None,
     columns: int | None = None,
 ) -> Answer:
     """Images as `media_type`; JSON also says `who` drew them and with which options."""
@@ -74,12 +74,12 @@ def render_images(
     else:
         document = {"images": png_base64(pixels), "shape": list(pixels.shape)}
         document["status"] = _status(result.finite)
-        body = _json(document | who | _said(result, altered))
+        body = _json(document | who | _said(result, fitted))
     return Answer(
         body,
         media_type,
         result,
-        altered=int(altered.sum()),
+        fitted=fitted,
         non_finite=len(pixels) - int(result.finite.sum()),
     )
 
@@ -89,7 +89,7 @@ def render_latents(
     media_type: str,
     who: dict[str, Any],
     *,
-    altered: NDArray[np.bool_],
+    fitted: Fitted,
     output: Literal["latents", "prior_eps"] = "latents",
 ) -> Answer:
     """Latents [n, D] or, as `output` says, their prior noise as npy; both as lists in JSON."""
@@ -99,18 +99,20 @@ def render_latents(
         body = encode_npy(getattr(result, output))
     else:
         rows = {name: _rows(getattr(result, name)) for name in ("latents", "prior_eps")}
-        body = _json({**rows, "status": _status(finite)} | who | _said(result, altered))
+        body = _json({**rows, "status": _status(finite)} | who | _said(result, fitted))
     return Answer(
         body,
         media_type,
         result,
-        altered=int(altered.sum()),
+        fitted=fitted,
         non_finite=int((~finite).sum()),
     )
 
 
-def _said(result: Result, altered: NDArray[np.bool_]) -> dict[str, Any]:
-    notes = [*_altered_notes(altered), *result.notes] if altered.any() else list(result.notes)
+def _said(result: Result, fitted: Fitted | None) -> dict[str, Any]:
+    notes = list(result.notes)
+    if fitted is not None and (fitted.notes or fitted.altered.any()):
+        notes = [*_altered_notes(fitted.altered), *fitted.notes, *notes]
     return {"notes": notes, **result.resolved}
 
 
@@ -118,27 +120,27 @@ def render_scores(
     result: Scores,
     who: dict[str, Any],
     *,
-    altered: NDArray[np.bool_],
+    fitted: Fitted,
     kl_groups: tuple[str, ...],
 ) -> Answer:
     """Scores as JSON."""
-    document = {"results": _results(result, altered, kl_groups)}
+    document = {"results": _results(result, fitted.altered, kl_groups)}
     return Answer(
-        _json(document | who | _said(result, altered)),
+        _json(document | who | _said(result, fitted)),
         JSON,
         result,
-        altered=int(altered.sum()),
+        fitted=fitted,
         non_finite=_non_finite(result.log_likelihood_nats),
     )
 
 
-def render_log_likelihoods(result: LogLikelihoods, *, altered: NDArray[np.bool_]) -> Answer:
+def render_log_likelihoods(result: LogLikelihoods, *, fitted: Fitted) -> Answer:
     """Log-likelihoods as npy float32 [n]."""
     return Answer(
         encode_npy(result.nats.astype(np.float32)),
         NPY,
         result,
-        altered=int(altered.sum()),
+        fitted=fitted,
         non_finite=_non_finite(result.nats),
     )
 

@@ -12,8 +12,8 @@ from contextlib import aclosing
 
 from starlette.types import Receive, Scope, Send
 
-from service.api.request.negotiation import NPY
 from service.api.response.rendering import Answer
+from service.codecs import NPY
 from service.codecs.npy import npy_prefix
 from service.errors import DeadlineExceeded, EngineFailure, Overloaded
 from service.operations.model import Model

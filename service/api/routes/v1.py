@@ -5,9 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import Query
-from numpy.typing import NDArray
 
 from service.api.openapi import documented_operation
 from service.api.operation_route import OperationRequest, OperationRoute
@@ -17,7 +15,6 @@ from service.api.request.inputs import (
     latents,
     pictures,
 )
-from service.api.request.negotiation import JSON, NPY, PNG
 from service.api.request.schemas import (
     DecodeOptions,
     EncodeOptions,
@@ -28,7 +25,6 @@ from service.api.request.schemas import (
     ScoreOptions,
 )
 from service.api.response.rendering import (
-    NOT_ALTERED,
     Answer,
     render_images,
     render_latents,
@@ -43,6 +39,8 @@ from service.api.response.schemas import (
 )
 from service.api.response.streaming import stream_images
 from service.api.state import AppState
+from service.codecs import JSON, NPY, PNG
+from service.codecs.fitting import Fitted
 from service.errors import NotAcceptable, PayloadTooLarge
 from service.operations.model import Model
 from service.operations.results import Images
@@ -107,8 +105,8 @@ async def encode(request: OperationRequest, options: Annotated[EncodeOptions, Qu
     )
     render = partial(render_latents, coded, request.media_type, _who(model))
     if coded.latents.size <= INLINE_NUMBERS:
-        return render(altered=fitted.altered, output=options.output)
-    return await request.beside(render, altered=fitted.altered, output=options.output)
+        return render(fitted=fitted, output=options.output)
+    return await request.beside(render, fitted=fitted, output=options.output)
 
 
 async def score(request: OperationRequest, options: Annotated[ScoreOptions, Query()]) -> Answer:
@@ -125,9 +123,9 @@ async def score(request: OperationRequest, options: Annotated[ScoreOptions, Quer
     }
     if request.media_type == NPY:  # the log-likelihoods alone: nothing else is computed for it
         values = await model.log_likelihood(fitted.images, **asked)
-        return render_log_likelihoods(values, altered=fitted.altered)
+        return render_log_likelihoods(values, fitted=fitted)
     scores = await model.score(fitted.images, alpha=options.alpha, **asked)
-    return render_scores(scores, _who(model), altered=fitted.altered, kl_groups=manifest.kl_groups)
+    return render_scores(scores, _who(model), fitted=fitted, kl_groups=manifest.kl_groups)
 
 
 async def reconstruct(
@@ -142,7 +140,7 @@ async def reconstruct(
         caller=request.caller,
         deadline=request.deadline,
     )
-    return await _images(request, images, fitted.altered)
+    return await _images(request, images, fitted)
 
 
 async def interpolate(
@@ -161,7 +159,7 @@ async def interpolate(
         caller=request.caller,
         deadline=request.deadline,
     )
-    return await _images(request, images, NOT_ALTERED if fitted is None else fitted.altered)
+    return await _images(request, images, fitted)
 
 
 def operation_routes(shared: AppState) -> list[OperationRoute]:
@@ -211,7 +209,7 @@ def _who(model: Model) -> dict[str, Any]:
 
 
 async def _images(
-    request: OperationRequest, images: Images, altered: NDArray[np.bool_] = NOT_ALTERED
+    request: OperationRequest, images: Images, fitted: Fitted | None = None
 ) -> Answer:
     """Encode `images`, beside the event loop where they are many."""
     channels = images.images.shape[1]
@@ -219,5 +217,5 @@ async def _images(
         raise NotAcceptable(f"a PNG cannot hold {channels} channels: ask for application/x-npy")
     arguments = images, request.media_type, _who(request.model)
     if images.images.size <= INLINE_PIXELS:
-        return render_images(*arguments, altered=altered)
-    return await request.beside(render_images, *arguments, altered=altered)
+        return render_images(*arguments, fitted=fitted)
+    return await request.beside(render_images, *arguments, fitted=fitted)

@@ -14,7 +14,6 @@ from service.api.openapi import (
     timeout_parameter,
 )
 from service.api.operation_route import OperationRequest
-from service.api.request.negotiation import JSON
 from service.api.response.rendering import Answer
 from service.api.state import AppState
 from service.api.v2.infer import BINARY, HEADER_LENGTH, InferRoute, compute
@@ -35,6 +34,7 @@ from service.api.v2.schemas import (
 )
 from service.api.v2.statistics import statistics
 from service.api.v2.tensors import TensorInfo
+from service.codecs import JSON
 from service.errors import ShuttingDown
 from service.repository.registry import LoadedModel
 

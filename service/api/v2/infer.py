@@ -11,11 +11,11 @@ from starlette.types import Send
 from service.api.operation_route import OperationRequest, OperationRoute
 from service.api.request.compression import accepted_encoding, compress
 from service.api.request.limits import INLINE_BYTES, Body, timeout_of, while_connected
-from service.api.request.negotiation import JSON
 from service.api.response.rendering import Answer
 from service.api.state import AppState
 from service.api.v2.codec import InferRequest, encode_response, parse_request
 from service.api.v2.models import InferModel, InferModels
+from service.codecs import JSON
 from service.errors import InvalidInput
 from service.operations.results import Result
 

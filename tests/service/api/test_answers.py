@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 
-from service.api.request.negotiation import JSON, NPY
 from service.api.response.rendering import (
     altered_notes,
     images_answer,
@@ -15,6 +14,7 @@ from service.api.response.rendering import (
     log_likelihoods_answer,
     scores_answer,
 )
+from service.codecs import JSON, NPY
 from service.codecs.npy import decode_npy
 from service.operations.results import Images, Latents, LogLikelihoods, Scores, Timing
 

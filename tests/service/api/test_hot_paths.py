@@ -8,7 +8,6 @@ import pytest
 
 from service.api.security.admission import Gate, Pace
 from service.api.security.middleware import HotPaths
-from service.metrics import Metrics
 
 
 def scope(path="/v1/score", method="POST"):

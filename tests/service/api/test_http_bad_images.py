@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.codecs.npy import encode_npy, encode_png
+from service.codecs.npy import encode_npy
+from service.codecs.png import encode_png
 
 NPY = {"content-type": "application/x-npy"}
 GOOD = np.zeros((1, 1, 4, 4), np.uint8)
@@ -102,7 +103,7 @@ BAD = {
         {"files": [("files", ("b.png", bomb(30_000)))]},
         413,
         "payload-too-large",
-        "16777216",
+        "33554432",
     ),
     "three to interpolate": (
         "/v1/interpolate",

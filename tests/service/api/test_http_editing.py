@@ -223,7 +223,7 @@ def test_a_way_has_two_ends(two_groups, problem, digits, seeds, images):
 
 
 def test_the_client_edits(two_groups, ask, digits, prior_eps):
-    from service.client.client import Client
+    from service.client import Client
 
     client = Client(http=two_groups)
     assert np.array_equal(client.encode(digits, output="prior_eps").array, prior_eps)

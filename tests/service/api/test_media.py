@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from service.api.request.negotiation import JSON, NPY, PNG, negotiate
+from service.api.request.negotiation import negotiate
+from service.codecs import JSON, NPY, PNG
 from service.errors import NotAcceptable
 
 OFFERS = (JSON, NPY, PNG)

@@ -16,7 +16,7 @@ import uvicorn
 
 from service.api.response.streaming import MAX_PIECE_ROWS, piece_rows, streamed
 from service.app import create_app
-from service.client.client import Client, ServiceUnreachable
+from service.client import Client, ServiceUnreachable
 from service.codecs.npy import decode_npy
 from service.errors import EngineFailure, Overloaded
 from service.operations.results import Call, Images, Timing

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.client.client import Client, ProblemError, ServiceUnreachable
+from service.client import Client, ProblemError, ServiceUnreachable
 
 
 @pytest.fixture

@@ -12,9 +12,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from hypothesis.extra import numpy as hnp
+from PIL import Image, ImageOps
 
-from service.codecs.images import Fit, PixelLimits, fit_array, fit_files, read_picture
+from service.codecs.headers import read_header
+from service.codecs.images import (
+    Fit,
+    PixelLimits,
+    decode_base64,
+    fit_array,
+    fit_files,
+    fit_image,
+    read_image,
+    read_picture,
+)
 from service.errors import (
     IafvaeError,
     PayloadTooLarge,
@@ -133,11 +144,13 @@ def test_bombs_are_not_decoded():
         read(bomb)
 
 
-def test_a_bomb_in_a_comment_is_refused():
-    text = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**27)))
-    data = raw_png(2, 2, 8, 0, bytes(6))
-    with pytest.raises(UndecodableImage):
-        read(data[:33] + text + data[33:])
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"tEXt", b"abCd"])
+def test_what_is_no_pixels_never_reaches_the_decoder(kind):
+    """Text and profiles of more than a megabyte are common; a bomb among them is not inflated."""
+    text = png_chunk(kind, b"Comment\0\0" + zlib.compress(bytes(2**27)))
+    data = raw_png(2, 2, 8, 0, b"\0\1\2\0\3\4")
+    assert read(data[:33] + text + data[33:]).tolist() == [[[1, 2], [3, 4]]]
+    assert read_header(data[:33] + text + data[33:], "").body == data
 
 
 def test_animations_are_refused():
@@ -164,6 +177,16 @@ def test_damaged_files_raise_nothing_else(data):
         body[place] = data.draw(st.integers(0, 255))
     with contextlib.suppress(IafvaeError):
         read(bytes(body))
+
+
+@pytest.mark.parametrize("text", ["abc", "a b c d", "täglich=", "data:image/png;base64,?"])
+def test_bad_base64(text):
+    with pytest.raises(UndecodableImage, match="image 3"):
+        decode_base64(text, "image 3")
+
+
+def test_a_data_url_is_base64_too():
+    assert decode_base64("data:image/png;base64,aGk=", "image 0") == b"hi"
 
 
 # ------------------------------------------------------------------ fitting
@@ -252,3 +275,145 @@ def test_arrays_are_resized_and_converted_on_demand():
     fitted = fit_array(array, GREY, Fit(resize=True, convert=True))
     assert fitted.images.shape == (2, 1, 4, 6)
     assert fitted.altered.all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec", "transposed"),
+    [
+        ((3, 4, 6), RGB, False),
+        ((4, 6, 3), RGB, True),
+        ((1, 4, 6), GREY, False),
+        ((4, 6, 1), GREY, True),
+    ],
+)
+def test_one_image_without_a_batch_axis_is_one(shape, spec, transposed):
+    array = RNG.integers(0, 256, shape, np.uint8)
+    images = fit_array(array, spec, Fit()).images
+    assert np.array_equal(images[0], array.transpose(2, 0, 1) if transposed else array)
+    assert len(images) == 1
+
+
+def test_three_grey_images_of_a_grey_model_are_three():
+    assert len(fit_array(np.zeros((3, 4, 6), np.uint8), GREY, Fit()).images) == 3
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 4, 6), (3, 1, 0, 0), (2**20, 0, 6)])
+@pytest.mark.parametrize("resize", [False, True])
+def test_arrays_without_pixels_are_refused(shape, resize):
+    with pytest.raises(WrongShape):
+        fit_array(np.zeros(shape, np.uint8), GREY, Fit(resize=resize))
+
+
+@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=7)))
+def test_no_array_raises_anything_else(array):
+    for spec in (GREY, RGB):
+        with contextlib.suppress(IafvaeError):
+            images = fit_array(array, spec, Fit(resize=True, convert=True)).images
+            assert images.shape[1:] == (spec.channels, 4, 6)
+
+
+# ------------------------------------------------------------------ the fit of training
+
+WIDE = np.arange(40, dtype=np.uint8)[None].repeat(20, 0)  # 20 high, 40 wide, a slope to the right
+
+
+def test_crop_keeps_the_middle_as_pillow_cuts_it():
+    photo = Image.fromarray(RNG.integers(0, 256, (48, 90, 3), np.uint8))
+    expected = np.asarray(ImageOps.fit(photo, (16, 16), Image.Resampling.LANCZOS))
+    got = read_image(encoded(photo), channels=3, height=16, width=16)
+    assert np.array_equal(got, expected.transpose(2, 0, 1))
+
+
+def test_crop_pad_and_none():
+    middle = fit_image(WIDE[None], 20, 20)
+    assert np.array_equal(middle[0], WIDE[:, 10:30])
+    padded = fit_image(WIDE[None], 40, 40, "pad")
+    assert np.array_equal(padded[0, 10:30], WIDE)
+    assert not padded[0, :10].any()
+    assert not padded[0, 30:].any()
+    with pytest.raises(WrongShape, match="20x40"):
+        fit_image(WIDE[None], 20, 20, "none")
+    assert np.array_equal(fit_image(WIDE[None], 20, 40, "none")[0], WIDE)
+
+
+@pytest.mark.parametrize("how", ["crop", "pad"])
+@pytest.mark.parametrize("spec", [GREY, RGB])
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_photo_is_to_the_service_what_it_was_in_training(how, spec, form):
+    slope = np.linspace(0, 255, 90, dtype=np.uint8)
+    photo = np.stack([np.add.outer(slope[:60], slope // 2)] * 3, -1) // np.array([1, 2, 3])
+    data = encoded(Image.fromarray(photo.astype(np.uint8)), form)
+    trained = read_image(data, channels=spec.channels, height=4, width=6, fit=how)
+    rules = Fit(resize=True, convert=True, how=how)
+    assert np.array_equal(fit_files([data], spec, rules, LIMITS).images[0], trained)
+    if form == "PNG":  # pixels without loss: the array takes the same way
+        assert np.array_equal(
+            fit_array(read(data), RGB, rules).images[0],
+            read_image(data, channels=3, height=4, width=6, fit=how),
+        )
+
+
+def test_none_refuses_to_resize():
+    with pytest.raises(WrongShape, match="9x11") as caught:
+        fit_files([encoded(Image.new("L", (11, 9)))], GREY, Fit(resize=True, how="none"), LIMITS)
+    assert "resize=true" not in str(caught.value)
+
+
+def test_a_large_photo_is_what_it_is_when_decoded_in_full():
+    """JPEGs are decoded smaller where they will be: within a level or two of the whole."""
+    y, x = np.mgrid[0:1200, 0:1600] / 100
+    smooth = np.stack([127 + 120 * np.sin(x + k) * np.cos(y) for k in range(3)], -1)
+    photo = Image.fromarray(smooth.astype(np.uint8))
+    data = encoded(photo, "JPEG", quality=95)
+    expected = ImageOps.fit(photo, (32, 32), Image.Resampling.LANCZOS)
+    got = read_image(data, channels=3, height=32, width=32).transpose(1, 2, 0).astype(int)
+    assert np.abs(got - np.asarray(expected)).max() <= 3
+
+
+def test_phone_photos_are_taken_by_default():
+    photo = encoded(Image.new("RGB", (6000, 4000), (200, 100, 50)), "JPEG")
+    images = fit_files([photo], RGB, Fit(resize=True), PixelLimits()).images
+    assert np.abs(images[0, :, 0, 0].astype(int) - [200, 100, 50]).max() <= 2
+
+
+@pytest.mark.parametrize(("width", "height"), [(10_001, 100), (1, 101), (16_777_208, 1)])
+def test_strips_are_not_resized(width, height):
+    limits = PixelLimits(image=2**24, total=2**24)
+    with pytest.raises(WrongShape, match="at most 100 times"):
+        fit_files([raw_png(width, height, 8, 0)], GREY, Fit(resize=True), limits)
+    if width * height < 10_000:
+        array = np.zeros((1, 1, height, width), np.uint8)
+        with pytest.raises(WrongShape, match="at most 100 times"):
+            fit_array(array, GREY, Fit(resize=True))
+
+
+def test_another_size_is_refused_before_it_is_decoded():
+    with pytest.raises(WrongShape, match="resize=true"):
+        fit_files([raw_png(100, 90, 8, 0)], GREY, Fit(), LIMITS)  # there are no pixels to decode
+
+
+# ------------------------------------------------------------------ transparency
+
+
+def test_every_alpha_of_every_colour_is_over_black():
+    alpha, value = np.mgrid[0:256, 0:256]
+    rgba = np.dstack([value, value, value, alpha]).astype(np.uint8)
+    expected = np.round(value * alpha / 255)
+    got = read_picture(encoded(Image.fromarray(rgba)), "image 0", max_pixels=2**16)
+    assert np.array_equal(got, np.stack([expected] * 3))
+
+
+def notes(rgba):
+    data = encoded(Image.fromarray(rgba))
+    return fit_files([data], RGB, Fit(), LIMITS, ["file 'a.png'"]).notes
+
+
+def test_transparency_is_said_and_ink_that_is_lost():
+    grey = np.dstack([np.full((4, 6, 3), 90, np.uint8), np.full((4, 6), 255, np.uint8)])
+    assert notes(grey) == ()
+    grey[0, 0, 3] = 254
+    assert notes(grey) == ("file 'a.png' is partly transparent and was put on black",)
+    ink = np.zeros((4, 6, 4), np.uint8)
+    ink[1:3, :, 3] = 255
+    (note,) = notes(ink)
+    assert "nothing of it is left: put it on white" in note

@@ -1,0 +1,187 @@
+"""Pixels in a model's colour and size: the one implementation, for training and for serving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import WrongShape
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = [
+    "Fit",
+    "FitMode",
+    "Fitted",
+    "ImageSize",
+    "check_size",
+    "fit_array",
+    "fit_image",
+    "resize",
+    "wrong_colour",
+]
+
+Pixels = NDArray[np.uint8]
+FitMode = Literal["crop", "pad", "none"]
+MAX_ASPECT = 100  # longer side over shorter one, of what is resized
+
+
+class ImageShape(Protocol):
+    """The part of a bundle's image specification that is needed here."""
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What may be done to a picture that is not as the model needs it, and how it is resized.
+
+    how: as in training. "crop" scales until the picture covers the size and cuts to its middle,
+    "pad" scales it into the size, in the middle of black, "none" refuses every other size.
+    """
+
+    resize: bool = False
+    convert: bool = False
+    how: FitMode = "crop"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """`images` uint8 [n, C, H, W]; `altered` bool [n] marks those resized or converted.
+
+    notes: what else was done that changes what is seen. decoded: pixels of the files.
+    """
+
+    images: Pixels
+    altered: NDArray[np.bool_]
+    notes: tuple[str, ...] = ()
+    decoded: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSize:
+    """An `ImageShape` that is nothing else."""
+
+    channels: int
+    height: int
+    width: int
+
+
+def fit_array(array: Pixels, shape: ImageShape, fit: Fit) -> Fitted:
+    """Bring uint8 `array` of [n, H, W], [n, C, H, W] or [n, H, W, C] to `shape`.
+
+    Where both readings of four dimensions are possible, channels come first. Three dimensions are
+    one image, [C, H, W] or [H, W, C], where C is the model's. Raises WrongShape.
+    """
+    images = _channels_first(array, shape)
+    if 0 in images.shape:
+        raise WrongShape(f"the array has shape {list(array.shape)}: it holds no pixels")
+    fitted, altered = _fit_colours(images, shape, fit)
+    if images.shape[2:] == (shape.height, shape.width):
+        return Fitted(fitted, altered)
+    check_size(images.shape[2:], shape, fit, "the array")
+    resized = [fit_image(image, shape.height, shape.width, fit.how) for image in fitted]
+    return Fitted(np.stack(resized), np.ones(len(images), np.bool_))
+
+
+def fit_image(image: Pixels, height: int, width: int, fit: FitMode = "crop") -> Pixels:
+    """`image` uint8 [C, H, W] in another size, as `Fit.how` says. Raises WrongShape."""
+    from PIL import Image
+
+    planes = [resize(Image.fromarray(plane), height, width, fit) for plane in image]
+    return np.stack([np.asarray(plane) for plane in planes])
+
+
+def resize(image: Image.Image, height: int, width: int, fit: FitMode) -> Image.Image:
+    """`image` in that size, as `Fit.how` says. Raises WrongShape."""
+    from PIL import Image, ImageOps
+
+    how = Image.Resampling.LANCZOS
+    if image.size == (width, height):
+        return image
+    if fit == "crop":
+        return ImageOps.fit(image, (width, height), how)
+    if fit == "pad":
+        return ImageOps.pad(image, (width, height), how)
+    raise WrongShape(_size_message("the image", (image.height, image.width), height, width))
+
+
+def _channels_first(array: Pixels, shape: ImageShape) -> Pixels:
+    if array.ndim == 3 and shape.channels in (array.shape[0], array.shape[2]):
+        array = array[None]
+    if array.ndim == 3:
+        return array[:, None]
+    counts = (shape.channels, 1, 3)
+    if array.ndim == 4 and array.shape[1] in counts:
+        return array
+    if array.ndim == 4 and array.shape[3] in counts:
+        return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+    raise WrongShape(
+        f"the array has shape {list(array.shape)}; images are [n, H, W], [n, C, H, W] or "
+        f"[n, H, W, C], of {shape.height}x{shape.width} pixels and {shape.channels} channels"
+        + ("; one image alone is array[None]" if array.ndim == 2 else "")
+    )
+
+
+def _fit_colours(images: Pixels, shape: ImageShape, fit: Fit) -> tuple[Pixels, NDArray[np.bool_]]:
+    """Channels of `images` [n, c, H, W]: equal ones serve a grey model, a grey one serves RGB."""
+    n, channels = images.shape[:2]
+    same = np.zeros(n, np.bool_)
+    if channels == shape.channels:
+        return images, same
+    if channels == 1:
+        return np.repeat(images, shape.channels, axis=1), same
+    coloured = (images != images[:, :1]).reshape(n, -1).any(axis=1)
+    if shape.channels == 1 and not coloured.any():
+        return np.ascontiguousarray(images[:, :1]), same
+    if shape.channels == 1 and fit.convert:
+        return _luma(images), coloured
+    raise wrong_colour("the array", channels, shape)
+
+
+def _luma(images: Pixels) -> Pixels:
+    """[n, 3, H, W] -> [n, 1, H, W] by ITU-R BT.601; equal channels stay what they are."""
+    weights = np.array([19595, 38470, 7471], np.uint32)[:, None, None]  # sum 65536
+    grey = np.empty((len(images), 1, *images.shape[2:]), np.uint8)
+    for image, plane in zip(images, grey, strict=True):  # one by one: numbers of 32 bits are many
+        plane[0] = ((image * weights).sum(axis=0, dtype=np.uint32) + 32768) >> 16
+    return grey
+
+
+def check_size(size: Sequence[int], shape: ImageShape, fit: Fit, what: str) -> None:
+    """Raises WrongShape where a picture of `size` may not, or can not, be resized to `shape`."""
+    if not fit.resize or fit.how == "none":
+        message = _size_message(what, size, shape.height, shape.width)
+        if fit.how != "none":
+            message += ", or set resize=true (its p-value is then that of an altered image)"
+        raise WrongShape(message)
+    if max(size) > MAX_ASPECT * min(size):
+        raise WrongShape(
+            f"{what} has {size[0]}x{size[1]} pixels (height x width), and is resized only where "
+            f"one side is at most {MAX_ASPECT} times the other: cut it"
+        )
+
+
+def _size_message(what: str, size: Sequence[int], height: int, width: int) -> str:
+    return (
+        f"{what} has {size[0]}x{size[1]} pixels (height x width), the model takes "
+        f"{height}x{width}: resize it"
+    )
+
+
+def wrong_colour(what: str, channels: int, shape: ImageShape) -> WrongShape:
+    """The error of colours that a model does not take."""
+    return WrongShape(
+        f"{what} has {channels} different channels, the model takes {shape.channels}: send it in "
+        "grey, or set convert=true (its p-value is then that of an altered image)"
+    )

@@ -1,0 +1,246 @@
+"""What a PNG, JPEG or WebP file says of itself, and its bytes without all that is no pixels.
+
+Decoders read text, profiles, EXIF and every scan of a progressive JPEG, with bounds and faults of
+their own. Here the structure alone is walked: the size and the passes that decoding will take are
+known before it begins, and what is not needed for pixels never reaches a decoder.
+Sources: W3C PNG (Third Edition), section 5 and 11; ITU-T T.81, annex B; RFC 9649, section 2;
+Exif 2.32, section 4.6.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from service.errors import UndecodableImage, WrongDtype
+
+__all__ = ["Header", "read_header"]
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+PNG_PIXELS = (b"PLTE", b"tRNS", b"IDAT", b"IEND")  # and the first IHDR
+PNG_GREY = (0, 4)
+MAX_PARTS = 2**12  # chunks or segments of a file: of 30 MB in libpng's pieces of 8 kB
+MAX_SCANS = 100  # of a JPEG: encoders write about ten
+MAX_TAGS = 1000  # of EXIF's first directory
+ORIENTATION, SHORT = 0x0112, 3
+# In a scan 0xFF is followed by 0x00, a restart marker or more 0xFF; all else begins a segment.
+JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
+EOI, SOS, APP0, APP1, APP14 = 0xD9, 0xDA, 0xE0, 0xE1, 0xEE  # APP14: Adobe's colour transform
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """The file's own size is `width` x `height`; `orientation` (EXIF, 1 to 8) turns it.
+
+    channels: 1 or 3. passes: how many times a decoder goes over all pixels. parts: chunks or
+    segments of the file. body: the file with what its pixels need, all else left out.
+    """
+
+    kind: str
+    width: int
+    height: int
+    channels: int
+    body: bytes
+    parts: int
+    passes: int = 1
+    orientation: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width as the picture is looked at."""
+        turned = self.orientation >= 5  # by 90 degrees
+        return (self.width, self.height) if turned else (self.height, self.width)
+
+    @property
+    def pixels(self) -> int:
+        """How many there are."""
+        return self.width * self.height
+
+
+def read_header(data: bytes, what: str, max_parts: int = MAX_PARTS) -> Header:
+    """The header of image file `data`; `what` names it in errors. Nothing is decoded.
+
+    Raises:
+        UndecodableImage: no PNG, JPEG or WebP, cut off before its size, of several frames, or of
+            more than `max_parts` chunks or segments.
+        WrongDtype: more than 8 bits a channel, or CMYK.
+    """
+    try:
+        if data[:8] == PNG_MAGIC:
+            return _png(data, what, max_parts)
+        if data[:3] == b"\xff\xd8\xff":
+            return _jpeg(data, what, max_parts)
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return _webp(data, what, max_parts)
+    except (struct.error, IndexError) as error:
+        raise broken(what, str(error)) from None
+    raise UndecodableImage(
+        f"{what} is not a PNG, JPEG or WebP file ({len(data)} bytes): send one of these, or "
+        "uint8 arrays as application/x-npy"
+    )
+
+
+def broken(what: str, why: str) -> UndecodableImage:
+    """The error of a file that has the right beginning, and ends or goes on wrongly."""
+    return UndecodableImage(f"{what} is broken and cannot be decoded ({why}): is it complete?")
+
+
+def _count(count: int, most: int, what: str, of: str) -> None:
+    if count > most:
+        raise UndecodableImage(f"{what} has more than {most} {of}: save it again, without them")
+
+
+def _frames(count: int, what: str) -> None:
+    if count > 1:
+        raise UndecodableImage(f"{what} has {count} frames; send each frame as an image")
+
+
+def _too_deep(depth: int, what: str) -> WrongDtype:
+    return WrongDtype(
+        f"{what} has {depth} bits a channel, above 8 bits: save it with 8, scaled as you want it"
+    )
+
+
+def _png(data: bytes, what: str, max_parts: int) -> Header:
+    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    if data[12:16] != b"IHDR" or data[8:12] != b"\0\0\0\x0d":
+        raise broken(what, "its first chunk is not IHDR")
+    if depth == 16:
+        raise _too_deep(depth, what)
+    at, orientation = 33, 1
+    body = [data[:at]]
+    parts = 0
+    for parts, (kind, start, end) in enumerate(_png_chunks(data, at), 1):
+        _count(parts, max_parts, what, "chunks")
+        if kind in PNG_PIXELS:
+            body.append(data[start:end])
+        elif kind == b"acTL":
+            _frames(int.from_bytes(data[start + 8 : start + 12], "big"), what)
+        elif kind == b"eXIf":
+            orientation = _orientation(data[start + 8 : end - 4])
+    return Header(
+        kind="PNG",
+        width=width,
+        height=height,
+        channels=1 if colour in PNG_GREY else 3,
+        body=b"".join(body),
+        parts=parts,
+        orientation=orientation,
+    )
+
+
+def _png_chunks(data: bytes, at: int) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of each chunk up to IEND; the last one may be cut off."""
+    kind = b""
+    while at < len(data) and kind != b"IEND":
+        kind = data[at + 4 : at + 8]
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        yield kind, at, end
+        at = end
+
+
+def _jpeg(data: bytes, what: str, max_parts: int) -> Header:
+    body, frame, orientation, scans, first_scan = [b"\xff\xd8"], None, 1, 0, 0
+    parts = 0
+    for parts, (code, start, end) in enumerate(_jpeg_segments(data), 1):
+        _count(parts, max_parts, what, "segments")
+        if code in JPEG_FRAMES:
+            if frame is not None:
+                raise broken(what, "it has two frame headers")
+            frame = struct.unpack_from(">BHHB", data, start + 4)
+        elif code == SOS:
+            scans, first_scan = scans + 1, first_scan or start
+            _count(scans, MAX_SCANS, what, "scans")
+        elif code == APP1 and data[start + 4 : start + 8] == b"Exif":
+            orientation = _orientation(data[start + 4 : end])
+        if not first_scan and (code < APP0 or code in (APP0, APP14)):
+            body.append(data[start:end])
+    if frame is None or not first_scan:
+        raise broken(what, "it ends before its pixels")
+    depth, height, width, channels = frame
+    if depth != 8:
+        raise _too_deep(depth, what)
+    if channels == 4:
+        raise WrongDtype(f"{what} has colour space CMYK: save it as RGB or grey")
+    body.append(data[first_scan:])
+    return Header(
+        kind="JPEG",
+        width=width,
+        height=height,
+        channels=1 if channels == 1 else 3,
+        body=b"".join(body),
+        parts=parts,
+        passes=scans,
+        orientation=orientation,
+    )
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Code, start and end (of its own bytes, without a scan's) of each segment up to the end."""
+    at = 2
+    while (found := JPEG_MARKER.search(data, at)) is not None:
+        start, code = found.start(), data[found.end() - 1]
+        if code == EOI or start + 4 > len(data):
+            return
+        at = start + 2 + max(2, int.from_bytes(data[start + 2 : start + 4], "big"))
+        yield code, start, at
+
+
+def _webp(data: bytes, what: str, max_parts: int) -> Header:
+    width = height = frames = 0
+    orientation = 1
+    parts = 0
+    for parts, (kind, start, end) in enumerate(_riff_chunks(data), 1):
+        _count(parts, max_parts, what, "chunks")
+        w = h = 0
+        if kind == b"VP8X":
+            w = 1 + int.from_bytes(data[start + 4 : start + 7], "little")
+            h = 1 + int.from_bytes(data[start + 7 : start + 10], "little")
+        elif kind == b"VP8 ":
+            w, h = (side & 0x3FFF for side in struct.unpack_from("<HH", data, start + 6))
+        elif kind == b"VP8L":
+            bits = int.from_bytes(data[start + 1 : start + 5], "little")
+            w, h = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        elif kind == b"EXIF":
+            orientation = _orientation(data[start:end])
+        frames += kind == b"ANMF"
+        width, height = max(width, w), max(height, h)
+    _frames(frames, what)
+    if not width:
+        raise broken(what, "it has no picture")
+    return Header(
+        kind="WEBP",
+        width=width,
+        height=height,
+        channels=3,
+        body=data,
+        parts=parts,
+        orientation=orientation,
+    )
+
+
+def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, and start and end of the content, of each chunk."""
+    at = 12
+    while at + 8 <= len(data):
+        start, size = at + 8, int.from_bytes(data[at + 4 : at + 8], "little")
+        yield data[at : at + 4], start, start + size
+        at = start + size + size % 2
+
+
+def _orientation(exif: bytes) -> int:
+    """EXIF's orientation, 1 to 8; 1 where it says none, or is damaged before or in it."""
+    exif = exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")  # some writers double it
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None or len(exif) < 8:
+        return 1
+    (at,) = struct.unpack_from(order + "I", exif, 4)
+    tags = exif[at + 2 : at + 2 + 12 * MAX_TAGS]
+    for place in range(0, len(tags) - 11, 12):
+        tag, kind, count, value = struct.unpack_from(order + "HHIH", tags, place)
+        if tag == ORIENTATION:
+            return value if kind == SHORT and count == 1 and 1 <= value <= 8 else 1
+    return 1

@@ -1,0 +1,301 @@
+"""Decoding beside the event loop, in processes that are killed at a request's deadline.
+
+A decoder cannot be interrupted, holds the interpreter and may take seconds and gigabytes, so that
+all that is large or may be dear goes to a few kept processes, where callers take turns. What is
+dear has as many of them as there are cores, and what is not has as many again, so that it never
+waits for what is. What is small is decoded at once, on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import pickle
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.codecs.headers import read_header
+from service.codecs.images import (
+    Fit,
+    Fitted,
+    ImageShape,
+    ImageSize,
+    PixelLimits,
+    fit_array,
+    fit_files,
+)
+from service.codecs.worker import LENGTH
+from service.errors import DeadlineExceeded, IafvaeError, ShuttingDown, UndecodableImage
+
+__all__ = ["DecoderPool", "Turns"]
+
+SMALL_BYTES, SMALL_WORK = 2**14, 2**14  # of a request's files; work is pixels times passes: 1 ms
+QUICK_BYTES, QUICK_WORK = 2**17, 2**20  # 30 ms; all above it is dear
+MAX_PARTS = 2**9  # chunks or segments of a request's files that are looked at on the event loop
+SMALL_ARRAY = 2**18  # numbers of an array that is only looked at or copied
+FILES_A_JOB = 16  # then another caller has its turn
+MAX_CORES = 8
+MAX_BYTES = 2**30  # of a process, beyond what it has when it starts
+IDLE_SECONDS = 60.0  # then all processes but one end
+PIPE_BYTES, PIECE_BYTES = 2**20, 2**16
+
+
+class DecoderPool:
+    """Images of requests as a model takes them, within deadlines on the event loop's clock.
+
+    cores: for how many there are to be processes; by default the machine's, at most 8. Processes
+    start when they are needed.
+    """
+
+    def __init__(self, cores: int | None = None) -> None:
+        count = cores or min(os.cpu_count() or 1, MAX_CORES)
+        self._quick, self._dear = Turns(count), Turns(count)
+        self._idle: list[_Worker] = []
+        self._busy: set[_Worker] = set()
+        self._closed = False
+
+    async def decode(
+        self,
+        files: Sequence[bytes],
+        shape: ImageShape,
+        fit: Fit,
+        limits: PixelLimits,
+        *,
+        names: Sequence[str] | None = None,
+        deadline: float | None = None,
+        caller: str = "",
+    ) -> Fitted:
+        """As `images.fit_files`; raises also DeadlineExceeded, and ShuttingDown after `close`."""
+        names = names or [f"image {index}" for index in range(len(files))]
+        length = sum(map(len, files))
+        work = _work(files) if length <= QUICK_BYTES else math.inf
+        if length <= SMALL_BYTES and work <= SMALL_WORK:
+            return fit_files(files, shape, fit, limits, names)
+        turns = self._quick if work <= QUICK_WORK else self._dear
+        parts: list[Fitted] = []
+        left, size = limits.total, _plain(shape)
+        async with _until(deadline):
+            for start in range(0, len(files), FILES_A_JOB):
+                part = slice(start, start + FILES_A_JOB)
+                bounds = PixelLimits(image=limits.image, total=left)
+                async with turns.turn(caller):
+                    data = [pickle.PickleBuffer(file) for file in files[part]]
+                    job = ("files", (data, size, fit, bounds, names[part]))
+                    parts.append(await self._run(job))
+                left -= parts[-1].decoded
+        return _joined(parts)
+
+    async def fit(
+        self,
+        array: NDArray[np.uint8],
+        shape: ImageShape,
+        fit: Fit,
+        *,
+        deadline: float | None = None,
+        caller: str = "",
+    ) -> Fitted:
+        """As `images.fit_array`; raises also what `decode` does."""
+        if not fit.resize:
+            if array.size <= SMALL_ARRAY:
+                return fit_array(array, shape, fit)
+            return await asyncio.to_thread(fit_array, array, shape, fit)
+        turns = self._quick if array.size <= QUICK_WORK else self._dear
+        async with _until(deadline), turns.turn(caller):
+            return await self._run(("array", (array, _plain(shape), fit)))
+
+    @property
+    def processes(self) -> int:
+        """How many there are now."""
+        return len(self._idle) + len(self._busy)
+
+    async def warm(self) -> None:
+        """Start one process, so that the first image that needs it does not wait for it."""
+        self._keep(await _Worker.start())
+
+    async def close(self) -> None:
+        """End all processes at once; what they work on fails with ShuttingDown."""
+        self._closed = True
+        for worker in self._idle:
+            worker.retirement.cancel()
+        workers = [*self._busy, *self._idle]
+        self._idle.clear()
+        await asyncio.gather(*(worker.kill() for worker in workers))
+
+    async def _run(self, job: tuple[str, tuple[Any, ...]]) -> Fitted:
+        """A worker's answer. One that is interrupted, or dies, is not kept."""
+        worker = await self._worker()
+        self._busy.add(worker)
+        try:
+            answer: Fitted | Exception = await worker.ask(job)
+        except BaseException as error:
+            await worker.kill()
+            if not isinstance(error, (asyncio.IncompleteReadError, ConnectionError)):
+                raise
+            self._refuse_if_closed()
+            raise UndecodableImage(
+                "the decoder died of these images: save them again with another program"
+            ) from None
+        finally:
+            self._busy.discard(worker)
+        self._keep(worker)
+        if isinstance(answer, Fitted):
+            return answer
+        raise answer
+
+    async def _worker(self) -> _Worker:
+        self._refuse_if_closed()
+        while self._idle:
+            worker = self._idle.pop()
+            worker.retirement.cancel()
+            if worker.is_alive:
+                return worker
+        worker = await _Worker.start()
+        if self._closed:  # while it started
+            await worker.kill()
+            self._refuse_if_closed()
+        return worker
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise ShuttingDown("the service shuts down: send the request to another replica")
+
+    def _keep(self, worker: _Worker) -> None:
+        self._idle.append(worker)
+        loop = asyncio.get_running_loop()
+        worker.retirement = loop.call_later(IDLE_SECONDS, self._retire, worker)
+
+    def _retire(self, worker: _Worker) -> None:
+        """End `worker`, which has had nothing to do, unless it is the only one."""
+        if worker in self._idle and len(self._idle) > 1:
+            self._idle.remove(worker)
+            worker.end()
+
+
+class Turns:
+    """`slots` that callers get in turn."""
+
+    def __init__(self, slots: int) -> None:
+        self._free = slots
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # whose turn is next is first
+
+    @asynccontextmanager
+    async def turn(self, caller: str) -> AsyncIterator[None]:
+        """One slot, while the context lasts."""
+        granted = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(caller, deque()).append(granted)
+        self._grant()
+        try:
+            await granted
+            yield
+        finally:
+            if not granted.cancelled():
+                self._free += 1
+                self._grant()
+
+    def _grant(self) -> None:
+        while self._free and self._waiting:
+            caller = next(iter(self._waiting))
+            queue = self._waiting.pop(caller)
+            granted = queue.popleft()
+            if queue:
+                self._waiting[caller] = queue  # behind all others
+            if not granted.cancelled():
+                self._free -= 1
+                granted.set_result(None)
+
+
+class _Worker:
+    """A process that runs `service.codecs.worker`."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None  # noqa: S101 - both are pipes
+        assert process.stdout is not None  # noqa: S101
+        self._process, self._jobs, self._answers = process, process.stdin, process.stdout
+        self.retirement: asyncio.TimerHandle  # while it has nothing to do
+
+    @classmethod
+    async def start(cls) -> _Worker:
+        path = os.pathsep.join(part for part in sys.path if part)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "service.codecs.worker",
+            str(MAX_BYTES),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=PIPE_BYTES,
+            start_new_session=True,  # Ctrl-C is for the service, which drains first
+            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+        )
+        return cls(process)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.returncode is None
+
+    async def ask(self, job: object) -> Any:
+        buffers: list[pickle.PickleBuffer] = []
+        first = pickle.dumps(job, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers.append)
+        parts = [memoryview(first), *(buffer.raw() for buffer in buffers)]
+        self._jobs.write(b"".join(map(LENGTH.pack, (len(parts), *map(len, parts)))))
+        for part in parts:  # piece by piece: a copy of megabytes would hold the event loop up
+            for start in range(0, len(part), PIECE_BYTES):
+                self._jobs.write(part[start : start + PIECE_BYTES])
+                await self._jobs.drain()
+        (length,) = LENGTH.unpack(await self._answers.readexactly(LENGTH.size))
+        return pickle.loads(await self._answers.readexactly(length))  # noqa: S301 - our own
+
+    def end(self) -> None:
+        if self.is_alive:
+            self._process.kill()
+
+    async def kill(self) -> None:
+        self.end()
+        await self._process.wait()
+
+
+@asynccontextmanager
+async def _until(deadline: float | None) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded("the deadline passed while images were decoded") from None
+
+
+def _work(files: Sequence[bytes]) -> float:
+    """Pixels times passes; infinite where that is not known soon, or a file is refused."""
+    work, parts = 0, MAX_PARTS
+    for data in files:
+        try:
+            header = read_header(data, "", parts)
+        except IafvaeError:
+            return math.inf
+        work += header.pixels * header.passes
+        parts -= header.parts
+    return work
+
+
+def _plain(shape: ImageShape) -> ImageSize:
+    """Without the modules that define a manifest: a worker need not load them."""
+    return ImageSize(channels=shape.channels, height=shape.height, width=shape.width)
+
+
+def _joined(parts: Sequence[Fitted]) -> Fitted:
+    return Fitted(
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.altered for part in parts]),
+        tuple(note for part in parts for note in part.notes),
+        sum(part.decoded for part in parts),
+    )

@@ -1,0 +1,78 @@
+"""``python -m service.codecs.worker BYTES``: decodes images for `pool`, one job after another.
+
+A job comes on the standard input: how many parts it has, how long each is, and the parts, a pickle
+of the arguments of `images.fit_files` or `images.fit_array`, then its buffers. Their answer, or
+error, goes out as a length and a pickle. Ends with its input, and takes at most BYTES of memory
+beyond what it begins with.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from service.errors import IafvaeError, PayloadTooLarge
+
+__all__ = ["LENGTH", "main"]
+
+LENGTH = struct.Struct("<Q")
+NICENESS = 5  # requests that wait for nothing to be decoded go first
+
+
+def main() -> None:
+    """Serve jobs until the input ends."""
+    jobs, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    from PIL import Image, ImageChops, ImageOps, WebPImagePlugin  # noqa: F401 - before it is bound
+
+    from service.codecs.images import fit_array, fit_files
+
+    Image.preinit()
+    _bound_self(int(sys.argv[1]))
+    functions: dict[str, Callable[..., Any]] = {"files": fit_files, "array": fit_array}
+    while (job := _read(jobs)) is not None:
+        name, arguments = job
+        answer = pickle.dumps(_outcome(functions[name], arguments), pickle.HIGHEST_PROTOCOL)
+        answers.write(LENGTH.pack(len(answer)) + answer)
+        answers.flush()
+
+
+def _read(jobs: BinaryIO) -> tuple[str, tuple[Any, ...]] | None:
+    head = jobs.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        return None
+    lengths = [LENGTH.unpack(jobs.read(LENGTH.size))[0] for _ in range(LENGTH.unpack(head)[0])]
+    first, *buffers = [jobs.read(length) for length in lengths]
+    job: tuple[str, tuple[Any, ...]] = pickle.loads(first, buffers=buffers)  # noqa: S301 - ours
+    return job
+
+
+def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    try:
+        return function(*arguments)
+    except IafvaeError as error:
+        return error
+    except MemoryError:
+        return PayloadTooLarge("the images take too much memory to decode: make them smaller")
+
+
+def _bound_self(max_bytes: int) -> None:
+    """A low priority, and a bound on memory, where the system has them."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    os.nice(NICENESS)
+    memory = Path("/proc/self/statm")  # its sixth number: pages of data
+    if memory.exists():
+        most = int(memory.read_text().split()[5]) * resource.getpagesize() + max_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+if __name__ == "__main__":
+    main()
