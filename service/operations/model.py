@@ -144,7 +144,9 @@ class Model:
         latent = self.manifest.latent
         if prior_eps is None and (resample is not None or keep is not None):
             raise InvalidInput("resample and keep say what becomes of prior_eps: send it as well")
-        n = checks.count("n", n or (1 if prior_eps is None else max(1, len(prior_eps))))
+        if n is None:
+            n = 1 if prior_eps is None else max(1, len(prior_eps))
+        checks.count("n", n)
         groups = [] if prior_eps is None else resampled_groups(latent, resample, keep)
         noisy = prior_eps is None or bool(groups) or output == "draw"
         chosen = checks.drawn_seed() if seed is None else checks.seed(seed)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.errors import PROBLEMS
+from service.api.response.problems import PROBLEMS
+from service.metrics import Metrics
 
 RULES = Path(__file__).resolve().parents[2] / "deploy" / "alerts.yml"
 EXPRESSIONS = re.findall(r"^\s+expr: (.+)$", RULES.read_text(), re.MULTILINE)
@@ -18,11 +19,12 @@ EXPRESSIONS = re.findall(r"^\s+expr: (.+)$", RULES.read_text(), re.MULTILINE)
 
 def exposed() -> dict[str, set[str]]:
     """Every sample's name, with the labels it can have, after one of each was counted."""
-    telemetry = Telemetry()
+    telemetry = Metrics()
     telemetry.request("score", "m", "ok", seconds=0.1, queue_seconds=0.0, compute_seconds=0.1)
     telemetry.non_finite("score", "m", 1)
     telemetry.models("failed", lambda: 1)
     telemetry.ready(ready=True)
+    telemetry.queued(lambda: {("score", "m"): 1})
     telemetry.model("m").dropped("score", 1, "expired")
     telemetry.model("m").retried("score", 1)
     text = telemetry.exposition()[0].decode()

@@ -7,7 +7,8 @@ import inspect
 import pytest
 
 from service import errors
-from service.errors import PROBLEMS, BadRequest, IafvaeError, Overloaded, WrongShape, problem_of
+from service.api.response.problems import PROBLEMS, problem_of
+from service.errors import BadRequest, IafvaeError, Overloaded, WrongShape
 
 KINDS = [
     kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, IafvaeError)
@@ -30,8 +31,9 @@ def test_the_row_of_a_subclass_is_its_bases():
 
     error = Odd("too odd")
     assert problem_of(error) is PROBLEMS[WrongShape]
-    assert (error.type, error.status, error.detail) == ("wrong-shape", 422, "too odd")
-    assert error.title
+    problem = problem_of(error)
+    assert (problem.type, problem.status, error.detail) == ("wrong-shape", 422, "too odd")
+    assert problem.title
 
 
 def test_overloaded_says_when_to_come_back():

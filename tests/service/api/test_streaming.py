@@ -8,18 +8,21 @@ import socket
 import threading
 import time
 import tracemalloc
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
 import uvicorn
 
-from service.api.response.streaming import MAX_PIECE_ROWS, piece_rows, streamed
+from service.api.response.streaming import MAX_PIECE_ROWS, piece_rows, stream_images
 from service.app import create_app
 from service.client import Client, ServiceUnreachable
 from service.codecs.npy import decode_npy
 from service.errors import EngineFailure, Overloaded
-from service.operations.results import Call, Images, Timing
+from service.noise import Purpose
+from service.operations.results import Images
+from service.scheduler.work import NoiseKeys, SampleWork
 from service.server.protocol import BoundedHttp
 from service.settings import Settings
 
@@ -166,17 +169,39 @@ def images(rows, finite=True):
     good = np.full(rows, True)
     good[-1] = finite
     pixels = np.zeros((rows, 1, 512, 512), np.uint8)
-    return Images(pixels, good, Timing(0.0, 0.0))
+    return Images(images=pixels, finite=good, queue_seconds=0.0, compute_seconds=0.0)
+
+
+class Drawing:
+    """A model whose images are what `draw(first, rows)` gives."""
+
+    def __init__(self, draw):
+        self._draw = draw
+        self.manifest = SimpleNamespace(image=SimpleNamespace(shape=(1, 512, 512), dims=512 * 512))
+
+    async def draw(self, work, **options):
+        return await self._draw(int(work.keys.streams[0]), work.rows)
 
 
 def run_stream(draw, n, seconds=5.0):
+    places = np.arange(n, dtype=np.uint64)
+    work = SampleWork(
+        rows=n,
+        image_count=n,
+        keys=NoiseKeys(places, places, Purpose.SAMPLE),
+        temperature=np.ones((n, 1), np.float32),
+        output="mean",
+    )
+
     async def all_of_it():
-        shape = (1, 512, 512)
-        answer = await streamed(draw, n=n, shape=shape, seed=0, call=Call(), seconds=seconds)
+        deadline = time.monotonic() + seconds
+        answer = await stream_images(
+            Drawing(draw), work, caller="", deadline=deadline, seconds=seconds
+        )
         size = len(answer.body)
         async for piece in answer.rest:
             size += len(piece)
-        return size, answer.length
+        return size, int(dict(answer.raw_headers)[b"content-length"])
 
     return asyncio.run(all_of_it())
 
@@ -184,7 +209,7 @@ def run_stream(draw, n, seconds=5.0):
 def test_a_full_queue_is_waited_for():
     refusals = iter([None, Overloaded("full", 0.01), Overloaded("full", 0.01), None, None])
 
-    async def draw(first, rows, call):
+    async def draw(first, rows):
         if (error := next(refusals)) is not None:
             raise error
         return images(rows)
@@ -195,7 +220,7 @@ def test_a_full_queue_is_waited_for():
 
 
 def test_a_queue_that_stays_full_ends_the_answer():
-    async def draw(first, rows, call):
+    async def draw(first, rows):
         if first:
             raise Overloaded("full", 0.02)
         return images(rows)
@@ -206,7 +231,7 @@ def test_a_queue_that_stays_full_ends_the_answer():
 
 @pytest.mark.parametrize("bad", [0, 2])
 def test_images_that_are_no_numbers_end_the_answer(bad):
-    async def draw(first, rows, call):
+    async def draw(first, rows):
         return images(rows, finite=first != bad)
 
     with pytest.raises(EngineFailure, match=f"image {bad} has a mean that is no number"):
@@ -238,7 +263,7 @@ def listening(tiny_bundle):
 
 def count(context, outcome):
     labels = {"operation": "sample", "model": "tiny", "outcome": outcome}
-    return context.telemetry.registry.get_sample_value("iafvae_requests_total", labels) or 0
+    return context.metrics.registry.get_sample_value("iafvae_requests_total", labels) or 0
 
 
 def wait_for(condition):
@@ -250,15 +275,15 @@ def wait_for(condition):
 
 def test_an_error_on_the_way_is_seen(listening, monkeypatch):
     context, port = listening
-    runtime = context.registry.get(None)
-    whole = runtime.sample
+    runtime = context.registry.find().runtime
+    whole = runtime.draw
 
-    async def breaking(rows, *, first, **options):
-        if first >= 5 * MAX_PIECE_ROWS:
+    async def breaking(work, **options):
+        if work.keys.streams[0] >= 5 * MAX_PIECE_ROWS:
             raise EngineFailure("the fifth piece fails")
-        return await whole(rows, first=first, **options)
+        return await whole(work, **options)
 
-    monkeypatch.setattr(runtime, "sample", breaking)
+    monkeypatch.setattr(runtime, "draw", breaking)
     url = f"http://127.0.0.1:{port}"
     with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
         httpx.post(f"{url}/v1/sample?n=20000", headers=NPY)
@@ -270,12 +295,12 @@ def test_an_error_on_the_way_is_seen(listening, monkeypatch):
 
 def test_an_error_at_the_start_is_a_problem_document(listening, monkeypatch, problem):
     context, port = listening
-    runtime = context.registry.get(None)
+    runtime = context.registry.find().runtime
 
     async def broken(*_args, **_options):
         raise EngineFailure("the first piece fails")
 
-    monkeypatch.setattr(runtime, "sample", broken)
+    monkeypatch.setattr(runtime, "draw", broken)
     answer = httpx.post(f"http://127.0.0.1:{port}/v1/sample?n=20000", headers=NPY)
     assert "first piece" in problem(answer, 500, "engine-failure")
 
@@ -288,5 +313,5 @@ def test_a_client_that_hangs_up_ends_the_computation(listening):
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
     wait_for(lambda: count(context, "client-gone") == 1)
     labels = {"operation": "sample", "model": "tiny"}
-    done = context.telemetry.registry.get_sample_value("iafvae_batch_rows_sum", labels)
+    done = context.metrics.registry.get_sample_value("iafvae_batch_rows_sum", labels)
     assert done < 900_000

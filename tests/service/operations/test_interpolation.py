@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.operations.interpolation import great_circle
+from service.operations.latents import GreatCircle
+
+
+def great_circle(ends, n):
+    return GreatCircle(ends, n)[0:n]
 
 
 @settings(max_examples=50, deadline=None)

@@ -41,9 +41,10 @@ def test_temperature_zero_is_the_prior_mean(perform, tiny_model):
 def test_sampling_in_pieces_and_by_each_seed(perform):
     async def use(runtime):
         whole = await runtime.sample(40, seed=3, temperature=[1.0], output="draw")
-        piece = await runtime.sample(7, seed=3, temperature=[1.0], output="draw", first=21)
+        work = runtime.sampling(40, seed=3, temperature=[1.0], output="draw")
+        piece = await runtime.draw(work.piece(21, 28))
         warmth = np.ones((2, 1), dtype=np.float32)
-        each = await runtime.sample_each([3, 2**64 - 1], temperature=warmth)
+        each = await runtime.sample_each([3, 2**63 - 1], temperature=warmth)
         mean = await runtime.sample(1, seed=3, temperature=[1.0])
         return whole.images, piece.images, each, mean.images
 

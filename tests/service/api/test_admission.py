@@ -1,0 +1,179 @@
+"""How many requests are worked on at once, how many bytes they hold, and who has which share."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.api.security.admission import Admission, Shares, caller_of
+from service.errors import Overloaded
+from service.metrics import Metrics
+
+
+def scope(path="/v1/score", method="POST", **state):
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "headers": [],
+        "state": state,
+        "client": ("10.0.0.1", 5000),
+    }
+
+
+@pytest.fixture
+def metrics():
+    return Metrics()
+
+
+@pytest.fixture
+def admit(metrics):
+    operations = frozenset({"score", "infer"})
+
+    def make(limit, max_bytes=1000):
+        return Admission(
+            max_in_flight=limit, max_bytes=max_bytes, metrics=metrics, operations=operations
+        )
+
+    return make
+
+
+def refused(metrics, operation):
+    labels = {"operation": operation, "model": "", "outcome": "overloaded"}
+    return metrics.registry.get_sample_value("iafvae_requests_total", labels)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60), st.booleans()), min_size=1))
+def test_a_share_is_never_more_than_is_free_for_others(requests):
+    """Whoever has nothing may have all that is free; whoever has some, as much as is free."""
+    shares, held = Shares(100), dict.fromkeys("abc", 0)
+    for holder, amount, give in requests:
+        if give and held[holder]:
+            shares.give(holder, held[holder])
+            held[holder] = 0
+        free = 100 - sum(held.values())
+        fits = amount <= free and (not held[holder] or held[holder] + amount <= free)
+        assert shares.take(holder, amount) == fits
+        held[holder] += amount if fits else 0
+        assert shares.held == sum(held.values()) <= 100
+
+
+def test_one_holder_fills_half_and_others_find_room(admit):
+    admission = admit(64)
+    taken = 0
+    with pytest.raises(Overloaded):
+        for _ in range(65):
+            admission.enter("flood")
+            taken += 1
+    assert taken == 32
+    for i in range(32):
+        admission.enter(f"other {i}")
+    assert admission.in_flight == 64
+    with pytest.raises(Overloaded, match="64 requests"):
+        admission.enter("late")
+    admission.leave("flood")
+    admission.enter("late")
+
+
+@pytest.mark.parametrize(
+    ("path", "operation"),
+    [
+        ("/v1/score", "score"),
+        ("/v2/models/m.score/infer", "infer"),
+        ("/v1/%20chosen-by-a-caller", ""),
+    ],
+)
+def test_a_full_service_refuses_before_a_request_is_a_task(admit, metrics, path, operation):
+    admission = admit(1)
+    assert not admission.refuses(scope(path))
+    admission.enter("a")
+    assert admission.refuses(scope(path))
+    status, headers, body = admission.whole_refusal(scope(path))
+    assert status == 429
+    assert dict(headers)[b"retry-after"] == b"1"
+    assert b"1 requests are taken at once" in body
+    assert {b"x-request-id", b"x-frame-options", b"content-length"} <= dict(headers).keys()
+    assert refused(metrics, operation) == 1
+    admission.leave("a")
+    assert not admission.refuses(scope(path))
+
+
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [
+        ("/livez", "GET"),
+        ("/metrics", "GET"),
+        ("/v1/score", "GET"),
+        ("/v1/admin/models/m/load", "POST"),
+        ("/v2/repository/index", "POST"),
+    ],
+)
+def test_probes_pages_and_operators_are_never_refused(admit, path, method):
+    admission = admit(1)
+    admission.enter("a")
+    assert not admission.refuses(scope(path, method))
+
+
+def test_callers_are_told_when_to_come_again(admit, monkeypatch):
+    """A quarter of a second from answer to answer, with twelve at work: in three seconds."""
+    clock = [0.0]
+    monkeypatch.setattr("service.api.security.admission.time.monotonic", lambda: clock[0])
+    admission = admit(12)
+    for _ in range(2000):
+        admission.enter("a")
+        clock[0] += 0.25
+        admission.leave("a")
+    for i in range(12):
+        admission.enter(str(i))
+    _, headers, _ = admission.whole_refusal(scope())
+    assert dict(headers)[b"retry-after"] == b"3"
+
+
+def test_turns_are_by_connection_and_shares_by_address():
+    assert caller_of(scope()) == ("10.0.0.1:5000", "10.0.0.1")
+    assert caller_of(scope(caller="lab")) == ("lab", "lab")
+    assert caller_of({**scope(), "client": None}) == ("", "")
+
+
+def test_a_place_is_left_however_a_request_ends(serve, monkeypatch):
+    """Answered, refused, broken, or cancelled: nothing stays counted."""
+    client = serve(max_in_flight=2)
+    admission = client.app.state.shared.admission
+    assert client.post("/v1/sample?n=1").status_code == 200
+    assert client.post("/v1/sample?n=0").status_code == 422
+    assert client.post("/v2/models/tiny.score/infer", content=b"{").status_code == 400
+    model = client.app.state.shared.registry.find().runtime
+
+    async def broken(*arguments, **options):
+        raise RuntimeError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.scheduler, "submit", broken)
+        assert client.post("/v1/sample?n=1").status_code == 500
+
+    async def for_ever(*arguments, **options):
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(model.scheduler, "submit", for_ever)
+
+    async def cancelled():
+        request = asyncio.ensure_future(client.app(scope("/v1/sample"), nothing, ignore))
+        await asyncio.sleep(0.01)
+        assert admission.in_flight == 1
+        request.cancel()
+        await asyncio.wait([request])
+
+    client.run(cancelled())
+    assert (admission.in_flight, admission.bytes.held) == (0, 0)
+
+
+async def nothing():
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def ignore(message):
+    pass

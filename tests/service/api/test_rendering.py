@@ -1,0 +1,90 @@
+"""Answers: what is not finite is null with a status in JSON, and itself in npy."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from service.api.response.rendering import (
+    render_images,
+    render_latents,
+    render_log_likelihoods,
+    render_scores,
+)
+from service.codecs import JSON, NPY
+from service.codecs.fitting import Fitted
+from service.codecs.npy import decode_npy
+from service.operations.results import Images, Latents, LogLikelihoods, Scores
+
+TIMING = {"queue_seconds": 0.0, "compute_seconds": 0.0}
+NAN, INF = float("nan"), float("inf")
+
+
+def fitted(*altered, notes=()):
+    pixels = np.zeros((len(altered), 1, 4, 4), np.uint8)
+    return Fitted(pixels, np.array(altered, np.bool_), notes)
+
+
+@pytest.fixture
+def scores():
+    values = np.array([-1.5, -INF, NAN])
+    return Scores(
+        log_likelihood_nats=values,
+        bits_per_dim=-values,
+        elbo_nats=values,
+        standard_error_nats=np.full(3, NAN),
+        effective_sample_size=np.ones(3),
+        p_value=np.array([0.5, NAN, NAN]),
+        anomalous=np.array([False, False, False]),
+        status=["ok", "non_finite", "non_finite"],
+        estimator="elbo",
+        importance_samples=1,
+        alpha=0.01,
+        kl_nats=np.array([[1.0, 2.0], [INF, 2.0], [NAN, NAN]]),
+        **TIMING,
+    )
+
+
+def test_scores(scores):
+    untouched = fitted(False, False, False)
+    answer = render_scores(scores, {}, fitted=untouched, kl_groups=("a", "b"))
+    results = json.loads(answer.body, parse_constant=pytest.fail)["results"]
+    assert [r["log_likelihood_nats"] for r in results] == [-1.5, None, None]
+    assert [r["status"] for r in results] == ["ok", "non_finite", "non_finite"]
+    assert [r["effective_sample_size"] for r in results] == [1.0, 1.0, 1.0]
+    assert results[0]["kl_nats"] == {"a": 1.0, "b": 2.0}
+    assert results[1]["kl_nats"] == {"a": None, "b": 2.0}
+    assert answer.non_finite == 2
+    values = LogLikelihoods(nats=scores.log_likelihood_nats, seed=0, **TIMING)
+    binary = render_log_likelihoods(values, fitted=untouched)
+    assert binary.non_finite == 2
+    got = decode_npy(binary.body, dtypes=("float32",), max_items=3)
+    assert np.array_equal(got, np.array([-1.5, -INF, NAN], np.float32), equal_nan=True)
+
+
+def test_latents():
+    values = np.array([[1.0, NAN], [0.5, 2.0]], np.float32)
+    latents = Latents(latents=values, prior_eps=values, **TIMING)
+    answer = render_latents(latents, JSON, {}, fitted=fitted(False, False))
+    document = json.loads(answer.body, parse_constant=pytest.fail)
+    assert document["latents"] == [[1.0, None], [0.5, 2.0]]
+    assert document["status"] == ["non_finite", "ok"]
+    assert answer.non_finite == 1
+
+
+def test_headers_and_notes_say_what_was_altered():
+    images = Images(
+        images=np.zeros((2, 1, 4, 4), np.uint8), finite=np.ones(2, np.bool_), seed=3, **TIMING
+    )
+    answer = render_images(images, NPY, {}, fitted=fitted(True, False))
+    assert dict(answer.raw_headers)[b"x-iafvae-altered"] == b"1"
+    assert dict(answer.raw_headers)[b"x-iafvae-seed"] == b"3"
+    assert b"x-iafvae-altered" not in dict(render_images(images, NPY, {}).raw_headers)
+    answer = render_images(images, JSON, {}, fitted=fitted(False, True, True, notes=("ink",)))
+    notes = json.loads(answer.body)["notes"]
+    assert "images 1, 2;" in notes[0]
+    assert notes[1] == "ink"
+    many = render_images(images, JSON, {}, fitted=fitted(*[True] * 30))
+    assert "19, ...;" in json.loads(many.body)["notes"][0]

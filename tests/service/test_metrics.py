@@ -1,0 +1,128 @@
+"""Metrics and logs, without a server."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from service.logs import configure_logging
+from service.metrics import Metrics
+
+
+@pytest.fixture
+def metrics():
+    return Metrics()
+
+
+def value(metrics, name, **labels):
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_a_request_is_counted_and_timed(metrics):
+    metrics.request("score", "m", "ok", seconds=0.02, queue_seconds=0.0, compute_seconds=0.01)
+    labels = {"operation": "score", "model": "m", "outcome": "ok"}
+    assert value(metrics, "iafvae_requests_total", **labels) == 1
+    assert value(metrics, "iafvae_request_seconds_sum", **labels) == 0.02
+    assert value(metrics, "iafvae_queue_seconds_count", **labels) == 1
+    assert value(metrics, "iafvae_compute_seconds_bucket", le="0.01", **labels) == 1
+    assert value(metrics, "iafvae_compute_seconds_bucket", le="0.005", **labels) == 0
+
+
+def test_histograms_reach_from_half_a_millisecond_to_ten_seconds(metrics):
+    metrics.request("score", "m", "ok", seconds=1)
+    page = metrics.exposition()[0].decode()
+    assert 'iafvae_request_seconds_bucket{le="0.0005"' in page
+    assert 'iafvae_request_seconds_bucket{le="10.0"' in page
+
+
+def test_what_never_ran_has_no_queue_time(metrics):
+    metrics.request("score", "m", "overloaded", seconds=0.001)
+    labels = {"operation": "score", "model": "m", "outcome": "overloaded"}
+    assert value(metrics, "iafvae_queue_seconds_count", **labels) == 0
+
+
+def test_the_scheduler_reports(metrics):
+    observer = metrics.model("m")
+    observer.batch("score", 7, 1, 0.003)
+    observer.dropped("score", 5, "cancelled")
+    observer.retried("score", 3)
+    metrics.queued(lambda: {("score", "m"): 9})
+    labels = {"operation": "score", "model": "m"}
+    assert value(metrics, "iafvae_batch_rows_sum", **labels) == 7
+    assert value(metrics, "iafvae_padded_rows_total", **labels) == 1
+    assert value(metrics, "iafvae_dropped_rows_total", **labels, reason="cancelled") == 5
+    assert value(metrics, "iafvae_batch_retries_total", **labels) == 3
+    assert value(metrics, "iafvae_queue_rows", **labels) == 9
+
+
+def test_non_finite_results_and_models(metrics):
+    metrics.non_finite("score", "m", 3)
+    metrics.model_info(model="m", version="1", bundle="ab", provider="cpu", precision="float32")
+    assert value(metrics, "iafvae_non_finite_results_total", operation="score", model="m") == 3
+    assert b'iafvae_model_info{bundle="ab",model="m"' in metrics.exposition()[0]
+
+
+def test_a_model_that_has_gone_is_not_listed(metrics):
+    who = {"model": "m", "bundle": "ab", "provider": "cpu", "precision": "float32"}
+    metrics.model_info(version="1", **who)
+    metrics.model_info(version="2", **who)
+    metrics.model_gone(version="1", **who)
+    assert value(metrics, "iafvae_model_info", version="1", **who) is None
+    assert value(metrics, "iafvae_model_info", version="2", **who) == 1
+
+
+def test_applications_do_not_share(metrics):
+    other = Metrics()
+    metrics.ready(ready=True)
+    assert value(other, "iafvae_ready") == 0
+
+
+@pytest.fixture
+def restored():
+    loggers = [logging.getLogger(name) for name in ("iafvae", "service", "uvicorn")]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers  # the list itself is changed by what is tested
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def test_json_logs_are_json(restored, capsys):
+    configure_logging("info", "json")
+    try:
+        raise ValueError("oh")
+    except ValueError:
+        logging.getLogger("iafvae.x").exception("it %s", "failed", extra={"fields": {"status": 5}})
+    line = json.loads(capsys.readouterr().err)
+    assert (line["level"], line["message"], line["status"]) == ("error", "it failed", 5)
+    assert "ValueError: oh" in line["exception"]
+
+
+def test_text_logs_show_fields(restored, capsys):
+    configure_logging("warning", "text")
+    logging.getLogger("iafvae").info("not shown")
+    logging.getLogger("iafvae").warning("shown", extra={"fields": {"status": 5}})
+    assert capsys.readouterr().err.rstrip().endswith("WARNING shown status=5")
+
+
+def test_callers_write_no_lines_of_their_own(restored, capsys):
+    configure_logging("info", "text")
+    path = "/a\r\n12:00:00 ERROR   forged\x1b[31m\x85\u2028"
+    logging.getLogger("iafvae").info("GET %s", path, extra={"fields": {"model": "b\nc"}})
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert "\\x0d\\x0a12:00:00 ERROR   forged\\x1b[31m\\x85\\x2028 model=b\\x0ac" in text
+
+
+def test_tracebacks_keep_their_lines(restored, capsys):
+    configure_logging("info", "text")
+    try:
+        raise ValueError("oh")
+    except ValueError:
+        logging.getLogger("iafvae").exception("failed", extra={"fields": {"status": 5}})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("failed status=5")
+    assert lines[-1] == "ValueError: oh"
