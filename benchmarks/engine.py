@@ -178,7 +178,7 @@ def _runs(
     def noise() -> object:
         if operation == "decode":
             return None
-        return normal(0, streams, 0, manifest.latent.dim, version=manifest.noise_version)
+        return normal(0, streams, 0, manifest.latent.dim)
 
     return lambda: engine.run(operation, given), noise
 

@@ -84,7 +84,7 @@ def service(bundle: Bundle, **settings: object) -> System:
 
     def expected(graph: ScoreGraph, images: Images) -> NDArray[np.float32]:
         keys, dim = image_keys(images), manifest.latent.dim
-        eps = normal(0, keys, 0, dim, Purpose.IMAGE, version=manifest.noise_version)
+        eps = normal(0, keys, 0, dim, Purpose.IMAGE)
         return graph(images, eps)
 
     return System(

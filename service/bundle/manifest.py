@@ -19,7 +19,7 @@ from service.bundle.graphs import (
     graph_contract,
 )
 from service.bundle.strict import from_json, to_json
-from service.noise import NOISE_VERSIONS
+from service.noise import NOISE_VERSION
 
 __all__ = [
     "OPERATIONS",
@@ -169,10 +169,9 @@ class Manifest:
                 f"schema_version is {self.schema_version}, this program reads {SCHEMA_VERSION}:"
                 " export the model again, or install a matching version of iafvae"
             )
-        if self.noise_version not in NOISE_VERSIONS:
-            known = " and ".join(map(str, NOISE_VERSIONS))
+        if self.noise_version != NOISE_VERSION:
             raise ValueError(
-                f"noise_version is {self.noise_version}, this program makes {known}, so its"
+                f"noise_version is {self.noise_version}, this program makes {NOISE_VERSION}, so its"
                 " calibration and seeds would not hold: export the model again"
             )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", self.name):

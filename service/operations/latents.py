@@ -34,15 +34,13 @@ class Edited:
     given: F32
     drawn: NDArray[np.bool_]
     keys: NoiseKeys
-    noise_version: int
 
     def __getitem__(self, rows: slice) -> F32:
         kept = self.given[rows]
         if not self.drawn.any():
             return kept
         seeds, streams, purposes = self.keys.cut(rows.start, rows.stop)
-        dim, version = kept.shape[1], self.noise_version
-        noise = normal(seeds, streams, 0, dim, purposes, version=version)
+        noise = normal(seeds, streams, 0, kept.shape[1], purposes)
         return np.where(self.drawn, noise, kept)
 
 
@@ -63,16 +61,16 @@ def edited(
         drawn[start : start + group.dim] = group.name in resample
         start += group.dim
     given = np.broadcast_to(prior_eps, (n, latent.dim))
-    return Edited(given, drawn, keys, manifest.noise_version)
+    return Edited(given, drawn, keys)
 
 
 def first_eps(seeds: Sequence[int], manifest: Manifest) -> F32:
     """`prior_eps` ``[n, D]`` of the first image that each of `seeds` draws."""
-    dim, version = manifest.latent.dim, manifest.noise_version
+    dim = manifest.latent.dim
     if not seeds:
         return np.zeros((0, dim), np.float32)
     keys = np.array([arguments.seed(seed) for seed in seeds], dtype=np.uint64)
-    return normal(keys, np.zeros_like(keys), 0, dim, Purpose.SAMPLE, version=version)
+    return normal(keys, np.zeros_like(keys), 0, dim, Purpose.SAMPLE)
 
 
 def resampled_groups(

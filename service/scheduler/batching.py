@@ -52,9 +52,9 @@ class Batcher(Protocol):
 class _Render:
     """What sample and decode share: uniforms in, means or drawn pixels out."""
 
-    def __init__(self, graph: GraphSpec, uniforms: int, noise_version: int) -> None:
+    def __init__(self, graph: GraphSpec, uniforms: int) -> None:
         self.row_bytes = _row_bytes(graph)
-        self._uniforms, self._version = uniforms, noise_version
+        self._uniforms = uniforms
 
     def split(
         self, pieces: Sequence[Piece[SampleWork | DecodeWork]], outputs: Arrays
@@ -86,7 +86,7 @@ class _Render:
         ]
         if drawn:
             seeds, streams, purposes = _stack([keys for _, keys in drawn])
-            noise = uniform(seeds, streams, 0, self._uniforms, purposes, version=self._version)
+            noise = uniform(seeds, streams, 0, self._uniforms, purposes)
             u[_rows([rows for rows, _ in drawn])] = noise
         return u
 
@@ -94,8 +94,8 @@ class _Render:
 class SampleBatcher(_Render):
     """Rows of `SampleWork`."""
 
-    def __init__(self, graph: GraphSpec, uniforms: int, dim: int, noise_version: int) -> None:
-        super().__init__(graph, uniforms, noise_version)
+    def __init__(self, graph: GraphSpec, uniforms: int, dim: int) -> None:
+        super().__init__(graph, uniforms)
         self._dim = dim
 
     def assemble(self, pieces: Sequence[Piece[SampleWork]]) -> Arrays:
@@ -114,7 +114,7 @@ class SampleBatcher(_Render):
                 eps[rows] = work.eps[start:stop]
         if seeded:
             seeds, streams, purposes = _stack([keys for _, keys in seeded])
-            noise = normal(seeds, streams, 0, self._dim, purposes, version=self._version)
+            noise = normal(seeds, streams, 0, self._dim, purposes)
             if len(seeded) == len(pieces):
                 return noise
             eps[_rows([rows for rows, _ in seeded])] = noise
@@ -132,9 +132,9 @@ class DecodeBatcher(_Render):
 class EncodeBatcher:
     """Rows of `EncodeWork`."""
 
-    def __init__(self, graph: GraphSpec, dim: int, noise_version: int) -> None:
+    def __init__(self, graph: GraphSpec, dim: int) -> None:
         self.row_bytes = _row_bytes(graph)
-        self._dim, self._version = dim, noise_version
+        self._dim = dim
 
     def assemble(self, pieces: Sequence[Piece[EncodeWork]]) -> Arrays:
         """Images, and noise that is theirs wherever they stand; zeros without a seed."""
@@ -147,7 +147,7 @@ class EncodeBatcher:
         ]
         if seeded:
             seeds, streams, purposes = _stack([keys for _, keys in seeded])
-            noise = normal(seeds, streams, 0, self._dim, purposes, version=self._version)
+            noise = normal(seeds, streams, 0, self._dim, purposes)
             eps[_rows([rows for rows, _ in seeded])] = noise
         return {"image": images, "eps": eps}
 
@@ -159,16 +159,16 @@ class EncodeBatcher:
 class ScoreBatcher:
     """Rows of `ScoreWork`: an image rides once with all its rows that are in the batch."""
 
-    def __init__(self, graph: GraphSpec, dim: int, noise_version: int) -> None:
+    def __init__(self, graph: GraphSpec, dim: int) -> None:
         self.row_bytes = _row_bytes(graph)
-        self._dim, self._version = dim, noise_version
+        self._dim = dim
 
     def assemble(self, pieces: Sequence[Piece[ScoreWork]]) -> Arrays:
         """Images, the owner of every row, and noise that is the image's and the sample's."""
         # One sample an image is what most ask for, often one image each: no arrays per piece.
         single = all(work.samples == 1 for work, _, _ in pieces)
         images, owners, columns = (_single if single else _several)(pieces)
-        eps = normal(*columns, self._dim, Purpose.IMAGE, version=self._version)
+        eps = normal(*columns, self._dim, Purpose.IMAGE)
         return {"image": images, "owner": owners, "eps": eps}
 
     def split(self, pieces: Sequence[Piece[ScoreWork]], outputs: Arrays) -> list[Arrays]:
@@ -212,12 +212,11 @@ def _several(pieces: Sequence[Piece[ScoreWork]]) -> Owned:
 def batchers(manifest: Manifest) -> dict[str, Batcher]:
     """The batcher of each operation of a bundle."""
     graphs, dim, uniforms = manifest.graphs, manifest.latent.dim, manifest.likelihood.uniforms
-    version = manifest.noise_version
     return {
-        "sample": SampleBatcher(graphs["sample"], uniforms, dim, version),
-        "decode": DecodeBatcher(graphs["decode"], uniforms, version),
-        "encode": EncodeBatcher(graphs["encode"], dim, version),
-        "score": ScoreBatcher(graphs["score"], dim, version),
+        "sample": SampleBatcher(graphs["sample"], uniforms, dim),
+        "decode": DecodeBatcher(graphs["decode"], uniforms),
+        "encode": EncodeBatcher(graphs["encode"], dim),
+        "score": ScoreBatcher(graphs["score"], dim),
     }
 
 
