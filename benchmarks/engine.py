@@ -1,10 +1,10 @@
 """What a bundle's graphs cost in the engine, and what share of the machine's peak they reach.
 
     python benchmarks/engine.py [--bundles DIR ...] [--operations sample score]
-                                [--batches 1 8 32 64] [--backends onnxruntime openvino]
+                                [--batches 1 8 32 64]
                                 [--seconds 0.5] [--rounds 5] [--callers] [--profile] [--json FILE]
 
-For each bundle, graph, batch and backend: microseconds an image, FLOP/s (products alone), their
+For each bundle, graph and batch: microseconds an image, FLOP/s (products alone), their
 share of the float32 matrix peak, and what the batch's noise costs beside it; then one image through
 the engine against its bare graph. ``--callers`` adds as many callers at once as there are cores.
 ``--profile`` says which operators take a graph's time in ONNX Runtime, as the engine rewrites it.
@@ -28,7 +28,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as the service does
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's
@@ -44,9 +43,10 @@ from benchmarks.graph_flops import graph_flops  # noqa: E402
 from benchmarks.harness import machine, machine_line, table, write_json  # noqa: E402
 from benchmarks.matrix_peak import measured_peak  # noqa: E402
 from service.bundle import Bundle, load_bundle  # noqa: E402
-from service.engine.backends import EngineOptions, make_engine  # noqa: E402
+from service.engine import make_engine  # noqa: E402
 from service.engine.base import EngineBase  # noqa: E402
 from service.engine.graph_rewrite import in_vectors  # noqa: E402
+from service.engine.options import EngineOptions  # noqa: E402
 from service.noise import normal  # noqa: E402
 from service.settings import SHIPPED_BUNDLE  # noqa: E402
 
@@ -57,16 +57,15 @@ CASES_A_PEAK = 8  # so often is the peak measured
 
 @dataclass(frozen=True)
 class Case:
-    """One graph at one batch size on one backend."""
+    """One graph at one batch size."""
 
     bundle: str
     operation: str
     batch: int
-    backend: str
 
     def words(self) -> list[str]:
         """As the first cells of a row."""
-        return [f"{self.bundle} {self.operation}", str(self.batch), self.backend]
+        return [f"{self.bundle} {self.operation}", str(self.batch)]
 
 
 @dataclass(frozen=True)
@@ -130,14 +129,13 @@ def measure(args: argparse.Namespace) -> dict[Case, Found]:
     flops: dict[Case, float] = {}
     for path in args.bundles:
         bundle = load_bundle(path)
-        for backend in args.backends:
-            engine = _engine(bundle, backend, max(args.batches))
-            for operation in args.operations:
-                graph = path / bundle.manifest.graphs[operation].file
-                for batch in args.batches:
-                    case = Case(path.name, operation, batch, backend)
-                    cases[case] = _runs(engine, operation, batch)
-                    flops[case] = graph_flops(graph)
+        engine = _engine(bundle, max(args.batches))
+        for operation in args.operations:
+            graph = path / bundle.manifest.graphs[operation].file
+            for batch in args.batches:
+                case = Case(path.name, operation, batch)
+                cases[case] = _runs(engine, operation, batch)
+                flops[case] = graph_flops(graph)
     peaks: list[float] = []
     seconds, noises = defaultdict(list), defaultdict(list)
     for _ in range(args.rounds):
@@ -159,10 +157,8 @@ def measure(args: argparse.Namespace) -> dict[Case, Found]:
     return found
 
 
-def _engine(bundle: Bundle, backend: Any, rows: int) -> EngineBase:
-    cores = len(os.sched_getaffinity(0))
-    options = EngineOptions(backend=backend, provider="cpu", max_rows=rows, streams=cores)
-    engine = make_engine(bundle, options)
+def _engine(bundle: Bundle, rows: int) -> EngineBase:
+    engine = make_engine(bundle, EngineOptions(provider="cpu", max_rows=rows))
     engine.warm()
     return engine
 
@@ -187,7 +183,7 @@ def one_image(path: Path, operation: str, rounds: int) -> tuple[float, float]:
     """The engine's time of one image over its bare graph's: as the engine rewrites the graph, and
     as it lies on disk; by the clock, medians of calls in turns."""
     bundle = load_bundle(path)
-    engine = _engine(bundle, "onnxruntime", 32)
+    engine = _engine(bundle, 32)
     given = inputs(bundle, operation, 1)
     model = bundle.read(bundle.manifest.graphs[operation].file)
     names = [tensor.name for tensor in bundle.manifest.graphs[operation].outputs]
@@ -214,7 +210,6 @@ def main() -> None:
     head = [
         "graph",
         "batch",
-        "backend",
         "us an image",
         "GFLOP/s",
         "of the peak",
@@ -254,7 +249,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bundles", nargs="+", type=Path, default=[SHIPPED_BUNDLE])
     parser.add_argument("--operations", nargs="+", default=["sample", "encode", "score"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 64])
-    parser.add_argument("--backends", nargs="+", default=["onnxruntime"])
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--callers", action="store_true", help="a caller for each core, too")

@@ -38,7 +38,7 @@ HEADERS = {
     "x-iafvae-model": "Model that answered",
     "x-iafvae-version": "Its version",
     "x-iafvae-bundle": "SHA-256 of its manifest",
-    "x-iafvae-provider": "What computed it: cpu, cuda, tensorrt or openvino.",
+    "x-iafvae-provider": "What computed it: cpu or cuda.",
     "x-iafvae-precision": "In which precision",
     "x-iafvae-queue-seconds": "Time that the request waited; of a stream, its first piece",
     "x-iafvae-compute-seconds": "Time that its batches took; of a stream, its first piece",

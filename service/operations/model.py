@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import Bundle, load_bundle
-from service.engine.backends import EngineBase, EngineOptions
+from service.engine.base import EngineBase
+from service.engine.options import EngineOptions
 from service.errors import InvalidInput
 from service.noise import Purpose, image_keys
 from service.operations import checks as arguments
@@ -53,8 +54,6 @@ __all__ = ["Call", "Images", "Latents", "ModelRuntime", "Rendered", "Scores", "T
 
 Output = Literal["mean", "draw"]
 NO_CALL = Call()
-# Operations that end with another's graph.
-GRAPH_OF = {"reconstruct": "decode", "interpolate": "sample"}
 
 
 class ModelRuntime:
@@ -98,13 +97,13 @@ class ModelRuntime:
         )
         return cls(bundle, made, scheduler)
 
-    def provider_of(self, operation: str) -> str:
+    def provider_of(self, operation: str) -> str:  # noqa: ARG002 - one for all
         """On what an operation's answers are computed."""
-        return self.engine.provider_of(GRAPH_OF.get(operation, operation))
+        return self.provider
 
-    def precision_of(self, operation: str) -> str:
-        """In which precision an operation's answers are computed: the last graph's."""
-        return self.engine.precision_of(GRAPH_OF.get(operation, operation))
+    def precision_of(self, operation: str) -> str:  # noqa: ARG002 - one for all
+        """In which precision an operation's answers are computed."""
+        return self.precision
 
     @property
     def ready(self) -> bool:
