@@ -6,8 +6,9 @@ and the loader of bundles compare with it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "GraphSpec",
@@ -15,28 +16,31 @@ __all__ = [
     "LatentGroup",
     "LatentSpec",
     "LikelihoodSpec",
+    "Positive",
+    "Record",
     "TensorSpec",
     "graph_contract",
 ]
 
+Positive = Annotated[int, Field(ge=1)]
 Dimension = int | str
 Dtype = Literal["float32", "uint8", "int64"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageSpec:
+class Record(BaseModel):
+    """Part of a manifest. Nothing is coerced and nothing ignored: a manifest is written on one
+    machine and trusted on another, so a misspelt field is an error, not a default."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ImageSpec(Record):
     """Images are uint8 ``[channels, height, width]`` with values below `levels`."""
 
-    channels: int
-    height: int
-    width: int
-    levels: int
-
-    def __post_init__(self) -> None:
-        if min(self.channels, self.height, self.width) < 1:
-            raise ValueError("channels, height and width must be at least 1")
-        if not 2 <= self.levels <= 256:
-            raise ValueError("levels must be from 2 to 256")
+    channels: Positive
+    height: Positive
+    width: Positive
+    levels: Annotated[int, Field(ge=2, le=256)]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -49,30 +53,20 @@ class ImageSpec:
         return self.channels * self.height * self.width
 
 
-@dataclass(frozen=True, kw_only=True)
-class LikelihoodSpec:
+class LikelihoodSpec(Record):
     """The density of pixels given latents; drawing them takes `uniforms` uniform numbers (U)."""
 
     kind: Literal["bernoulli", "discretized_logistic", "logistic_mixture"]
-    uniforms: int
-
-    def __post_init__(self) -> None:
-        if self.uniforms < 1:
-            raise ValueError("uniforms must be at least 1")
+    uniforms: Positive
 
 
-@dataclass(frozen=True, kw_only=True)
-class LatentGroup:
+class LatentGroup(Record):
     """One stochastic layer of the flat latent."""
 
     name: str
-    channels: int
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        if min(self.channels, self.height, self.width) < 1:
-            raise ValueError("channels, height and width must be at least 1")
+    channels: Positive
+    height: Positive
+    width: Positive
 
     @property
     def dim(self) -> int:
@@ -80,22 +74,22 @@ class LatentGroup:
         return self.channels * self.height * self.width
 
 
-@dataclass(frozen=True, kw_only=True)
-class LatentSpec:
+class LatentSpec(Record):
     """The flat latent ``[N, dim]``: named groups from the top down."""
 
     dim: int
     groups: tuple[LatentGroup, ...]
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
         if not self.groups or self.dim != sum(group.dim for group in self.groups):
             raise ValueError("dim must be the sum of the groups' channels * height * width")
         if len({group.name for group in self.groups}) != len(self.groups):
             raise ValueError("groups must have different names")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class TensorSpec:
+class TensorSpec(Record):
     """One input or output: an int in `shape` is fixed, a name (``N``, ``R``) is dynamic."""
 
     name: str
@@ -103,8 +97,7 @@ class TensorSpec:
     shape: tuple[Dimension, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class GraphSpec:
+class GraphSpec(Record):
     """One operation: its ONNX file, its inputs and its outputs, in order."""
 
     file: str

@@ -196,6 +196,7 @@ def _manifest_fields(
     groups = tuple(LatentGroup(**asdict(group)) for group in model.layout.groups)
     latent = LatentSpec(dim=model.layout.dim, groups=groups)
     likelihood = LikelihoodSpec(kind=model.likelihood.kind, uniforms=model.likelihood.uniforms)  # type: ignore[arg-type]
+    graphs = graph_contract(image, latent, likelihood)
     threshold = getattr(model.likelihood, "threshold", None)
     kind = {"kind": "none"} if threshold is None else {"kind": "threshold", "threshold": threshold}
     fields: dict[str, Any] = _json_values(
@@ -205,12 +206,12 @@ def _manifest_fields(
             "version": details.version,
             "description": details.description,
             "license": details.license,
-            "image": asdict(image),
+            "image": image.model_dump(),
             "preprocessing": kind,
-            "likelihood": asdict(likelihood),
-            "latent": asdict(latent),
+            "likelihood": likelihood.model_dump(),
+            "latent": latent.model_dump(),
             "kl_groups": model.kl_groups,
-            "graphs": {k: asdict(v) for k, v in graph_contract(image, latent, likelihood).items()},
+            "graphs": {name: graph.model_dump() for name, graph in graphs.items()},
             "weights_file": WEIGHTS_FILE,
             "opset": OPSET,
             "precision": "float32",
