@@ -37,7 +37,7 @@ class BareGraphs:
         bundle = load_bundle(path)
         self.manifest, self.hash = bundle.manifest, bundle.hash
         self._sessions = {
-            name: ort.InferenceSession(path / graph.file, providers=["CPUExecutionProvider"])
+            name: ort.InferenceSession(path / graph.cpu, providers=["CPUExecutionProvider"])
             for name, graph in bundle.manifest.graphs.items()
         }
 

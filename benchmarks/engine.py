@@ -7,7 +7,7 @@
 For each bundle, graph and batch: microseconds an image, FLOP/s (products alone), their
 share of the float32 matrix peak, and what the batch's noise costs beside it; then one image through
 the engine against its bare graph. ``--callers`` adds as many callers at once as there are cores.
-``--profile`` says which operators take a graph's time in ONNX Runtime, as the engine rewrites it.
+``--profile`` says which operators take a graph's time in ONNX Runtime, in the CPU's form.
 
 Everything is measured on one thread in turns, `rounds` times over, in processor seconds, which a
 busy neighbour disturbs less than the clock; the figures are the medians of the rounds. The peak is
@@ -45,7 +45,6 @@ from benchmarks.matrix_peak import measured_peak  # noqa: E402
 from service.bundle import Bundle, load_bundle  # noqa: E402
 from service.engine import make_engine  # noqa: E402
 from service.engine.base import EngineBase  # noqa: E402
-from service.engine.graph_rewrite import in_vectors  # noqa: E402
 from service.engine.options import EngineOptions  # noqa: E402
 from service.noise import normal  # noqa: E402
 from service.settings import SHIPPED_BUNDLE  # noqa: E402
@@ -131,7 +130,7 @@ def measure(args: argparse.Namespace) -> dict[Case, Found]:
         bundle = load_bundle(path)
         engine = _engine(bundle, max(args.batches))
         for operation in args.operations:
-            graph = path / bundle.manifest.graphs[operation].file
+            graph = path / bundle.manifest.graphs[operation].cpu
             for batch in args.batches:
                 case = Case(path.name, operation, batch)
                 cases[case] = _runs(engine, operation, batch)
@@ -180,14 +179,14 @@ def _runs(
 
 
 def one_image(path: Path, operation: str, rounds: int) -> tuple[float, float]:
-    """The engine's time of one image over its bare graph's: as the engine rewrites the graph, and
-    as it lies on disk; by the clock, medians of calls in turns."""
+    """The engine's time of one image over its bare graph's, in the CPU's form and in the portable
+    one; by the clock, medians of calls in turns."""
     bundle = load_bundle(path)
     engine = _engine(bundle, 32)
     given = inputs(bundle, operation, 1)
-    model = bundle.read(bundle.manifest.graphs[operation].file)
-    names = [tensor.name for tensor in bundle.manifest.graphs[operation].outputs]
-    sessions = [session(bundle, data) for data in (in_vectors(model), model)]
+    graph = bundle.manifest.graphs[operation]
+    names = [tensor.name for tensor in graph.outputs]
+    sessions = [session(bundle, bundle.read(file)) for file in (graph.cpu, graph.portable)]
     runs: list[Callable[[], object]] = [partial(engine.run, operation, given)]
     runs += [partial(bare.run, names, given) for bare in sessions]
     times: list[list[float]] = [[] for _ in runs]
@@ -196,8 +195,8 @@ def one_image(path: Path, operation: str, rounds: int) -> tuple[float, float]:
             started = time.perf_counter()
             run()
             times[place].append(time.perf_counter() - started)
-    ours, rewritten, plain = (statistics.median(each) for each in times)
-    return ours / rewritten, ours / plain
+    ours, fast, portable = (statistics.median(each) for each in times)
+    return ours / fast, ours / portable
 
 
 def main() -> None:
@@ -230,10 +229,10 @@ def main() -> None:
     print(table(head, rows), end="\n\n")
     for path in args.bundles:
         for operation in args.operations:
-            rewritten, plain = one_image(path, operation, args.rounds)
+            fast, portable = one_image(path, operation, args.rounds)
             print(
-                f"{path.name} {operation}, one image: the engine takes {rewritten:.2f} of its bare"
-                f" graph, {plain:.2f} of the graph as it lies on disk"
+                f"{path.name} {operation}, one image: the engine takes {fast:.2f} of its bare"
+                f" graph, {portable:.2f} of the portable one"
             )
             for kind, nodes, share in operator_shares(path, operation, 32) * args.profile:
                 print(f"    {kind:16} {nodes:4}  {share:.1%}")

@@ -67,7 +67,7 @@ class System:
                 given = {"MODELS": str(bundle.path.resolve()), "PORT": str(port)}
                 variables = kept | {f"IAFVAE_{k}": v for k, v in given.items()}
             else:
-                graph = bundle.path / bundle.manifest.graphs["score"].file
+                graph = bundle.path / bundle.manifest.graphs["score"].cpu
                 variables = quiet_variables(home) | {GRAPH_VARIABLE: str(graph.resolve())}
             command = self.command(str(python), port, other)
             directory = ROOT if self.environment is None else home  # some write where they are

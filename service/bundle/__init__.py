@@ -14,6 +14,7 @@ from service.bundle.graphs import (
     LatentSpec,
     LikelihoodSpec,
     TensorSpec,
+    WeightSpec,
     graph_contract,
 )
 from service.bundle.manifest import (
@@ -51,6 +52,7 @@ __all__ = [
     "PreprocessingSpec",
     "ScoringSpec",
     "TensorSpec",
+    "WeightSpec",
     "graph_contract",
     "load_bundle",
     "manifest_from_json",

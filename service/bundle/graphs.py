@@ -6,6 +6,7 @@ and the loader of bundles compare with it.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,12 +20,14 @@ __all__ = [
     "Positive",
     "Record",
     "TensorSpec",
+    "WeightSpec",
     "graph_contract",
 ]
 
 Positive = Annotated[int, Field(ge=1)]
 Dimension = int | str
 Dtype = Literal["float32", "uint8", "int64"]
+ITEM_BYTES = {"float32": 4, "uint8": 1, "int64": 8}
 
 
 class Record(BaseModel):
@@ -97,10 +100,35 @@ class TensorSpec(Record):
     shape: tuple[Dimension, ...]
 
 
-class GraphSpec(Record):
-    """One operation: its ONNX file, its inputs and its outputs, in order."""
+class WeightSpec(Record):
+    """One tensor of the weights file, by the name that it has in every graph that uses it.
 
-    file: str
+    offset, length: its bytes, little-endian and row-major.
+    """
+
+    name: str
+    dtype: Dtype
+    shape: tuple[Positive, ...]
+    offset: Annotated[int, Field(ge=0)]
+    length: Positive
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.length != math.prod(self.shape) * ITEM_BYTES[self.dtype]:
+            raise ValueError(f"length of {self.name} must be that of its shape and dtype")
+        return self
+
+
+class GraphSpec(Record):
+    """One operation: its graph in two forms over the same weights, its inputs and its outputs, in
+    order.
+
+    portable: the ONNX file of operators that every device has; cpu: of those that ONNX Runtime's
+    CPU provider computes fastest, with the same answers within rounding. They may be one file.
+    """
+
+    portable: str
+    cpu: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -145,4 +173,9 @@ def _f32(name: str, *shape: Dimension) -> TensorSpec:
 def _graph(
     operation: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
 ) -> GraphSpec:
-    return GraphSpec(file=f"{operation}.onnx", inputs=inputs, outputs=outputs)
+    return GraphSpec(
+        portable=f"portable/{operation}.onnx",
+        cpu=f"cpu/{operation}.onnx",
+        inputs=inputs,
+        outputs=outputs,
+    )

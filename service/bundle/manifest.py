@@ -22,6 +22,7 @@ from service.bundle.graphs import (
     Positive,
     Record,
     TensorSpec,
+    WeightSpec,
     graph_contract,
 )
 from service.noise import NOISE_VERSION
@@ -36,11 +37,14 @@ __all__ = [
     "Manifest",
     "PreprocessingSpec",
     "ScoringSpec",
+    "is_file_name",
     "manifest_from_json",
     "manifest_to_json",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# A plain name, or one in a folder of graphs, cannot lead out of the directory on any system.
+FILE_NAME = re.compile(r"((portable|cpu)/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 MAX_ROW_BLOCK = 16
 OPERATIONS = ("sample", "decode", "encode", "score")
 
@@ -126,10 +130,11 @@ class FileRecord(Record):
 class Manifest(Record):
     """Everything a server and its users are told about a model.
 
-    row_block: on CPU, batches of a multiple of so many rows have no element whose rounding
-    depends on the batch: 1 where the widths of all element-wise functions and sums are multiples
-    of 16 floats (a vector register), else what makes them so. Absent, 16: right for every graph,
-    and dear for small requests.
+    weights: what lies in `weights_file`, which both forms of every graph read; row_block: on CPU,
+    batches of a multiple of so many rows have no element whose rounding depends on the batch: 1
+    where the widths of all element-wise functions and sums are multiples of 16 floats (a vector
+    register), else what makes them so. Absent, 16: right for every graph, and dear for small
+    requests.
     """
 
     schema_version: int
@@ -144,6 +149,7 @@ class Manifest(Record):
     kl_groups: tuple[str, ...]
     graphs: dict[str, GraphSpec]
     weights_file: str
+    weights: tuple[WeightSpec, ...]
     opset: int
     precision: str
     parameters: int
@@ -196,6 +202,7 @@ class Manifest(Record):
             raise ValueError("kl_groups must have different names")
         _check_graphs(self)
         _check_file_names(self)
+        _check_weights(self)
         return self
 
 
@@ -220,16 +227,32 @@ def _signature(tensors: tuple[TensorSpec, ...]) -> str:
 
 
 def _check_file_names(manifest: Manifest) -> None:
-    named = [graph.file for graph in manifest.graphs.values()]
+    named = [file for graph in manifest.graphs.values() for file in (graph.portable, graph.cpu)]
     named += [manifest.weights_file, manifest.canaries.file]
     if manifest.calibration is not None:
         named.append(manifest.calibration.file)
     for name in (*named, *manifest.files):
-        # A plain name cannot lead out of the directory, on any operating system.
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or name == "manifest.json":
+        if not is_file_name(name):
             raise ValueError(f"file name {name!r} must be a plain name inside the bundle")
     if missing := sorted(set(named) - set(manifest.files)):
         raise ValueError(f"files lacks {', '.join(missing)}")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file of a bundle, other than its manifest, may have this name."""
+    return FILE_NAME.fullmatch(name) is not None and name != "manifest.json"
+
+
+def _check_weights(manifest: Manifest) -> None:
+    if len({weight.name for weight in manifest.weights}) != len(manifest.weights):
+        raise ValueError("weights must have different names")
+    end = 0
+    for weight in sorted(manifest.weights, key=lambda weight: weight.offset):
+        if weight.offset < end:
+            raise ValueError(f"weights: {weight.name} overlaps the one before it")
+        end = weight.offset + weight.length
+    if end > manifest.files[manifest.weights_file].bytes:
+        raise ValueError(f"weights end at byte {end}, behind the end of {manifest.weights_file}")
 
 
 def manifest_from_json(fields: object) -> Manifest:
@@ -264,8 +287,10 @@ def _problem(errors: Sequence[ErrorDetails]) -> str:
         names = [str(e["loc"][-1]) for e in errors if e["type"] == kind and e["loc"][:-1] == parent]
         says = "has unknown" if kind == "extra_forbidden" else "lacks"
         return f"{_dotted(parent)} {says} field(s) {', '.join(sorted(names))}"
-    if kind == "value_error":
-        return f"{where}: {worst['ctx']['error']}"
+    if kind == "value_error":  # what a validator of ours said, which names its field
+        said = str(worst["ctx"]["error"])
+        named = worst["loc"] and said.startswith(str(worst["loc"][-1]))
+        return f"{_dotted(worst['loc'][:-1]) if named else where}: {said}"
     if kind == "literal_error":
         return f"{where} must be one of {worst['ctx']['expected']}, not {got!r}"
     if kind == "finite_number":

@@ -3,8 +3,8 @@
 On CPU one session of one thread an operation is shared by as many callers as there are cores:
 several one-thread runs in flight beat one run of many threads, and cost less. On a GPU a session
 remembers the plan of one shape, so batches are padded to few sizes, and each size of each
-operation has a session of its own. What ONNX Runtime's CPU kernels are slow
-at is written in other operators there (`service.graph_rewrite`).
+operation has a session of its own. A bundle holds each graph in two forms: the CPU's is written
+in what its kernels are fast at. What a session is made of are the bytes that were verified.
 
 The bytes of a row must not depend on its batch. Measured on ONNX Runtime's CPU kernels:
 convolutions and matrix products never do (also for one row), but element-wise functions (Elu,
@@ -23,6 +23,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,6 @@ import onnxruntime as ort
 from service.bundle import Bundle, BundleError
 from service.engine.arrays import Arrays
 from service.engine.base import EngineBase
-from service.engine.graph_rewrite import in_vectors
 from service.engine.hardware import cuda_driver_problem, library_problem
 from service.engine.options import EngineOptions, Provider
 from service.engine.padding import Buckets, Padding, RowBlocks
@@ -163,27 +163,33 @@ class Engine(EngineBase):
         return self._create(operation, self.provider)
 
     def _create(self, operation: str, provider: str) -> Session:
-        graph, weights = self.bundle.manifest.graphs[operation], self.bundle.manifest.weights_file
-        model, blob = self._read(graph.file), self._read(weights)
+        manifest, file = self.bundle.manifest, self._graph_file(operation, provider)
+        model, blob = self._read(file), self._read(manifest.weights_file)
         options = _session_options(self.options.threads)
         # From memory: ONNX Runtime maps a weights file, and a mapped file that is overwritten in
         # place ends the process (SIGBUS). It copies what it keeps.
-        options.add_external_initializers_from_files_in_memory([weights], [blob], [len(blob)])
+        options.add_external_initializers_from_files_in_memory(
+            [Path(manifest.weights_file).name], [blob], [len(blob)]
+        )
         try:
-            if provider == "cpu" and self.precision == "float32":
-                model = in_vectors(model)
             # Without ONNX Runtime's own fallback, which computes elsewhere and by other means.
             session: Session = ort.InferenceSession(
                 model, options, providers=PROVIDERS[provider], enable_fallback=0
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise BundleError(
-                f"bundle {self.bundle.path}: {graph.file}: ONNX Runtime {ort.__version__} cannot"
+                f"bundle {self.bundle.path}: {file}: ONNX Runtime {ort.__version__} cannot"
                 f" load it ({error}); export the bundle again"
             ) from error
         if provider == "cuda" and CUDA not in session.get_providers():
             raise ProviderUnavailable("ONNX Runtime fell back to another provider")
         return session
+
+    def _graph_file(self, operation: str, provider: str) -> str:
+        """The operation's graph in the form that was chosen, else in the provider's."""
+        graph = self.bundle.manifest.graphs[operation]
+        form = self.options.form or ("cpu" if provider == "cpu" else "portable")
+        return graph.cpu if form == "cpu" else graph.portable
 
     def _read(self, name: str) -> bytes:
         """A file of the bundle, held while sessions are made of it."""

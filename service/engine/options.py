@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["EngineOptions", "Provider"]
+__all__ = ["EngineOptions", "Form", "Provider"]
 
 Provider = Literal["auto", "cpu", "cuda"]
+Form = Literal["portable", "cpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +18,10 @@ class EngineOptions:
 
     provider: ``auto`` uses CUDA where it really works, ``cuda`` demands it (ProviderUnavailable
     otherwise), ``cpu`` never tries; threads: of one run on CPU; max_rows: largest batch, None for
-    the engine's default.
+    the engine's default; form: which of a bundle's graphs, None for the provider's.
     """
 
     provider: Provider = "auto"
     threads: int = 1
     max_rows: int | None = None
+    form: Form | None = None

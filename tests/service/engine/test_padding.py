@@ -36,7 +36,7 @@ def test_padding_grows_until_rows_are_independent(tiny_bundle, monkeypatch):
 def test_the_probe_sees_a_difference_at_one_place():
     """A planted violation: row 17 of a batch is off unless it stands alone."""
     x = TensorSpec(name="eps", dtype="float32", shape=("N", 2))
-    graph = {"f": GraphSpec(file="f.onnx", inputs=(x,), outputs=(x,))}
+    graph = {"f": GraphSpec(portable="f.onnx", cpu="f.onnx", inputs=(x,), outputs=(x,))}
 
     def sound(operation, arrays):
         return {"eps": arrays["eps"] * 2}
