@@ -34,7 +34,6 @@ from service.bundle import (
     write_bundle,
 )
 from service.engine.onnxruntime_engine import Engine
-from service.engine.options import Form
 from service.noise import NOISE_VERSION
 from training.data import ImageData
 from training.errors import ExportError
@@ -61,7 +60,6 @@ __all__ = ["BundleDetails", "export_bundle", "refuse_strangers"]
 CALIBRATION_FILE = "calibration.npz"
 CANARIES_FILE = "canaries.npz"
 CALIBRATION_SEED = 0
-FORMS: tuple[Form, ...] = ("cpu", "portable")
 CANARY_IMAGES = 4
 CANARY_IMAGES_OF_LARGE, LARGE_LATENT = 2, 4096  # their noise would outweigh a small model
 SHEET_SCALE = 2
@@ -118,10 +116,11 @@ def export_bundle(
     try:
         with tempfile.TemporaryDirectory() as folder:
             draft = write_bundle(Path(folder) / "draft", fields, contents)
-            for form in FORMS:
-                check_parity(_engine(draft, form), draft.manifest, modules, images)
+            engine = _engine(draft)
+            for each in (engine, Engine(draft, provider="cpu", form="portable")):
+                check_parity(each, draft.manifest, modules, images)
             if calibration is not None:
-                contents[CALIBRATION_FILE] = _calibrate(fields, draft, calibration, progress)
+                contents[CALIBRATION_FILE] = _calibrate(fields, engine, calibration, progress)
         contents |= _pictures(folded, examples) | dict(details.findings.pictures)
         card = model_card(
             _manifest(fields, contents),
@@ -129,7 +128,7 @@ def export_bundle(
             findings=details.findings,
         )
         contents["MODEL_CARD.md"] = card.encode()
-        return write_bundle(out, fields, contents, check=_check)
+        return write_bundle(out, fields, contents, check=_check_canaries)
     except (BundleError, ValueError, OSError) as error:
         raise ExportError(f"No bundle was written at {out}: {error}") from error
 
@@ -152,17 +151,15 @@ def _graph_files(fields: dict[str, Any], built: Graphs) -> Contents:
     return files
 
 
-def _engine(bundle: Bundle, form: Form) -> Engine:
-    """The engine as a server on a CPU has it, on either form of the graphs, after the canaries
-    have passed."""
-    engine = Engine(bundle, provider="cpu", form=form)
+def _engine(bundle: Bundle) -> Engine:
+    """The engine as a server on a CPU has it, after the canaries have passed."""
+    engine = Engine(bundle, provider="cpu")
     engine.warm()
     return engine
 
 
-def _check(bundle: Bundle) -> None:
-    for form in FORMS:
-        _engine(bundle, form)
+def _check_canaries(bundle: Bundle) -> None:
+    _engine(bundle).close()
 
 
 def _pictures(folded: DensityModel, examples: ImageData | None) -> Contents:
@@ -175,9 +172,9 @@ def _pictures(folded: DensityModel, examples: ImageData | None) -> Contents:
 
 
 def _calibrate(
-    fields: dict[str, Any], draft: Bundle, images: ImageData, progress: Progress | None
+    fields: dict[str, Any], engine: Engine, images: ImageData, progress: Progress | None
 ) -> bytes:
-    """The calibration file, computed on the draft; what it holds goes into `fields`."""
+    """The calibration file, computed by the draft's engine; what it holds goes into `fields`."""
     task = progress.add_task("calibrating", total=len(images)) if progress is not None else None
 
     def advance() -> None:
@@ -185,8 +182,8 @@ def _calibrate(
             progress.advance(task)
 
     scores = importance_weighted_scores(
-        _engine(draft, "cpu"),
-        draft.manifest,
+        engine,
+        engine.bundle.manifest,
         images.pixels,
         importance_samples=IMPORTANCE_SAMPLES,
         seed=CALIBRATION_SEED,
