@@ -148,7 +148,7 @@ def test_weights_are_listed_as_the_graphs_read_them(conv, form):
 
 
 def test_portable_graphs_hold_nothing_that_is_for_a_cpu(conv):
-    """Plain operators, and no comparison of uint8: ONNX Runtime's CUDA provider has none."""
+    """Plain operators, and uint8 only where ONNX Runtime's CUDA provider takes it."""
     kinds = {
         form: {n.op_type for proto in protos(conv.bundle, form).values() for n in proto.graph.node}
         for form in ("portable", "cpu")
@@ -163,9 +163,8 @@ def test_portable_graphs_hold_nothing_that_is_for_a_cpu(conv):
             for v in (*typed.value_info, *typed.input)
             if v.type.tensor_type.elem_type == onnx.TensorProto.UINT8
         }
-        for node in typed.node:
-            compares = node.op_type in {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
-            assert not (compares and uint8 & set(node.input)), node.name
+        readers = {node.op_type for node in typed.node if uint8 & set(node.input)}
+        assert readers <= {"Cast", "Gather", "Reshape"}
 
 
 @FORMS
@@ -178,8 +177,8 @@ def test_graphs_hold_only_what_they_need(conv, form):
     kinds = {op: [node.op_type for node in proto.graph.node] for op, proto in found.items()}
     for operation, used in kinds.items():
         assert "Transpose" not in used, operation
-        # One from or to uint8; before a comparison of floats, one more.
-        assert used.count("Cast") <= (1 if form == "cpu" else 2), operation
+        # One from or to uint8; around what floats must do instead, two more.
+        assert used.count("Cast") <= (1 if form == "cpu" else 3), operation
         assert not [kind for kind in used if kind.startswith("Random")]
 
 

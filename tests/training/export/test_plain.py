@@ -1,4 +1,4 @@
-"""Comparisons of pixels become comparisons of floats: the same answers for all 256 values."""
+"""Pixels are compared and multiplied as floats: the same answers for all 256 values."""
 
 import numpy as np
 import onnx
@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from training.export.passes.plain import COMPARISONS, compare_floats
+from training.export.passes.plain import COMPARISONS, pixels_as_floats
 
 
 def graph(kind, array):
@@ -35,15 +35,28 @@ def test_the_same_answers(kind, threshold):
         given["y"] = np.roll(given["x"], 7)
     proto = graph(kind, threshold)
     wanted = ReferenceEvaluator(proto).run(None, given)[0]
-    compare_floats(proto)
+    pixels_as_floats(proto)
     onnx.checker.check_model(proto, full_check=True)
     casts = [node.op_type for node in proto.graph.node].count("Cast")
     assert casts == (2 if threshold is None else 1)
     assert np.array_equal(ReferenceEvaluator(proto).run(None, given)[0], wanted)
 
 
+def test_products_that_pixels_can_hold():
+    """Black and white of 0 and 1, as a drawn image is made."""
+    proto = graph("Mul", np.array(255, np.uint8))
+    proto.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT8
+    given = {"x": np.array([0, 1, 1, 0], np.uint8)}
+    wanted = ReferenceEvaluator(proto).run(None, given)[0]
+    pixels_as_floats(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [node.op_type for node in proto.graph.node] == ["Cast", "Mul", "Cast"]
+    got = ReferenceEvaluator(proto).run(None, given)[0]
+    assert (got.dtype, got.tolist()) == (np.uint8, wanted.tolist())
+
+
 def test_floats_are_left_alone():
     proto = graph("Less", np.array(0.5, np.float32))
     before = proto.SerializeToString()
-    compare_floats(proto)
+    pixels_as_floats(proto)
     assert proto.SerializeToString() == before

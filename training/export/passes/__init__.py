@@ -3,7 +3,7 @@
 import onnx
 
 from training.export.passes.blocks import in_blocks
-from training.export.passes.plain import compare_floats
+from training.export.passes.plain import pixels_as_floats
 from training.export.passes.vectors import in_vectors
 from training.export.passes.widths import steady_sums, widen
 
@@ -17,7 +17,7 @@ def for_any_device(proto: onnx.ModelProto) -> None:
     but those of a convolution in blocks.
     """
     widen(proto)
-    compare_floats(proto)
+    pixels_as_floats(proto)
 
 
 def for_cpu(proto: onnx.ModelProto) -> None:
