@@ -1,4 +1,4 @@
-"""Comparing and multiplying pixels as floats: ONNX Runtime's CUDA provider does neither on uint8."""
+"""Pixels compared and multiplied as floats: ONNX Runtime's CUDA provider takes no uint8 there."""
 
 import numpy as np
 import onnx
