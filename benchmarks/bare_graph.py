@@ -15,7 +15,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as the service does
 import onnxruntime as ort
 
 from service.bundle import Bundle, load_bundle
-from service.engine.graph_rewrite import in_vectors
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -43,7 +42,7 @@ def session(bundle: Bundle, model: bytes, profile: str | None = None) -> ort.Inf
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(bundle.path.resolve())
+        "session.model_external_initializers_file_folder_path", str((bundle.path / "cpu").resolve())
     )
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
@@ -53,7 +52,7 @@ def session(bundle: Bundle, model: bytes, profile: str | None = None) -> ort.Inf
 def operator_shares(path: Path, operation: str, batch: int) -> list[tuple[str, int, float]]:
     """Operators by time: kind, how many, share. A node's time is the lower quartile of its runs."""
     bundle = load_bundle(path)
-    model = in_vectors(bundle.read(bundle.manifest.graphs[operation].file))
+    model = bundle.read(bundle.manifest.graphs[operation].cpu)
     given = inputs(bundle, operation, batch)
     with tempfile.TemporaryDirectory() as folder:
         opened = session(bundle, model, str(Path(folder) / "profile"))

@@ -86,7 +86,7 @@ def put(bundle: Path, destination: Path, *, broken: bool = False) -> None:
     old = destination.with_name(f".{destination.name}.old")
     shutil.copytree(bundle, staging)
     if broken:
-        weights = staging / "weights.bin"
+        weights = next(staging.rglob("weights.bin"))
         weights.write_bytes(weights.read_bytes()[:-1])
     if destination.exists():
         destination.rename(old)

@@ -37,7 +37,7 @@ class BareGraphs:
         bundle = load_bundle(path)
         self.manifest, self.hash = bundle.manifest, bundle.hash
         self._sessions = {
-            name: ort.InferenceSession(path / graph.file, providers=["CPUExecutionProvider"])
+            name: ort.InferenceSession(path / graph.cpu, providers=["CPUExecutionProvider"])
             for name, graph in bundle.manifest.graphs.items()
         }
 
@@ -72,8 +72,7 @@ class BareGraphs:
         return _pixels(self._run("decode", {"z": z, "u": self._no_draw(len(z))})["mean"])
 
     def _normal(self, seeds: Array, streams: Array, draws: Any, purpose: Purpose) -> Array:
-        dim, version = self.manifest.latent.dim, self.manifest.noise_version
-        return normal(seeds, streams, draws, dim, purpose, version=version)
+        return normal(seeds, streams, draws, self.manifest.latent.dim, purpose)
 
     def _no_draw(self, rows: int) -> Array:
         return np.zeros((rows, self.manifest.likelihood.uniforms), np.float32)

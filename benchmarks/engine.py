@@ -1,13 +1,13 @@
 """What a bundle's graphs cost in the engine, and what share of the machine's peak they reach.
 
     python benchmarks/engine.py [--bundles DIR ...] [--operations sample score]
-                                [--batches 1 8 32 64] [--backends onnxruntime openvino]
+                                [--batches 1 8 32 64]
                                 [--seconds 0.5] [--rounds 5] [--callers] [--profile] [--json FILE]
 
-For each bundle, graph, batch and backend: microseconds an image, FLOP/s (products alone), their
+For each bundle, graph and batch: microseconds an image, FLOP/s (products alone), their
 share of the float32 matrix peak, and what the batch's noise costs beside it; then one image through
 the engine against its bare graph. ``--callers`` adds as many callers at once as there are cores.
-``--profile`` says which operators take a graph's time in ONNX Runtime, as the engine rewrites it.
+``--profile`` says which operators take a graph's time in ONNX Runtime, in the CPU's form.
 
 Everything is measured on one thread in turns, `rounds` times over, in processor seconds, which a
 busy neighbour disturbs less than the clock; the figures are the medians of the rounds. The peak is
@@ -28,7 +28,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as the service does
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's
@@ -44,9 +43,9 @@ from benchmarks.graph_flops import graph_flops  # noqa: E402
 from benchmarks.harness import machine, machine_line, table, write_json  # noqa: E402
 from benchmarks.matrix_peak import measured_peak  # noqa: E402
 from service.bundle import Bundle, load_bundle  # noqa: E402
-from service.engine.backends import EngineOptions, make_engine  # noqa: E402
+from service.engine import make_engine  # noqa: E402
 from service.engine.base import EngineBase  # noqa: E402
-from service.engine.graph_rewrite import in_vectors  # noqa: E402
+from service.engine.options import EngineOptions  # noqa: E402
 from service.noise import normal  # noqa: E402
 from service.settings import SHIPPED_BUNDLE  # noqa: E402
 
@@ -57,16 +56,15 @@ CASES_A_PEAK = 8  # so often is the peak measured
 
 @dataclass(frozen=True)
 class Case:
-    """One graph at one batch size on one backend."""
+    """One graph at one batch size."""
 
     bundle: str
     operation: str
     batch: int
-    backend: str
 
     def words(self) -> list[str]:
         """As the first cells of a row."""
-        return [f"{self.bundle} {self.operation}", str(self.batch), self.backend]
+        return [f"{self.bundle} {self.operation}", str(self.batch)]
 
 
 @dataclass(frozen=True)
@@ -130,14 +128,13 @@ def measure(args: argparse.Namespace) -> dict[Case, Found]:
     flops: dict[Case, float] = {}
     for path in args.bundles:
         bundle = load_bundle(path)
-        for backend in args.backends:
-            engine = _engine(bundle, backend, max(args.batches))
-            for operation in args.operations:
-                graph = path / bundle.manifest.graphs[operation].file
-                for batch in args.batches:
-                    case = Case(path.name, operation, batch, backend)
-                    cases[case] = _runs(engine, operation, batch)
-                    flops[case] = graph_flops(graph)
+        engine = _engine(bundle, max(args.batches))
+        for operation in args.operations:
+            graph = path / bundle.manifest.graphs[operation].cpu
+            for batch in args.batches:
+                case = Case(path.name, operation, batch)
+                cases[case] = _runs(engine, operation, batch)
+                flops[case] = graph_flops(graph)
     peaks: list[float] = []
     seconds, noises = defaultdict(list), defaultdict(list)
     for _ in range(args.rounds):
@@ -159,10 +156,8 @@ def measure(args: argparse.Namespace) -> dict[Case, Found]:
     return found
 
 
-def _engine(bundle: Bundle, backend: Any, rows: int) -> EngineBase:
-    cores = len(os.sched_getaffinity(0))
-    options = EngineOptions(backend=backend, provider="cpu", max_rows=rows, streams=cores)
-    engine = make_engine(bundle, options)
+def _engine(bundle: Bundle, rows: int) -> EngineBase:
+    engine = make_engine(bundle, EngineOptions(provider="cpu", max_rows=rows))
     engine.warm()
     return engine
 
@@ -178,20 +173,20 @@ def _runs(
     def noise() -> object:
         if operation == "decode":
             return None
-        return normal(0, streams, 0, manifest.latent.dim, version=manifest.noise_version)
+        return normal(0, streams, 0, manifest.latent.dim)
 
     return lambda: engine.run(operation, given), noise
 
 
 def one_image(path: Path, operation: str, rounds: int) -> tuple[float, float]:
-    """The engine's time of one image over its bare graph's: as the engine rewrites the graph, and
-    as it lies on disk; by the clock, medians of calls in turns."""
+    """The engine's time of one image over its bare graph's, in the CPU's form and in the portable
+    one; by the clock, medians of calls in turns."""
     bundle = load_bundle(path)
-    engine = _engine(bundle, "onnxruntime", 32)
+    engine = _engine(bundle, 32)
     given = inputs(bundle, operation, 1)
-    model = bundle.read(bundle.manifest.graphs[operation].file)
-    names = [tensor.name for tensor in bundle.manifest.graphs[operation].outputs]
-    sessions = [session(bundle, data) for data in (in_vectors(model), model)]
+    graph = bundle.manifest.graphs[operation]
+    names = [tensor.name for tensor in graph.outputs]
+    sessions = [session(bundle, bundle.read(file)) for file in (graph.cpu, graph.portable)]
     runs: list[Callable[[], object]] = [partial(engine.run, operation, given)]
     runs += [partial(bare.run, names, given) for bare in sessions]
     times: list[list[float]] = [[] for _ in runs]
@@ -200,8 +195,8 @@ def one_image(path: Path, operation: str, rounds: int) -> tuple[float, float]:
             started = time.perf_counter()
             run()
             times[place].append(time.perf_counter() - started)
-    ours, rewritten, plain = (statistics.median(each) for each in times)
-    return ours / rewritten, ours / plain
+    ours, fast, portable = (statistics.median(each) for each in times)
+    return ours / fast, ours / portable
 
 
 def main() -> None:
@@ -214,7 +209,6 @@ def main() -> None:
     head = [
         "graph",
         "batch",
-        "backend",
         "us an image",
         "GFLOP/s",
         "of the peak",
@@ -235,10 +229,10 @@ def main() -> None:
     print(table(head, rows), end="\n\n")
     for path in args.bundles:
         for operation in args.operations:
-            rewritten, plain = one_image(path, operation, args.rounds)
+            fast, portable = one_image(path, operation, args.rounds)
             print(
-                f"{path.name} {operation}, one image: the engine takes {rewritten:.2f} of its bare"
-                f" graph, {plain:.2f} of the graph as it lies on disk"
+                f"{path.name} {operation}, one image: the engine takes {fast:.2f} of its bare"
+                f" graph, {portable:.2f} of the portable one"
             )
             for kind, nodes, share in operator_shares(path, operation, 32) * args.profile:
                 print(f"    {kind:16} {nodes:4}  {share:.1%}")
@@ -254,7 +248,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bundles", nargs="+", type=Path, default=[SHIPPED_BUNDLE])
     parser.add_argument("--operations", nargs="+", default=["sample", "encode", "score"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 64])
-    parser.add_argument("--backends", nargs="+", default=["onnxruntime"])
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--callers", action="store_true", help="a caller for each core, too")

@@ -23,7 +23,7 @@ def drawn_images(bundle: Bundle, count: int, seed: int = 0) -> Images:
 
     Noise would compress badly, and so make requests of PNGs larger than people's are.
     """
-    path = bundle.path / bundle.manifest.graphs["sample"].file
+    path = bundle.path / bundle.manifest.graphs["sample"].cpu
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     shapes = {value.name: value.shape[1] for value in session.get_inputs()}
     rng = np.random.default_rng(seed)
@@ -38,7 +38,7 @@ def drawn_images(bundle: Bundle, count: int, seed: int = 0) -> Images:
 
 def graph_of(bundle: Bundle) -> ScoreGraph:
     """Its score graph."""
-    return ScoreGraph(bundle.path / bundle.manifest.graphs["score"].file)
+    return ScoreGraph(bundle.path / bundle.manifest.graphs["score"].cpu)
 
 
 def bare(graph: ScoreGraph, images: Images, callers: int, seconds: float) -> Outcome:

@@ -67,7 +67,7 @@ class System:
                 given = {"MODELS": str(bundle.path.resolve()), "PORT": str(port)}
                 variables = kept | {f"IAFVAE_{k}": v for k, v in given.items()}
             else:
-                graph = bundle.path / bundle.manifest.graphs["score"].file
+                graph = bundle.path / bundle.manifest.graphs["score"].cpu
                 variables = quiet_variables(home) | {GRAPH_VARIABLE: str(graph.resolve())}
             command = self.command(str(python), port, other)
             directory = ROOT if self.environment is None else home  # some write where they are
@@ -84,7 +84,7 @@ def service(bundle: Bundle, **settings: object) -> System:
 
     def expected(graph: ScoreGraph, images: Images) -> NDArray[np.float32]:
         keys, dim = image_keys(images), manifest.latent.dim
-        eps = normal(0, keys, 0, dim, Purpose.IMAGE, version=manifest.noise_version)
+        eps = normal(0, keys, 0, dim, Purpose.IMAGE)
         return graph(images, eps)
 
     return System(

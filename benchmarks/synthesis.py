@@ -54,7 +54,8 @@ from benchmarks.synthesis_models import (
 )
 from model.config import ConfigError, preset_names
 from service.bundle import load_bundle
-from service.engine.onnxruntime_engine import Engine, Provider
+from service.engine.onnxruntime_engine import Engine
+from service.engine.options import Provider
 from training.errors import TrainingError
 from training.export.export import BundleDetails, export_bundle
 from training.fit.device import choose_device

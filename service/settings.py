@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from service.engine.base import BackendName, EngineOptions, Precision, Provider
+from service.engine.options import EngineOptions, Provider
 
 __all__ = [
     "PREFIX",
@@ -81,25 +81,9 @@ class Settings(BaseSettings):
     watch_seconds: Annotated[
         Seconds, Field(description="look at the models this often and follow changes; 0: never")
     ] = 0.0
-    backend: Annotated[
-        BackendName, Field(description="what computes; openvino needs the extra of that name")
-    ] = "onnxruntime"
     provider: Annotated[
-        Provider, Field(description="auto: CUDA where it works; the others are demands")
+        Provider, Field(description="auto: CUDA where it works; cuda is a demand")
     ] = "auto"
-    sampling_precision: Annotated[
-        Precision,
-        Field(description="of samples alone; refused where they are not those of float32"),
-    ] = "float32"
-    gpu_memory_bytes: Annotated[
-        Count | None, Field(description="that a model's sessions may hold on the GPU together")
-    ] = None
-    cuda_graphs: Annotated[bool, Field(description="replay a batch on the GPU as one launch")] = (
-        False
-    )
-    engine_cache: Annotated[
-        Path | None, Field(description="directory where TensorRT keeps the engines it has built")
-    ] = None
     hang_seconds: Annotated[
         Seconds, Field(gt=0, description="a batch that takes longer fails liveness")
     ] = 120.0
@@ -148,14 +132,7 @@ class Settings(BaseSettings):
     @property
     def engine(self) -> EngineOptions:
         """What computes, as far as it is the operator's choice."""
-        return EngineOptions(
-            backend=self.backend,
-            provider=self.provider,
-            sampling_precision=self.sampling_precision,
-            gpu_memory_bytes=self.gpu_memory_bytes,
-            cuda_graphs=self.cuda_graphs,
-            engine_cache=self.engine_cache,
-        )
+        return EngineOptions(provider=self.provider)
 
     @classmethod
     def settings_customise_sources(

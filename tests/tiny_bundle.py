@@ -58,7 +58,7 @@ def tiny_manifest(latent: LatentSpec = LATENT, **changes: Any) -> dict[str, Any]
         for operation, graph in contract.items()
     }
     fields: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "tiny",
         "version": "1.2.3",
         "description": "linear-Gaussian model for tests",
@@ -68,8 +68,12 @@ def tiny_manifest(latent: LatentSpec = LATENT, **changes: Any) -> dict[str, Any]
         "likelihood": {"kind": "bernoulli", "uniforms": PIXELS},
         "latent": {"dim": D, "groups": [vars(group) for group in latent.groups]},
         "kl_groups": [group.name for group in latent.groups],
-        "graphs": {op: {"file": f"{op}.onnx", **sides} for op, sides in tensors.items()},
+        "graphs": {
+            op: {"portable": f"{op}.onnx", "cpu": f"{op}.onnx", **sides}
+            for op, sides in tensors.items()
+        },
         "weights_file": "weights.bin",
+        "weights": [],
         "opset": 20,
         "precision": "float32",
         "parameters": 2 * D * PIXELS + PIXELS + 4 * D,
@@ -162,7 +166,14 @@ def write_tiny_bundle(
     }
     for operation in ("sample", "decode", "encode", "score"):
         contents[f"{operation}.onnx"] = _graph(operation, model, layout, latent).SerializeToString()
-    return write_bundle(destination, tiny_manifest(latent, **changes), contents)
+    listed = [
+        {"name": k, "dtype": "float32", "shape": list(model.weights[k].shape)}
+        | {"offset": offset, "length": length}
+        for k, (offset, length) in layout.items()
+    ]
+    return write_bundle(
+        destination, tiny_manifest(latent, **{"weights": listed, **changes}), contents
+    )
 
 
 def _pack(model: TinyModel) -> tuple[bytes, dict[str, tuple[int, int]]]:

@@ -91,7 +91,7 @@ class OperationRoute(APIRoute):
         self.options, self.payload, self.optional = options, payload, optional
         self.offers = offers
         self._endpoint, self._shared = endpoint, shared
-        self._headers: WeakKeyDictionary[Model, dict[str, Headers]] = WeakKeyDictionary()
+        self._headers: WeakKeyDictionary[Model, Headers] = WeakKeyDictionary()
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; an error becomes a document that says what was wrong."""
@@ -148,19 +148,17 @@ class OperationRoute(APIRoute):
 
     async def send(self, answer: Answer, request: OperationRequest, send: Send) -> Answer:
         """Send `answer`, with who computed it."""
-        answer.raw_headers += self._who(request.model, request.operation)
+        answer.raw_headers += self._who(request.model)
         request.started = True
         await answer(request.scope, request.receive, send)
         return answer
 
-    def _who(self, model: Model, operation: str) -> Headers:
+    def _who(self, model: Model) -> Headers:
         """Headers that say who answers, made once."""
-        known = self._headers.get(model)
-        if known is None:
-            known = self._headers[model] = {}
-        if operation not in known:
-            known[operation] = model_headers(model, operation)
-        return known[operation]
+        headers = self._headers.get(model)
+        if headers is None:
+            headers = self._headers[model] = model_headers(model)
+        return headers
 
     async def _refuse(self, request: OperationRequest, error: IafvaeError, send: Send) -> str:
         """Answer with what was wrong; gives the outcome.
@@ -180,7 +178,7 @@ class OperationRoute(APIRoute):
             return problem_of(error).type
         response = problem_response(error, scope)
         if hasattr(request, "model"):
-            response.raw_headers.extend(self._who(request.model, request.operation))
+            response.raw_headers.extend(self._who(request.model))
         await response(scope, request.receive, send)
         return problem_of(error).type
 
@@ -205,12 +203,12 @@ class OperationRoute(APIRoute):
                 log["compute_seconds"] = round(answer.result.compute_seconds, 6)
 
 
-def model_headers(model: Model, operation: str) -> Headers:
-    """Who computes answers to `operation`."""
+def model_headers(model: Model) -> Headers:
+    """Who computes the answers of `model`."""
     return [
         (b"x-iafvae-model", model.name.encode("latin-1")),
         (b"x-iafvae-version", model.version.encode("latin-1")),
         (b"x-iafvae-bundle", model.bundle.hash.encode("latin-1")),
-        (b"x-iafvae-provider", model.provider_of(operation).encode("latin-1")),
-        (b"x-iafvae-precision", model.precision_of(operation).encode("latin-1")),
+        (b"x-iafvae-provider", model.provider.encode("latin-1")),
+        (b"x-iafvae-precision", model.precision.encode("latin-1")),
     ]

@@ -1,8 +1,8 @@
 """The bundle contract: a directory that holds a model and everything known about it.
 
 One name for all of it: the manifest's records, the reader (`load_bundle`), the writer
-(`write_bundle`) and the table of graphs (`graph_contract`). Needs the standard library and NumPy
-alone, so that a training machine can write a bundle without the service's packages.
+(`write_bundle`) and the table of graphs (`graph_contract`). Needs pydantic and NumPy
+alone, so that a training machine can write a bundle without the rest of the service.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from service.bundle.graphs import (
     LatentSpec,
     LikelihoodSpec,
     TensorSpec,
+    WeightSpec,
     graph_contract,
 )
 from service.bundle.manifest import (
@@ -51,6 +52,7 @@ __all__ = [
     "PreprocessingSpec",
     "ScoringSpec",
     "TensorSpec",
+    "WeightSpec",
     "graph_contract",
     "load_bundle",
     "manifest_from_json",

@@ -6,9 +6,11 @@ and the loader of bundles compare with it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "GraphSpec",
@@ -16,28 +18,33 @@ __all__ = [
     "LatentGroup",
     "LatentSpec",
     "LikelihoodSpec",
+    "Positive",
+    "Record",
     "TensorSpec",
+    "WeightSpec",
     "graph_contract",
 ]
 
+Positive = Annotated[int, Field(ge=1)]
 Dimension = int | str
 Dtype = Literal["float32", "uint8", "int64"]
+ITEM_BYTES = {"float32": 4, "uint8": 1, "int64": 8}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageSpec:
+class Record(BaseModel):
+    """Part of a manifest. Nothing is coerced and nothing ignored: a manifest is written on one
+    machine and trusted on another, so a misspelt field is an error, not a default."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ImageSpec(Record):
     """Images are uint8 ``[channels, height, width]`` with values below `levels`."""
 
-    channels: int
-    height: int
-    width: int
-    levels: int
-
-    def __post_init__(self) -> None:
-        if min(self.channels, self.height, self.width) < 1:
-            raise ValueError("channels, height and width must be at least 1")
-        if not 2 <= self.levels <= 256:
-            raise ValueError("levels must be from 2 to 256")
+    channels: Positive
+    height: Positive
+    width: Positive
+    levels: Annotated[int, Field(ge=2, le=256)]
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
@@ -50,30 +57,20 @@ class ImageSpec:
         return self.channels * self.height * self.width
 
 
-@dataclass(frozen=True, kw_only=True)
-class LikelihoodSpec:
+class LikelihoodSpec(Record):
     """The density of pixels given latents; drawing them takes `uniforms` uniform numbers (U)."""
 
     kind: Literal["bernoulli", "discretized_logistic", "logistic_mixture"]
-    uniforms: int
-
-    def __post_init__(self) -> None:
-        if self.uniforms < 1:
-            raise ValueError("uniforms must be at least 1")
+    uniforms: Positive
 
 
-@dataclass(frozen=True, kw_only=True)
-class LatentGroup:
+class LatentGroup(Record):
     """One stochastic layer of the flat latent."""
 
     name: str
-    channels: int
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        if min(self.channels, self.height, self.width) < 1:
-            raise ValueError("channels, height and width must be at least 1")
+    channels: Positive
+    height: Positive
+    width: Positive
 
     @property
     def dim(self) -> int:
@@ -81,22 +78,22 @@ class LatentGroup:
         return self.channels * self.height * self.width
 
 
-@dataclass(frozen=True, kw_only=True)
-class LatentSpec:
+class LatentSpec(Record):
     """The flat latent ``[N, dim]``: named groups from the top down."""
 
     dim: int
     groups: tuple[LatentGroup, ...]
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
         if not self.groups or self.dim != sum(group.dim for group in self.groups):
             raise ValueError("dim must be the sum of the groups' channels * height * width")
         if len({group.name for group in self.groups}) != len(self.groups):
             raise ValueError("groups must have different names")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class TensorSpec:
+class TensorSpec(Record):
     """One input or output: an int in `shape` is fixed, a name (``N``, ``R``) is dynamic."""
 
     name: str
@@ -104,11 +101,35 @@ class TensorSpec:
     shape: tuple[Dimension, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class GraphSpec:
-    """One operation: its ONNX file, its inputs and its outputs, in order."""
+class WeightSpec(Record):
+    """One tensor of the weights file, by the name that it has in every graph that uses it.
 
-    file: str
+    offset, length: its bytes, little-endian and row-major.
+    """
+
+    name: str
+    dtype: Dtype
+    shape: tuple[Positive, ...]
+    offset: Annotated[int, Field(ge=0)]
+    length: Positive
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.length != math.prod(self.shape) * ITEM_BYTES[self.dtype]:
+            raise ValueError(f"length of {self.name} must be that of its shape and dtype")
+        return self
+
+
+class GraphSpec(Record):
+    """One operation: its graph in two forms over the same weights, its inputs and its outputs, in
+    order.
+
+    portable: the ONNX file of operators that every device has; cpu: of those that ONNX Runtime's
+    CPU provider computes fastest, with the same answers within rounding. They may be one file.
+    """
+
+    portable: str
+    cpu: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -153,4 +174,9 @@ def _f32(name: str, *shape: Dimension) -> TensorSpec:
 def _graph(
     operation: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
 ) -> GraphSpec:
-    return GraphSpec(file=f"{operation}.onnx", inputs=inputs, outputs=outputs)
+    return GraphSpec(
+        portable=f"portable/{operation}.onnx",
+        cpu=f"cpu/{operation}.onnx",
+        inputs=inputs,
+        outputs=outputs,
+    )

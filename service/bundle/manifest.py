@@ -6,20 +6,26 @@ Checks everything that can be checked without opening another file; what the oth
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from service.bundle.graphs import (
     GraphSpec,
     ImageSpec,
     LatentSpec,
     LikelihoodSpec,
+    Positive,
+    Record,
     TensorSpec,
+    WeightSpec,
     graph_contract,
 )
-from service.bundle.strict import from_json, to_json
-from service.noise import NOISE_VERSIONS
+from service.noise import NOISE_VERSION
 
 __all__ = [
     "OPERATIONS",
@@ -31,77 +37,67 @@ __all__ = [
     "Manifest",
     "PreprocessingSpec",
     "ScoringSpec",
+    "is_file_name",
     "manifest_from_json",
     "manifest_to_json",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# A plain name, or one in a folder of graphs, cannot lead out of the directory on any system.
+FILE_NAME = re.compile(r"((portable|cpu)/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 MAX_ROW_BLOCK = 16
 OPERATIONS = ("sample", "decode", "encode", "score")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreprocessingSpec:
+class PreprocessingSpec(Record):
     """What the graph does to pixels first: pixels from `threshold` up count as 1, or nothing."""
 
     kind: Literal["threshold", "none"]
     threshold: int | None = None
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
         if self.kind == "threshold" and not (self.threshold and 1 <= self.threshold <= 255):
             raise ValueError("threshold must be from 1 to 255 where kind is 'threshold'")
         if self.kind == "none" and self.threshold is not None:
             raise ValueError("threshold must be absent where kind is 'none'")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoringSpec:
+class ScoringSpec(Record):
     """Defaults of scoring; a p-value exists for the calibrated numbers of importance samples."""
 
-    default_importance_samples: int
-    calibrated_importance_samples: tuple[int, ...]
-    default_seed: int
-    alpha: float
+    default_importance_samples: Positive
+    calibrated_importance_samples: tuple[Positive, ...]
+    default_seed: Annotated[int, Field(ge=0, lt=2**63)]
+    alpha: Annotated[float, Field(gt=0, lt=1)]
 
-    def __post_init__(self) -> None:
-        samples = (self.default_importance_samples, *self.calibrated_importance_samples)
-        if min(samples) < 1 or len(set(samples[1:])) != len(samples[1:]):
-            raise ValueError("importance samples must be at least 1 and listed once")
-        if not 0 <= self.default_seed < 2**63:
-            raise ValueError("default_seed must be from 0 to 2**63 - 1")
-        if not 0 < self.alpha < 1:
-            raise ValueError("alpha must lie between 0 and 1")
+    @field_validator("calibrated_importance_samples")
+    @classmethod
+    def _once(cls, samples: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(samples)) != len(samples):
+            raise ValueError("importance samples must be listed once")
+        return samples
 
 
-@dataclass(frozen=True, kw_only=True)
-class CalibrationSpec:
+class CalibrationSpec(Record):
     """Sorted scores of images that were set aside, at importance-sample noise of `seed`."""
 
     file: str
-    images: int
+    images: Positive
     split: str
     seed: int
 
-    def __post_init__(self) -> None:
-        if self.images < 1:
-            raise ValueError("images must be at least 1")
 
-
-@dataclass(frozen=True, kw_only=True)
-class CanarySpec:
+class CanarySpec(Record):
     """Inputs with known outputs, and how closely a machine must reproduce them."""
 
     file: str
-    rtol: float
-    atol: float
-
-    def __post_init__(self) -> None:
-        if self.rtol < 0 or self.atol < 0:
-            raise ValueError("rtol and atol must not be negative")
+    rtol: Annotated[float, Field(ge=0)]
+    atol: Annotated[float, Field(ge=0)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationFigure:
+class EvaluationFigure(Record):
     """One measured bound with everything that says what was measured; nats are per image."""
 
     estimator: Literal["elbo", "importance_weighted"]
@@ -117,26 +113,28 @@ class EvaluationFigure:
     command: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileRecord:
+class FileRecord(Record):
     """SHA-256 (hex) and size of one file."""
 
     sha256: str
     bytes: int
 
-    def __post_init__(self) -> None:
-        if not re.fullmatch("[0-9a-f]{64}", self.sha256):
+    @field_validator("sha256")
+    @classmethod
+    def _is_hex(cls, digest: str) -> str:
+        if not re.fullmatch("[0-9a-f]{64}", digest):
             raise ValueError("sha256 must be 64 lower-case hexadecimal digits")
+        return digest
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(Record):
     """Everything a server and its users are told about a model.
 
-    row_block: on CPU, batches of a multiple of so many rows have no element whose rounding
-    depends on the batch: 1 where the widths of all element-wise functions and sums are multiples
-    of 16 floats (a vector register), else what makes them so. Absent, 16: right for every graph,
-    and dear for small requests.
+    weights: what lies in `weights_file`, which both forms of every graph read; row_block: on CPU,
+    batches of a multiple of so many rows have no element whose rounding depends on the batch: 1
+    where the widths of all element-wise functions and sums are multiples of 16 floats (a vector
+    register), else what makes them so. Absent, 16: right for every graph, and dear for small
+    requests.
     """
 
     schema_version: int
@@ -151,6 +149,7 @@ class Manifest:
     kl_groups: tuple[str, ...]
     graphs: dict[str, GraphSpec]
     weights_file: str
+    weights: tuple[WeightSpec, ...]
     opset: int
     precision: str
     parameters: int
@@ -159,22 +158,32 @@ class Manifest:
     calibration: CalibrationSpec | None
     canaries: CanarySpec
     evaluation: tuple[EvaluationFigure, ...]
-    training: dict[str, object]
+    training: dict[str, Any]
     files: dict[str, FileRecord]
     row_block: int = MAX_ROW_BLOCK
 
-    def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
+    @field_validator("schema_version")
+    @classmethod
+    def _is_ours(cls, version: int) -> int:
+        if version != SCHEMA_VERSION:
             raise ValueError(
-                f"schema_version is {self.schema_version}, this program reads {SCHEMA_VERSION}:"
+                f"schema_version is {version}, this program reads {SCHEMA_VERSION}:"
                 " export the model again, or install a matching version of iafvae"
             )
-        if self.noise_version not in NOISE_VERSIONS:
-            known = " and ".join(map(str, NOISE_VERSIONS))
+        return version
+
+    @field_validator("noise_version")
+    @classmethod
+    def _is_made_here(cls, version: int) -> int:
+        if version != NOISE_VERSION:
             raise ValueError(
-                f"noise_version is {self.noise_version}, this program makes {known}, so its"
+                f"noise_version is {version}, this program makes {NOISE_VERSION}, so its"
                 " calibration and seeds would not hold: export the model again"
             )
+        return version
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", self.name):
             raise ValueError(
                 f"name {self.name!r} must be letters, digits, '-' and '_' (at most 64)"
@@ -193,6 +202,8 @@ class Manifest:
             raise ValueError("kl_groups must have different names")
         _check_graphs(self)
         _check_file_names(self)
+        _check_weights(self)
+        return self
 
 
 def _check_graphs(manifest: Manifest) -> None:
@@ -216,24 +227,94 @@ def _signature(tensors: tuple[TensorSpec, ...]) -> str:
 
 
 def _check_file_names(manifest: Manifest) -> None:
-    named = [graph.file for graph in manifest.graphs.values()]
+    named = [file for graph in manifest.graphs.values() for file in (graph.portable, graph.cpu)]
     named += [manifest.weights_file, manifest.canaries.file]
     if manifest.calibration is not None:
         named.append(manifest.calibration.file)
     for name in (*named, *manifest.files):
-        # A plain name cannot lead out of the directory, on any operating system.
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or name == "manifest.json":
+        if not is_file_name(name):
             raise ValueError(f"file name {name!r} must be a plain name inside the bundle")
     if missing := sorted(set(named) - set(manifest.files)):
         raise ValueError(f"files lacks {', '.join(missing)}")
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a file of a bundle, other than its manifest, may have this name."""
+    return FILE_NAME.fullmatch(name) is not None and name != "manifest.json"
+
+
+def _check_weights(manifest: Manifest) -> None:
+    if len({weight.name for weight in manifest.weights}) != len(manifest.weights):
+        raise ValueError("weights must have different names")
+    end = 0
+    for weight in sorted(manifest.weights, key=lambda weight: weight.offset):
+        if weight.offset < end:
+            raise ValueError(f"weights: {weight.name} overlaps the one before it")
+        end = weight.offset + weight.length
+    if end > manifest.files[manifest.weights_file].bytes:
+        raise ValueError(f"weights end at byte {end}, behind the end of {manifest.weights_file}")
+
+
 def manifest_from_json(fields: object) -> Manifest:
     """The manifest in `fields` (parsed JSON). Raises ValueError naming the field at fault."""
-    return from_json(Manifest, fields, "manifest")
+    try:
+        return Manifest.model_validate_json(json.dumps(fields))
+    except ValidationError as error:
+        raise ValueError(_problem(error.errors(include_url=False))) from None
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, object]:
     """The reverse of `manifest_from_json`."""
-    fields: dict[str, object] = to_json(manifest)
-    return fields
+    return manifest.model_dump(mode="json")
+
+
+NAMES = {"int": "int", "float": "float", "string": "str", "bool": "bool"}
+BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("more than", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("less than", "lt"),
+}
+
+
+def _problem(errors: Sequence[ErrorDetails]) -> str:
+    """One line about the worst of `errors`: another schema, then a misspelt field, a missing one,
+    and else the first."""
+    worst = min(errors, key=_rank)
+    kind, where, got = worst["type"], _dotted(worst["loc"]), worst["input"]
+    if kind in ("extra_forbidden", "missing"):
+        parent = worst["loc"][:-1]
+        names = [str(e["loc"][-1]) for e in errors if e["type"] == kind and e["loc"][:-1] == parent]
+        says = "has unknown" if kind == "extra_forbidden" else "lacks"
+        return f"{_dotted(parent)} {says} field(s) {', '.join(sorted(names))}"
+    if kind == "value_error":  # what a validator of ours said, which names its field
+        said = str(worst["ctx"]["error"])
+        named = worst["loc"] and said.startswith(str(worst["loc"][-1]))
+        return f"{_dotted(worst['loc'][:-1]) if named else where}: {said}"
+    if kind == "literal_error":
+        return f"{where} must be one of {worst['ctx']['expected']}, not {got!r}"
+    if kind == "finite_number":
+        return f"{where} must be finite, not {got}"
+    if kind in BOUNDS:
+        words, bound = BOUNDS[kind]
+        return f"{where} must be {words} {worst['ctx'][bound]}, not {got}"
+    wanted = {"tuple_type": "a list", "dict_type": "an object", "model_type": "an object"}
+    scalar = NAMES.get(kind.removesuffix("_type"))
+    if kind in wanted or scalar:
+        return f"{where} must be {scalar or wanted[kind]}, not {_type_name(got)}"
+    return f"{where}: {worst['msg']}"
+
+
+def _rank(error: ErrorDetails) -> int:
+    if error["loc"] == ("schema_version",):
+        return 0
+    return {"extra_forbidden": 1, "missing": 2}.get(error["type"], 3)
+
+
+def _dotted(loc: Sequence[int | str]) -> str:
+    """``manifest.latent.groups[0].name``"""
+    return "manifest" + "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in loc)
+
+
+def _type_name(value: object) -> str:
+    return "null" if value is None else type(value).__name__

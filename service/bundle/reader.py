@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from service.bundle.manifest import FileRecord, Manifest, manifest_from_json
 __all__ = ["MANIFEST", "Bundle", "BundleError", "load_bundle"]
 
 MANIFEST = "manifest.json"
+FOLDERS = ("portable", "cpu")
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_ARRAY_FILE_BYTES = 256 << 20
 REPLACE = "restore the bundle from where it was exported, or export it again"
@@ -112,7 +114,7 @@ def _inside(path: Path, name: str) -> Path:
     file = path / name
     if not file.is_file():
         raise _refuse(path, name, "is missing")
-    if file.resolve().parent != path.resolve():
+    if not file.resolve().is_relative_to(path.resolve()):
         raise _refuse(
             path, name, "is a link that leaves the bundle", "copy the file into the bundle"
         )
@@ -121,11 +123,21 @@ def _inside(path: Path, name: str) -> Path:
 
 def _check_listing(path: Path, manifest: Manifest) -> None:
     listed = {MANIFEST, *manifest.files}
-    found = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
+    found = set(_entries(path))
     if extra := sorted(found - listed):
         raise _refuse(
             path, ", ".join(extra), "not listed in the manifest", "remove what is not part"
         )
+
+
+def _entries(path: Path) -> Iterator[str]:
+    """What lies in a bundle, with what lies in its folders of graphs; nothing that is hidden."""
+    for entry in path.iterdir():
+        if entry.name in FOLDERS and entry.is_dir():
+            inner = (each.name for each in entry.iterdir())
+            yield from (f"{entry.name}/{name}" for name in inner if not name.startswith("."))
+        elif not entry.name.startswith("."):
+            yield entry.name
 
 
 def _check_file(path: Path, name: str, record: FileRecord) -> None:

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from service.bundle.manifest import Manifest, manifest_to_json
+from service.bundle.manifest import Manifest, is_file_name, manifest_to_json
 from service.bundle.reader import MANIFEST, Bundle, BundleError, load_bundle
 
 __all__ = ["write_bundle"]
@@ -54,6 +54,8 @@ def write_bundle(
         for name, content in contents.items():
             _write(staging, name, content)
         _write_manifest(staging, manifest_fields, contents)
+        for folder in {(staging / name).parent for name in contents}:
+            _sync(folder)
         _sync(staging)
         bundle = load_bundle(staging)
         if check is not None:
@@ -77,8 +79,9 @@ def _refuse_strangers(destination: Path) -> None:
 
 def _write(staging: Path, name: str, content: Content) -> None:
     file = staging / name
-    if file.parent != staging or name in {"", ".", "..", MANIFEST}:
+    if not is_file_name(name):
         raise BundleError(f"{name!r} is no file name for a bundle: use a plain name")
+    file.parent.mkdir(exist_ok=True)
     if isinstance(content, bytes):
         file.write_bytes(content)
     elif isinstance(content, Path):

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from service.cli import images as cli_images
-from service.cli.options import BackendChoice, ProviderName, reported
+from service.cli.options import ProviderName, reported
 
 __all__ = ["app", "main"]
 
@@ -67,7 +67,6 @@ def serve(
         Path | None,
         typer.Option(help="A bundle, or a directory of bundles [default: the shipped one]."),
     ] = None,
-    backend: BackendChoice = None,
     provider: ProviderName = None,
     log_format: Annotated[
         Literal["text", "json"] | None, typer.Option(help="Form of the logs [default: text].")
@@ -92,7 +91,6 @@ def serve(
             host=host,
             port=port,
             models=models,
-            backend=backend,
             provider=provider,
             log_format=log_format,
         )

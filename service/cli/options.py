@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from service.engine.options import BackendName, Provider
+from service.engine.options import Provider
 
 __all__ = [
-    "BackendChoice",
     "BundlePath",
     "Convert",
     "ModelName",
@@ -41,13 +40,7 @@ ModelName = Annotated[
 ]
 ProviderName = Annotated[
     Provider | None,
-    typer.Option(
-        help="cuda and tensorrt demand a GPU, auto takes one [default: IAFVAE_PROVIDER, or auto]."
-    ),
-]
-BackendChoice = Annotated[
-    BackendName | None,
-    typer.Option(help="openvino needs the extra of that name [default: onnxruntime]."),
+    typer.Option(help="cuda demands a GPU, auto takes one [default: IAFVAE_PROVIDER, or auto]."),
 ]
 SeedOption = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise.")]
 Resize = Annotated[bool, typer.Option("--resize", help="Resize images of another size.")]

@@ -61,12 +61,10 @@ def cuda_driver_problem() -> str | None:
     return None
 
 
-def library_problem(cuda_major: str, *, tensorrt: bool = False) -> str | None:
-    """Why CUDA's own libraries, or TensorRT's, cannot be loaded, or None where they can."""
+def library_problem(cuda_major: str) -> str | None:
+    """Why CUDA's own libraries cannot be loaded, or None where they can."""
     linux = [f"libcudart.so.{cuda_major}", f"libcublasLt.so.{cuda_major}", "libcudnn.so.9"]
     names = [f"cublasLt64_{cuda_major}.dll", "cudnn64_9.dll"] if WINDOWS else linux
-    if tensorrt:
-        names.append("nvinfer_10.dll" if WINDOWS else "libnvinfer.so.10")
     for name in names:
         try:
             ctypes.CDLL(name)

@@ -3,8 +3,8 @@
 On CPU one session of one thread an operation is shared by as many callers as there are cores:
 several one-thread runs in flight beat one run of many threads, and cost less. On a GPU a session
 remembers the plan of one shape, so batches are padded to few sizes, and each size of each
-operation has a session of its own, over the same weights. What ONNX Runtime's CPU kernels are slow
-at is written in other operators there (`service.graph_rewrite`).
+operation has a session of its own. A bundle holds each graph in two forms: the CPU's is written
+in what its kernels are fast at. What a session is made of are the bytes that were verified.
 
 The bytes of a row must not depend on its batch. Measured on ONNX Runtime's CPU kernels:
 convolutions and matrix products never do (also for one row), but element-wise functions (Elu,
@@ -23,6 +23,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,24 +36,20 @@ import onnxruntime as ort
 
 from service.bundle import Bundle, BundleError
 from service.engine.arrays import Arrays
-from service.engine.base import EngineBase, EngineOptions, Provider
-from service.engine.graph_rewrite import in_vectors
+from service.engine.base import EngineBase
 from service.engine.hardware import cuda_driver_problem, library_problem
-from service.engine.initializers import external_tensors
+from service.engine.options import EngineOptions, Provider
 from service.engine.padding import Buckets, Padding, RowBlocks
-from service.engine.providers import (
-    DEVICE_PRECISIONS,
-    SessionPlan,
-    computes_with_tensorrt,
-    device_providers,
-    memory_shares,
+from service.engine.sessions import (
+    BoundSessions,
+    Session,
+    Sessions,
+    SharedSessions,
     shape_key,
-    shape_profile,
 )
-from service.engine.sessions import BoundLane, Lane, Session, SharedLane
 from service.errors import ProviderUnavailable
 
-__all__ = ["Engine", "Provider"]
+__all__ = ["Engine"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +58,22 @@ logger = logging.getLogger(__name__)
 CPU_ROWS = 32
 GPU_ROWS = 256
 GPU_BUCKETS = (16, 64)  # and the largest batch
-EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
-CPU_PROVIDERS = ["CPUExecutionProvider"]
-EXECUTION_PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CUDA_OPTIONS = {
+    "use_tf32": "0",  # on by default
+    # A plan is found in milliseconds, and again whenever a session's shape changes: with one
+    # shape a session, once.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    "arena_extend_strategy": "kSameAsRequested",
+}
+PROVIDERS: dict[str, list[Any]] = {"cpu": [CPU], "cuda": [(CUDA, CUDA_OPTIONS), CPU]}
 
 
 class Engine(EngineBase):
     """Runs the graphs of one bundle with ONNX Runtime; `changes` replace fields of `options`.
 
-    Raises BundleError for graphs that it cannot load, and ProviderUnavailable for a provider, or a
-    sampling precision, that is not there.
+    Raises BundleError for graphs that it cannot load, and ProviderUnavailable for a provider that
+    is not there.
     """
 
     backend = "onnxruntime"
@@ -83,53 +86,40 @@ class Engine(EngineBase):
     ) -> None:
         super().__init__(bundle, replace(options or EngineOptions(), **changes))
         self._files: dict[str, bytes] = {}
-        self._weights: dict[tuple[int, int, tuple[int, ...]], Any] = {}
         self.provider = self._found(self.options.provider)
-        self._check_precision()
-        self._lane: Lane
+        self._sessions: Sessions
         if self.provider == "cpu":
-            self._lane = SharedLane(self._session)
+            self._sessions = SharedSessions(self._session)
         else:
-            self._lane = self.bound_lane("cuda")
-        self.concurrency = self._lane.concurrency
+            self._sessions = self.bound_sessions("cuda")
+        self.concurrency = self._sessions.concurrency
         self.settle(CPU_ROWS if self.provider == "cpu" else GPU_ROWS)
 
-    def provider_of(self, operation: str) -> str:
-        """As `EngineBase.provider_of`: TensorRT leaves densities to CUDA."""
-        if self.provider == "tensorrt" and not computes_with_tensorrt("tensorrt", operation):
-            return "cuda"
-        return self.provider
-
     def paddings(self) -> Sequence[Padding]:
-        """As `EngineBase.paddings`."""
+        """On CPU blocks of rows from the manifest's up; on a GPU few buckets, then one alone."""
         if self.provider == "cpu":
             stated = self.bundle.manifest.row_block
             return [RowBlocks(block) for block in (1, 2, 4, 8, 16) if block >= stated]
         steps = sorted({min(size, self.max_rows) for size in (*GPU_BUCKETS, self.max_rows)})
         return [Buckets(tuple(steps)), Buckets((self.max_rows,))]
 
-    def compute(
-        self, operation: str, feed: Arrays, shape: Mapping[str, int], *, exact: bool = False
-    ) -> list[NDArray[Any]]:
-        """As `EngineBase.compute`."""
-        graph = self.bundle.manifest.graphs[operation]
-        exact = exact and self.precision_of(operation) != self.precision
-        return self._lane.run(operation, graph, feed, shape, exact)
+    def compute(self, operation: str, feed: Arrays, shape: Mapping[str, int]) -> list[NDArray[Any]]:
+        """Outputs of `operation`, by the session for it."""
+        return self._sessions.run(operation, self.bundle.manifest.graphs[operation], feed, shape)
 
     def warm(self) -> None:
-        """As `EngineBase.warm`."""
+        """Make ready; what was tried on the way and is not served holds no memory afterwards."""
         super().warm()
-        if isinstance(self._lane, BoundLane):
-            self._lane.keep(self._planned())  # what was tried on the way held memory, too
+        if isinstance(self._sessions, BoundSessions):
+            self._sessions.keep(self._planned())
         self._files.clear()
 
     def close(self) -> None:
-        """As `EngineBase.close`."""
-        self._lane.clear()
-        self._weights.clear()
+        """Free the sessions; a further run makes them anew."""
+        self._sessions.clear()
         self._files.clear()
 
-    def bound_lane(self, device: str) -> BoundLane:
+    def bound_sessions(self, device: str) -> BoundSessions:
         """Sessions of one shape each on ONNX Runtime's device "cuda", or on "cpu" to try them."""
 
         def value(shape: tuple[int, ...], dtype: str) -> Any:
@@ -137,28 +127,7 @@ class Engine(EngineBase):
                 list(shape), np.dtype(dtype).type, device, 0
             )
 
-        def make(operation: str, shape: Mapping[str, int], exact: bool) -> Session:
-            plan = self._plan(operation, shape, exact)
-            providers = (
-                device_providers(self.provider, self.options, plan)
-                if device == "cuda"
-                else CPU_PROVIDERS
-            )
-            return self._create(operation, providers, device)
-
-        return BoundLane(make, value)
-
-    def _plan(self, operation: str, shape: Mapping[str, int], exact: bool) -> SessionPlan:
-        key = operation, shape_key(shape)
-        budget = self.options.gpu_memory_bytes
-        shares = memory_shares(budget, [*self._planned(), key]) if budget is not None else {}
-        return SessionPlan(
-            operation=operation,
-            exact=exact,
-            memory_bytes=shares.get(key),
-            profile=shape_profile(self.bundle.manifest.graphs[operation], shape),
-            name="-".join((self.bundle.hash[:16], operation, *map(str, key[1]))),
-        )
+        return BoundSessions(self._session, value)
 
     def _planned(self) -> list[tuple[str, tuple[int, ...]]]:
         """Every session that serving needs, by operation and shape."""
@@ -174,68 +143,53 @@ class Engine(EngineBase):
         """The provider that a session really got, after one was made."""
         if demand == "cpu":
             return "cpu"
-        wanted = "cuda" if demand == "auto" else demand
-        problem = _gpu_problem(wanted)
+        problem = _gpu_problem()
         if problem is None:
-            plan = self._plan("sample", {"N": 1}, exact=False)
-            session = self._create("sample", device_providers(wanted, self.options, plan), None)
-            if EXECUTION_PROVIDERS[wanted] in session.get_providers():
-                return wanted
-            problem = "ONNX Runtime fell back to another provider"
-        if demand != "auto":
+            try:
+                self._create("sample", "cuda")
+            except (BundleError, ProviderUnavailable) as error:
+                problem = str(error)
+            else:
+                return "cuda"
+        if demand == "cuda":
             raise ProviderUnavailable(
-                f"{demand} was demanded but {problem}: install iafvae[cuda] on a machine with an"
+                f"cuda was demanded but {problem}: install iafvae[cuda] on a machine with an"
                 " NVIDIA GPU and its driver, or set the provider to auto or cpu"
             )
         logger.info("computing on the CPU: %s", problem)
         return "cpu"
 
-    def _check_precision(self) -> None:
-        wanted, there = self.options.sampling_precision, DEVICE_PRECISIONS[self.provider]
-        if wanted not in there:
-            raise ProviderUnavailable(
-                f"ONNX Runtime's {self.provider} provider cannot sample in {wanted}, only in"
-                f" {', '.join(there)}: set IAFVAE_SAMPLING_PRECISION to one of these"
-            )
-
     def _session(self, operation: str) -> Session:
-        return self._create(operation, CPU_PROVIDERS, None)
+        return self._create(operation, self.provider)
 
-    def _create(self, operation: str, providers: list[Any], share: str | None) -> Session:
-        """A session of `operation`; share: the device on which weights are held in common."""
-        graph, weights = self.bundle.manifest.graphs[operation], self.bundle.manifest.weights_file
-        model, blob = self._read(graph.file), self._read(weights)
+    def _create(self, operation: str, provider: str) -> Session:
+        manifest, file = self.bundle.manifest, self._graph_file(operation, provider)
+        model, blob = self._read(file), self._read(manifest.weights_file)
         options = _session_options(self.options.threads)
         # From memory: ONNX Runtime maps a weights file, and a mapped file that is overwritten in
         # place ends the process (SIGBUS). It copies what it keeps.
-        options.add_external_initializers_from_files_in_memory([weights], [blob], [len(blob)])
-        options.add_session_config_entry(EXTERNAL_FOLDER, str(self.bundle.path.resolve()))
+        options.add_external_initializers_from_files_in_memory(
+            [Path(manifest.weights_file).name], [blob], [len(blob)]
+        )
         try:
-            if providers == CPU_PROVIDERS and self.precision == "float32":
-                model = in_vectors(model)
-            if share is not None:
-                self._share_weights(options, model, blob, share)
-            session: Session = ort.InferenceSession(model, options, providers=providers)
+            # Without ONNX Runtime's own fallback, which computes elsewhere and by other means.
+            session: Session = ort.InferenceSession(
+                model, options, providers=PROVIDERS[provider], enable_fallback=0
+            )
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise BundleError(
-                f"bundle {self.bundle.path}: {graph.file}: ONNX Runtime {ort.__version__} cannot"
+                f"bundle {self.bundle.path}: {file}: ONNX Runtime {ort.__version__} cannot"
                 f" load it ({error}); export the bundle again"
             ) from error
+        if provider == "cuda" and CUDA not in session.get_providers():
+            raise ProviderUnavailable("ONNX Runtime fell back to another provider")
         return session
 
-    def _share_weights(self, options: Any, model: bytes, blob: bytes, device: str) -> None:
-        """Have a session use weights that lie on `device` once for all sessions.
-
-        ONNX Runtime takes them where it planned to hold the weight on the same device, and its own
-        copy elsewhere (also of weights that it has folded or laid out anew).
-        """
-        for tensor in external_tensors(model):
-            place = tensor.offset, tensor.length, tensor.shape
-            value = self._weights.get(place)
-            if value is None:
-                value = ort.OrtValue.ortvalue_from_numpy(tensor.read(blob), device, 0)
-                self._weights[place] = value
-            options.add_initializer(tensor.name, value)
+    def _graph_file(self, operation: str, provider: str) -> str:
+        """The operation's graph in the form that was chosen, else in the provider's."""
+        graph = self.bundle.manifest.graphs[operation]
+        form = self.options.form or ("cpu" if provider == "cpu" else "portable")
+        return graph.cpu if form == "cpu" else graph.portable
 
     def _read(self, name: str) -> bytes:
         """A file of the bundle, held while sessions are made of it."""
@@ -244,17 +198,16 @@ class Engine(EngineBase):
         return self._files[name]
 
 
-def _gpu_problem(provider: str) -> str | None:
+def _gpu_problem() -> str | None:
     """Why a GPU is out of the question; asking ONNX Runtime alone is not enough (it names CUDA
     always)."""
-    if EXECUTION_PROVIDERS[provider] not in ort.get_available_providers():
-        return f"this build of ONNX Runtime has no {provider} provider"
+    if CUDA not in ort.get_available_providers():
+        return "this build of ONNX Runtime has no CUDA provider"
     if problem := cuda_driver_problem():
         return problem
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
         ort.preload_dlls()
-    major = str(ort.cuda_version).split(".", maxsplit=1)[0]
-    return library_problem(major, tensorrt=provider == "tensorrt")
+    return library_problem(str(ort.cuda_version).split(".", maxsplit=1)[0])
 
 
 def _session_options(threads: int) -> Any:
@@ -262,6 +215,7 @@ def _session_options(threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.use_deterministic_compute = True
     options.log_severity_level = 3
     # A plan is remembered for every shape that was met: with ragged batches, memory without end.
     options.enable_mem_pattern = False

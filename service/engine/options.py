@@ -1,11 +1,27 @@
-"""What an operator can choose among, by name; imports nothing, so that `--help` answers at once."""
+"""What an operator can choose of what computes; imports nothing, so that `--help` answers at
+once."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["BackendName", "Precision", "Provider"]
+__all__ = ["EngineOptions", "Form", "Provider"]
 
-BackendName = Literal["onnxruntime", "openvino"]
-Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
-Precision = Literal["float32", "tf32", "float16", "bfloat16"]
+Provider = Literal["auto", "cpu", "cuda"]
+Form = Literal["portable", "cpu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What computes, and within which limits.
+
+    provider: ``auto`` uses CUDA where it really works, ``cuda`` demands it (ProviderUnavailable
+    otherwise), ``cpu`` never tries; threads: of one run on CPU; max_rows: largest batch, None for
+    the engine's default; form: which of a bundle's graphs, None for the provider's.
+    """
+
+    provider: Provider = "auto"
+    threads: int = 1
+    max_rows: int | None = None
+    form: Form | None = None

@@ -13,7 +13,7 @@ from service.bundle.graphs import GraphSpec, TensorSpec
 from service.engine.arrays import Arrays
 from service.noise import normal, uniform
 
-__all__ = ["canary_problem", "invariant", "sampling_difference"]
+__all__ = ["canary_problem", "invariant"]
 
 Run = Callable[[str, Arrays], Arrays]
 
@@ -44,20 +44,6 @@ def invariant(graphs: Mapping[str, GraphSpec], run: Run, max_rows: int) -> bool:
     last elements round differently shows it in one such batch of twenty.
     """
     return all(_invariant(operation, graph, run, max_rows) for operation, graph in graphs.items())
-
-
-def sampling_difference(
-    graphs: Mapping[str, GraphSpec], run: Callable[[str, Arrays, bool], Arrays], rows: int
-) -> float:
-    """The most by which any mean differs from its exact self; ``run(operation, inputs, exact)``."""
-    worst = 0.0
-    for operation, graph in graphs.items():
-        inputs = _random_inputs(graph, rows)
-        got, exact = (
-            run(operation, inputs, how)["mean"].astype(np.float64) for how in (False, True)
-        )
-        worst = max(worst, float(np.max(np.abs(got - exact))))
-    return worst
 
 
 def _invariant(operation: str, graph: GraphSpec, run: Run, max_rows: int) -> bool:

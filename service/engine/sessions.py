@@ -1,8 +1,8 @@
 """How sessions are used: on a CPU one an operation, shared by all threads; on a GPU one for each
 shape, with its inputs and outputs at fixed places of the device's memory.
 
-No library is imported here: sessions and values are made by whoever uses a lane, so that the ways
-of a GPU can be gone, and tested, on a CPU.
+No library is imported here: who uses them says how a session and a tensor are made, so that the
+ways of a GPU can be gone, and tested, on a CPU.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from service.bundle.graphs import GraphSpec
 from service.engine.arrays import Arrays
-from service.engine.providers import Shape, shape_key
 
-__all__ = ["BoundLane", "Lane", "SharedLane"]
+__all__ = ["BoundSessions", "Session", "Sessions", "SharedSessions", "shape_key"]
 
-Key = tuple[str, Shape, bool]
+Shape = tuple[int, ...]  # sizes of a graph's dynamic dimensions, in the order N, R
+Key = tuple[str, Shape]
 
 
 class Session(Protocol):
@@ -43,13 +43,13 @@ class Session(Protocol):
         ...
 
 
-class Lane(Protocol):
+class Sessions(Protocol):
     """Sessions, and how they are run."""
 
     concurrency: bool
 
     def run(
-        self, operation: str, graph: GraphSpec, feed: Arrays, shape: Mapping[str, int], exact: bool
+        self, operation: str, graph: GraphSpec, feed: Arrays, shape: Mapping[str, int]
     ) -> list[NDArray[Any]]:
         """Outputs in the graph's order."""
         ...
@@ -59,7 +59,12 @@ class Lane(Protocol):
         ...
 
 
-class SharedLane:
+def shape_key(shape: Mapping[str, int]) -> Shape:
+    """A session's key: the sizes alone."""
+    return tuple(shape[name] for name in sorted(shape))
+
+
+class SharedSessions:
     """One session an operation, for any shape, run by many threads at once."""
 
     concurrency = True
@@ -75,9 +80,8 @@ class SharedLane:
         graph: GraphSpec,
         feed: Arrays,
         shape: Mapping[str, int],  # noqa: ARG002 - any shape will do
-        exact: bool,  # noqa: ARG002 - there is one precision
     ) -> list[NDArray[Any]]:
-        """As `Lane.run`."""
+        """Outputs in the graph's order; any number at once."""
         session = self.sessions.get(operation)
         if session is None:
             with self._lock:
@@ -86,14 +90,14 @@ class SharedLane:
         return session.run([tensor.name for tensor in graph.outputs], feed)
 
     def clear(self) -> None:
-        """As `Lane.clear`."""
+        """Forget all sessions."""
         self.sessions.clear()
 
 
-class BoundLane:
+class BoundSessions:
     """A session for each operation and shape, one run at a time.
 
-    make: a session for (operation, shape, exact); value: an uninitialised tensor of (shape, dtype)
+    make: a session of an operation; value: an uninitialised tensor of (shape, dtype)
     in the device's memory, as ``onnxruntime.OrtValue``.
     """
 
@@ -101,7 +105,7 @@ class BoundLane:
 
     def __init__(
         self,
-        make: Callable[[str, Mapping[str, int], bool], Session],
+        make: Callable[[str], Session],
         value: Callable[[tuple[int, ...], str], Any],
     ) -> None:
         self._make, self._value = make, value
@@ -109,35 +113,31 @@ class BoundLane:
         self.sessions: dict[Key, _Bound] = {}
 
     def run(
-        self, operation: str, graph: GraphSpec, feed: Arrays, shape: Mapping[str, int], exact: bool
+        self, operation: str, graph: GraphSpec, feed: Arrays, shape: Mapping[str, int]
     ) -> list[NDArray[Any]]:
-        """As `Lane.run`."""
-        key = operation, shape_key(shape), exact
+        """Outputs in the graph's order; others wait."""
+        key = operation, shape_key(shape)
         with self._lock:
             bound = self.sessions.get(key)
             if bound is None:
-                session = self._make(operation, shape, exact)
+                session = self._make(operation)
                 bound = self.sessions[key] = _Bound(session, graph, shape, self._value)
             return bound.run(feed)
 
-    def keep(self, wanted: Collection[tuple[str, Shape]]) -> None:
-        """Forget all sessions but those of these operations and shapes, as they are served."""
+    def keep(self, wanted: Collection[Key]) -> None:
+        """Forget all sessions but those of these operations and shapes."""
         with self._lock:
-            for key in [k for k in self.sessions if k[:2] not in set(wanted) or k[2]]:
+            for key in self.sessions.keys() - set(wanted):
                 del self.sessions[key]
 
     def clear(self) -> None:
-        """As `Lane.clear`."""
+        """Forget all sessions."""
         with self._lock:
             self.sessions.clear()
 
 
 class _Bound:
-    """A session whose inputs and outputs stay where they are.
-
-    A CUDA graph replays on the addresses that it was captured with; and without one, nothing is
-    allocated on the device for a batch.
-    """
+    """A session whose inputs and outputs stay where they are: nothing is allocated for a batch."""
 
     def __init__(
         self,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 from service.bundle import Bundle
-from service.engine.backends import EngineBase, EngineOptions, make_engine
+from service.engine import make_engine
+from service.engine.base import EngineBase
 from service.engine.hardware import available_cores
+from service.engine.options import EngineOptions
 from service.scheduler.batching import batchers
 from service.scheduler.scheduler import Scheduler, SchedulerObserver
 
@@ -36,7 +37,7 @@ def assemble(
     and while it computes, one more is assembled.
     """
     streams = workers or max(1, available_cores() // options.threads)
-    engine = make_engine(bundle, replace(options, streams=streams))
+    engine = make_engine(bundle, options)
     try:
         engine.warm()
     except BaseException:

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from service import estimators
 from service.bundle import Bundle, load_bundle
-from service.engine.backends import EngineBase, EngineOptions
+from service.engine.base import EngineBase
+from service.engine.options import EngineOptions
 from service.errors import InvalidInput
 from service.noise import Purpose, image_keys
 from service.operations import checks
@@ -44,8 +45,6 @@ __all__ = ["Model", "Output"]
 
 Output = Literal["mean", "draw"]
 U8 = NDArray[np.uint8]
-# Operations that end with another's graph.
-GRAPH_OF = {"reconstruct": "decode", "interpolate": "sample"}
 AT_ZERO = "encoded at eps = 0, the centre of the posterior: give a seed to draw from it"
 DRAWN_WITH_0 = "pixels drawn with seed 0, as none was given"
 
@@ -57,11 +56,7 @@ class Model:
         self.bundle, self.engine, self.scheduler = bundle, engine, scheduler
         self.manifest = bundle.manifest
         self.name, self.version = bundle.manifest.name, bundle.manifest.version
-        self.backend, self.provider, self.precision = (
-            engine.backend,
-            engine.provider,
-            engine.precision,
-        )
+        self.provider, self.precision = engine.provider, engine.precision
 
     @classmethod
     def load(
@@ -95,14 +90,6 @@ class Model:
             observer=observe(bundle.manifest.name) if observe else None,
         )
         return cls(bundle, made, scheduler)
-
-    def provider_of(self, operation: str) -> str:
-        """On what an operation's answers are computed."""
-        return self.engine.provider_of(GRAPH_OF.get(operation, operation))
-
-    def precision_of(self, operation: str) -> str:
-        """In which precision an operation's answers are computed: the last graph's."""
-        return self.engine.precision_of(GRAPH_OF.get(operation, operation))
 
     @property
     def ready(self) -> bool:

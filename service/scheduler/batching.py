@@ -7,16 +7,18 @@ requests pay for one call.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import Manifest
-from service.bundle.graphs import GraphSpec
 from service.engine.arrays import Arrays
 from service.noise import Purpose, image_keys, normal, uniform
 from service.scheduler.work import DecodeWork, EncodeWork, NoiseKeys, SampleWork, ScoreWork
+
+if TYPE_CHECKING:
+    from service.bundle import Manifest
+    from service.bundle.graphs import GraphSpec
 
 __all__ = [
     "Batcher",

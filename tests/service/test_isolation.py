@@ -49,12 +49,12 @@ def test_the_service_loads_no_torch(module):
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("service.bundle", (*HEAVY, "onnxruntime", "pydantic", "fastapi", "PIL")),
+        ("service.bundle", (*HEAVY, "onnxruntime", "fastapi", "PIL")),
         (
             "service.scheduler.scheduler",
             (*HEAVY, "onnxruntime", "pydantic", "fastapi", "prometheus_client"),
         ),
-        ("service.engine.onnxruntime_engine", (*HEAVY, "pydantic", "fastapi", "asyncio")),
+        ("service.engine.onnxruntime_engine", (*HEAVY, "fastapi", "asyncio")),
     ],
 )
 def test_the_core_loads_only_what_it_needs(module, forbidden):

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from service import noise_v2
-from service.noise import NOISE_VERSION, NOISE_VERSIONS, Purpose, image_keys, normal, uniform
+from service import noise
+from service.noise import Purpose, image_keys, normal, uniform
 
 # Random123's kat_vectors, lines "philox4x64 10": counter, key, expected words.
 KNOWN = [
@@ -48,7 +48,7 @@ def scalar_philox(counter, key):
 
 
 def scalar_words(seed, stream, draw, purpose, distribution, count):
-    """`count` 32-bit words of one row, by the layout of version 2."""
+    """`count` 32-bit words of one row, by the layout that `service.noise` states."""
     place, group = (stream, draw) if purpose == Purpose.SAMPLE else (draw, stream)
     blocks = -(-count // 8)
     words = []
@@ -70,7 +70,7 @@ def test_known_answers_of_random123():
 def test_layout_of_the_words(seed, stream, draw, purpose, dim):
     """Noise version 2 is this layout; changing it must change the version."""
     words = scalar_words(seed, stream, draw, purpose, 1, dim)
-    got = uniform(seed, np.array([stream], dtype=np.uint64), draw, dim, purpose, version=2)
+    got = uniform(seed, np.array([stream], dtype=np.uint64), draw, dim, purpose)
     assert got[0].tolist() == [(word >> 8) / 2**24 for word in words]
 
 
@@ -82,16 +82,35 @@ def test_normal_is_box_muller_of_the_words(dim):
     angle = [2.0 * math.pi * word / 2**32 for word in w[pairs:]]
     cosines = [r * math.cos(a) for r, a in zip(radius, angle, strict=True)]
     sines = [r * math.sin(a) for r, a in zip(radius, angle, strict=True)]
-    got = normal(7, np.array([9], dtype=np.uint64), 5, dim, Purpose.IMAGE, version=2)[0]
+    got = normal(7, np.array([9], dtype=np.uint64), 5, dim, Purpose.IMAGE)[0]
     np.testing.assert_allclose(got, (cosines + sines)[:dim], rtol=1e-5, atol=1e-6)
 
 
-def test_new_bundles_get_the_latest_version():
-    assert max(NOISE_VERSIONS) == NOISE_VERSION == 2
-    streams = np.arange(2, dtype=np.uint64)
-    latest, first = (normal(0, streams, 0, 8, version=v) for v in (2, 1))
-    assert np.array_equal(normal(0, streams, 0, 8), latest)
-    assert not np.array_equal(latest, first)
+def numpy_words(seed, stream, draw, purpose, distribution, count):
+    """`scalar_words` as NumPy's own generator gives them, a generator for each row."""
+    place, group = (stream, draw) if purpose == Purpose.SAMPLE else (draw, stream)
+    start = place * -(-count // 8)
+    counter = np.array([start % 2**64, start >> 64, group, 0], dtype=np.uint64)
+    key = np.array([seed, 2 * purpose + distribution], dtype=np.uint64)
+    words = np.random.Philox(counter=counter, key=key).random_raw(-(-count // 8) * 4)
+    return words.astype("<u8").view("<u4")[:count]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_many_rows_have_the_words_of_numpys_generator(data):
+    """Runs of rows, strangers and both purposes in one batch."""
+    rows, dim = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 70))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    seeds = np.sort(rng.integers(0, 3, rows, dtype=np.uint64))
+    streams = np.uint64(data.draw(st.sampled_from([0, 2**63, 2**64 - 3])))
+    streams = streams + np.sort(rng.integers(0, rows, rows, dtype=np.uint64))
+    draws = np.arange(rows, dtype=np.uint64) + np.uint64(data.draw(st.sampled_from([0, 2**32 - 9])))
+    purposes = rng.integers(0, 2, rows, dtype=np.uint64)
+    got = uniform(seeds, streams, draws, dim, purposes)
+    for r, key in enumerate(zip(seeds, streams, draws, purposes, strict=True)):
+        words = numpy_words(*map(int, key), 1, dim)
+        assert got[r].tolist() == [(int(word) >> 8) / 2**24 for word in words]
 
 
 @settings(max_examples=40, deadline=None)
@@ -120,8 +139,8 @@ def test_a_row_has_the_same_bytes_alone_and_in_company(generate, data):
 def test_pieces_change_nothing(generate, monkeypatch):
     streams = np.arange(37, dtype=np.uint64)
     whole = generate(1, streams, 0, 501)
-    monkeypatch.setattr(noise_v2, "CHUNK_WORDS", 1024)
-    monkeypatch.setattr(noise_v2, "CHUNK_PAIRS", 48)
+    monkeypatch.setattr(noise, "CHUNK_WORDS", 1024)
+    monkeypatch.setattr(noise, "CHUNK_PAIRS", 48)
     assert generate(1, streams, 0, 501).tobytes() == whole.tobytes()
 
 
@@ -137,7 +156,7 @@ def test_the_extreme_words_stay_finite():
     for word in (0, 2**31, 2**32 - 1):
         words = np.full((1, 2), word, dtype=np.uint32)
         out = np.empty((1, 2), dtype=np.float32)
-        noise_v2._box_muller(words, 1, out)
+        noise._box_muller(words, 1, out)
         assert np.isfinite(out).all()
         assert np.abs(out).max() <= 6.77
 

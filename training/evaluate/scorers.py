@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from model.contract import DensityModel, Features
 from service.bundle import Bundle
-from service.engine.onnxruntime_engine import Engine, Provider
+from service.engine.onnxruntime_engine import Engine
+from service.engine.options import Provider
 
 __all__ = ["BundleScorer", "Facts", "ModelScorer", "Scorer", "Scores"]
 

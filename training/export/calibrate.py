@@ -58,8 +58,7 @@ def importance_weighted_scores(
 
     def log_weights(index: int) -> NDArray[np.float64]:
         streams = np.full(draws, keys[index], np.uint64)
-        dim, version = manifest.latent.dim, manifest.noise_version
-        eps = normal(seed, streams, np.arange(draws), dim, Purpose.IMAGE, version=version)
+        eps = normal(seed, streams, np.arange(draws), manifest.latent.dim, Purpose.IMAGE)
         parts = []
         for first in range(0, draws, engine.max_rows):
             rows = eps[first : first + engine.max_rows]

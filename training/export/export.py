@@ -1,9 +1,10 @@
 """A trained model as a bundle: graphs, weights, calibration, canaries, pictures, card, manifest.
 
 A draft with the graphs alone is written to a temporary directory and loaded by the engine that
-will serve it; through that engine the graphs are compared with torch and the calibration images
-are scored. The bundle proper is then written, loaded and compared once more before it gets its
-name. Where anything disagrees, nothing is published.
+will serve it; through that engine the graphs, in both forms, are compared with torch, and only
+then the calibration images are scored, which takes longest. The bundle proper is then written,
+loaded and its canaries are computed before it gets its name. Where anything disagrees, nothing is
+published.
 """
 
 import io
@@ -43,7 +44,14 @@ from training.export.calibrate import (
 )
 from training.export.card import model_card
 from training.export.findings import Findings
-from training.export.graphs import OPSET, WEIGHTS_FILE, GraphModule, build_graphs, graph_modules
+from training.export.graphs import (
+    OPSET,
+    WEIGHTS_FILE,
+    GraphModule,
+    Graphs,
+    build_graphs,
+    graph_modules,
+)
 from training.export.parity import PARITY_ROWS, check_parity, graph_inputs, torch_outputs
 from training.sheets import png_bytes, reconstruction_sheet, sample_sheet
 
@@ -100,36 +108,27 @@ def export_bundle(
     fields = _manifest_fields(folded, details, _parameter_count(model))
     _draft_manifest(fields)  # a name that no manifest takes is said before the work, not after it
     modules = graph_modules(folded)
-    built = build_graphs(modules)
-    contents = {f"{operation}.onnx": graph for operation, graph in built.graphs.items()}
-    contents[WEIGHTS_FILE] = built.weights
-    fields["row_block"] = built.row_block
+    contents = _graph_files(fields, build_graphs(modules))
     images = _sampled_pixels(folded, max(PARITY_ROWS))
     large = folded.layout.dim > LARGE_LATENT
     canary_images = images[: CANARY_IMAGES_OF_LARGE if large else CANARY_IMAGES]
     contents[CANARIES_FILE] = _canaries(modules, fields, canary_images)
-    contents["samples.png"] = png_bytes(sample_sheet(folded, scale=SHEET_SCALE))
-    if examples is not None:
-        shown = examples.first(RECONSTRUCTIONS).pixels
-        sheet = reconstruction_sheet(folded, shown, columns=8, scale=SHEET_SCALE)
-        contents["reconstructions.png"] = png_bytes(sheet)
-
-    def check(bundle: Bundle) -> None:
-        engine = _engine(bundle)
-        check_parity(engine, bundle.manifest, modules, images)
-
     try:
-        if calibration is not None:
-            fields, scores = _calibrated(fields, contents, calibration, progress)
-            contents[CALIBRATION_FILE] = scores
-        contents |= details.findings.pictures
+        with tempfile.TemporaryDirectory() as folder:
+            draft = write_bundle(Path(folder) / "draft", fields, contents)
+            engine = _engine(draft)
+            for each in (engine, Engine(draft, provider="cpu", form="portable")):
+                check_parity(each, draft.manifest, modules, images)
+            if calibration is not None:
+                contents[CALIBRATION_FILE] = _calibrate(fields, engine, calibration, progress)
+        contents |= _pictures(folded, examples) | dict(details.findings.pictures)
         card = model_card(
             _manifest(fields, contents),
             reconstructions=examples is not None,
             findings=details.findings,
         )
         contents["MODEL_CARD.md"] = card.encode()
-        return write_bundle(out, fields, contents, check=check)
+        return write_bundle(out, fields, contents, check=_check_canaries)
     except (BundleError, ValueError, OSError) as error:
         raise ExportError(f"No bundle was written at {out}: {error}") from error
 
@@ -141,6 +140,17 @@ def refuse_strangers(out: Path) -> None:
         raise ExportError(f"{out} exists and is no bundle: give another --out, or remove it.")
 
 
+def _graph_files(fields: dict[str, Any], built: Graphs) -> Contents:
+    """The graphs and their weights by file name; what is known of them goes into `fields`."""
+    fields["row_block"] = built.row_block
+    fields["weights"] = _json_values([tensor.model_dump() for tensor in built.tensors])
+    files = {WEIGHTS_FILE: built.weights}
+    for operation, graph in fields["graphs"].items():
+        files[graph["portable"]] = built.portable[operation]
+        files[graph["cpu"]] = built.cpu[operation]
+    return files
+
+
 def _engine(bundle: Bundle) -> Engine:
     """The engine as a server on a CPU has it, after the canaries have passed."""
     engine = Engine(bundle, provider="cpu")
@@ -148,38 +158,45 @@ def _engine(bundle: Bundle) -> Engine:
     return engine
 
 
-def _calibrated(
-    fields: dict[str, Any],
-    contents: Contents,
-    images: ImageData,
-    progress: Progress | None,
-) -> tuple[dict[str, Any], bytes]:
-    """The manifest's fields with calibration, and the file; computed on a temporary bundle."""
+def _check_canaries(bundle: Bundle) -> None:
+    _engine(bundle).close()
+
+
+def _pictures(folded: DensityModel, examples: ImageData | None) -> Contents:
+    pictures = {"samples.png": png_bytes(sample_sheet(folded, scale=SHEET_SCALE))}
+    if examples is not None:
+        shown = examples.first(RECONSTRUCTIONS).pixels
+        sheet = reconstruction_sheet(folded, shown, columns=8, scale=SHEET_SCALE)
+        pictures["reconstructions.png"] = png_bytes(sheet)
+    return pictures
+
+
+def _calibrate(
+    fields: dict[str, Any], engine: Engine, images: ImageData, progress: Progress | None
+) -> bytes:
+    """The calibration file, computed by the draft's engine; what it holds goes into `fields`."""
     task = progress.add_task("calibrating", total=len(images)) if progress is not None else None
 
     def advance() -> None:
         if progress is not None and task is not None:
             progress.advance(task)
 
-    with tempfile.TemporaryDirectory() as folder:
-        draft = write_bundle(Path(folder) / "draft", fields, contents)
-        scores = importance_weighted_scores(
-            _engine(draft),
-            draft.manifest,
-            images.pixels,
-            importance_samples=IMPORTANCE_SAMPLES,
-            seed=CALIBRATION_SEED,
-            advance=advance,
-        )
-    scoring = {**fields["scoring"], "calibrated_importance_samples": list(IMPORTANCE_SAMPLES)}
-    spec = {
+    scores = importance_weighted_scores(
+        engine,
+        engine.bundle.manifest,
+        images.pixels,
+        importance_samples=IMPORTANCE_SAMPLES,
+        seed=CALIBRATION_SEED,
+        advance=advance,
+    )
+    fields["scoring"]["calibrated_importance_samples"] = list(IMPORTANCE_SAMPLES)
+    fields["calibration"] = {
         "file": CALIBRATION_FILE,
         "images": len(images),
         "split": f"{images.name} {images.split}",
         "seed": CALIBRATION_SEED,
     }
-    arrays = calibration_arrays(scores)
-    return {**fields, "scoring": scoring, "calibration": spec}, _npz(arrays)
+    return _npz(calibration_arrays(scores))
 
 
 def _parameter_count(model: DensityModel) -> int:
@@ -196,6 +213,7 @@ def _manifest_fields(
     groups = tuple(LatentGroup(**asdict(group)) for group in model.layout.groups)
     latent = LatentSpec(dim=model.layout.dim, groups=groups)
     likelihood = LikelihoodSpec(kind=model.likelihood.kind, uniforms=model.likelihood.uniforms)  # type: ignore[arg-type]
+    graphs = graph_contract(image, latent, likelihood)
     threshold = getattr(model.likelihood, "threshold", None)
     kind = {"kind": "none"} if threshold is None else {"kind": "threshold", "threshold": threshold}
     fields: dict[str, Any] = _json_values(
@@ -205,13 +223,14 @@ def _manifest_fields(
             "version": details.version,
             "description": details.description,
             "license": details.license,
-            "image": asdict(image),
+            "image": image.model_dump(),
             "preprocessing": kind,
-            "likelihood": asdict(likelihood),
-            "latent": asdict(latent),
+            "likelihood": likelihood.model_dump(),
+            "latent": latent.model_dump(),
             "kl_groups": model.kl_groups,
-            "graphs": {k: asdict(v) for k, v in graph_contract(image, latent, likelihood).items()},
+            "graphs": {name: graph.model_dump() for name, graph in graphs.items()},
             "weights_file": WEIGHTS_FILE,
+            "weights": (),
             "opset": OPSET,
             "precision": "float32",
             "parameters": parameters,
@@ -246,9 +265,11 @@ def _manifest(fields: Mapping[str, Any], contents: Mapping[str, bytes]) -> Manif
 
 def _draft_manifest(fields: Mapping[str, Any]) -> Manifest:
     """The manifest before any file is made; raises `ExportError` naming what it cannot hold."""
-    names = [graph["file"] for graph in fields["graphs"].values()]
+    names = [graph[form] for graph in fields["graphs"].values() for form in ("portable", "cpu")]
     try:
-        return _manifest(fields, dict.fromkeys((*names, WEIGHTS_FILE, CANARIES_FILE), b""))
+        return _manifest(
+            {**fields, "weights": []}, dict.fromkeys((*names, WEIGHTS_FILE, CANARIES_FILE), b"")
+        )
     except ValueError as error:
         raise ExportError(f"This cannot be exported: {error}") from error
 

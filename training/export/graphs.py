@@ -1,4 +1,4 @@
-"""A density model as the four ONNX graphs of a bundle, over one file of weights.
+"""A density model as the four ONNX graphs of a bundle in two forms, over one file of weights.
 
 Each graph holds only what its operation needs: torch's exporter drops what no output depends on.
 Weights that several graphs share are written once, at offsets aligned to pages so that they can be
@@ -15,17 +15,20 @@ from typing import Any, ClassVar
 
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnxscript import opset20 as op
 from torch import Tensor, nn
 
 from model.contract import DensityModel
-from training.export.passes.blocks import in_blocks
-from training.export.passes.widths import row_block, steady_sums, widen
+from service.bundle import WeightSpec
+from training.export.passes import for_any_device, for_cpu
+from training.export.passes.widths import row_block
 
 __all__ = ["OPSET", "WEIGHTS_FILE", "GraphModule", "Graphs", "build_graphs", "graph_modules"]
 
 OPSET = 20
-WEIGHTS_FILE = "weights.bin"
+WEIGHTS = "weights.bin"
+WEIGHTS_FILE = f"cpu/{WEIGHTS}"
 ALIGNMENT = 4096  # bytes: a page, so that weights can be mapped
 SMALL = 256  # bytes: scalars and shapes stay in the graph, where shape inference sees them
 
@@ -142,57 +145,92 @@ def graph_modules(folded: DensityModel) -> dict[str, GraphModule]:
 
 @dataclass(frozen=True)
 class Graphs:
-    """The files' contents: operation -> serialised graph, and the weights they all point into.
+    """The files' contents: operation -> serialised graph in either form, and their weights.
 
-    `row_block`: batches of a multiple of so many rows keep rows independent, see `widths`.
+    tensors: what lies where in the weights, as the manifest lists it; `row_block`: batches of a
+    multiple of so many rows keep rows independent on a CPU, see `widths`.
     """
 
-    graphs: dict[str, bytes]
+    portable: dict[str, bytes]
+    cpu: dict[str, bytes]
     weights: bytes
+    tensors: tuple[WeightSpec, ...]
     row_block: int
 
 
 def build_graphs(modules: Mapping[str, GraphModule]) -> Graphs:
     """Export every module; D, G and U are fixed, N and R dynamic."""
     store = _WeightStore()
-    serialised = {}
+    portable, cpu = {}, {}
     blocks = []
     for operation, module in modules.items():
         proto = _export(module)
         _strip(proto, operation)
-        widen(proto)
-        steady_sums(proto)
-        in_blocks(proto)
-        blocks.append(row_block(proto))
-        for tensor in proto.graph.initializer:
-            store.move(tensor)
-        serialised[operation] = proto.SerializeToString(deterministic=True)
-    return Graphs(serialised, bytes(store.data), max(blocks))
+        fast = onnx.ModelProto()
+        fast.CopyFrom(proto)
+        for_any_device(proto)
+        portable[operation] = store.serialised(proto)
+        for_cpu(fast)
+        blocks.append(row_block(fast))
+        cpu[operation] = store.serialised(fast)
+    return Graphs(portable, cpu, bytes(store.data), tuple(store.tensors.values()), max(blocks))
 
 
 class _WeightStore:
-    """The contents of the weights file, each distinct tensor once."""
+    """The contents of the weights file, each distinct tensor once and under one name."""
 
     def __init__(self) -> None:
         self.data = bytearray()
-        self._offsets: dict[bytes, int] = {}
+        self.tensors: dict[bytes, WeightSpec] = {}
 
-    def move(self, tensor: onnx.TensorProto) -> None:
-        """Replace the tensor's values by a reference into the file, unless they are few."""
-        values = onnx.numpy_helper.to_array(tensor).tobytes()
-        if len(values) < SMALL:
-            return
-        key = hashlib.sha256(values).digest()
-        if key not in self._offsets:
+    def serialised(self, proto: onnx.ModelProto) -> bytes:
+        """The graph with references into the file in place of its weights, unless they are few."""
+        kept: dict[str, onnx.TensorProto] = {}
+        renamed: dict[str, str] = {}
+        for tensor in proto.graph.initializer:
+            array = onnx.numpy_helper.to_array(tensor)
+            if array.nbytes < SMALL:
+                kept[tensor.name] = tensor
+            else:
+                weight = self._placed(tensor.name, array)
+                renamed[tensor.name] = weight.name
+                kept[weight.name] = _reference(weight, tensor.data_type)
+        for node in proto.graph.node:
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+        made = onnx.ModelProto()
+        made.CopyFrom(proto)
+        del made.graph.initializer[:]
+        made.graph.initializer.extend(kept.values())
+        serialised: bytes = made.SerializeToString(deterministic=True)
+        return serialised
+
+    def _placed(self, name: str, array: NDArray[Any]) -> WeightSpec:
+        """Where `array` lies, appended where it is new; another of the same name gets a new one."""
+        values = array.tobytes()
+        key = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + values).digest()
+        if key not in self.tensors:
+            # Two graphs' constants, unlike parameters, have the same names by chance.
+            taken = any(weight.name == name for weight in self.tensors.values())
             self.data.extend(bytes(-len(self.data) % ALIGNMENT))
-            self._offsets[key] = len(self.data)
+            self.tensors[key] = WeightSpec(
+                name=f"{name}/{key.hex()[:8]}" if taken or "." not in name else name,
+                dtype=str(array.dtype),  # type: ignore[arg-type]
+                shape=array.shape,
+                offset=len(self.data),
+                length=len(values),
+            )
             self.data.extend(values)
-        for field in ("raw_data", "float_data", "int32_data", "int64_data"):
-            tensor.ClearField(field)
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        where = {"location": WEIGHTS_FILE, "offset": self._offsets[key], "length": len(values)}
-        for name, value in where.items():
-            tensor.external_data.add(key=name, value=str(value))
+        return self.tensors[key]
+
+
+def _reference(weight: WeightSpec, data_type: int) -> onnx.TensorProto:
+    tensor = onnx.TensorProto(name=weight.name, data_type=data_type, dims=weight.shape)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    # The name beside a graph: whoever opens a file of `cpu/` finds it there.
+    where = {"location": WEIGHTS, "offset": weight.offset, "length": weight.length}
+    for key, value in where.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
 
 
 def _export(module: GraphModule) -> onnx.ModelProto:

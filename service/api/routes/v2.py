@@ -248,7 +248,7 @@ def _config(shared: AppState, loaded: LoadedModel, model: InferModel) -> ModelCo
     return ModelConfig(
         name=model.name,
         platform=PLATFORM,
-        backend=loaded.runtime.backend,
+        backend=loaded.runtime.engine.backend,
         max_batch_size=settings.max_n if model.operation == "sample" else settings.max_images,
         input=described(model.inputs),
         output=described(model.outputs),

@@ -87,9 +87,8 @@ def test_all_groups_drawn_anew_are_a_plain_sample(ask, prior_eps, seed, n, tempe
 
 @pytest.mark.parametrize("kept", GROUPS)
 def test_what_is_kept_stays_and_the_rest_is_the_seeds(two_groups, ask, prior_eps, tiny_model, kept):
-    version = two_groups.app.state.shared.registry.find().runtime.bundle.manifest.noise_version
     streams = np.arange(6, dtype=np.uint64)
-    eps = normal(9, streams, 0, 3, Purpose.SAMPLE, version=version)
+    eps = normal(9, streams, 0, 3, Purpose.SAMPLE)
     columns = slice(0, 1) if kept == "top" else slice(1, 3)
     eps[:, columns] = prior_eps[:, columns]
     warmth = np.array([0.5, 1.5])[[0, 1, 1]]

@@ -73,7 +73,7 @@ def _two_groups_of_one_name(fields):
         (put("4", "image", "height"), "manifest.image.height must be int"),
         (put(True, "image", "height"), "manifest.image.height must be int"),
         (put(0, "image", "height"), "at least 1"),
-        (put(2, "schema_version"), "schema_version is 2"),
+        (put(1, "schema_version"), "schema_version is 1"),
         (put(9, "noise_version"), "noise_version is 9"),
         (put("../evil", "name"), "name '../evil'"),
         (put(5, "latent", "dim"), "dim must be the sum"),
@@ -89,8 +89,14 @@ def _two_groups_of_one_name(fields):
         (put(["M", 3], "graphs", "decode", "inputs", 0, "shape"), "graphs.decode.inputs must be"),
         (put("float16", "graphs", "decode", "inputs", 0, "dtype"), "must be one of"),
         (lambda f: f["graphs"].pop("encode"), "graphs must be sample, decode, encode, score"),
-        (put("../sample.onnx", "graphs", "sample", "file"), "must be a plain name"),
+        (put("../sample.onnx", "graphs", "sample", "cpu"), "must be a plain name"),
+        (put("cpu/../x.onnx", "graphs", "sample", "cpu"), "must be a plain name"),
+        (put("other/x.onnx", "graphs", "sample", "portable"), "must be a plain name"),
         (put("/etc/passwd", "weights_file"), "must be a plain name"),
+        (put(8, "weights", 0, "length"), "length of prior_mean"),
+        (put("b", "weights", 0, "name"), "weights must have different names"),
+        (put(0, "weights", 1, "offset"), "prior_scale overlaps"),
+        (put(2**40, "weights", 1, "offset"), "behind the end of weights.bin"),
         (put("..", "weights_file"), "must be a plain name"),
         (put("a\\b", "weights_file"), "must be a plain name"),
         (put("manifest.json", "weights_file"), "must be a plain name"),
@@ -144,6 +150,46 @@ def test_strangers_in_the_directory_are_named_but_hidden_files_are_not(copy):
     load_bundle(copy)
     (copy / "more.onnx").touch()
     with pytest.raises(BundleError, match=r"more\.onnx: not listed"):
+        load_bundle(copy)
+
+
+def in_folders(path: Path) -> Path:
+    """The bundle with its graphs in the two folders, and the weights beside the CPU's."""
+    fields = json.loads((path / "manifest.json").read_text())
+    for folder in ("portable", "cpu"):
+        (path / folder).mkdir()
+    for name in [file for file in fields["files"] if file.endswith(".onnx")]:
+        for folder in ("portable", "cpu"):
+            shutil.copyfile(path / name, path / folder / name)
+            fields["files"][f"{folder}/{name}"] = fields["files"][name]
+            fields["graphs"][name.removesuffix(".onnx")][folder] = f"{folder}/{name}"
+        del fields["files"][name]
+        (path / name).unlink()
+    (path / "weights.bin").rename(path / "cpu" / "weights.bin")
+    fields["files"]["cpu/weights.bin"] = fields["files"].pop("weights.bin")
+    fields["weights_file"] = "cpu/weights.bin"
+    (path / "manifest.json").write_text(json.dumps(fields))
+    return path
+
+
+def test_graphs_in_folders(copy):
+    assert in_folders(copy).is_dir()
+    load_bundle(copy)
+    (copy / "cpu" / ".DS_Store").touch()
+    load_bundle(copy)
+    (copy / "portable" / "more.onnx").touch()
+    with pytest.raises(BundleError, match=r"portable/more\.onnx: not listed"):
+        load_bundle(copy)
+    (copy / "portable" / "more.onnx").unlink()
+    (copy / "other").mkdir()
+    with pytest.raises(BundleError, match="other: not listed"):
+        load_bundle(copy)
+
+
+def test_folders_that_are_links_out_of_the_bundle(copy, tmp_path):
+    shutil.move(in_folders(copy) / "cpu", tmp_path / "elsewhere")
+    (copy / "cpu").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="link that leaves the bundle"):
         load_bundle(copy)
 
 

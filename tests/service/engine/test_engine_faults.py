@@ -76,6 +76,6 @@ def test_faults_of_the_device_are_told_from_failures_of_a_run(
     tiny_bundle, error, expected, model_bench
 ):
     engine = Engine(load_bundle(tiny_bundle), provider="cpu")
-    engine._lane.sessions["score"] = Session(error)
+    engine._sessions.sessions["score"] = Session(error)
     with pytest.raises(expected, match="score"):
         engine.run("score", model_bench.inputs(engine.bundle, "score", 2))

@@ -81,7 +81,8 @@ def test_a_bundle_knows_its_images_or_is_told(digits, monkeypatch):
     assert asked[0] == ("mnist", "test", {})
     assert asked[1] == ("folder:photos", "train", {"size": (28, 28), "channels": 1})
     stranger = replace(
-        bundle, manifest=replace(bundle.manifest, training={"data": "a folder of images"})
+        bundle,
+        manifest=bundle.manifest.model_copy(update={"training": {"data": "a folder of images"}}),
     )
     with pytest.raises(
         EvaluationError, match=r"trained on a folder of images: say which .* --data"

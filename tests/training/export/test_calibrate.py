@@ -11,13 +11,13 @@ from scipy import special, stats
 from service.bundle import load_bundle
 from service.engine.onnxruntime_engine import Engine
 from service.estimators import p_values
-from service.noise import NOISE_VERSION, Purpose, image_keys, normal
+from service.noise import Purpose, image_keys, normal
 from service.operations.model import Model
 from training.errors import ExportError
 from training.export.calibrate import calibration_arrays, importance_weighted_scores
 
 D = 3
-MANIFEST = SimpleNamespace(latent=SimpleNamespace(dim=D), noise_version=NOISE_VERSION)
+MANIFEST = SimpleNamespace(latent=SimpleNamespace(dim=D))
 
 
 class NoiseEngine:

@@ -74,14 +74,19 @@ def test_the_service_and_the_evaluation_measure_the_same(engine, convs, conv):
     assert abs(scores.mean() - figures.importance_weighted.mean()) < 4 * error
 
 
-def protos(bundle):
+FORMS = pytest.mark.parametrize("form", ["portable", "cpu"])
+
+
+def protos(bundle, form):
     return {
-        op: onnx.load(bundle.path / f"{op}.onnx", load_external_data=False) for op in OPERATIONS
+        op: onnx.load(bundle.path / form / f"{op}.onnx", load_external_data=False)
+        for op in OPERATIONS
     }
 
 
-def test_graphs_have_the_names_and_shapes_of_the_contract(conv):
-    for operation, proto in protos(conv.bundle).items():
+@FORMS
+def test_graphs_have_the_names_and_shapes_of_the_contract(conv, form):
+    for operation, proto in protos(conv.bundle, form).items():
         spec = conv.bundle.manifest.graphs[operation]
         for tensors, values in (
             (spec.inputs, proto.graph.input),
@@ -92,7 +97,8 @@ def test_graphs_have_the_names_and_shapes_of_the_contract(conv):
                 shape = value.type.tensor_type.shape.dim
                 assert tuple(d.dim_param or d.dim_value for d in shape) == tensor.shape
         assert proto.opset_import[0].version == conv.bundle.manifest.opset == 20
-        onnx.checker.check_model(str(conv.bundle.path / f"{operation}.onnx"))
+        if form == "cpu":  # where the weights lie
+            onnx.checker.check_model(str(conv.bundle.path / form / f"{operation}.onnx"))
 
 
 def external(proto):
@@ -108,31 +114,71 @@ def external(proto):
 
 
 def test_weights_are_written_once_and_aligned(conv):
-    places = {operation: external(proto) for operation, proto in protos(conv.bundle).items()}
-    spans = {span for place in places.values() for span in place.values()}
+    forms = {
+        form: {op: external(proto) for op, proto in protos(conv.bundle, form).items()}
+        for form in ("portable", "cpu")
+    }
+    spans = {
+        span for places in forms.values() for place in places.values() for span in place.values()
+    }
     ends = 0
     for offset, length in sorted(spans):
         assert offset % 4096 == 0
         assert offset >= ends  # no two weights overlap
         ends = offset + length
-    assert ends == (conv.bundle.path / "weights.bin").stat().st_size
-    assert set(places["sample"].values()) == set(places["decode"].values())
-    assert set(places["sample"].values()) < set(places["score"].values())
+    assert ends == (conv.bundle.path / "cpu" / "weights.bin").stat().st_size
+    for places in forms.values():
+        assert set(places["sample"].values()) == set(places["decode"].values())
+        assert set(places["sample"].values()) < set(places["score"].values())
 
 
-def test_graphs_hold_only_what_they_need(conv):
-    names = {
-        op: {t.name for t in proto.graph.initializer} for op, proto in protos(conv.bundle).items()
+@FORMS
+def test_weights_are_listed_as_the_graphs_read_them(conv, form):
+    """By the onnx package, which reads them from the file."""
+    listed = {weight.name: weight for weight in conv.bundle.manifest.weights}
+    blob = conv.bundle.read(conv.bundle.manifest.weights_file)
+    for proto in protos(conv.bundle, form).values():
+        onnx.load_external_data_for_model(proto, str(conv.bundle.path / "cpu"))
+        large = [t for t in proto.graph.initializer if t.name in listed]
+        assert large
+        for tensor in large:
+            weight, array = listed[tensor.name], onnx.numpy_helper.to_array(tensor)
+            assert (str(array.dtype), array.shape) == (weight.dtype, weight.shape)
+            assert array.tobytes() == blob[weight.offset : weight.offset + weight.length]
+
+
+def test_portable_graphs_hold_nothing_that_is_for_a_cpu(conv):
+    """Plain operators, and uint8 only where ONNX Runtime's CUDA provider takes it."""
+    kinds = {
+        form: {n.op_type for proto in protos(conv.bundle, form).values() for n in proto.graph.node}
+        for form in ("portable", "cpu")
     }
+    assert {"Elu", "Softplus"} <= kinds["portable"]
+    assert not {"Min", "DepthToSpace"} & kinds["portable"]
+    assert {"Min", "DepthToSpace"} <= kinds["cpu"]
+    for proto in protos(conv.bundle, "portable").values():
+        typed = onnx.shape_inference.infer_shapes(proto).graph
+        uint8 = {
+            v.name
+            for v in (*typed.value_info, *typed.input)
+            if v.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+        }
+        readers = {node.op_type for node in typed.node if uint8 & set(node.input)}
+        assert readers <= {"Cast", "Gather", "Reshape"}
+
+
+@FORMS
+def test_graphs_hold_only_what_they_need(conv, form):
+    found = protos(conv.bundle, form)
+    names = {op: {t.name for t in proto.graph.initializer} for op, proto in found.items()}
     for operation in ("sample", "decode"):
         assert not [name for name in names[operation] if "encoder" in name or "flow" in name]
     assert not [name for name in names["encode"] if "decoder" in name]
-    kinds = {
-        op: [node.op_type for node in proto.graph.node] for op, proto in protos(conv.bundle).items()
-    }
+    kinds = {op: [node.op_type for node in proto.graph.node] for op, proto in found.items()}
     for operation, used in kinds.items():
         assert "Transpose" not in used, operation
-        assert used.count("Cast") <= 1, operation  # one from or to uint8
+        # One from or to uint8; around what floats must do instead, two more.
+        assert used.count("Cast") <= (1 if form == "cpu" else 3), operation
         assert not [kind for kind in used if kind.startswith("Random")]
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from training.export.export import export_bundle
 
 def test_nothing_of_the_machine_is_in_the_files(conv):
     here = [str(path).encode() for path in (conv.bundle.path.parent, module.__file__)]
-    for file in conv.bundle.path.iterdir():
+    for file in filter(Path.is_file, conv.bundle.path.rglob("*")):
         content = file.read_bytes()
         for trace in (*here, b"site-packages", b"stack_trace", b'.py"'):
             assert trace not in content, file.name

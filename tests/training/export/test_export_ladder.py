@@ -30,7 +30,7 @@ class Exported:
         self.engine.warm()
 
     def proto(self, operation):
-        return onnx.load(self.bundle.path / f"{operation}.onnx", load_external_data=False)
+        return onnx.load(self.bundle.path / "cpu" / f"{operation}.onnx", load_external_data=False)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def sampling_weights(config):
 
 
 def test_sampling_takes_the_priors_weights_alone(ladder):
-    proto = onnx.load(ladder.bundle.path / "sample.onnx", load_external_data=False)
+    proto = onnx.load(ladder.bundle.path / "cpu" / "sample.onnx", load_external_data=False)
     assert conv_weights(proto) == sampling_weights(ladder.model.config)
 
 
@@ -177,7 +177,7 @@ def test_the_papers_model_samples_with_about_twelve_million_weights():
     config = preset("cifar10-paper")
     modules = graph_modules(build_model(config).fold())
     built = build_graphs({"sample": modules["sample"]})
-    weights = conv_weights(onnx.ModelProto.FromString(built.graphs["sample"]))
+    weights = conv_weights(onnx.ModelProto.FromString(built.cpu["sample"]))
     assert weights == sampling_weights(config)
     assert 11_000_000 < weights < 12_500_000
     assert len(built.weights) < 4 * 12_500_000

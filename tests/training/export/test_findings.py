@@ -143,7 +143,8 @@ def test_a_card_holds_what_was_found(run: Path, tiny: ModuleType, tmp_path: Path
         {"step": 0, "command": "iafvae-train fit", "threads": 1},
         {"step": 9, "command": "iafvae-train fit --resume", "threads": 2},
     ]
-    manifest = replace(manifest, training={"data": "cifar10", "calls": calls})
+    training = {"data": "cifar10", "calls": calls}
+    manifest = manifest.model_copy(update={"training": training})
     card = model_card(manifest, reconstructions=False, findings=findings)
     for words in (
         "## The bound by the number of draws",

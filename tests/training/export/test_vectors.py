@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from scipy import special
 
 from service.bundle import load_bundle
-from service.engine import graph_rewrite
-from service.engine.graph_rewrite import in_vectors
 from service.engine.onnxruntime_engine import Engine
+from service.settings import SHIPPED_MODELS
+from training.export.passes import vectors
 
-SHIPPED = Path(graph_rewrite.__file__).parent.parent / "bundles" / "mnist"
+SHIPPED = SHIPPED_MODELS / "mnist"
 OPERATIONS = ("sample", "decode", "encode", "score")
 # In float64: log(1 + exp(x)) for large |x| and exp(x) - 1 near 0 without loss.
 EXACT = {
     "Elu": lambda x: np.where(x > 0, x, special.expm1(np.minimum(x, 0))),
     "Softplus": lambda x: np.logaddexp(0, x),
 }
+
+
+def in_vectors(data):
+    """The pass on a serialised model."""
+    proto = onnx.load_from_string(data)
+    vectors.in_vectors(proto)
+    return proto.SerializeToString()
+
+
 FUNCTIONS = pytest.mark.parametrize("kind", EXACT)
 
 
@@ -119,7 +124,7 @@ def test_several_share_their_constants_and_the_graph_stays_valid():
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_the_rest_of_a_graph_is_left_as_it_is(operation):
-    data = (SHIPPED / f"{operation}.onnx").read_bytes()
+    data = (SHIPPED / "portable" / f"{operation}.onnx").read_bytes()
     before, after = onnx.load_from_string(data), onnx.load_from_string(in_vectors(data))
     kept = [node for node in before.graph.node if node.op_type not in EXACT]
     left = {node.SerializeToString(deterministic=True) for node in after.graph.node}
@@ -150,32 +155,21 @@ def test_what_is_left_alone():
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_the_engine_computes_the_rewritten_graph(operation, model_bench, monkeypatch):
-    """And what the graph on disk computes, to rounding."""
+def test_the_engine_computes_the_form_of_its_provider(operation, model_bench):
+    """To the bytes; and what the portable graph computes, to rounding."""
     bundle = load_bundle(SHIPPED)
     given = model_bench.inputs(bundle, operation, 9, seed=2)
-    engine = Engine(bundle, provider="cpu")
-    got = engine.run(operation, given)
-    plain = ort.InferenceSession(
-        str(SHIPPED / f"{operation}.onnx"), providers=["CPUExecutionProvider"]
+    got = Engine(bundle, provider="cpu").run(operation, given)
+    fast = ort.InferenceSession(
+        str(SHIPPED / "cpu" / f"{operation}.onnx"), providers=["CPUExecutionProvider"]
     )
-    wanted = dict(zip(got, plain.run(list(got), given), strict=True))
+    for name, array in zip(got, fast.run(list(got), given), strict=True):
+        assert got[name].tobytes() == array.tobytes()
+    portable = Engine(bundle, provider="cpu", form="portable").run(operation, given)
     for name, array in got.items():
         if array.dtype == np.uint8:
-            assert np.mean(array != wanted[name]) < 1e-3
+            assert np.mean(array != portable[name]) < 1e-3
         else:
-            np.testing.assert_allclose(array, wanted[name], rtol=2e-5, atol=2e-5)
-    monkeypatch.setattr("service.engine.onnxruntime_engine.in_vectors", lambda model: model)
-    unchanged = Engine(bundle, provider="cpu").run(operation, given)
-    different = [name for name in got if got[name].tobytes() != unchanged[name].tobytes()]
-    assert different, "rounding differs, unless the graph was not rewritten"
-
-
-@settings(deadline=None)
-@given(st.binary(max_size=60))
-def test_rubbish_is_refused_or_passed_on(data):
-    try:
-        found = in_vectors(data)
-    except ValueError:
-        return
-    assert in_vectors(found) == found
+            np.testing.assert_allclose(array, portable[name], rtol=2e-5, atol=2e-5)
+    different = [name for name in got if got[name].tobytes() != portable[name].tobytes()]
+    assert different, "rounding differs, unless the forms are the same"
