@@ -100,8 +100,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     paths = HotPaths(app.routed, targets=targets, infer=infer, gate=gate)
     guarded = with_access_control(paths, context)
     app.outermost = RequestContext(guarded, access_log=settings.access_log)
-    if not settings.access_log and not settings.cors_origins:  # which every answer must go through
-        app.gate = gate
+    # For a server that refuses requests before they are tasks; not where every answer must go
+    # through the access log or the headers of other origins.
+    direct = not settings.access_log and not settings.cors_origins
+    app.state.admission = gate if direct else None
     return app
 
 
@@ -113,7 +115,6 @@ class _Application(FastAPI):
     """
 
     outermost: ASGIApp
-    gate: Gate | None = None  # for a server that refuses requests before they are tasks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or follow the server's life."""
