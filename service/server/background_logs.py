@@ -46,17 +46,18 @@ class _Dropping(QueueHandler):
     ) -> None:
         super().__init__(waiting)
         self.setFormatter(formatter)
+        self._waiting = waiting
         self._dropped, self._half = 0, waiting.maxsize // 2
 
     def enqueue(self, record: logging.LogRecord) -> None:
         """Put it into the queue if it has room; once it had none, if it is half empty again."""
-        if self._dropped and self.queue.qsize() <= self._half:
-            self.queue.put(self.prepare(self._note()))
+        if self._dropped and self._waiting.qsize() <= self._half:
+            self._waiting.put(self.prepare(self._note()))
             self._dropped = 0
-        if self._dropped or self.queue.full():
+        if self._dropped or self._waiting.full():
             self._dropped += 1
         else:
-            self.queue.put(record)
+            self._waiting.put(record)
 
     def _note(self) -> logging.LogRecord:
         text = "%d lines of the log were dropped: they are read more slowly than written"
@@ -98,6 +99,4 @@ def _install(handlers: dict[str | None, list[logging.Handler]]) -> None:
 def _written(waiting: queue.Queue[logging.LogRecord]) -> bool:
     """Whether all lines are written, at the latest after FLUSH_SECONDS."""
     with waiting.all_tasks_done:
-        return waiting.all_tasks_done.wait_for(
-            lambda: not waiting.unfinished_tasks, FLUSH_SECONDS
-        )
+        return waiting.all_tasks_done.wait_for(lambda: not waiting.unfinished_tasks, FLUSH_SECONDS)

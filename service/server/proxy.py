@@ -15,6 +15,7 @@ from service.settings import PATH_PREFIX
 __all__ = ["BehindProxy"]
 
 HEADER = b"x-forwarded-prefix"
+PREFIX = re.compile(PATH_PREFIX)
 DOCUMENT = "/openapi.json"
 
 
@@ -46,8 +47,8 @@ class BehindProxy:
         if client is None or client[0] not in self._app.trusted_hosts:
             return self._root_path
         for name, value in scope["headers"]:
-            if name == HEADER and re.fullmatch(PATH_PREFIX, text := value.decode("latin-1")):
-                return text.rstrip("/")
+            if name == HEADER and PREFIX.fullmatch(text := value.decode("latin-1")):
+                return str(text).rstrip("/")
         return self._root_path
 
 

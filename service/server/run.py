@@ -151,9 +151,7 @@ def serve(settings: Settings) -> None:
 
 def _config(app: ASGIApp, admission: Admission | None, settings: Settings) -> uvicorn.Config:
     if settings.root_path or settings.forwarded_allow_ips:
-        app = BehindProxy(
-            app, root_path=settings.root_path, trusted=settings.forwarded_allow_ips
-        )
+        app = BehindProxy(app, root_path=settings.root_path, trusted=settings.forwarded_allow_ips)
     http = functools.partial(BoundedHttp, admission=admission)
     return uvicorn.Config(
         cast("Any", app),
@@ -176,8 +174,8 @@ def _occupy_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: PTH123, SIM115
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: PTH123, SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _follow(handler: Callable[[int, FrameType | None], None]) -> None:

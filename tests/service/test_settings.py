@@ -86,7 +86,12 @@ def test_variables_of_kubernetes_services_named_iafvae(monkeypatch, service):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("CPU_PORT", "8000"), ("PORTS", "tcp://1.2.3.4:5"), ("CPU_SERVICE_HOSTS", "x"), ("HOSTT", "a")],
+    [
+        ("CPU_PORT", "8000"),
+        ("PORTS", "tcp://1.2.3.4:5"),
+        ("CPU_SERVICE_HOSTS", "x"),
+        ("HOSTT", "a"),
+    ],
 )
 def test_what_only_looks_like_one_is_named(monkeypatch, name, value):
     monkeypatch.setenv(f"IAFVAE_{name}", value)

@@ -56,6 +56,12 @@ def test_what_follows_an_early_answer_is_read_within_bounds(line, monkeypatch):
     run(work)
 
 
+async def send_for_ever(writer):
+    while True:
+        writer.write(bytes(65536))
+        await writer.drain()
+
+
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
 def test_an_endless_body_behind_an_early_answer_is_cut(line, monkeypatch, version, wait_until):
     monkeypatch.setattr(protocol, "DRAIN_BYTES", 1_000_000)
@@ -67,12 +73,8 @@ def test_an_endless_body_behind_an_early_answer_is_cut(line, monkeypatch, versio
             reader, writer = await server.connect()
             writer.write(EARLY.replace(b"1.1", version) % 10**12)
             assert (await reader.read(12)) == b"HTTP/1.1 401"
-            sent = 0
             with pytest.raises(ConnectionError):
-                while True:
-                    writer.write(bytes(65536))
-                    sent += 65536
-                    await writer.drain()
+                await send_for_ever(writer)
             assert server.made[0]._drained < 2_000_000
             await wait_until(lambda: not server.state.connections)
 

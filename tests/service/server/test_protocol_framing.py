@@ -74,7 +74,11 @@ def test_nobody_knows_what_follows_connect(line, first):
 
 @pytest.mark.parametrize(
     "bad",
-    [b"CONNECT t:443 HTTP/1.1\r\n\r\n", b"no request\r\n\r\n", b"GET / HTTP/1.1\r\nx" + b"y" * 70000],
+    [
+        b"CONNECT t:443 HTTP/1.1\r\n\r\n",
+        b"no request\r\n\r\n",
+        b"GET / HTTP/1.1\r\nx" + b"y" * 70000,
+    ],
     ids=["connect", "no request", "long"],
 )
 def test_what_cannot_be_framed_waits_for_its_turn(line, bad, wait_until):

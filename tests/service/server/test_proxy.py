@@ -48,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer.content)
 
-    do_POST = do_GET  # noqa: N815 - http.server's name
+    do_POST = do_GET
 
     def log_message(self, *_: object) -> None:
         pass
@@ -137,7 +137,11 @@ async def ask(trusted, client="10.0.0.1", path="/docs", root_path="", **headers)
     return seen, dict(sent[0]["headers"])[b"location"].decode()
 
 
-FORWARDED = {"x_forwarded_prefix": "/p/", "x_forwarded_for": "9.9.9.9", "x_forwarded_proto": "https"}
+FORWARDED = {
+    "x_forwarded_prefix": "/p/",
+    "x_forwarded_for": "9.9.9.9",
+    "x_forwarded_proto": "https",
+}
 
 
 @pytest.mark.parametrize("trusted", [("10.0.0.0/8",), ("10.0.0.1", "192.0.2.1"), ("*",)])
@@ -156,7 +160,9 @@ async def test_others_are_not(trusted):
     assert location == "http://inner/v1/x?y=1"
 
 
-@pytest.mark.parametrize("prefix", ["//evil.example", "p", "/p/../..", "/p?x", "https://evil", "/p\\x"])
+@pytest.mark.parametrize(
+    "prefix", ["//evil.example", "p", "/p/../..", "/p?x", "https://evil", "/p\\x"]
+)
 @pytest.mark.anyio
 async def test_a_forwarded_prefix_is_a_path(prefix):
     _, location = await ask(("*",), x_forwarded_prefix=prefix)
