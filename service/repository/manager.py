@@ -94,7 +94,7 @@ class ModelManager:
                 self._load_first(name, path)
             except ProviderUnavailable:
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a bundle may fail in any way
                 self._note(name, path, error)
                 refusal = refusal or _as_bundle_error(path, error)
         if refusal is not None and not self._registry.loaded:

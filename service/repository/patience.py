@@ -20,7 +20,7 @@ def begin(work: Callable[[], Result], name: str) -> Future[Result]:
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - who waits is told
             future.set_exception(error)
 
     threading.Thread(target=run, name=name, daemon=True).start()
