@@ -75,7 +75,8 @@ class ModelManager:
     def load_all(self) -> None:
         """Load every bundle; blocks, and only for a registry that is not started.
 
-        A bundle that cannot be loaded is noted and left, beside one that can.
+        A bundle that cannot be loaded is noted and left, beside one that can; two of one name and
+        version are an error, but where the directory is watched.
         Raises BundleError, ProviderUnavailable.
         """
         paths = bundle_paths(self._settings.models)
@@ -94,6 +95,10 @@ class ModelManager:
                 self._load_first(name, path)
             except ProviderUnavailable:
                 raise
+            except Conflict as error:  # neither is bad: whoever put them there must choose
+                if not self._settings.watch_seconds:
+                    raise BundleError(f"{path}: {error}") from None
+                self._note(name, path, error)
             except Exception as error:  # noqa: BLE001 - a bundle may fail in any way
                 self._note(name, path, error)
                 refusal = refusal or _as_bundle_error(path, error)
@@ -107,10 +112,7 @@ class ModelManager:
             model = LoadedModel(opening.result(self._settings.load_seconds), directory)
         except TimeoutError:
             raise self._too_slow(path) from None
-        try:
-            self._registry.exchange(new=[model])
-        except Conflict as error:
-            raise BundleError(f"{path}: {error}") from None
+        self._registry.exchange(new=[model])
         self._count("loaded", model)
 
     def _choose_default(self) -> None:

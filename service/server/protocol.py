@@ -172,6 +172,7 @@ class BoundedHttp(HttpToolsProtocol):
         last = self.pipeline[0][0] if self.pipeline else self._active
         assert last is not None  # noqa: S101 - somebody is being answered
         last.keep_alive = False
+        self.flow.resume_reading()  # to notice a hang-up
 
     def _throw_away(self, size: int) -> None:
         self._drained += size

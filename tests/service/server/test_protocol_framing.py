@@ -176,7 +176,7 @@ def test_small_chunks_are_no_fault(line):
 # ------------------------------------------------------------------ pipelines
 
 
-@pytest.mark.parametrize("behind", [b"", GET, GET * 20, POST + LENGTH + BODY[:5]])
+@pytest.mark.parametrize("behind", [b"", GET, GET * 20, GET * 5000, POST + LENGTH + BODY[:5]])
 def test_a_hang_up_is_noticed_whatever_was_sent_behind(line, behind, wait_until):
     async def work():
         async with line() as server:
