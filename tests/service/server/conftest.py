@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -78,14 +79,15 @@ class Line:
         """Send `parts` one by one; all that is answered in time, and whether it was closed."""
         reader, writer = await self.connect()
         answer, closed = b"", True
-        try:
+        with suppress(ConnectionError, RuntimeError):  # closed while it is written to
             for part in parts:
                 writer.write(part)
                 await asyncio.sleep(0.02)
+        try:
             async with asyncio.timeout(seconds):
                 while chunk := await reader.read(65536):
                     answer += chunk
-        except (ConnectionError, RuntimeError):  # closed while it was written to
+        except ConnectionError:
             pass
         except TimeoutError:
             closed = False
