@@ -29,9 +29,14 @@ def problem(host: str, port: str) -> str | None:
     return None if response.status == 200 else f"{response.status} {body}"
 
 
+def own_port(text: str) -> str:
+    """The port that IAFVAE_PORT names; a Kubernetes Service named "iafvae" sets it to an URL."""
+    return "8000" if not text or "://" in text else text
+
+
 if __name__ == "__main__":
     reason = problem(
-        os.environ.get("IAFVAE_HOST", "127.0.0.1"), os.environ.get("IAFVAE_PORT") or "8000"
+        os.environ.get("IAFVAE_HOST", "127.0.0.1"), own_port(os.environ.get("IAFVAE_PORT", ""))
     )
     if reason is not None:
         sys.exit(reason)

@@ -68,6 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             max_bytes=settings.max_buffered_bytes,
             metrics=metrics,
             operations=OPERATIONS,
+            early=not settings.access_log and not settings.cors_origins,
         ),
         decoders=DecoderPool(),
         threads=ThreadPoolExecutor(THREADS, "codec"),

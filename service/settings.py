@@ -6,6 +6,7 @@ A misspelt variable is an error that names it, not a default that is silently ke
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from service.engine.options import EngineOptions, Provider
 
 __all__ = [
+    "PATH_PREFIX",
     "PREFIX",
     "SHIPPED_BUNDLE",
     "SHIPPED_MODELS",
@@ -31,8 +33,15 @@ SHIPPED_MODELS = Path(__file__).resolve().parent / "bundles"
 SHIPPED_DEFAULT = "mnist"
 SHIPPED_BUNDLE = SHIPPED_MODELS / SHIPPED_DEFAULT
 OTHER_PROGRAMS = {"IAFVAE_DATA_DIR", "IAFVAE_KEY"}  # of training, and of the client
-# Kubernetes and Docker links describe a Service named "iafvae" in variables of our prefix.
-LINKED = re.compile(r"IAFVAE_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)$")
+# Kubernetes and Docker links describe Services named "iafvae" or "iafvae-..." in variables of our
+# prefix: IAFVAE_CPU_SERVICE_HOST, IAFVAE_PORT_8000_TCP_ADDR; IAFVAE_CPU_PORT is tcp://10.0.0.9:8000.
+LINKED = re.compile(
+    r"IAFVAE_(\w+_)?"
+    r"(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+LINKED_PORT = re.compile(r"IAFVAE_(\w+_)?PORT")
+LINK = re.compile(r"(tcp|udp|sctp)://\S+")
+PATH_PREFIX = r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+/?"
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -53,7 +62,21 @@ def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if value != "*":
+            ipaddress.ip_network(value, strict=False)
+    return values
+
+
+def _root_path(value: str) -> str:
+    if value and not re.fullmatch(PATH_PREFIX, value):
+        raise ValueError("must be a path such as /iafvae, of letters, digits and . _ ~ -")
+    return value.rstrip("/")
+
+
 Origins = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_origins)]
+Proxies = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_proxies)]
 
 
 class SettingsError(ValueError):
@@ -84,6 +107,9 @@ class Settings(BaseSettings):
     provider: Annotated[
         Provider, Field(description="auto: CUDA where it works; cuda is a demand")
     ] = "auto"
+    load_seconds: Annotated[
+        Seconds, Field(gt=0, description="a bundle that takes longer to load is refused")
+    ] = 600.0
     hang_seconds: Annotated[
         Seconds, Field(gt=0, description="a batch that takes longer fails liveness")
     ] = 120.0
@@ -94,6 +120,16 @@ class Settings(BaseSettings):
     open_metrics: Annotated[bool, Field(description="/metrics needs no key")] = False
     cors_origins: Annotated[
         Origins, Field(description="web origins whose pages may call, with commas; * is all")
+    ] = ()
+
+    root_path: Annotated[
+        str,
+        AfterValidator(_root_path),
+        Field(description="prefix of the path that callers see, behind a reverse proxy"),
+    ] = ""
+    forwarded_allow_ips: Annotated[
+        Proxies,
+        Field(description="addresses or networks of proxies whose X-Forwarded-* are believed"),
     ] = ()
 
     max_body_bytes: Count = 32 * 2**20
@@ -218,8 +254,9 @@ class _Environment(PydanticBaseSettingsSource):
 
 
 def _of_others(variable: str, text: str) -> bool:
-    linked_port = variable == f"{PREFIX}PORT" and "://" in text
-    return variable in OTHER_PROGRAMS or LINKED.match(variable) is not None or linked_port
+    if LINK.fullmatch(text) and LINKED_PORT.fullmatch(variable):
+        return True
+    return variable in OTHER_PROGRAMS or LINKED.fullmatch(variable) is not None
 
 
 def _unknown(variable: str, name: str) -> str:

@@ -25,6 +25,7 @@ __all__ = ["MANIFEST", "Bundle", "BundleError", "load_bundle"]
 MANIFEST = "manifest.json"
 FOLDERS = ("portable", "cpu")
 MAX_MANIFEST_BYTES = 4 << 20
+MAX_MANIFEST_DEPTH = 32
 MAX_ARRAY_FILE_BYTES = 256 << 20
 REPLACE = "restore the bundle from where it was exported, or export it again"
 
@@ -96,10 +97,21 @@ def _read_manifest(path: Path) -> tuple[Manifest, str]:
     raw = file.read_bytes()
     try:
         fields = json.loads(raw, object_pairs_hook=_unique_keys)
+        _check_depth(fields)
+        json.dumps(fields, ensure_ascii=False).encode("utf-8")  # raises for lone surrogates
         manifest = manifest_from_json(fields)
     except (ValueError, RecursionError) as error:  # ValueError covers broken JSON and UTF-8
         raise _refuse(path, MANIFEST, str(error)) from error
     return manifest, hashlib.sha256(raw).hexdigest()
+
+
+def _check_depth(value: object, room: int = MAX_MANIFEST_DEPTH) -> None:
+    """Raises ValueError for what is nested so deeply that no answer could hold it."""
+    if room == 0:
+        raise ValueError(f"is nested more than {MAX_MANIFEST_DEPTH} deep")
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for one in inner:
+        _check_depth(one, room - 1)
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:

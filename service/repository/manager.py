@@ -16,8 +16,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from service.bundle import BundleError
-from service.errors import BundleRefused, Conflict, IafvaeError, ModelLimit, ShuttingDown
+from service.errors import (
+    BundleRefused,
+    Conflict,
+    IafvaeError,
+    ModelLimit,
+    ProviderUnavailable,
+    ShuttingDown,
+)
 from service.metrics import Metrics
+from service.operations.model import Model
+from service.repository.patience import begin
 from service.repository.registry import LoadedModel, Registry
 from service.repository.store import Fingerprint, Found, ModelStore, bundle_paths
 from service.repository.versions import split_reference
@@ -66,8 +75,8 @@ class ModelManager:
     def load_all(self) -> None:
         """Load every bundle; blocks, and only for a registry that is not started.
 
-        Where the directory is watched, bundles that cannot be loaded are noted and left, as they
-        are later on, if only the default model is there.
+        A bundle that cannot be loaded is noted and left, beside one that can; two of one name and
+        version are an error, but where the directory is watched.
         Raises BundleError, ProviderUnavailable.
         """
         paths = bundle_paths(self._settings.models)
@@ -76,26 +85,34 @@ class ModelManager:
                 f"{self._settings.models} holds {len(paths)} bundles, and IAFVAE_MAX_MODELS is "
                 f"{self._settings.max_models}: raise it, or move some away"
             )
+        for name, reason in self.store.strange().items():
+            self._registry.failed[name] = reason
+            logger.warning("%s %s; it is left alone", self.store.root / name, reason)
         refusal: BundleError | None = None
         for name, path in self.store.paths().items():
-            self.attempted[name] = self.store.look(name).looks
             try:
+                self.attempted[name] = self.store.look(name).looks
                 self._load_first(name, path)
-            except BundleError as error:
+            except ProviderUnavailable:
+                raise
+            except Conflict as error:  # neither is bad: whoever put them there must choose
                 if not self._settings.watch_seconds:
-                    raise
-                refusal = refusal or error
+                    raise BundleError(f"{path}: {error}") from None
                 self._note(name, path, error)
+            except Exception as error:  # noqa: BLE001 - a bundle may fail in any way
+                self._note(name, path, error)
+                refusal = refusal or _as_bundle_error(path, error)
         if refusal is not None and not self._registry.loaded:
             raise refusal
         self._choose_default()
 
     def _load_first(self, directory: str, path: Path) -> None:
-        model = LoadedModel(self.store.open(path), directory)
+        opening = begin(lambda: self.store.open(path), f"load {directory}")
         try:
-            self._registry.exchange(new=[model])
-        except Conflict as error:
-            raise BundleError(f"{path}: {error}") from None
+            model = LoadedModel(opening.result(self._settings.load_seconds), directory)
+        except TimeoutError:
+            raise self._too_slow(path) from None
+        self._registry.exchange(new=[model])
         self._count("loaded", model)
 
     def _choose_default(self) -> None:
@@ -173,7 +190,7 @@ class ModelManager:
             return _change("unchanged", old, began=began)
         self._check_room(old, found)
         try:
-            new = LoadedModel(await asyncio.to_thread(self.store.open, found.path), directory)
+            new = LoadedModel(await self._open(found.path, directory), directory)
             gone = await self._publish(new, old, found)
         except Exception as error:
             self.attempted[directory] = found.looks
@@ -182,6 +199,21 @@ class ModelManager:
         change = _change("swapped" if gone else "loaded", new, gone, began)
         self._count(change.change, new, gone)
         return change
+
+    async def _open(self, path: Path, directory: str) -> Model:
+        opening = asyncio.wrap_future(begin(lambda: self.store.open(path), f"load {directory}"))
+        done, _ = await asyncio.wait([opening], timeout=self._settings.load_seconds)
+        if not done:
+            opening.add_done_callback(_look)
+            raise self._too_slow(path)
+        return await opening
+
+    def _too_slow(self, path: Path) -> BundleError:
+        return BundleError(
+            f"bundle {path}: was not loaded within IAFVAE_LOAD_SECONDS="
+            f"{self._settings.load_seconds:g}: raise it if the bundle is good; what was begun is "
+            "left behind, and its memory is held until it ends"
+        )
 
     async def _publish(
         self, new: LoadedModel, old: LoadedModel | None, found: Found
@@ -261,7 +293,13 @@ class ModelManager:
         logger.info("%s %s (bundle %s)", change, subject.reference, subject.runtime.bundle.hash)
 
 
-def _look(ended: asyncio.Task[Change]) -> None:
+def _as_bundle_error(path: Path, error: Exception) -> BundleError:
+    if isinstance(error, BundleError):
+        return error
+    return BundleError(f"bundle {path}: {type(error).__name__}: {error}")
+
+
+def _look(ended: asyncio.Future[Any]) -> None:
     """Whoever asked may have gone: then nobody else looks at what was raised."""
     if not ended.cancelled():
         ended.exception()

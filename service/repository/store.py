@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.bundle import MANIFEST, BundleError
+from service.bundle.reader import MAX_MANIFEST_BYTES
 from service.errors import UnknownBundle
 from service.metrics import Metrics
 from service.operations.model import Model
@@ -55,7 +57,11 @@ class ModelStore:
         if self._single:
             here = (self.root / MANIFEST).is_file()
             return {self.root.resolve().name: self.root} if here else {}
-        return {path.name: path for path in _listed(self.root)}
+        return {path.name: path for path in _survey(self.root)[0]}
+
+    def strange(self) -> dict[str, str]:
+        """Entries that may be bundles but cannot be looked at: name -> why. Raises OSError."""
+        return {} if self._single else _survey(self.root)[1]
 
     def look(self, directory: str) -> Found:
         """The bundle in `directory`, as it is now. Raises UnknownBundle."""
@@ -115,24 +121,56 @@ def bundle_paths(path: Path) -> list[Path]:
             f"there is no bundle at {path}: set IAFVAE_MODELS, or --models, to a bundle's "
             "directory or to a directory of bundles"
         )
-    found = _listed(path)
-    if not found:
+    try:
+        found, strange = _survey(path)
+    except OSError as error:
         raise BundleError(
-            f"{path} is no bundle and holds none (no {MANIFEST} in it or one level below): "
-            "set IAFVAE_MODELS, or --models, to another directory"
+            f"{path} cannot be listed ({error.strerror}): give this process the right to"
+        ) from error
+    if not found:
+        reasons = "".join(f"; {name} {why}" for name, why in strange.items())
+        raise BundleError(
+            f"{path} is no bundle and holds none (no {MANIFEST} in it or one level below{reasons}):"
+            " set IAFVAE_MODELS, or --models, to another directory"
         )
     return found
 
 
-def _listed(root: Path) -> list[Path]:
-    # Hidden ones are another process's that is writing a bundle, or died of it.
-    return sorted(
-        entry
-        for entry in root.iterdir()
-        if not entry.name.startswith(".")
-        and not entry.name.lower().endswith(UNFINISHED)
-        and (entry / MANIFEST).is_file()
-    )
+def _survey(root: Path) -> tuple[list[Path], dict[str, str]]:
+    """The bundles in `root`, in order, and what cannot be looked at: name -> why."""
+    bundles, strange = [], {}
+    for entry in sorted(root.iterdir()):
+        # Hidden ones are another process's that is writing a bundle, or died of it.
+        if entry.name.startswith(".") or entry.name.lower().endswith(UNFINISHED):
+            continue
+        try:
+            if _holds_manifest(entry):
+                bundles.append(entry)
+        except (OSError, ValueError) as error:
+            # Escaped, so that it can be said: in an answer, a log, a metric.
+            name = os.fsencode(entry.name).decode("utf-8", "backslashreplace")
+            strange[name] = getattr(error, "strerror", None) or str(error)
+    return bundles, strange
+
+
+def _holds_manifest(entry: Path) -> bool:
+    """Raises OSError or ValueError where that cannot be known, or the name could not be said."""
+    try:
+        entry.name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("has a name that is no UTF-8: rename it") from None
+    try:
+        entry.stat()
+    except FileNotFoundError:
+        raise ValueError("is a link to nothing") from None
+    except PermissionError:
+        raise ValueError("cannot be read: give this process the right to") from None
+    try:
+        return stat.S_ISREG((entry / MANIFEST).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError:
+        raise ValueError("cannot be read: give this process the right to") from None
 
 
 def _fingerprint(path: Path) -> Fingerprint | None:
@@ -154,6 +192,8 @@ def _stamp(entry: os.DirEntry[str]) -> tuple[str | int, ...]:
 def _manifest_hash(path: Path) -> str | None:
     """The hash that a bundle at `path` would be known by; None where it cannot be read."""
     try:
-        return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+        with (path / MANIFEST).open("rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
     except OSError:
         return None
+    return hashlib.sha256(data).hexdigest() if len(data) <= MAX_MANIFEST_BYTES else None

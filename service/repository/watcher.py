@@ -49,6 +49,7 @@ class Watcher:
         """Do what the difference to the last look asks for."""
         try:
             now = await asyncio.to_thread(self._manager.store.fingerprints)
+            present = await asyncio.to_thread(self._note_strange, set(now))
         except OSError as error:
             self._say("", f"the models cannot be listed ({error.strerror}); what is loaded stays")
             return
@@ -58,9 +59,18 @@ class Watcher:
                 await self._load(directory)
         self._before = now
         if now:
-            await self._forget(set(now))
+            await self._forget(present)
         else:
             self._say("", "there is no bundle at all any more; what is loaded stays")
+
+    def _note_strange(self, seen: set[str]) -> set[str]:
+        """Say what cannot be looked at; gives the names of all that is there."""
+        store = self._manager.store
+        strange = store.strange()
+        for name, reason in strange.items():
+            self._registry.failed[name] = reason
+            self._say(name, f"{store.root / name} {reason}; it is left alone")
+        return seen | strange.keys() | store.paths().keys()
 
     async def _load(self, directory: str) -> None:
         try:
@@ -70,6 +80,9 @@ class Watcher:
             self._say(directory, f"{directory} is not loaded yet: {error}")
         except IafvaeError as error:
             logger.debug("%s: %s", directory, error)  # the manager has said it, or it is busy
+        except OSError as error:  # the others are looked at all the same
+            self._registry.failed[directory] = str(error.strerror)
+            self._say(directory, f"{directory} cannot be read ({error.strerror})")
 
     async def _forget(self, now: set[str]) -> None:
         """Unload what was missing at the last look too."""

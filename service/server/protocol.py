@@ -1,81 +1,281 @@
 """HTTP as uvicorn speaks it, with bounds that uvicorn has none for.
 
-What an application sees begins with a complete head; until then a client could hold a connection
-for ever, or send headers without end (and a long one takes time that grows with its square). And
-one that does not read its answer would hold the answer's memory for ever.
+What an application sees begins with a complete head, and ends with its answer. Before, between and
+after, a client could hold a connection for ever, send bytes without end that belong to no body, or
+leave its answer unread. So each state of a connection has an end (`_deadline`, looked at by one
+timer), and all that is read is counted.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+import math
+from typing import Any, Protocol, cast
 
+import httptools
 from starlette.types import Scope
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
 
-from service.api.security.admission import Admission
+from service.server.transport import ClosedByProtocol
 
-__all__ = ["BoundedHttp", "bounded_by"]
+__all__ = ["Admission", "BoundedHttp"]
 
 HEAD_SECONDS = 30.0  # from a connection, or a later request's first byte, to the end of its head
-MAX_HEAD_BYTES = 65_536
 WRITE_SECONDS = 60.0  # in which a client must have taken what fills the connection's buffer
+DRAIN_SECONDS = 10.0  # for the rest of a body whose request is answered already
+CLOSE_SECONDS = 5.0  # for a client to hang up after the last answer
+TICK_SECONDS = 1.0  # between two looks at these
+MAX_HEAD_BYTES = 65_536  # of a head, of trailers, of what stands between chunks
+DRAIN_BYTES = 64 * 2**20  # of a body that nobody wants any more
+MAX_PIPELINED = 64  # requests that wait behind one that is being answered
+FRAMING = 16  # bytes that a body's byte may come with: chunks may be small
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Admission(Protocol):
+    """What may refuse a request before it becomes a task."""
+
+    def refuses(self, scope: Scope) -> bool:
+        """Whether a request is one too many."""
+        ...
+
+    def whole_refusal(self, scope: Scope) -> tuple[int, Headers, bytes]:
+        """Status, headers and body of its answer."""
+        ...
+
+
+class _NotReadError(Exception):
+    """Ends the parser: nothing that follows is read."""
+
+
+class _Nowhere(list[tuple[bytes, bytes]]):
+    """Where trailers go: they are no headers, and nobody asks for them."""
+
+    def append(self, _: tuple[bytes, bytes]) -> None:
+        """Forget it."""
+
+
+NOWHERE = _Nowhere()
 
 
 class BoundedHttp(HttpToolsProtocol):
     """One connection. A head that is too slow ends it without an answer, one too long with 400; a
-    client that stops reading, whatever was being sent."""
+    client that stops reading, whatever was being sent.
 
-    admission: Admission | None = None  # may refuse a request before it is a task
-    _head_timer: asyncio.TimerHandle | None = None  # runs while a head is awaited
-    _write_timer: asyncio.TimerHandle | None = None  # runs while the buffer is full
-    _head_bytes = 0
+    What cannot be framed is answered with 400 when it is its turn; nothing after it is read.
+    """
+
+    transport: ClosedByProtocol
+    _deadline = math.inf  # when the present state must have ended
+    _write_deadline = math.inf  # when a full buffer must have drained
+    _timer: asyncio.TimerHandle
+    _active: RequestResponseCycle | None = None  # the last that was begun with
+    _reading_head = False
+    _outside = 0  # bytes that were read and belong to no body
+    _drained = 0  # bytes that were read for nobody
+    _deaf = False  # what comes is thrown away
+    _closing = False
+
+    def __init__(self, *args: Any, admission: Admission | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._admission = admission
+
+    # ------------------------------------------------------------------ the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
-        super().connection_made(transport)
-        self._begin_head()
+        super().connection_made(ClosedByProtocol(transport, self._close))
+        self._deadline = self.loop.time() + HEAD_SECONDS
+        self._timer = self.loop.call_later(TICK_SECONDS, self._tick)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It has gone."""
-        self._end_head()
-        self._end_write()
+        """It has gone: what is being answered hears of it, also where more was sent behind it."""
+        self._timer.cancel()
+        self._closing = self._deaf = True
+        self.pipeline.clear()
+        self._abandon()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client; those outside of bodies count towards their bound."""
+        if self._deaf:
+            self._throw_away(len(data))
+            return
+        self._outside += len(data)
+        try:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                self._decline(data, offer.args[0])
+        except httptools.HttpParserError:
+            if not self._deaf:
+                self.send_400_response("Invalid HTTP request received.")
+            return
+        if self._outside > MAX_HEAD_BYTES and not self._deaf:
+            self.send_400_response(f"Headers above {MAX_HEAD_BYTES} bytes.")
+
+    def pause_writing(self) -> None:
+        """The buffer is full."""
+        super().pause_writing()
+        self._write_deadline = self.loop.time() + WRITE_SECONDS
+
+    def resume_writing(self) -> None:
+        """It has drained."""
+        self._write_deadline = math.inf
+        super().resume_writing()
+
+    def _tick(self) -> None:
+        now = self.loop.time()
+        late = now >= self._deadline
+        if now >= self._write_deadline or (late and self._closing):
+            self.transport.abort()
+            return
+        if late and self._answering():
+            self._end_after_answers()
+        elif late:
+            self.transport.close()
+        self._timer = self.loop.call_later(TICK_SECONDS, self._tick)
+
+    def _answering(self) -> bool:
+        return self._active is not None and not self._active.response_complete
+
+    def _abandon(self) -> None:
+        """Nobody waits for the answer that is being made."""
+        if self._active is not None and not self._active.response_complete:
+            self._active.disconnected = True
+            self._active.message_event.set()
+
+    def _close(self) -> None:
+        """Nothing more is written. While a client still sends it is let, within bounds: closed at
+        once, its system would throw away what it has not yet read of the answer."""
+        if self._closing:
+            return
+        sends = self._deaf or (self.cycle is not None and self.cycle.more_body)
+        self._closing = self._deaf = True
+        unsent = self.transport.get_write_buffer_size()
+        self._deadline = self.loop.time() + (WRITE_SECONDS if unsent else CLOSE_SECONDS)
+        if sends:
+            self.flow.resume_reading()
+            self.transport.end_writing()
+        else:
+            self.transport.real.close()
+
+    def _end_after_answers(self) -> None:
+        """Close when all that was taken is answered; nothing more is taken."""
+        self._deaf, self._reading_head, self._deadline = True, False, math.inf
+        last = self.pipeline[0][0] if self.pipeline else self._active
+        assert last is not None  # noqa: S101 - somebody is being answered
+        last.keep_alive = False
+        self.flow.resume_reading()  # to notice a hang-up
+
+    def _throw_away(self, size: int) -> None:
+        self._drained += size
+        if self._drained > DRAIN_BYTES:
+            self._deaf = True
+            self.transport.abort()
+
+    # ------------------------------------------------------------------ what the parser finds
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
+        if self._deaf or len(self.pipeline) >= MAX_PIPELINED:
+            if not self._deaf:
+                self._end_after_answers()
+            raise _NotReadError
+        self._reading_head = True
+        self._deadline = self.loop.time() + HEAD_SECONDS
         super().on_message_begin()
-        self._begin_head()
 
     def on_headers_complete(self) -> None:
         """The last byte of its head."""
-        self._end_head()
+        if self.parser.should_upgrade():
+            return  # the parser will stop behind it: `_decline`
+        self._reading_head, self._deadline = False, math.inf
         super().on_headers_complete()
+        self.headers = NOWHERE
+        if self.pipeline:
+            self._read_on()
 
-    def data_received(self, data: bytes) -> None:
-        """Bytes from the client: what does not complete a head counts towards its bound."""
-        before = self._head_timer
-        super().data_received(data)
-        if before is None or self._head_timer is None or self.transport.is_closing():
+    def on_body(self, body: bytes) -> None:
+        """Some of a body."""
+        cycle, size = self.cycle, len(body)
+        self._outside = max(0, self._outside - FRAMING * size)
+        if cycle.response_complete:
+            self._throw_away(size)
             return
-        self._head_bytes += len(data)
-        if self._head_bytes > MAX_HEAD_BYTES:
-            message = f"Headers above {MAX_HEAD_BYTES} bytes."
-            self.logger.warning("refused a request: %s", message)
-            self.send_400_response(message)
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        """The last byte of a request."""
+        if self._reading_head:
+            return  # an offer of an upgrade
+        cycle = self.cycle
+        self._outside, cycle.more_body = 0, False
+        if cycle.response_complete:
+            self._idle()
+        else:
+            cycle.message_event.set()
+
+    def _decline(self, data: bytes, end: int) -> None:
+        """Read the requests of `data` without their offers of another protocol (h2c, websocket).
+
+        `end`: where the head of the first such request ends. The parser takes no body after an
+        offer, so another one gets the head again without it. Raises HttpParserError for CONNECT,
+        where nobody knows what follows.
+        """
+        while True:
+            if self.parser.get_method() == b"CONNECT":
+                raise httptools.HttpParserError("CONNECT is not served")
+            head = [b"%b %b HTTP/%b\r\n" % self._request_line()]
+            head += [b"%b: %b\r\n" % h for h in self.headers if h[0] != b"upgrade"]
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.parser.feed_data(b"".join((*head, b"\r\n")))
+            data = cast("bytes", memoryview(data)[end:])
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                end = offer.args[0]
+            else:
+                return
+
+    def _request_line(self) -> tuple[bytes, bytes, bytes]:
+        version = self.parser.get_http_version().encode("ascii")
+        return self.parser.get_method(), self.url, version
+
+    def _read_on(self) -> None:
+        """Read behind a request that is being answered, so that a hang-up is noticed; a little."""
+        held = sum(len(cycle.body) for cycle, _ in self.pipeline)
+        if self._active is not None:
+            held += len(self._active.body)
+        if len(self.pipeline) < MAX_PIPELINED and held <= HIGH_WATER_LIMIT:
+            self.flow.resume_reading()
+
+    # ------------------------------------------------------------------ answers
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Begin with a request, or refuse it here: that takes half of the time, when all of the
         event loop's is needed for those that were taken."""
-        gate, scope = self.admission, cast("Scope", cycle.scope)
-        if gate is None or self.flow.write_paused or not gate.refuses(scope):
+        self._active = cycle
+        admission = self._admission
+        scope = cast("Scope", cycle.scope)
+        if admission is None or self.flow.write_paused or not admission.refuses(scope):
             super()._start_asgi_task(cycle, app)
-            return
-        status, headers, body = gate.whole_refusal(scope)
+        else:
+            self._refuse(cycle, *admission.whole_refusal(scope))
+
+    def _refuse(
+        self, cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes
+    ) -> None:
         lines = [STATUS_LINE[status]]
         lines += [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
         if not cycle.keep_alive:
@@ -84,35 +284,49 @@ class BoundedHttp(HttpToolsProtocol):
         cycle.response_started = cycle.response_complete = True
         if not cycle.keep_alive:
             self.transport.close()
-        cycle.on_response()
+        if self.pipeline:  # not within each other: many may wait
+            self.loop.call_soon(self.on_response_complete)
+        else:
+            self.on_response_complete()
 
-    def pause_writing(self) -> None:
-        """The buffer is full."""
-        super().pause_writing()
-        self._end_write()
-        self._write_timer = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+    def on_response_complete(self) -> None:
+        """An answer has been written: the next request's turn, or nobody's."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self.cycle.more_body:
+            self._drain()
+        elif not self._reading_head:
+            self._idle()
 
-    def resume_writing(self) -> None:
-        """It has drained."""
-        self._end_write()
-        super().resume_writing()
+    def _idle(self) -> None:
+        self._deadline = self.loop.time() + self.timeout_keep_alive
 
-    def _end_write(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
+    def _drain(self) -> None:
+        """An early answer: read the rest of the request, unless it may never come."""
+        self._drained = 0
+        if self.expect_100_continue:
+            self.transport.close()
+        else:
+            self._deadline = self.loop.time() + DRAIN_SECONDS
 
-    def _begin_head(self) -> None:
-        self._end_head()
-        self._head_bytes = 0
-        self._head_timer = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
-
-    def _end_head(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-
-def bounded_by(admission: Admission) -> type[BoundedHttp]:
-    """The protocol of a server whose requests `admission` may refuse."""
-    return type("BoundedHttp", (BoundedHttp,), {"admission": admission})
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be framed if it is its turn; nothing after it is read."""
+        self.logger.warning("refused a request: %s", msg)
+        self._deaf = True
+        active = self._active
+        if active is None or active.response_complete:
+            super().send_400_response(msg)
+        elif active is not self.cycle or not active.more_body:  # it stands behind others
+            if self.cycle.more_body:
+                self.pipeline.popleft()
+            self._end_after_answers()
+        elif active.response_started:
+            self._abandon()
+            self.transport.close()
+        else:
+            self._abandon()
+            super().send_400_response(msg)

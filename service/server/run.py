@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import gc
 import logging
+import os
 import signal
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from service.app import create_app
 from service.logs import configure_logging
-from service.server.protocol import bounded_by
+from service.server.background_logs import background_logs
+from service.server.protocol import Admission, BoundedHttp
+from service.server.proxy import BehindProxy
 from service.settings import Settings
 
 __all__ = ["StartError", "bind", "listen", "serve"]
@@ -23,6 +31,8 @@ __all__ = ["StartError", "bind", "listen", "serve"]
 logger = logging.getLogger("iafvae")
 BACKLOG = 2048  # connections that wait to be accepted, as uvicorn has it
 COLLECTOR = (20_000, 20, 20)  # new objects before a collection, collections before an older one
+END = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+IGNORED = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 KEEP_ALIVE_SECONDS = 75  # above the 60 s of common load balancers, so that they close first
 
 
@@ -31,7 +41,8 @@ class StartError(Exception):
 
 
 class _DrainingServer(uvicorn.Server):
-    """On the first SIGTERM: not ready at once, served for `delay_seconds` more, then drained.
+    """On the first SIGTERM or SIGHUP (its terminal has gone): not ready at once, served for
+    `delay_seconds` more, then drained.
 
     SIGINT (Ctrl-C) does not wait, a second signal cuts short. Unlike uvicorn's own, the process
     exits with 0 after it has drained.
@@ -43,6 +54,14 @@ class _DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._on_signal, self._delay_seconds = on_signal, delay_seconds
         self._signals = 0
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Follow uvicorn's signals and those of END while it serves."""
+        with super().capture_signals():
+            _follow(self.handle_exit)
+            yield
+            _follow(_leave)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Called by the operating system in the main thread, between two bytecodes."""
@@ -110,31 +129,60 @@ def serve(settings: Settings) -> None:
         StartError: the address is taken.
         BundleError, ProviderUnavailable: a model cannot be served.
     """
+    _occupy_standard_streams()
     configure_logging(settings.log_level, settings.log_format)
     # As a container's first process, a signal without a handler is ignored: while the models
     # load, SIGTERM ends the process at once; then the server's own handler drains.
-    signal.signal(signal.SIGTERM, _leave)
+    _follow(_leave)
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
     listener = bind(settings.host, settings.port)
-    with listener:
+    with listener, background_logs():
         app = create_app(settings)
         registry = app.state.shared.registry
         app.state.manager.load_all()  # here, so that what is wrong is said in one line
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            http=bounded_by(app.state.shared.admission),
-            backlog=BACKLOG,
-            ws="none",
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
-        )
         listen(listener, settings.host)
         _announce(listener, registry.default)
         _calm_collector()
+        config = _config(app, app.state.shared.admission, settings)
         server = _DrainingServer(config, registry.drain, settings.drain_delay_seconds)
         server.run([listener])
+
+
+def _config(app: ASGIApp, admission: Admission | None, settings: Settings) -> uvicorn.Config:
+    if settings.root_path or settings.forwarded_allow_ips:
+        app = BehindProxy(app, root_path=settings.root_path, trusted=settings.forwarded_allow_ips)
+    http = functools.partial(BoundedHttp, admission=admission)
+    return uvicorn.Config(
+        cast("Any", app),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # `BehindProxy` does, where they are to be believed
+        http=cast("Any", http),
+        backlog=BACKLOG,
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
+
+
+def _occupy_standard_streams() -> None:
+    """Where one was closed, a socket would get its number, and a library's messages."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _follow(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Let `handler` have the signals that end the process, but for what `nohup` turned off."""
+    for number in END:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _calm_collector() -> None:

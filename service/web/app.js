@@ -23,7 +23,7 @@ const guarded = (work) => async (...given) => {
 };
 
 async function start() {
-  const { models, default: preferred } = await getJson("/v1/models");
+  const { models, default: preferred } = await getJson("v1/models");
   // The version that answers for its name goes by the name alone, and so follows a newer one.
   state.models = new Map(models.map((model) => [
     model.default_version ? model.name : `${model.name}@${model.version}`, model,
@@ -88,7 +88,7 @@ function sampleRequest() {
 async function drawSamples() {
   $("samples").setAttribute("aria-busy", "true");
   try {
-    const { response, data } = await post("/v1/sample", sampleRequest());
+    const { response, data } = await post("v1/sample", sampleRequest());
     showImages($("samples"), data.images, (index) => `Drawn image ${index + 1} of ${data.images.length}, seed ${data.seed}`);
     $("sample-status").textContent = timing(response);
   } finally {
@@ -128,9 +128,9 @@ async function look() {
   const model = $("model").value;
   const ask = (path, options) => post(path, { model, images, ...options }, { signal: running.signal });
   const [scored, again, encoded] = await Promise.all([
-    ask("/v1/score", { importance_samples: Number($("k").value), alpha: Number($("alpha").value) }),
-    ask("/v1/reconstruct", {}),
-    ask("/v1/encode", {}),
+    ask("v1/score", { importance_samples: Number($("k").value), alpha: Number($("alpha").value) }),
+    ask("v1/reconstruct", {}),
+    ask("v1/encode", {}),
   ]);
   showScore(scored.data);
   $("score-status").textContent = timing(scored.response);
@@ -221,7 +221,7 @@ function take(slot) {
 async function interpolate() {
   const { a, b } = state.slots;
   const body = { model: $("model").value, images: [a, b], n: Number($("steps").value) };
-  const { response, data } = await post("/v1/interpolate", body);
+  const { response, data } = await post("v1/interpolate", body);
   showImages($("between"), data.images, (index) => `Step ${index + 1} of ${data.images.length} from A to B`);
   $("between-status").textContent = timing(response);
 }
@@ -260,7 +260,7 @@ function listen() {
     await drawSamples();
   });
   $("save-sheet").onclick = guarded(async () => {
-    const { data } = await post("/v1/sample", sampleRequest(), { accept: "image/png" });
+    const { data } = await post("v1/sample", sampleRequest(), { accept: "image/png" });
     save(data, `${state.model.name}-seed-${$("seed").value}.png`);
   });
   $("pen").oninput = () => { pad.pen = Number($("pen").value); };

@@ -6,7 +6,7 @@ import { describeNpy } from "./npy.js";
 let api;
 
 async function start() {
-  const response = await ask("/openapi.json");
+  const response = await ask("openapi.json");
   if (!response.ok) throw new Error(`openapi.json cannot be read (HTTP ${response.status})`);
   api = await response.json();
   $("version").append(el("span", {}, `version ${api.info.version}`));
@@ -157,7 +157,7 @@ function bodyEditor(operation) {
 function compose(path, method, fields, body, accept) {
   const query = new URLSearchParams();
   const headers = accept ? { accept } : {};
-  let url = path;
+  let url = path.slice(1); // relative to the page: the service may stand below a prefix
   for (const { parameter, input } of fields) {
     if (input.value === "") continue;
     if (parameter.in === "path") url = url.replace(`{${parameter.name}}`, encodeURIComponent(input.value));
@@ -206,7 +206,7 @@ const shortened = (_, value) => (typeof value === "string" && value.length > 200
 // The same request for a shell; quotes inside the body are written as the shell wants them.
 function curl({ url, init, body }) {
   const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-  const parts = ["curl", ...(init.method === "GET" ? [] : ["-X", init.method]), quote(location.origin + url)];
+  const parts = ["curl", ...(init.method === "GET" ? [] : ["-X", init.method]), quote(new URL(url, document.baseURI).href)];
   for (const [name, value] of Object.entries(init.headers)) parts.push("-H", quote(`${name}: ${value}`));
   if (body?.type.value === "application/json") parts.push("-d", quote(JSON.stringify(JSON.parse(body.text.value || "{}"))));
   else if (body?.type.value === "multipart/form-data") parts.push("-F", quote("files=@image.png"));

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import threading
@@ -248,10 +249,19 @@ def test_the_healthcheck_follows_readyz(status, code):
     assert (str(status) in ran.stderr) == (code == 1)
 
 
+def test_the_healthcheck_beside_a_kubernetes_service_named_iafvae():
+    """Which sets IAFVAE_PORT; the service keeps its own port then, as `load_settings` does."""
+    healthcheck = runpy.run_path(str(DEPLOY / "healthcheck.py"))
+    assert healthcheck["own_port"]("tcp://10.0.0.1:8000") == "8000"
+    assert healthcheck["own_port"]("") == "8000"
+    assert healthcheck["own_port"]("9000") == "9000"
+    assert "Traceback" not in check_health("tcp://10.0.0.1:8000").stderr
+
+
 def test_the_healthcheck_fails_where_nothing_listens_or_the_port_is_no_number():
     with answering(200) as port:
         pass
-    for wrong in (str(port), "tcp://10.0.0.1:8000"):
+    for wrong in (str(port), "http"):
         ran = check_health(wrong)
         assert ran.returncode == 1
         assert "no answer" in ran.stderr

@@ -65,11 +65,56 @@ def test_every_bad_value_has_a_line(monkeypatch):
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_variables_of_a_kubernetes_service_named_iafvae(monkeypatch):
-    for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8000_TCP_ADDR"):
-        monkeypatch.setenv(f"IAFVAE_{name}", "10.0.0.1")
-    monkeypatch.setenv("IAFVAE_PORT", "tcp://10.0.0.1:8000")
+LINKS = {
+    "SERVICE_HOST": "10.0.0.1",
+    "SERVICE_PORT": "8000",
+    "SERVICE_PORT_HTTP": "8000",
+    "PORT": "tcp://10.0.0.1:8000",
+    "PORT_8000_TCP": "tcp://10.0.0.1:8000",
+    "PORT_8000_TCP_PROTO": "tcp",
+    "PORT_8000_TCP_PORT": "8000",
+    "PORT_8000_TCP_ADDR": "10.0.0.1",
+}
+
+
+@pytest.mark.parametrize("service", ["", "CPU_", "CANARY_", "MNIST_HEADLESS_", "PORT_", "HTTP_"])
+def test_variables_of_kubernetes_services_named_iafvae(monkeypatch, service):
+    for name, value in LINKS.items():
+        monkeypatch.setenv(f"IAFVAE_{service}{name}", value)
     assert load_settings().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CPU_PORT", "8000"),
+        ("PORTS", "tcp://1.2.3.4:5"),
+        ("CPU_SERVICE_HOSTS", "x"),
+        ("HOSTT", "a"),
+    ],
+)
+def test_what_only_looks_like_one_is_named(monkeypatch, name, value):
+    monkeypatch.setenv(f"IAFVAE_{name}", value)
+    with pytest.raises(SettingsError, match=f"IAFVAE_{name}: there is no such setting"):
+        load_settings()
+
+
+@pytest.mark.parametrize("path", ["iafvae", "//x", "/a b", "/a/../b", "https://x/y", "/a?b"])
+def test_a_prefix_is_a_path(monkeypatch, path):
+    monkeypatch.setenv("IAFVAE_ROOT_PATH", path)
+    with pytest.raises(SettingsError, match="IAFVAE_ROOT_PATH"):
+        load_settings()
+
+
+def test_a_prefix_and_its_proxies(monkeypatch):
+    monkeypatch.setenv("IAFVAE_ROOT_PATH", "/models/iafvae/")
+    monkeypatch.setenv("IAFVAE_FORWARDED_ALLOW_IPS", "10.0.0.0/8, ::1")
+    settings = load_settings()
+    assert settings.root_path == "/models/iafvae"
+    assert settings.forwarded_allow_ips == ("10.0.0.0/8", "::1")
+    monkeypatch.setenv("IAFVAE_FORWARDED_ALLOW_IPS", "nginx")
+    with pytest.raises(SettingsError, match="IAFVAE_FORWARDED_ALLOW_IPS"):
+        load_settings()
 
 
 def test_settings_are_frozen():

@@ -67,14 +67,23 @@ class Shares:
 class Admission:
     """Requests that are worked on, and the `bytes` of their bodies.
 
+    operations: their names, for the metrics; early: whether a refusal may pass by the application,
+    and with it the access log and the headers of other origins.
+
     A server may refuse a request before it is made a task: `refuses`, then `whole_refusal`.
     """
 
     def __init__(
-        self, *, max_in_flight: int, max_bytes: int, metrics: Metrics, operations: frozenset[str]
+        self,
+        *,
+        max_in_flight: int,
+        max_bytes: int,
+        metrics: Metrics,
+        operations: frozenset[str],
+        early: bool = True,
     ) -> None:
         self._slots, self.bytes = Shares(max_in_flight), Shares(max_bytes)
-        self._metrics, self._operations = metrics, operations
+        self._metrics, self._operations, self._early = metrics, operations, early
         self._last, self._seconds_each = time.monotonic(), 0.0
 
     @property
@@ -98,6 +107,7 @@ class Admission:
         """Whether a request is one too many: there is no slot, and it will need one."""
         return (
             self._slots.held >= self._slots.capacity
+            and self._early
             and scope["method"] == "POST"
             and scope["path"].startswith(OPERATION_PATHS)
             and not scope["path"].startswith(ADMINISTRATION)

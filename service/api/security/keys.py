@@ -97,6 +97,8 @@ class KeyFile:
 
 def read_keys(path: Path) -> list[_Key]:
     """The keys in the file at `path`. Raises KeyFileError naming the line that is wrong."""
+    if path.exists() and not path.is_file():  # to open a FIFO would wait for who writes to it
+        raise KeyFileError(f"{path} cannot be read (it is no regular file)")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import pytest
 from typer.testing import CliRunner
@@ -298,3 +299,26 @@ def test_the_command_makes_a_key_that_works(tmp_path):
     bad = run("no/name")
     assert (bad.exit_code, bad.stdout) == (1, "")
     assert "letters, digits" in bad.stderr
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    """To open a FIFO would wait for whoever writes to it."""
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("fifo", "."):
+        with pytest.raises(KeyFileError, match="it is no regular file"):
+            read_keys(tmp_path / name)
+
+
+@pytest.mark.parametrize("how", ["deleted", "emptied", "fifo"])
+def test_a_file_that_goes_is_said_and_the_keys_stay(tmp_path, how, caplog):
+    path, key, now = tmp_path / "keys.txt", new_key(), [0.0]
+    append_line(path, key_line(key, "ada"))
+    keys = KeyFile(path, clock=lambda: now[0])
+    path.unlink()
+    if how == "emptied":
+        path.touch()
+    elif how == "fifo":
+        os.mkfifo(path)
+    now[0] += 10.0
+    assert keys.holder(f"Bearer {key}".encode()) == "ada"
+    assert "the keys read before stay in force" in caplog.text

@@ -29,6 +29,7 @@ async def application(scope, receive, send):
 def talk(monkeypatch):
     """Send parts on one connection; gives what was answered and whether it was closed."""
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "TICK_SECONDS", 0.02)
 
     def run(*parts: bytes, wait: float = 0.0):
         return asyncio.run(_talk(parts, wait))
@@ -93,6 +94,7 @@ def test_a_head_that_does_not_come_ends_the_connection(talk, parts):
 @pytest.mark.parametrize("reads", [True, False])
 def test_a_client_must_read_its_answer(monkeypatch, reads):
     monkeypatch.setattr(protocol, "WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(protocol, "TICK_SECONDS", 0.02)
     assert asyncio.run(_send_much(reads)) is reads
 
 

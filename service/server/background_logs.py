@@ -1,0 +1,102 @@
+"""Logs that are written by a thread of their own, so that nobody waits for who reads them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import QueueHandler, QueueListener
+
+__all__ = ["background_logs"]
+
+MAX_LINES = 10_000  # that wait to be written; later ones are dropped
+FLUSH_SECONDS = 1.0  # at the end
+LOGGERS = ("iafvae", "service", "uvicorn", None)  # which `configure_logging` sets up, and the root
+
+
+@contextmanager
+def background_logs(max_lines: int = MAX_LINES) -> Iterator[None]:
+    """Have a thread write what the loggers' handler would write to standard error."""
+    fd = _descriptor()
+    handlers = logging.getLogger(LOGGERS[0]).handlers
+    if fd is None or not handlers:
+        yield
+        return
+    waiting: queue.Queue[logging.LogRecord] = queue.Queue(max_lines)
+    listener = QueueListener(waiting, _Writer(fd))
+    before = {name: logging.getLogger(name).handlers[:] for name in LOGGERS}
+    _install({name: [_Dropping(waiting, handlers[0].formatter)] for name in LOGGERS})
+    listener.start()
+    try:
+        yield
+    finally:
+        if _written(waiting):
+            listener.stop()
+            _install(before)
+
+
+class _Dropping(QueueHandler):
+    """Queues finished lines; says how many there was no room for when there is some again."""
+
+    def __init__(
+        self, waiting: queue.Queue[logging.LogRecord], formatter: logging.Formatter | None
+    ) -> None:
+        super().__init__(waiting)
+        self.setFormatter(formatter)
+        self._waiting = waiting
+        self._dropped, self._half = 0, waiting.maxsize // 2
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Put it into the queue if it has room; once it had none, if it is half empty again."""
+        if self._dropped and self._waiting.qsize() <= self._half:
+            self._waiting.put(self.prepare(self._note()))
+            self._dropped = 0
+        if self._dropped or self._waiting.full():
+            self._dropped += 1
+        else:
+            self._waiting.put(record)
+
+    def _note(self) -> logging.LogRecord:
+        text = "%d lines of the log were dropped: they are read more slowly than written"
+        return logging.LogRecord(
+            "iafvae", logging.WARNING, __file__, 0, text, (self._dropped,), None
+        )
+
+
+class _Writer(logging.Handler):
+    """Writes to a file descriptor: a stream's lock, held by a thread that hangs, would end the
+    interpreter with a fault."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line, all of it."""
+        line = f"{record.getMessage()}\n".encode("utf-8", "backslashreplace")
+        try:
+            while line:
+                line = line[os.write(self._fd, line) :]
+        except OSError:
+            pass  # nobody reads any more
+
+
+def _descriptor() -> int | None:
+    try:
+        return sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _install(handlers: dict[str | None, list[logging.Handler]]) -> None:
+    for name, those in handlers.items():
+        logging.getLogger(name).handlers[:] = those
+
+
+def _written(waiting: queue.Queue[logging.LogRecord]) -> bool:
+    """Whether all lines are written, at the latest after FLUSH_SECONDS."""
+    with waiting.all_tasks_done:
+        return waiting.all_tasks_done.wait_for(lambda: not waiting.unfinished_tasks, FLUSH_SECONDS)

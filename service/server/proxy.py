@@ -1,0 +1,83 @@
+"""Being reached through a reverse proxy: under a prefix of the path, by a forwarded address."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.responses import RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from service.settings import PATH_PREFIX
+
+__all__ = ["BehindProxy"]
+
+HEADER = b"x-forwarded-prefix"
+PREFIX = re.compile(PATH_PREFIX)
+DOCUMENT = "/openapi.json"
+
+
+class BehindProxy:
+    """`app` for callers that see it below a prefix; it sees paths without.
+
+    The prefix is `root_path`, or what a proxy at one of the addresses `trusted` forwards (as
+    X-Forwarded-Prefix; also whom it speaks for, and by which scheme). Whether a proxy takes the
+    prefix off the path or leaves it there makes no difference.
+    """
+
+    def __init__(self, app: ASGIApp, *, root_path: str, trusted: Sequence[str]) -> None:
+        hosts = "*" if "*" in trusted else list(trusted)
+        self._app = ProxyHeadersMiddleware(app, trusted_hosts=hosts)  # type: ignore[arg-type]
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on without its prefix; redirects get it again."""
+        prefix = self._prefix(scope) if scope["type"] == "http" else ""
+        if not prefix:
+            await self._app(scope, receive, send)  # type: ignore[arg-type]
+        elif scope["path"] == prefix:  # what a page loads is relative to the slash
+            await RedirectResponse(f"{prefix}/", 308)(scope, receive, send)
+        else:
+            await self._app(_without(prefix, scope), receive, _Redirects(prefix, send))  # type: ignore[arg-type]
+
+    def _prefix(self, scope: Scope) -> str:
+        client = scope.get("client")
+        if client is None or client[0] not in self._app.trusted_hosts:
+            return self._root_path
+        for name, value in scope["headers"]:
+            if name == HEADER and PREFIX.fullmatch(text := value.decode("latin-1")):
+                return str(text).rstrip("/")
+        return self._root_path
+
+
+class _Redirects:
+    """`send`, but a redirect within the service leads below the prefix."""
+
+    def __init__(self, prefix: str, send: Send) -> None:
+        self._prefix, self._send = prefix, send
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and 300 <= message["status"] < 400:
+            message["headers"] = [
+                (name, self._moved(value) if name == b"location" else value)
+                for name, value in message.get("headers", ())
+            ]
+        await self._send(message)
+
+    def _moved(self, location: bytes) -> bytes:
+        """Without scheme and host, which the proxy may have changed."""
+        parts = urlsplit(location.decode("latin-1"))
+        path = parts._replace(scheme="", netloc="", path=self._prefix + parts.path)
+        return path.geturl().encode("latin-1")
+
+
+def _without(prefix: str, scope: Scope) -> Scope:
+    path, raw = scope["path"], scope.get("raw_path", b"")
+    if path.startswith(f"{prefix}/"):
+        path, raw = path[len(prefix) :], raw[len(prefix) :]
+    scope["path"], scope["raw_path"] = path, raw
+    if path == DOCUMENT:  # FastAPI says there which server is meant
+        scope["root_path"] = prefix
+    return scope

@@ -1,0 +1,178 @@
+"""What else lies in a directory of models: it is named and left alone, and nothing else stops."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from service.bundle import BundleError
+from service.bundle.reader import MAX_MANIFEST_BYTES
+from service.errors import BundleRefused
+
+BAD_NAME = os.fsdecode(b"caf\xe9")
+
+
+def litter(root, bundle):
+    """A dangling link, a loop, a name that is no UTF-8, and what is no bundle at all."""
+    (root / "dangling").symlink_to("nowhere")
+    (root / "loop").symlink_to("loop")
+    shutil.copytree(bundle, root / BAD_NAME)
+    (root / "README.md").write_text("notes")
+    (root / "empty").mkdir()
+    (root / "odd").mkdir()
+    (root / "odd" / "manifest.json").mkdir()
+    return {"dangling", "loop", "caf\\xe9"}
+
+
+def test_at_the_start(sites, serve, root, edition, caplog):
+    strange = litter(root, edition("1.10.0"))
+    with caplog.at_level(logging.WARNING, "iafvae"):
+        site = sites.Site(serve(models=root))
+    assert site.versions() == ["1.9.0"]
+    assert site.failed().keys() == strange
+    assert "no UTF-8" in site.failed()["caf\\xe9"]
+    for name in strange:
+        assert name in caplog.text
+    assert site.metric("iafvae_models", state="failed") == len(strange)
+    assert site.client.get("/metrics").status_code == 200
+    assert site.client.get("/readyz").status_code == 200
+
+
+def test_while_it_is_watched(watched, root, edition, put, caplog):
+    strange = litter(root, edition("1.10.0"))
+    with caplog.at_level(logging.WARNING, "iafvae"):
+        watched.looks(4)
+    assert watched.registry.failed.keys() == strange
+    assert len([r for r in caplog.records if "dangling" in r.getMessage()]) == 1
+    put(edition("2.0.0"), root / "good")
+    watched.looks(2)
+    assert watched.loaded == {"a": "1.9.0", "good": "2.0.0"}
+    assert watched.client.get("/metrics").status_code == 200
+    assert watched.client.get("/v1/models").status_code == 200
+    (root / "dangling").unlink()
+    (root / "loop").unlink()
+    shutil.rmtree(root / BAD_NAME)
+    watched.looks(2)
+    assert watched.registry.failed == {}
+
+
+def test_an_error_of_one_does_not_keep_the_others(watched, root, edition, put, monkeypatch):
+    put(edition("2.0.0"), root / "z")
+    put(edition("1.10.0"), root / "b")
+    look = watched.manager.store.look
+
+    def fails(directory):
+        if directory == "b":
+            raise OSError(5, "Input/output error")
+        return look(directory)
+
+    monkeypatch.setattr(watched.manager.store, "look", fails)
+    watched.looks(2)
+    assert watched.loaded == {"a": "1.9.0", "z": "2.0.0"}
+    assert watched.registry.failed == {"b": "Input/output error"}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+def test_what_another_user_owns(tmp_path):
+    """In a process of somebody else: root may read everything."""
+    for name in ("good", "lost+found", "theirs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    for name in ("lost+found", "theirs"):
+        (tmp_path / name).chmod(0o700)
+    program = [sys.executable, "-c", BECOME, str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["good", "|", "lost+found", "theirs"], done.stderr
+
+
+BECOME = """
+import os, sys
+from pathlib import Path
+from service.repository.store import _survey
+os.chdir(sys.argv[1])
+os.chmod(".", 0o755)
+os.setuid(12345)
+found, strange = _survey(Path("."))
+print(*[p.name for p in found], "|", *sorted(strange))
+"""
+
+
+# ------------------------------------------------------------------ bundles that do harm
+
+
+def test_a_bundle_that_never_ends_to_load(sites, serve, root, edition, put, monkeypatch):
+    site = sites.Site(serve(models=root, load_seconds=0.2))
+    put(edition("1.10.0"), root / "b")
+    opened, release = site.manager.store.open, threading.Event()
+    monkeypatch.setattr(site.manager.store, "open", lambda _: release.wait(60))
+    with pytest.raises(BundleRefused, match=r"IAFVAE_LOAD_SECONDS=0\.2"):
+        site.load("b")
+    monkeypatch.setattr(site.manager.store, "open", opened)
+    site.manager._settings = site.manager._settings.model_copy(update={"load_seconds": 60.0})
+    assert site.load("b").change == "loaded", "nothing waits for the first try"
+    release.set()
+
+
+def test_one_that_never_ends_does_not_stop_the_start(sites, serve, root, edition, put, monkeypatch):
+    from service.repository.store import ModelStore
+
+    put(edition("1.10.0"), root / "b")
+    opened, release = ModelStore.open, threading.Event()
+
+    def hangs(store, path):
+        return opened(store, path) if path.name == "a" else release.wait(60)
+
+    monkeypatch.setattr(ModelStore, "open", hangs)
+    site = sites.Site(serve(models=root, load_seconds=5.0))
+    release.set()
+    assert site.versions() == ["1.9.0"]
+    assert "IAFVAE_LOAD_SECONDS" in site.failed()["b"]
+
+
+def deep(manifest):
+    manifest["name"] = value = []
+    for _ in range(300):
+        value.append(value := [])
+
+
+def surrogate(manifest):
+    manifest["name"] = "\ud800"
+
+
+def surrogate_key(manifest):
+    manifest["\udcff"] = 1
+
+
+@pytest.mark.parametrize("spoil", [deep, surrogate, surrogate_key])
+def test_manifests_that_no_answer_could_hold(site, root, edition, put, spoil):
+    bundle = put(edition("1.10.0"), root / "b")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    spoil(manifest)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleRefused, match=r"manifest\.json"):
+        site.load("b")
+    for path in ("/v1/models", "/metrics", "/v2"):
+        assert site.client.get(path).status_code == 200
+
+
+def test_a_manifest_of_gigabytes_is_not_read(site, root, edition, put):
+    bundle = put(edition("1.10.0"), root / "b")
+    os.truncate(bundle / "manifest.json", 4 << 30)  # sparse
+    with pytest.raises(BundleRefused, match=f"larger than {MAX_MANIFEST_BYTES}"):
+        site.load("b")
+    found = site.manager.store.look("b")
+    assert found.hash is None
+
+
+def test_all_of_it_bad_is_said_at_the_start(serve, root):
+    shutil.rmtree(root / "a")
+    (root / "dangling").symlink_to("nowhere")
+    with pytest.raises(BundleError, match=r"holds none .*dangling is a link to nothing"):
+        serve(models=root)

@@ -1,0 +1,111 @@
+"""The process: its signals, its standard streams, and a log that nobody reads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import httpx
+from service.telemetry import configure_logging
+
+from service.server.background_logs import background_logs
+
+
+def test_user_signals_are_ignored_and_a_hang_up_drains(start_server):
+    running = start_server()
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        running.process.send_signal(number)
+    time.sleep(0.2)
+    assert httpx.get(f"{running.url}/readyz").status_code == 200
+    running.process.send_signal(signal.SIGHUP)
+    assert running.process.wait(10) == 0
+
+
+def test_streams_that_are_closed(tiny_bundle):
+    """No socket gets a number that libraries write their messages to."""
+    program = (
+        "import os, sys\n"
+        "for fd in (0, 1, 2): os.close(fd)\n"
+        "sys.stdin = sys.stdout = sys.stderr = None\n"
+        "from service.server import run\n"
+        "from service.settings import load_settings\n"
+        "def stop(listener, host):\n"
+        "    good = listener.fileno() > 2 and sys.stderr is not None\n"
+        "    os._exit(0 if good else 1)\n"
+        "run.listen = stop\n"
+        "run.serve(load_settings(port=0))\n"
+    )
+    env = {**os.environ, "IAFVAE_MODELS": str(tiny_bundle), "OMP_NUM_THREADS": "1"}
+    assert subprocess.run([sys.executable, "-c", program], env=env, check=False).returncode == 0
+
+
+@contextmanager
+def piped(monkeypatch):
+    """Standard error is a pipe; gives the end to read from. (Captures are set between fixtures.)"""
+    reads, writes = os.pipe()
+    with os.fdopen(writes, "w") as stream, os.fdopen(reads, "rb") as reader:
+        monkeypatch.setattr(sys, "stderr", stream)
+        loggers = [logging.getLogger(name) for name in ("iafvae", "service", "uvicorn")]
+        before = [(one.handlers[:], one.level, one.propagate) for one in loggers]
+        configure_logging("info", "text")
+        yield reader
+        for one, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            one.handlers[:] = handlers
+            one.setLevel(level)
+            one.propagate = propagate
+
+
+def _read(pipe, seconds=0.3):
+    """What is written until nothing comes for a while."""
+    text = b""
+    while select.select([pipe], [], [], seconds)[0]:
+        text += os.read(pipe.fileno(), 65536)
+    return text
+
+
+def test_a_log_that_nobody_reads_stops_nobody(monkeypatch):
+    logger = logging.getLogger("iafvae")
+    with piped(monkeypatch) as pipe, background_logs(max_lines=100):
+        for number in range(3000):  # more than a pipe holds
+            logger.info("line %d %s", number, "x" * 100)
+        text = _read(pipe)
+        logger.info("again")
+        text += _read(pipe)
+    lines = text.decode().splitlines()
+    assert "line 0 xxx" in lines[0]
+    note = next(line for line in lines if "were dropped" in line)
+    assert "WARNING" in note
+    assert len(lines) < 2000
+
+
+def test_what_is_logged_is_written_before_the_end(monkeypatch):
+    with piped(monkeypatch) as pipe:
+        with background_logs():
+            try:
+                raise ValueError("oh")
+            except ValueError:
+                fields = {"fields": {"a": 5}}
+                logging.getLogger("iafvae.x").exception("it %s", "failed", extra=fields)
+            logging.getLogger("third.party").warning("careful")
+        text = _read(pipe).decode()
+    assert "it failed a=5\nTraceback" in text
+    assert text.count("ValueError: oh\n") == 1
+    assert "WARNING careful" in text
+
+
+def test_the_end_does_not_wait_for_a_reader(monkeypatch):
+    monkeypatch.setattr("service.server.background_logs.FLUSH_SECONDS", 0.2)
+    root = logging.getLogger().handlers[:]
+    with piped(monkeypatch) as pipe:
+        with background_logs():
+            for _ in range(2000):
+                logging.getLogger("iafvae").info("x" * 100)
+            logging.getLogger("iafvae").info("last")
+        assert b"last" in _read(pipe)
+    logging.getLogger().handlers[:] = root

@@ -1,0 +1,152 @@
+"""Every state of a connection ends, and an answer can be read before it does."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import uvloop
+
+from service.server import protocol
+
+GET = b"GET / HTTP/1.1\r\nhost: t\r\n\r\n"
+EARLY = b"POST /early HTTP/1.1\r\nhost: t\r\ncontent-length: %d\r\n\r\n"
+CHUNKED = b"POST /early HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def run(work):
+    return uvloop.run(work())
+
+
+@pytest.mark.parametrize(
+    ("parts", "status"),
+    [
+        ((GET, b"\r\n"), b"200"),
+        ((GET, *[b"\r\n"] * 20), b"200"),
+        ((EARLY % 10**12, b"x"), b"401"),
+        ((EARLY % 2, b"x"), b"401"),
+        ((CHUNKED, b"5\r\nab"), b"401"),
+        ((CHUNKED, b"0\r\nx: "), b"401"),
+        ((EARLY.replace(b"1.1", b"1.0") % 2, b"x"), b"401"),
+        ((EARLY.replace(b"host", b"expect: 100-continue\r\nhost") % 9,), b"401"),
+    ],
+)
+def test_no_state_lasts_for_ever(line, parts, status):
+    async def work():
+        async with line() as server:
+            answer, closed = await server.talk(*parts, seconds=2.0)
+            assert answer.startswith(b"HTTP/1.1 " + status)
+            assert closed
+
+    run(work)
+
+
+def test_what_follows_an_early_answer_is_read_within_bounds(line, monkeypatch):
+    """A client that reads nothing before it has sent all gets its answer, and may go on."""
+    monkeypatch.setattr(protocol, "DRAIN_SECONDS", 5.0)
+
+    async def work():
+        async with line() as server:
+            whole = EARLY % 1_000_000 + b"x" * 1_000_000
+            answer, closed = await server.talk(whole[:100_000], whole[100_000:], GET)
+            assert answer.startswith(b"HTTP/1.1 401")
+            assert answer.count(b"HTTP/1.1 200") == 1
+            assert not closed
+
+    run(work)
+
+
+async def send_for_ever(writer):
+    while True:
+        writer.write(bytes(65536))
+        await writer.drain()
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_an_endless_body_behind_an_early_answer_is_cut(line, monkeypatch, version, wait_until):
+    monkeypatch.setattr(protocol, "DRAIN_BYTES", 1_000_000)
+    monkeypatch.setattr(protocol, "DRAIN_SECONDS", 30.0)
+    monkeypatch.setattr(protocol, "CLOSE_SECONDS", 30.0)
+
+    async def work():
+        async with line() as server:
+            reader, writer = await server.connect()
+            writer.write(EARLY.replace(b"1.1", version) % 10**12)
+            assert (await reader.read(12)) == b"HTTP/1.1 401"
+            with pytest.raises(ConnectionError):
+                await send_for_ever(writer)
+            assert server.made[0]._drained < 2_000_000
+            await wait_until(lambda: not server.state.connections)
+
+    run(work)
+
+
+def test_the_answer_to_what_asks_for_an_end_is_read_whole(line):
+    """A close while the client sends would have its system drop what it has not read."""
+
+    async def work():
+        async with line() as server:
+            reader, writer = await server.connect()
+            writer.write(EARLY.replace(b"host", b"connection: close\r\nhost") % 1_000_000)
+            for _ in range(10):
+                writer.write(bytes(100_000))
+                await asyncio.sleep(0.01)
+            answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 401")
+            assert answer.endswith(b"0 bytes")
+
+    run(work)
+
+
+async def large(scope, receive, send):
+    body = bytes(2**23)
+    headers = [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def test_a_slow_reader_gets_a_large_last_answer(line):
+    async def work():
+        async with line(large) as server:
+            reader, writer = await server.connect()
+            writer.write(GET)
+            size, most = 0, 2**20
+            while chunk := await reader.read(most):
+                size += len(chunk)
+                await asyncio.sleep(0.01 if size > 2**22 else 0.1)  # longer than CLOSE_SECONDS
+            assert size > 2**23
+
+    run(work)
+
+
+def test_a_last_answer_that_nobody_reads_is_given_up(line, monkeypatch, wait_until):
+    monkeypatch.setattr(protocol, "WRITE_SECONDS", 0.2)
+
+    async def work():
+        async with line(large) as server:
+            reader, writer = await server.connect()
+            writer.transport.pause_reading()
+            writer.write(GET)
+            await wait_until(lambda: server.made and server.made[0]._closing)
+            await wait_until(lambda: not server.state.connections)
+            assert reader is not None
+
+    run(work)
+
+
+def test_a_late_head_behind_a_request_costs_it_nothing(line, monkeypatch, wait_until):
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.1)
+
+    async def work():
+        async with line() as server:
+            reader, writer = await server.connect()
+            writer.write(b"GET /slow HTTP/1.1\r\n\r\nGET /late HT")
+            await wait_until(lambda: server.asked)
+            await asyncio.sleep(0.3)
+            server.release.set()
+            answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert answer.endswith(b"0 bytes")
+            assert len(server.asked) == 1
+
+    run(work)
