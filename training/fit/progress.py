@@ -48,7 +48,20 @@ class Budget:
         return begun and self.minutes is not None and self.spent >= self.minutes
 
 
-class ConsoleObserver:
+class Observer:
+    """What a run tells while it goes on; this one is for processes that leave the talking."""
+
+    def train(self, step: int, figures: dict[str, float]) -> None:
+        """Hear figures averaged since the last call."""
+
+    def skipped(self, step: int, loss: float, norm: float) -> None:
+        """Hear that a step was not taken."""
+
+    def validation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
+        """Hear how the averaged model did on the validation split at the end of an epoch."""
+
+
+class ConsoleObserver(Observer):
     """Tells a console and a recorder what a `Trainer` reports."""
 
     def __init__(
@@ -69,7 +82,7 @@ class ConsoleObserver:
         self.skip_told_at = -SKIP_NEWS_SECONDS
 
     def train(self, step: int, figures: dict[str, float]) -> None:
-        """See `training.loop.Observer`."""
+        """Record the figures and show the last ones in the bar."""
         self.recorder.write(step, "train", figures)
         self.images_per_second = figures["images_per_second"]
         self.progress.update(
@@ -81,7 +94,7 @@ class ConsoleObserver:
         )
 
     def skipped(self, step: int, loss: float, norm: float) -> None:
-        """See `training.loop.Observer`."""
+        """Record it; many at once are one line."""
         self.recorder.write(step, "skipped", {"neg_elbo_nats": loss, "gradient_norm": norm})
         self.skips_untold += 1
         if time.monotonic() - self.skip_told_at >= SKIP_NEWS_SECONDS:
@@ -94,7 +107,7 @@ class ConsoleObserver:
             self.skips_untold, self.skip_told_at = 0, time.monotonic()
 
     def validation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
-        """See `training.loop.Observer`."""
+        """Record the figures and print a line."""
         self.recorder.write(step, "validation", figures)
         self.progress.update(self.task, **self.scale.at(step))
         whole = "" if self.scale.epochs is None else f"/{self.scale.epochs}"
@@ -105,19 +118,6 @@ class ConsoleObserver:
             highlight=False,
             soft_wrap=True,  # one line, also in a file, where there is no width
         )
-
-
-class SilentObserver:
-    """Tells nobody: for processes that leave the talking to another."""
-
-    def train(self, step: int, figures: dict[str, float]) -> None:
-        """See `training.loop.Observer`."""
-
-    def skipped(self, step: int, loss: float, norm: float) -> None:
-        """See `training.loop.Observer`."""
-
-    def validation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
-        """See `training.loop.Observer`."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from training.data import ImageData
 from training.fit.distributed import PeerError
-from training.fit.progress import Budget, SilentObserver, shown
+from training.fit.progress import Budget, Observer, shown
 from training.fit.signals import Interrupts
-from training.fit.trainer import Observer, Trainer
+from training.fit.trainer import Trainer
 from training.runs.metrics import Recorder
 from training.sheets import reconstruction_sheet, sample_sheet, save_sheet
 
@@ -96,7 +96,7 @@ class Session:
     @contextmanager
     def _observer(self, budget: Budget) -> Iterator[Observer]:
         if self.recorder is None:
-            yield SilentObserver()
+            yield Observer()
             return
         trainer = self.trainer
         with shown(

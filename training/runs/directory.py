@@ -12,6 +12,7 @@ from typing import Any
 
 from training.config import RunConfig, run_config_from_dict
 from training.errors import TrainingError
+from training.files import write_json
 
 __all__ = ["locked", "open_run", "read_config", "write_config"]
 
@@ -23,10 +24,7 @@ MAY_CHANGE = {("train", "epochs"), ("optim", "decay_fraction")}
 
 def write_config(run_dir: Path, config: RunConfig, environment: Mapping[str, Any]) -> None:
     """Write `config.json`, whole or not at all."""
-    temporary = run_dir / f".{CONFIG_FILE}.tmp"
-    content = {**config.to_dict(), "environment": dict(environment)}
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(run_dir / CONFIG_FILE)
+    write_json(run_dir / CONFIG_FILE, {**config.to_dict(), "environment": dict(environment)})
 
 
 def read_config(run_dir: Path) -> RunConfig:
