@@ -1,11 +1,11 @@
-"""Published files from the network: each checked by its published MD5 before it gets its name."""
+"""Published files: found where people keep them, else downloaded and checked by their MD5."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from training.errors import DataError
 
-__all__ = ["cache_dir", "fetch"]
+__all__ = ["cache_dir", "fetch", "first_file", "roots"]
 
 TIMEOUT_SECONDS = 60
 
@@ -15,6 +15,25 @@ def cache_dir() -> Path:
     import pooch  # lazy: only needed where no file was given
 
     return Path(pooch.os_cache("iafvae"))
+
+
+def roots(data_dir: Path | None) -> list[Path]:
+    """Where to look: `data_dir` if given, then the cache; the first is where to download to.
+
+    Raises `DataError` where `data_dir` is no directory.
+    """
+    if data_dir is None:
+        return [cache_dir()]
+    if not data_dir.is_dir():
+        raise DataError(
+            f"The data directory {data_dir} does not exist: create it, or leave --data-dir out."
+        )
+    return [data_dir, cache_dir()]
+
+
+def first_file(paths: Iterable[Path]) -> Path | None:
+    """The first of `paths` that is a file."""
+    return next((path for path in paths if path.is_file()), None)
 
 
 def fetch(name: str, mirrors: Sequence[str], md5: str, folder: Path) -> Path:

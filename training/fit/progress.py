@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,22 +30,27 @@ class Budget:
 
     def __init__(self, minutes: float | None) -> None:
         self.minutes = minutes
-        self._since: float | None = None
+        self._made, self._since = time.monotonic(), math.nan
 
     def begin(self) -> None:
         """Count from now, unless it is counting already."""
-        if self._since is None:
+        if math.isnan(self._since):
             self._since = time.monotonic()
+
+    @property
+    def start_seconds(self) -> float:
+        """How long it took to come to `begin`; nan before it."""
+        return self._since - self._made
 
     @property
     def spent(self) -> float:
         """Minutes since `begin`; 0 before it."""
-        return 0.0 if self._since is None else (time.monotonic() - self._since) / 60
+        return 0.0 if math.isnan(self._since) else (time.monotonic() - self._since) / 60
 
     @property
     def spent_up(self) -> bool:
         """Whether it is over: never before it began, nor where there is no limit."""
-        begun = self._since is not None
+        begun = not math.isnan(self._since)
         return begun and self.minutes is not None and self.spent >= self.minutes
 
 

@@ -51,14 +51,13 @@ class Session:
         self.console = console
         self.optimizer_state = optimizer_state
 
-    def train(self, budget_minutes: float | None) -> str:
+    def train(self, budget: Budget) -> str:
         """Train until a reason to stop, and give it: the last epoch, a signal, or the budget.
 
         The last checkpoint is of the last step, also where another process's failure ends the
         run (`PeerError`): nothing is wrong with what this one holds.
         """
         interrupts = Interrupts(told=self.recorder is not None)
-        budget = Budget(budget_minutes)
         stop = stopper(interrupts, self.trainer, budget)
         reason, saved_at = "done", time.monotonic()
         with interrupts.watched(), self._observer(budget) as observer:

@@ -28,7 +28,17 @@ from model.contract import DensityModel
 from training.errors import CheckpointError
 from training.files import publish_folder, write_text
 
-__all__ = ["Checkpoint", "has_checkpoint", "load_checkpoint", "load_run", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Weights",
+    "has_checkpoint",
+    "load_checkpoint",
+    "load_run",
+    "save_checkpoint",
+    "weights_used",
+]
+
+Weights = Literal["ema", "raw"]  # the averaged or the last parameters
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -146,7 +156,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_run(
-    path: Path, *, weights: Literal["ema", "raw"] = "ema"
+    path: Path, *, weights: Weights = "ema"
 ) -> tuple[dict[str, Any], DensityModel, Checkpoint]:
     """A run's configuration, its model in eval mode on the CPU, and the checkpoint its weights are
     from.
@@ -171,6 +181,13 @@ def load_run(
             f"{checkpoint.path} does not fit the model that config.json describes: {error}"
         ) from error
     return config, model.eval(), checkpoint
+
+
+def weights_used(checkpoint: Checkpoint, weights: Weights) -> dict[str, Any]:
+    """Which weights: two runs, or one taken up again earlier, may come to the same step."""
+    name = "ema" if weights == "ema" and checkpoint.ema else "model"
+    digest = hashlib.sha256((checkpoint.path / f"{name}.safetensors").read_bytes()).hexdigest()
+    return {"step": checkpoint.step, "weights": weights, "weights_sha256": digest}
 
 
 def _run_config(path: Path) -> dict[str, Any]:
