@@ -25,8 +25,9 @@ EAGER = Runtime(device="cpu", compile="off", bf16="off", threads=1)
 
 
 def trainer() -> Trainer:
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 1, 8, 8), np.uint8)
-    return Trainer(CONFIG, EAGER, ImageData(pixels, "noise", "train"))
+    blobs = np.random.default_rng(0).integers(0, 256, (32, 1, 2, 2), np.uint8)
+    pixels = blobs.repeat(4, axis=2).repeat(4, axis=3)
+    return Trainer(CONFIG, EAGER, ImageData(pixels, "blobs", "train"))
 
 
 def expected_weight(step: int) -> float:
@@ -41,10 +42,10 @@ def test_the_loss_of_a_step_has_the_kl_at_its_scheduled_weight() -> None:
     for number in range(2 * STEPS_PER_EPOCH):
         step = run.train_step()
         weights.append((step.loss + step.elbo_nats + step.kl_nats) / step.kl_nats)
-        assert step.kl_nats > 0.5, "a KL near zero would hide its weight"
-        assert weights[-1] == pytest.approx(expected_weight(number), rel=1e-4), number
-    assert weights[0] == pytest.approx(START, rel=1e-4)
-    assert weights[-1] == pytest.approx(1.0, rel=1e-4)
+        assert step.kl_nats > 0.1, "a KL near zero would hide its weight"
+        assert weights[-1] == pytest.approx(expected_weight(number), rel=1e-3), number
+    assert weights[0] == pytest.approx(START, rel=1e-3)
+    assert weights[-1] == pytest.approx(1.0, rel=1e-3)
 
 
 @pytest.mark.parametrize("number", [0, 3, 7])
@@ -64,6 +65,7 @@ def test_the_gradient_of_a_step_has_the_kl_at_its_scheduled_weight(number: int) 
     forward, run.forward = run.forward, recorded
     step = run.train_step()
     log_px_z, kl = twin.model(seen["x"], seen["eps"])
+    twin.model.zero_grad()
     loss = -log_px_z.mean() + expected_weight(number) * kl.sum(dim=1).mean()
     loss.backward()
     assert step.loss == pytest.approx(loss.item(), rel=1e-5)
