@@ -10,25 +10,29 @@ __all__ = ["cache_dir", "fetch", "first_file", "roots"]
 TIMEOUT_SECONDS = 60
 
 
-def cache_dir() -> Path:
-    """Where data sets are kept for a user who names no directory."""
+def cache_dir() -> Path | None:
+    """Where data sets are kept for a user who names no directory; None where nobody is at home."""
     import pooch  # lazy: only needed where no file was given
 
-    return Path(pooch.os_cache("iafvae"))
+    try:
+        return Path(pooch.os_cache("iafvae"))
+    except RuntimeError:  # no HOME, and no such user
+        return None
 
 
 def roots(data_dir: Path | None) -> list[Path]:
     """Where to look: `data_dir` if given, then the cache; the first is where to download to.
 
-    Raises `DataError` where `data_dir` is no directory.
+    Raises `DataError` where `data_dir` is no directory, or there is neither.
     """
-    if data_dir is None:
-        return [cache_dir()]
-    if not data_dir.is_dir():
+    if data_dir is not None and not data_dir.is_dir():
         raise DataError(
             f"The data directory {data_dir} does not exist: create it, or leave --data-dir out."
         )
-    return [data_dir, cache_dir()]
+    found = [place for place in (data_dir, cache_dir()) if place is not None]
+    if not found:
+        raise DataError("This user has no home directory: say where data sets lie (--data-dir).")
+    return found
 
 
 def first_file(paths: Iterable[Path]) -> Path | None:

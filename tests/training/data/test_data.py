@@ -134,6 +134,20 @@ def test_a_download_tries_every_mirror_and_checks_the_sum(archive, monkeypatch):
         load_dataset("mnist", "test", root)
 
 
+def test_who_has_no_home_says_where_the_data_lies(archive, monkeypatch):
+    root, _ = archive
+
+    def homeless(_name):
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.undo()
+    monkeypatch.setattr("pooch.os_cache", homeless)
+    with pytest.raises(DataError, match="no home directory.*--data-dir"):
+        load_dataset("mnist", "test")
+    with pytest.raises(DataError, match="has not the published content"):  # it was found
+        load_dataset("mnist", "test", root)
+
+
 def test_nothing_is_downloaded_where_that_is_forbidden(tmp_path, monkeypatch):
     monkeypatch.setattr("training.data.download.cache_dir", lambda: tmp_path / "cache")
     with pytest.raises(DataError, match=r"put it at MNIST/raw/t10k-images-idx3-ubyte\.gz"):
