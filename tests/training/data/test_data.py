@@ -142,7 +142,7 @@ def test_who_has_no_home_says_where_the_data_lies(archive, monkeypatch):
 
     monkeypatch.undo()
     monkeypatch.setattr("pooch.os_cache", homeless)
-    with pytest.raises(DataError, match="no home directory.*--data-dir"):
+    with pytest.raises(DataError, match=r"no home directory.*--data-dir"):
         load_dataset("mnist", "test")
     with pytest.raises(DataError, match="has not the published content"):  # it was found
         load_dataset("mnist", "test", root)
