@@ -2,18 +2,151 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from model.config import ConfigError, preset_names
-from training.cli.options import Accumulate, DataDir, console
-from training.config import RunConfig, Runtime, overridden, run_preset
+from training.cli.options import DataDir, RuntimeOptions, console, with_options
+from training.config import RunConfig, overridden, run_preset
 from training.overrides import with_settings
 
-__all__ = ["fit"]
+if TYPE_CHECKING:
+    from training.fit.fit import FitResult
+
+__all__ = ["FitOptions", "fit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """Which run: every one that changes its numbers is in `training.runs.provenance.OPTIONS`."""
+
+    out: Annotated[Path, typer.Option(help="The run directory to write.")]
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Architecture and settings: {', '.join(preset_names())}. Default: mnist."
+        ),
+    ] = None
+    data: Annotated[
+        str | None,
+        typer.Option(help="mnist, fashion-mnist, cifar10, or folder:PATH of your own images."),
+    ] = None
+    data_dir: DataDir = None
+    size: Annotated[
+        str | None, typer.Option(help="With folder: resize images to N or HEIGHTxWIDTH.")
+    ] = None
+    channels: Annotated[int | None, typer.Option(help="With folder: 1 (grey) or 3 (RGB).")] = None
+    flips: Annotated[
+        bool | None,
+        typer.Option(
+            "--flips/--no-flips",
+            help="Mirror every second training image, drawn anew at each presentation "
+            "(on for cifar10-*, off for digits).",
+            show_default=False,
+        ),
+    ] = None
+    likelihood: Annotated[
+        str | None,
+        typer.Option(help="bernoulli (binary), discretized_logistic or logistic_mixture (8-bit)."),
+    ] = None
+    epochs: Annotated[int | None, typer.Option(help="How many epochs in all.")] = None
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a step, over all processes (128; cifar10: 256).")
+    ] = None
+    accumulate: Annotated[
+        int | None,
+        typer.Option(
+            help="Compute a step's batch as so many micro-batches, one after another, for less "
+            "memory (1). Their gradients add up to the batch's, but not under free bits: each "
+            "micro-batch then has its own mean, which is another objective."
+        ),
+    ] = None
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Its highest value, after the warm-up (0.002).")
+    ] = None
+    warmup_steps: Annotated[
+        int | None,
+        typer.Option(help="Steps over which the learning rate rises (400, or a tenth of the run)."),
+    ] = None
+    optimizer: Annotated[str | None, typer.Option(help="adamax or adam.")] = None
+    schedule: Annotated[str | None, typer.Option(help="trapezoid, cosine or constant.")] = None
+    decay_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Over which part of the run, at its end, the rate of a trapezoid falls to zero: "
+            "0 (never) to 1 (0.4)."
+        ),
+    ] = None
+    weight_decay: Annotated[float | None, typer.Option(help="L2 penalty of the optimiser (0).")] = (
+        None
+    )
+    ema_decay: Annotated[
+        float | None, typer.Option(help="Polyak averaging of the weights (0.999).")
+    ] = None
+    free_bits: Annotated[
+        float | None, typer.Option(help="Minimum nats of each latent part (paper, C.8).")
+    ] = None
+    kl_warmup_epochs: Annotated[
+        float | None, typer.Option(help="Epochs over which the KL's weight rises to 1 (5).")
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option(help="Of the weights, the order, the binarisation, the noise (0).")
+    ] = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Any other field of config.json, PATH=VALUE, as often as needed: "
+            "model.z_channels=8, model.levels=[3,3].",
+        ),
+    ] = None
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out, as it was configured; only --epochs and "
+            "--decay-fraction may differ, and the number of processes.",
+        ),
+    ] = False
+
+    def config(self) -> RunConfig:
+        """What the run was started with, or the preset, with what is given here."""
+        from training.runs.directory import read_config
+
+        begun = self.resume and self.preset is None
+        base = read_config(self.out) if begun else run_preset(self.preset or "mnist")
+        config = with_settings(overridden(base, self._overrides()), self.settings or [])
+        if self.decay_fraction is not None and config.optim.schedule != "trapezoid":
+            raise ConfigError(
+                f"--decay-fraction is the fall of a trapezoid: the schedule "
+                f"{config.optim.schedule} has none"
+            )
+        return config
+
+    def _overrides(self) -> dict[str, dict[str, Any]]:
+        """What is given, by the configuration's part and field."""
+        from training.runs.provenance import OPTIONS
+
+        given: dict[str, dict[str, Any]] = {
+            "data": {"name": self._data(), "horizontal_flips": self.flips}
+        }
+        for option, (part, key) in OPTIONS.items():
+            value = getattr(self, option.removeprefix("--").replace("-", "_"))
+            given.setdefault(part, {})[key] = _size(value) if option == "--size" else value
+        return given
+
+    def _data(self) -> str | None:
+        """A folder's path is made absolute: later commands may be started elsewhere."""
+        from training.data import FOLDER_PREFIX, folder_path
+
+        if self.data is None or self.data_dir or not self.data.startswith(FOLDER_PREFIX):
+            return self.data
+        return f"{FOLDER_PREFIX}{folder_path(self.data).absolute()}"
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -25,110 +158,40 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(numbers[0]), int(numbers[-1])
 
 
-def fit(
-    out: Annotated[Path, typer.Option(help="The run directory to write.")],
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Architecture and settings: {', '.join(preset_names())}. Default: mnist."
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="mnist, fashion-mnist, cifar10, or folder:PATH of your own images."),
-    ] = None,
-    data_dir: DataDir = None,
-    size: Annotated[
-        str | None, typer.Option(help="With folder: resize images to N or HEIGHTxWIDTH.")
-    ] = None,
-    channels: Annotated[int | None, typer.Option(help="With folder: 1 (grey) or 3 (RGB).")] = None,
-    flips: Annotated[
-        bool | None,
-        typer.Option(
-            "--flips/--no-flips",
-            help="Mirror every second training image, drawn anew at each presentation "
-            "(on for cifar10-*, off for digits).",
-            show_default=False,
-        ),
-    ] = None,
-    likelihood: Annotated[
-        str | None,
-        typer.Option(help="bernoulli (binary), discretized_logistic or logistic_mixture (8-bit)."),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="How many epochs in all.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images a step, over all processes (128; cifar10: 256).")
-    ] = None,
-    accumulate: Accumulate = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Its highest value, after the warm-up (0.002).")
-    ] = None,
-    warmup_steps: Annotated[
-        int | None,
-        typer.Option(help="Steps over which the learning rate rises (400, or a tenth of the run)."),
-    ] = None,
-    optimizer: Annotated[str | None, typer.Option(help="adamax or adam.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="trapezoid, cosine or constant.")] = None,
-    decay_fraction: Annotated[
+@dataclass(frozen=True, kw_only=True)
+class CallOptions:
+    """How far this call goes, and what it keeps."""
+
+    budget_minutes: Annotated[
         float | None,
         typer.Option(
-            help="Over which part of the run, at its end, the rate of a trapezoid falls to zero: "
-            "0 (never) to 1 (0.4)."
+            help="Stop cleanly after so many minutes of steps; the first one, which compiles, "
+            "comes on top."
         ),
-    ] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="L2 penalty of the optimiser (0).")
-    ] = None,
-    ema_decay: Annotated[
-        float | None, typer.Option(help="Polyak averaging of the weights (0.999).")
-    ] = None,
-    free_bits: Annotated[
-        float | None, typer.Option(help="Minimum nats of each latent part (paper, C.8).")
-    ] = None,
-    kl_warmup_epochs: Annotated[
-        float | None, typer.Option(help="Epochs over which the KL's weight rises to 1 (5).")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of the weights, the order, the binarisation, the noise (0).")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Any other field of config.json, PATH=VALUE, as often as needed: "
-            "model.z_channels=8, model.levels=[3,3].",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with the run in --out, as it was configured; only --epochs and "
-            "--decay-fraction may differ, and the number of processes.",
-        ),
-    ] = False,
-    budget_minutes: Annotated[
-        float | None, typer.Option(help="Stop cleanly after so many minutes of steps.")
-    ] = None,
+    ] = None
     optimizer_state: Annotated[
         bool,
         typer.Option(
             help="Keep the optimiser's state in checkpoints. Without it they have half the size, "
             "and a resumed run is close to an uninterrupted one, not equal to it."
         ),
-    ] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    compile: Annotated[str, typer.Option(help="auto, on or off: torch.compile.")] = "auto",  # noqa: A002
-    bf16: Annotated[str, typer.Option(help="auto, on or off: bfloat16 products.")] = "auto",
+    ] = True
     cuda_graphs: Annotated[
         str, typer.Option(help="on or off: replay a compiled step on one GPU as CUDA graphs.")
-    ] = "off",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
+    ] = "off"
     timeout_minutes: Annotated[
         float,
         typer.Option(help="Under torchrun: how long a process waits for the others."),
-    ] = 10.0,
-) -> None:
+    ] = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(RuntimeOptions, CallOptions, RecipeOptions):
+    """All options of `fit`."""
+
+
+@with_options(FitOptions)
+def fit(options: FitOptions) -> None:
     """Train a model; Ctrl-C saves and stops, --resume goes on exactly.
 
     Under torchrun the processes share every batch, and get the numbers of one process.
@@ -152,89 +215,37 @@ def fit(
     from training.fit.distributed import joined  # torch takes seconds to import
     from training.fit.fit import fit as run_fit
 
-    overrides: dict[str, dict[str, Any]] = {
-        "data": {
-            "name": data,
-            "size": _size(size),
-            "channels": channels,
-            "horizontal_flips": flips,
-        },
-        "optim": {
-            "batch_size": batch_size,
-            "accumulate": accumulate,
-            "learning_rate": learning_rate,
-            "warmup_steps": warmup_steps,
-            "weight_decay": weight_decay,
-            "kind": optimizer,
-            "schedule": schedule,
-            "decay_fraction": decay_fraction,
-            "ema_decay": ema_decay,
-        },
-        "train": {
-            "epochs": epochs,
-            "seed": seed,
-            "free_bits_nats": free_bits,
-            "kl_warmup_epochs": kl_warmup_epochs,
-        },
-        "model": {"likelihood": likelihood},
-    }
-    runtime = Runtime(
-        device=device,
-        compile=compile,  # type: ignore[arg-type]
-        bf16=bf16,  # type: ignore[arg-type]
-        threads=threads,
-        cuda_graphs=cuda_graphs,  # type: ignore[arg-type]
-        timeout_minutes=timeout_minutes,
-    )
-    with joined(timeout_minutes) as world:
+    runtime = options.runtime()
+    with joined(options.timeout_minutes) as world:
         teller = console if world.first else Console(quiet=True)
-        config = world.from_first(
-            lambda: _config(out, preset, overrides, settings or [], resume=resume)
-        )
         result = run_fit(
-            config,
-            out,
+            world.from_first(options.config),
+            options.out,
             runtime=runtime,
-            data_dir=data_dir,
-            resume=resume,
-            budget_minutes=budget_minutes,
-            optimizer_state=optimizer_state,
+            data_dir=options.data_dir,
+            resume=options.resume,
+            budget_minutes=options.budget_minutes,
+            optimizer_state=options.optimizer_state,
             console=teller,
             world=world,
         )
-    teller.print(
-        f"{result.reason}: step {result.step} of {result.total_steps}, validation ELBO "
-        f"{result.elbo_nats:.2f} nats, {result.bits_per_dim:.4f} bits/dim, "
-        f"{result.skipped} steps skipped",
-        soft_wrap=True,
-        highlight=False,
-    )
-    if result.reason != "done":
-        again = f" --data-dir {data_dir}" if data_dir else ""
-        teller.print(
-            f"saved; go on with: iafvae-train fit --resume --out {out}{again}",
-            soft_wrap=True,
-            highlight=False,
-        )
+    for line in _ending(options, result):
+        teller.print(line, soft_wrap=True, highlight=False)
     raise typer.Exit({"SIGINT": 130, "SIGTERM": 143}.get(result.reason, 0))
 
 
-def _config(
-    out: Path,
-    preset: str | None,
-    overrides: dict[str, dict[str, Any]],
-    settings: list[str],
-    *,
-    resume: bool,
-) -> RunConfig:
-    """The run's configuration: what it was started with, or the preset's, with what is given."""
-    from training.runs.directory import read_config
-
-    base = read_config(out) if resume and preset is None else run_preset(preset or "mnist")
-    config = with_settings(overridden(base, overrides), settings)
-    if overrides["optim"]["decay_fraction"] is not None and config.optim.schedule != "trapezoid":
-        raise ConfigError(
-            f"--decay-fraction is the fall of a trapezoid: the schedule {config.optim.schedule} "
-            "has none"
+def _ending(options: FitOptions, result: FitResult) -> list[str]:
+    ended = (
+        f"{result.reason}: step {result.step} of {result.total_steps}, validation ELBO "
+        f"{result.elbo_nats:.2f} nats, {result.bits_per_dim:.4f} bits/dim, "
+        f"{result.skipped} steps skipped"
+    )
+    lines = [ended]
+    if options.budget_minutes is not None and not math.isnan(result.start_seconds):
+        lines.append(
+            f"{result.minutes:.2f} minutes of steps; before them {result.start_seconds:.0f} s for "
+            "the first one, compilation included"
         )
-    return config
+    if result.reason != "done":
+        lines.append(f"saved; go on with: iafvae-train fit --resume --out {options.out}")
+    return lines

@@ -99,8 +99,8 @@ def evaluate(
                 progress=progress,
             )
         elif run is not None:
+            from training.evaluate.run import evaluate_run
             from training.fit.device import choose_device
-            from training.runs.stages import evaluate_run
 
             found, kept = evaluate_run(
                 run,
@@ -158,7 +158,7 @@ def export(
 
       iafvae-train export runs/mnist --out bundles/mnist
     """
-    from training.runs.stages import export_run
+    from training.export.run import export_run
 
     with Progress(console=errors, disable=not errors.is_terminal) as progress:
         bundle = export_run(

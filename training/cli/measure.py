@@ -12,8 +12,7 @@ import typer
 from rich.progress import Progress
 
 from model.config import ConfigError
-from training.cli.options import DataDir, Weights, console, errors, one_of
-from training.cli.reproduce_options import words
+from training.cli.options import DataDir, Weights, console, errors, one_of, words
 
 __all__ = ["anomaly", "bound", "curve"]
 
@@ -81,6 +80,7 @@ def anomaly(
     from training.evaluate.anomaly import AnomalyPlan, measure_anomaly
     from training.evaluate.anomaly_report import anomaly_markdown, anomaly_picture, anomaly_tables
     from training.evaluate.subject import subject_of
+    from training.runs.directory import known_data_dir
 
     plan = AnomalyPlan(
         against=tuple(words(against)),
@@ -97,6 +97,7 @@ def anomaly(
         device=device,
     )
     folder = subject.place_for_results(out)
+    data_dir = data_dir if subject.home is None else known_data_dir(subject.home, data_dir)
     with _resumable("iafvae-train anomaly"), _progress() as progress:
         document, partials = measure_anomaly(
             subject, plan, folder, data_dir=data_dir, memory_gib=memory_gib, progress=progress
@@ -228,7 +229,7 @@ def _progress() -> Progress:
 @contextmanager
 def _resumable(command: str) -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM into words and an exit status: what was measured is on the disk."""
-    from training.reproduce.call import signal_name, stoppable
+    from training.fit.signals import signal_name, stoppable
 
     try:
         with stoppable():

@@ -1,16 +1,39 @@
-"""What the commands of `iafvae-train` share: consoles, common options, checks of choices."""
+"""What the commands of `iafvae-train` share: consoles, common options, checks of choices.
+
+A command with many options takes a dataclass of them (`with_options`), whose fields are annotated
+as typer's parameters are.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from rich.console import Console
 
 from model.config import ConfigError
+from training.config import Runtime
 
-__all__ = ["Accumulate", "DataDir", "Weights", "console", "errors", "one_of"]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = [
+    "DataDir",
+    "RuntimeOptions",
+    "Weights",
+    "console",
+    "errors",
+    "numbers",
+    "one_of",
+    "with_options",
+    "words",
+]
+
+T = TypeVar("T", bound="DataclassInstance")
 
 console = Console()
 errors = Console(stderr=True)
@@ -19,18 +42,53 @@ DataDir = Annotated[
     Path | None,
     typer.Option(
         help="Where data sets lie (MNIST/raw/*.gz, cifar-10-batches-py/, ...) or are downloaded "
-        "to; default: the user's cache.",
-    ),
-]
-Accumulate = Annotated[
-    int | None,
-    typer.Option(
-        help="Compute a step's batch as so many micro-batches, one after another, for less memory "
-        "(1). Their gradients add up to the batch's, but not under free bits: each micro-batch "
-        "then has its own mean, which is another objective."
+        "to; default: where `fit` found them, else the user's cache.",
     ),
 ]
 Weights = Annotated[str, typer.Option(help="ema (the average) or raw (the last).")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions:
+    """How a training is computed."""
+
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
+    compile: Annotated[str, typer.Option(help="auto, on or off: torch.compile.")] = "auto"
+    bf16: Annotated[str, typer.Option(help="auto, on or off: bfloat16 products.")] = "auto"
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0
+
+    def runtime(self) -> Runtime:
+        """The configuration of these; raises `ConfigError` for what there is not."""
+        names = {field.name for field in fields(Runtime)}
+        given = {name: value for name, value in vars(self).items() if name in names}
+        return Runtime(**given)
+
+
+def with_options(
+    cls: type[T],
+) -> Callable[[Callable[[T], None]], Callable[..., None]]:
+    """Make a function of `options` a command that has an option for each field of `cls`."""
+
+    def decorate(handler: Callable[[T], None]) -> Callable[..., None]:
+        def command(**given: Any) -> None:
+            handler(cls(**given))
+
+        hints = get_type_hints(cls, include_extras=True)
+        parameters = [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                annotation=hints[field.name],
+            )
+            for field in fields(cls)
+        ]
+        command.__name__, command.__doc__ = handler.__name__, handler.__doc__
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
 
 
 def one_of(option: str, value: str, choices: tuple[str, ...]) -> Any:
@@ -38,3 +96,16 @@ def one_of(option: str, value: str, choices: tuple[str, ...]) -> Any:
     if value not in choices:
         raise ConfigError(f"{option} is one of {', '.join(choices)}, not {value!r}")
     return value
+
+
+def words(values: list[str] | None) -> list[str]:
+    """Values of an option that was given several times, or once with commas."""
+    return [word for value in values or [] for word in value.split(",") if word]
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Numbers with commas between; raises `ConfigError` naming the option."""
+    try:
+        return [float(word) for word in words([text])]
+    except ValueError as error:
+        raise ConfigError(f"{option} takes numbers with commas between: {error}") from None

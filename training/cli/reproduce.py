@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from training.cli.options import console, one_of
+from training.cli.options import console, numbers, one_of, with_options, words
 from training.cli.reproduce_options import (
     Figure1Options,
     Figure7Options,
@@ -15,9 +15,6 @@ from training.cli.reproduce_options import (
     Options,
     TableOptions,
     command_line,
-    numbers,
-    with_options,
-    words,
 )
 from training.reproduce.experiments import Experiment, figure7, selected, table1, table3, table4
 

@@ -1,22 +1,17 @@
 """The options of `iafvae-train reproduce`, written down once for all its commands.
 
-A command takes a dataclass of options (`with_options`), whose fields are annotated as typer's
-parameters are.
+A command takes a dataclass of them (`training.cli.options.with_options`).
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
-from model.config import ConfigError
-from training.cli.options import DataDir
-from training.config import Runtime
+from training.cli.options import DataDir, RuntimeOptions
 from training.reproduce.experiments import FREE_BITS, SIZES
 from training.reproduce.plan import Plan, plan_for
 
@@ -27,9 +22,6 @@ __all__ = [
     "Options",
     "TableOptions",
     "command_line",
-    "numbers",
-    "with_options",
-    "words",
 ]
 
 
@@ -47,7 +39,7 @@ class ReportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ReportOptions):
+class Options(RuntimeOptions, ReportOptions):
     """What the commands that train rows have in common."""
 
     epochs: Annotated[
@@ -104,10 +96,6 @@ class Options(ReportOptions):
             "not of --row-minutes: give fewer where these are few steps)."
         ),
     ] = None
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
-    compile: Annotated[str, typer.Option(help="auto, on or off: torch.compile.")] = "auto"
-    bf16: Annotated[str, typer.Option(help="auto, on or off: bfloat16 products.")] = "auto"
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0
 
     def plan(self) -> Plan:
         """How long the rows are trained; raises `ConfigError` where nothing says so."""
@@ -116,15 +104,6 @@ class Options(ReportOptions):
             row_minutes=self.row_minutes,
             budget_minutes=self.budget_minutes,
             slice_minutes=self.slice_minutes,
-        )
-
-    def runtime(self) -> Runtime:
-        """How it is computed; raises `ConfigError` for what there is not."""
-        return Runtime(
-            device=self.device,
-            compile=self.compile,  # type: ignore[arg-type]
-            bf16=self.bf16,  # type: ignore[arg-type]
-            threads=self.threads,
         )
 
     def overrides(self) -> dict[str, dict[str, Any]]:
@@ -210,36 +189,6 @@ class Figure1Options(ReportOptions):
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.", min=0)] = 1
 
 
-O = TypeVar("O", bound=ReportOptions)  # noqa: E741
-
-
-def with_options(
-    cls: type[O],
-) -> Callable[[Callable[[O], None]], Callable[..., None]]:
-    """Make a function of `options` a command that has an option for each field of `cls`."""
-
-    def decorate(handler: Callable[[O], None]) -> Callable[..., None]:
-        def command(**given: Any) -> None:
-            handler(cls(**given))
-
-        hints = get_type_hints(cls, include_extras=True)
-        parameters = [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.default is MISSING else field.default,
-                annotation=hints[field.name],
-            )
-            for field in fields(cls)
-        ]
-        command.__doc__ = handler.__doc__
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
-        return command
-
-    return decorate
-
-
 PLACES = ("out", "data_dir", "redraw")
 
 
@@ -254,16 +203,3 @@ def command_line(name: str, options: ReportOptions, *, without: tuple[str, ...] 
         text = "folder:PATH" if text.startswith("folder:") else text
         parts.append(f"--{field.name.replace('_', '-')} {text}")
     return " ".join(parts)
-
-
-def words(values: list[str] | None) -> list[str]:
-    """Values of an option that was given several times, or once with commas."""
-    return [word for value in values or [] for word in value.split(",") if word]
-
-
-def numbers(option: str, text: str) -> list[float]:
-    """Numbers with commas between; raises `ConfigError` naming the option."""
-    try:
-        return [float(word) for word in words([text])]
-    except ValueError as error:
-        raise ConfigError(f"{option} takes numbers with commas between: {error}") from None

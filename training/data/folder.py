@@ -1,32 +1,41 @@
-"""A folder of a user's own images (PNG, JPEG, WebP) as one array, split by file name.
+"""A folder of a user's own images (PNG, JPEG, WebP), split by file name.
 
 A file's split is a function of its path relative to the folder: SHA-256 of the path (UTF-8, NFC,
 "/" between its parts), its first eight bytes as a fraction of 2^64: below 0.80 `train`, below 0.85
 `validation`, below 0.90 `calibration`, else `test`. Files that are added later move no other file.
-Pixels are read as the service reads them: EXIF orientation applied, palettes expanded, alpha
-composited over black, 16-bit images refused.
+A copy of a file that an earlier one of these splits has is left out: no image is both learned from
+and measured on. What is hidden is passed over, links are followed.
+
+Files are decoded and fitted as the service does it (`service.codecs.images`).
 """
 
 import hashlib
+import os
 import unicodedata
-import warnings
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from service.codecs.headers import Header, read_header
+from service.codecs.images import read_image
+from service.errors import IafvaeError
 from training.errors import DataError
 
-__all__ = ["FolderOptions", "read_folder", "split_of"]
+__all__ = ["FolderOptions", "Survey", "decode", "read_folder", "split_of", "survey"]
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp"})
-MAX_PIXELS = 64_000_000  # of one file: what is larger is refused before it is decoded
 UPPER_BOUNDS = {"train": 0.80, "validation": 0.85, "calibration": 0.90, "test": 1.0}
-GREY_MODES = frozenset({"1", "L", "LA", "La"})
-COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB"})
+MAX_PIXELS = 64_000_000  # of one file: what is larger is refused before it is decoded
+LARGE = 256 * 256  # pixels: an image of more is a photo that nobody meant to model as it is
+SHOWN = 5  # names of a kind that are shown
+USUAL_ALPHA = 0.01
+
+Files = dict[str, Path]  # by their path relative to the folder, in its order
+SizeOption = int | tuple[int, int] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +47,7 @@ class FolderOptions:
     (RGB). None: grey if all files are grey, RGB if all are coloured.
     """
 
-    size: int | tuple[int, int] | None = None
+    size: SizeOption = None
     channels: int | None = None
 
     def __post_init__(self) -> None:
@@ -53,18 +62,43 @@ class FolderOptions:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What a file says of itself before it is decoded; the size as it is after EXIF orientation."""
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a folder holds: its files by split, and what all images are made to be.
 
-    path: Path
+    `sizes`: height and width of the smallest and the largest image; `notes`: what was passed over.
+    """
+
+    folder: Path
+    splits: Mapping[str, Files]
+    sizes: tuple[tuple[int, int], tuple[int, int]]
     height_width: tuple[int, int]
     channels: int
+    notes: tuple[str, ...]
+
+    def lines(self) -> Iterator[str]:
+        """What people want to know before a training starts."""
+        counts = {split: len(files) for split, files in self.splits.items()}
+        parts = ", ".join(f"{count} {split}" for split, count in counts.items())
+        yield f"{shown(self.folder)}: {sum(counts.values())} images ({parts})"
+        smallest, largest = map(_by, self.sizes)
+        sizes = smallest if smallest == largest else f"{smallest} to {largest}"
+        wanted = _by(self.height_width)
+        fit = "" if sizes == wanted else f", scaled and cut around the middle to {wanted}"
+        colour = "grey" if self.channels == 1 else "RGB"
+        yield f"sizes (height x width): {sizes}{fit}; {colour}"
+        yield from self.notes
+        least = 1 / (counts["calibration"] + 1)
+        if least > USUAL_ALPHA:
+            yield (
+                f"note: {counts['calibration']} calibration images give p-values of at least "
+                f"{least:.2g}: for a verdict at alpha {USUAL_ALPHA} add images, until they are 99"
+            )
 
 
 def split_of(relative_path: str) -> str:
     """The split of the file at `relative_path` ("cats/one.png")."""
-    name = unicodedata.normalize("NFC", relative_path).encode()
+    name = os.fsencode(unicodedata.normalize("NFC", relative_path))  # bytes that are no UTF-8 stay
     fraction = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
     return next(
         split for split, bound in UPPER_BOUNDS.items() if fraction < bound or split == "test"
@@ -72,121 +106,216 @@ def split_of(relative_path: str) -> str:
 
 
 def read_folder(folder: Path, split: str, options: FolderOptions) -> NDArray[np.uint8]:
-    """The images of one split, uint8 [N, C, H, W], in order of their relative paths, all in memory.
+    """The images of one split, uint8 [N, C, H, W]: `decode` of `survey`."""
+    return decode(survey(folder, options), split)
+
+
+def survey(folder: Path, options: FolderOptions) -> Survey:
+    """Look through a folder without decoding.
 
     Size and channels are inferred over the whole folder, so that every split has the same. Raises
     `DataError`: no folder, no images, unreadable files (named), several sizes or both grey and
-    colour while none was asked for.
+    colour while none was asked for, photos too large to be modelled as they are.
     """
-    files = _image_files(folder)
-    headers = _headers(list(files.values()))
-    height_width = options.height_width or _one_size(headers)
-    channels = options.channels or _one_colour(headers)
-    chosen = [path for relative, path in files.items() if split_of(relative) == split]
+    files, notes = _image_files(folder)
+    headers = _headers(files)
+    copies = _copies(files)
+    if copies:
+        named = _some([f"{shown(copy)} (of {shown(kept)})" for copy, kept in copies.items()])
+        notes.append(f"left out, copies of images in another split: {named}")
+    splits: dict[str, Files] = {split: {} for split in UPPER_BOUNDS}
+    for name, path in files.items():
+        if name not in copies:
+            splits[split_of(name)][name] = path
+    sizes = sorted((header.size for header in headers.values()), key=np.prod)
+    return Survey(
+        folder=folder,
+        splits=splits,
+        sizes=(sizes[0], sizes[-1]),
+        height_width=options.height_width or _one_size(headers),
+        channels=options.channels or _one_colour(headers),
+        notes=tuple(notes),
+    )
+
+
+def decode(found: Survey, split: str) -> NDArray[np.uint8]:
+    """The images of one split, uint8 [N, C, H, W], in order of their relative paths, in memory.
+
+    Raises `DataError` where there are none, and naming those that cannot be decoded.
+    """
+    chosen = found.splits[split]
     if not chosen:
+        total = sum(map(len, found.splits.values()))
         raise DataError(
-            f"None of the {len(files)} images in {folder} falls into {split!r} (their names "
-            "decide: 80 of 100 train, 5 validation, 5 calibration, 10 test): add images."
+            f"None of the {total} images in {shown(found.folder)} falls into {split!r} (their "
+            "names decide: 80 of 100 train, 5 validation, 5 calibration, 10 test): add images."
         )
-    images = np.empty((len(chosen), channels, *height_width), np.uint8)
-    for row, path in enumerate(chosen):
-        images[row] = _pixels(path, height_width, channels)
+    height, width = found.height_width
+    try:
+        images = np.empty((len(chosen), found.channels, height, width), np.uint8)
+    except (MemoryError, ValueError):
+        raise DataError(
+            f"{len(chosen)} images of {height}x{width} do not fit into memory: give a smaller "
+            "--size."
+        ) from None
+    faults = []
+    for row, path in enumerate(chosen.values()):
+        try:
+            images[row] = read_image(
+                path.read_bytes(),
+                channels=found.channels,
+                height=height,
+                width=width,
+                what=shown(path),
+                max_pixels=MAX_PIXELS,
+            )
+        except (OSError, IafvaeError) as error:
+            faults.append(_fault(path, error))
+    _refuse(faults, len(chosen))
     return images
 
 
-def _image_files(folder: Path) -> dict[str, Path]:
+def _image_files(folder: Path) -> tuple[Files, list[str]]:
+    """All images at any depth, and what else is worth telling."""
     if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}.")
-    found = {
-        path.relative_to(folder).as_posix(): path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+        raise DataError(f"There is no folder {shown(folder)}.")
+    files: Files = {}
+    faults: list[OSError] = []
+    hidden: list[str] = []
+    dangling: list[str] = []
+    others = Counter[str]()
+    for path in _walk(folder, faults, hidden):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() not in EXTENSIONS:
+            others[path.suffix.lower() or "without extension"] += 1
+        elif path.is_symlink() and not path.exists():
+            dangling.append(shown(name))
+        else:
+            files[name] = path
+    _refuse([f"{shown(fault.filename)}: {fault.strerror}" for fault in faults], len(files))
+    if not files:
+        raise DataError(
+            f"There are no images in {shown(folder)}: PNG, JPEG and WebP files are read, at any "
+            "depth."
+        )
+    kinds = [f"{count} {kind}" for kind, count in others.most_common()]
+    told = {
+        "hidden, passed over": hidden,
+        "links to nothing, passed over": dangling,
+        "other files, passed over": kinds,
     }
-    if not found:
-        raise DataError(
-            f"There are no images in {folder}: PNG, JPEG and WebP files are read, at any depth."
-        )
-    return dict(sorted(found.items()))
+    notes = [f"{what}: {_some(names)}" for what, names in told.items() if names]
+    return dict(sorted(files.items())), notes
 
 
-def _headers(paths: Sequence[Path]) -> list[_Header]:
+def _walk(folder: Path, faults: list[OSError], hidden: list[str]) -> Iterator[Path]:
+    """Files below `folder`; links are followed, but into no folder twice."""
+    seen = {os.path.realpath(folder)}
+
+    def fresh(place: str, name: str) -> bool:
+        real = os.path.realpath(os.path.join(place, name))  # noqa: PTH118  os.walk's own words
+        known = real in seen
+        seen.add(real)
+        return not known
+
+    for place, folders, names in os.walk(folder, onerror=faults.append, followlinks=True):
+        hidden += [shown(name) for name in sorted(folders + names) if _is_hidden(name)]
+        folders[:] = [
+            name for name in sorted(folders) if not _is_hidden(name) and fresh(place, name)
+        ]
+        yield from (Path(place, name) for name in names if not _is_hidden(name))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _headers(files: Files) -> dict[Path, Header]:
     """Every file's header; all that cannot be read are named together, not one for each attempt."""
-    headers, faults = [], []
-    for path in paths:
+    headers: dict[Path, Header] = {}
+    faults = []
+    for path in files.values():
         try:
-            headers.append(_header(path))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            faults.append(f"{path}: {error}")
-    if faults:
-        shown = "; ".join(faults[:5])
-        raise DataError(
-            f"{len(faults)} of {len(paths)} images cannot be used, repair or remove them: {shown}"
-        )
+            header = read_header(path.read_bytes(), shown(path))
+            if header.pixels > MAX_PIXELS:
+                size = f"{header.width}x{header.height}"
+                raise DataError(f"{shown(path)}: {size} pixels are more than {MAX_PIXELS}")
+            headers[path] = header
+        except (OSError, IafvaeError, DataError) as error:
+            faults.append(_fault(path, error))
+    _refuse(faults, len(files))
     return headers
 
 
-def _open(path: Path) -> Image.Image:
-    with warnings.catch_warnings():  # of sizes that are refused here anyway
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path)
+def _fault(path: Path, error: Exception) -> str:
+    return f"{shown(path)}: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
-def _header(path: Path) -> _Header:
-    with _open(path) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width}x{height} pixels are more than {MAX_PIXELS}")
-        if image.mode not in GREY_MODES | COLOUR_MODES:
-            raise ValueError(f"pixels of type {image.mode} are not 8-bit")
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientations that swap the sides
-        channels = 1 if image.mode in GREY_MODES else 3
-    return _Header(path, (width, height) if turned else (height, width), channels)
+def _refuse(faults: Sequence[str], count: int) -> None:
+    if faults:
+        raise DataError(
+            f"{len(faults)} of {count} images cannot be used, repair or remove them: "
+            + _some(faults, "; ")
+        )
 
 
-def _one_size(headers: Sequence[_Header]) -> tuple[int, int]:
-    first = headers[0]
-    for other in headers:
-        if other.height_width != first.height_width:
+def _some(names: Sequence[str], between: str = ", ") -> str:
+    more = len(names) - SHOWN
+    return between.join(names[:SHOWN]) + (f"{between}and {more} more" if more > 0 else "")
+
+
+def _copies(files: Files) -> dict[str, str]:
+    """Files whose content an earlier split has -> the file that is kept."""
+    alike: dict[int, list[str]] = defaultdict(list)
+    for name, path in files.items():
+        alike[path.stat().st_size].append(name)
+    copies = {}
+    for names in alike.values():
+        if len({split_of(name) for name in names}) == 1:
+            continue
+        kept: dict[bytes, str] = {}
+        for name in sorted(names, key=lambda name: list(UPPER_BOUNDS).index(split_of(name))):
+            first = kept.setdefault(hashlib.sha256(files[name].read_bytes()).digest(), name)
+            if split_of(first) != split_of(name):
+                copies[name] = first
+    return copies
+
+
+def _one_size(headers: Mapping[Path, Header]) -> tuple[int, int]:
+    (first, size), *_ = ((path, header.size) for path, header in headers.items())
+    for other, header in headers.items():
+        if header.size != size:
             raise DataError(
-                f"The images have several sizes: {first.path} is {_by(first)}, "
-                f"{other.path} is {_by(other)}. Say which size they shall have (--size)."
+                f"The images have several sizes: {shown(first)} is {_by(size)}, "
+                f"{shown(other)} is {_by(header.size)} (height x width). Say which size they "
+                "shall have (--size)."
             )
-    return first.height_width
+    height, width = size
+    if height * width > LARGE:
+        scale = 64 / max(size)
+        shape = f"{max(1, round(height * scale))}x{max(1, round(width * scale))}"
+        raise DataError(
+            f"The images have {_by(size)} pixels (height x width): too many to be modelled one by "
+            f"one, unless you say so. Give a --size, such as --size 64, a square from the middle, "
+            f"or --size {shape}, their own shape."
+        )
+    return size
 
 
-def _one_colour(headers: Sequence[_Header]) -> int:
-    first = headers[0]
-    for other in headers:
-        if other.channels != first.channels:
-            grey, coloured = sorted((first, other), key=lambda header: header.channels)
-            raise DataError(
-                f"Some images are grey ({grey.path}), some coloured ({coloured.path}). "
-                "Say what they shall be (--channels 1 or 3)."
-            )
-    return first.channels
+def _one_colour(headers: Mapping[Path, Header]) -> int:
+    by_channels = {header.channels: path for path, header in headers.items()}
+    if len(by_channels) > 1:
+        raise DataError(
+            f"Some images are grey ({shown(by_channels[1])}), some coloured "
+            f"({shown(by_channels[3])}). Say what they shall be (--channels 1 or 3)."
+        )
+    return next(iter(by_channels))
 
 
-def _by(header: _Header) -> str:
-    height, width = header.height_width
-    return f"{height}x{width} (height x width)"
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
-def _pixels(path: Path, height_width: tuple[int, int], channels: int) -> NDArray[np.uint8]:
-    height, width = height_width
-    try:
-        with _open(path) as file:
-            image = _plain(ImageOps.exif_transpose(file), channels)
-    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: of Pillow's PNG reader
-        raise DataError(f"{path} cannot be decoded ({error}): remove it or repair it.") from error
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    array = np.asarray(image, np.uint8)
-    return array.reshape(height, width, channels).transpose(2, 0, 1)
-
-
-def _plain(image: Image.Image, channels: int) -> Image.Image:
-    """Grey or RGB without palette or alpha; what is transparent is black."""
-    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
-    return image.convert("L" if channels == 1 else "RGB")
+def shown(path: Path | str) -> str:
+    """A path for people: bytes that are no text, and line ends, as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))

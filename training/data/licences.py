@@ -28,13 +28,14 @@ NOTES: Mapping[str, str] = {
         "CIFAR-10 (Krizhevsky 2009), a labelled part of the 80 Million Tiny Images, which were "
         "collected from the web and withdrawn by their makers in 2020. "
         + SPLITS.format(train=50_000, test=10_000)
-        + " Licence: none is stated; its authors ask to cite the technical report. The rights in "
+        + " Images are known by their content (SHA-256), whatever the order of the files. "
+        "Licence: none is stated; its authors ask to cite the technical report. The rights in "
         "single photographs are not cleared."
     ),
 }
 OTHERS = (
     "Images of whoever trained this model; their licence and the rights of those they show are "
-    "theirs to state."
+    "theirs to state. A file's name decided its split, and copies of an image stayed in one split."
 )
 
 

@@ -18,10 +18,11 @@ from service.bundle import BundleError, load_bundle
 from training.data import ImageData, Split
 from training.errors import EvaluationError
 from training.evaluate.evaluate_bundle import bundle_images
+from training.evaluate.run import run_images
 from training.evaluate.scorers import BundleScorer, ModelScorer, Scorer
 from training.fit.device import choose_device
-from training.runs.checkpoint import load_run
-from training.runs.stages import Weights, run_images, weights_used
+from training.runs.checkpoint import Weights, load_run, weights_used
+from training.runs.directory import known_data_dir
 
 __all__ = ["Subject", "bundle_subject", "run_subject", "subject_of"]
 
@@ -114,7 +115,7 @@ def run_subject(
         identity=weights_used(checkpoint, weights),
         words="RUN" if weights == "ema" else f"RUN --weights {weights}",
         stem=f"{checkpoint.path.name}-{weights}",
-        images=lambda split: run_images(config, split, data_dir),
+        images=lambda split: run_images(config, split, known_data_dir(run_dir, data_dir)),
         centre=_in_parts(centre),
         home=run_dir,
     )

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from model.contract import DensityModel
+from training.data import epoch_order
 
 __all__ = [
     "STREAM_INIT",
     "STREAM_TRAIN",
     "STREAM_VALIDATION",
+    "Batches",
     "noise",
     "presented",
     "step_generator",
@@ -33,6 +35,31 @@ def step_generator(device: torch.device, seed: int, stream: int, step: int) -> t
     generator = torch.Generator(device)
     generator.manual_seed((x ^ (x >> 31)) & (2**63 - 1))
     return generator
+
+
+class Batches:
+    """Which of `pixels` uint8 `[N, C, H, W]` each step is shown: a function of (seed, step).
+
+    Every epoch has an order of its own, and leaves out what fills no whole batch.
+    """
+
+    def __init__(self, pixels: Tensor, size: int, seed: int) -> None:
+        self.pixels, self.size, self.seed = pixels, size, seed
+        self.steps_per_epoch = max(1, len(pixels) // size)
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def at(self, step: int) -> Tensor:
+        """The pixels of a step's whole batch, `[size, C, H, W]`."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self.order(epoch)
+        start = place * self.size
+        return self.pixels[self._order[start : start + self.size]]
+
+    def order(self, epoch: int) -> Tensor:
+        """The order of all images in an epoch, `[N]`."""
+        order = epoch_order(len(self.pixels), self.seed, epoch)
+        return torch.from_numpy(order).to(self.pixels.device)
 
 
 def presented(

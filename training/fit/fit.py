@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,28 @@ import torch
 from rich.console import Console
 
 from training.config import RunConfig, Runtime, for_images
-from training.data import ImageData, Split, load_dataset
+from training.data import ImageData, load_splits
+from training.data.folder import FolderOptions
 from training.errors import TrainingError
 from training.fit.distributed import World
+from training.fit.progress import Budget
 from training.fit.session import Session
 from training.fit.trainer import Trainer
 from training.runs.checkpoint import Checkpoint, has_checkpoint, load_checkpoint
-from training.runs.directory import CONFIG_FILE, locked, open_run, read_config, write_config
+from training.runs.directory import (
+    CONFIG_FILE,
+    known_data_dir,
+    locked,
+    open_run,
+    read_config,
+    remember_data_dir,
+    write_config,
+)
 from training.runs.history import rate_note, read_environment, with_call
 from training.runs.metrics import Recorder
 from training.runs.provenance import fit_command, git_revision, processor
 
-__all__ = ["FitResult", "environment_of", "fit", "load_images"]
+__all__ = ["FitResult", "environment_of", "fit"]
 
 ACCUMULATED_FREE_BITS = (
     "note: with --accumulate each micro-batch of {rows} images has its own mean under free bits: "
@@ -33,7 +43,11 @@ ACCUMULATED_FREE_BITS = (
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a call ended: `reason` is "done", "budget", "SIGINT" or "SIGTERM"."""
+    """How a call ended: `reason` is "done", "budget", "SIGINT" or "SIGTERM".
+
+    `minutes` are those that count, from the first step done; `start_seconds` what came before
+    them, compilation above all.
+    """
 
     reason: str
     step: int
@@ -41,12 +55,17 @@ class FitResult:
     elbo_nats: float
     bits_per_dim: float
     skipped: int
+    minutes: float = 0.0
+    start_seconds: float = 0.0
 
 
-def load_images(config: RunConfig, split: Split, data_dir: Path | None) -> ImageData:
-    """The images of one split of the run's data set."""
+def _images(
+    config: RunConfig, data_dir: Path | None, tell: Callable[[str], None]
+) -> list[ImageData]:
+    """The images to train on and to choose by; `tell` hears what a folder holds."""
     data = config.data
-    return load_dataset(data.name, split, data_dir, size=data.size, channels=data.channels)
+    options = FolderOptions(size=data.size, channels=data.channels)
+    return load_splits(data.name, ("train", "validation"), data_dir, options, tell=tell)
 
 
 def environment_of(trainer: Trainer) -> dict[str, Any]:
@@ -86,12 +105,9 @@ def fit(
     """
     if budget_minutes is not None and not budget_minutes >= 0:  # nan too
         raise TrainingError(f"--budget-minutes must not be negative, not {budget_minutes}")
-    train, validation = world.machine_by_machine(
-        lambda: (
-            load_images(config, "train", data_dir),
-            load_images(config, "validation", data_dir),
-        )
-    )
+    data_dir = known_data_dir(run_dir, data_dir)
+    notes = Console(stderr=True, quiet=console.quiet, soft_wrap=True, highlight=False)
+    train, validation = world.machine_by_machine(lambda: _images(config, data_dir, notes.print))
     config = _fitted(config, train, world)
     world.from_first(lambda: open_run(run_dir, config, resume=resume))
     trainer = Trainer(config, runtime, train, world)
@@ -102,13 +118,15 @@ def fit(
         if resume:
             _restore(trainer, world.from_first(lambda: _newest(run_dir, console)), console)
         recorders: list[Recorder] = []  # one, in the first process
-        world.from_first(lambda: recorders.append(_record(held, trainer, run_dir)))
+        world.from_first(lambda: recorders.append(_record(held, trainer, run_dir, data_dir)))
         recorder = next(iter(recorders), None)
         _tell_of_micro_batches(config, console)
         session = Session(
             trainer, run_dir, validation, recorder, console, optimizer_state=optimizer_state
         )
-        reason = session.train(budget_minutes)
+        budget = Budget(budget_minutes)
+        reason = session.train(budget)
+        minutes = budget.spent
     final = trainer.validate(validation)
     return FitResult(
         reason=reason,
@@ -117,6 +135,8 @@ def fit(
         elbo_nats=final["elbo_nats"],
         bits_per_dim=final["bits_per_dim"],
         skipped=trainer.guard.skipped,
+        minutes=minutes,
+        start_seconds=budget.start_seconds,
     )
 
 
@@ -140,13 +160,16 @@ def _claim(held: contextlib.ExitStack, run_dir: Path, config: RunConfig, *, resu
     open_run(run_dir, config, resume=resume)  # another run may have come in between
 
 
-def _record(held: contextlib.ExitStack, trainer: Trainer, run_dir: Path) -> Recorder:
+def _record(
+    held: contextlib.ExitStack, trainer: Trainer, run_dir: Path, data_dir: Path | None
+) -> Recorder:
     before = read_config(run_dir) if (run_dir / CONFIG_FILE).exists() else None
     environment = with_call(
         read_environment(run_dir), before, trainer.config, environment_of(trainer), trainer.step
     )
     with _writable(run_dir):
         write_config(run_dir, trainer.config, environment)
+        remember_data_dir(run_dir, data_dir)
         recorder = Recorder(run_dir, trainer.step)
     held.callback(recorder.close)
     return recorder

@@ -1,4 +1,4 @@
-"""The optimiser, its schedules, Polyak averaging, and the guard against bad steps."""
+"""The optimiser, Polyak averaging, and the guard against bad steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.config import OptimConfig, TrainConfig
+from training.config import OptimConfig
 from training.errors import TrainingError
 
 # The running mean of the gradient's norm looks about a hundred steps back ...
@@ -38,42 +38,6 @@ def build_optimizer(
         list(parameters), lr=config.learning_rate, weight_decay=config.weight_decay, **fastest
     )
     return optimizer
-
-
-def learning_rate_at(config: OptimConfig, step: int, total_steps: int) -> float:
-    """The learning rate of step `step` (from 0) of `total_steps`.
-
-    The warm-up takes at most a tenth of the run: a short one would else end before it learns.
-    """
-    rate = config.learning_rate
-    warmup = min(config.warmup_steps, total_steps // 10)
-    if step < warmup:
-        return rate * (step + 1) / warmup
-    if config.schedule == "constant":
-        return rate
-    if config.schedule == "cosine":
-        span = max(1, total_steps - warmup)
-        return rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / span))
-    fall = max(1.0, config.decay_fraction * total_steps)
-    return rate * min(1.0, (total_steps - step) / fall)
-
-
-def rewarming_at(config: OptimConfig, step: int, since: int, total_steps: int) -> float:
-    """A factor of the learning rate for an optimiser that began afresh at step `since` of a run.
-
-    Its first steps are as long as the rate allows, whatever the gradients: in a trained model they
-    destroy much, so the rate rises again as at the run's start.
-    """
-    warmup = min(config.warmup_steps, total_steps // 10)
-    return min(1.0, (step - since + 1) / warmup) if since and warmup else 1.0
-
-
-def kl_weight_at(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """The weight of the KL penalty: linear from `kl_warmup_start` to 1 over the warm-up."""
-    span = config.kl_warmup_epochs * steps_per_epoch
-    if step >= span:
-        return 1.0
-    return config.kl_warmup_start + (1 - config.kl_warmup_start) * step / span
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

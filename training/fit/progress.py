@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,26 +30,44 @@ class Budget:
 
     def __init__(self, minutes: float | None) -> None:
         self.minutes = minutes
-        self._since: float | None = None
+        self._made, self._since = time.monotonic(), math.nan
 
     def begin(self) -> None:
         """Count from now, unless it is counting already."""
-        if self._since is None:
+        if math.isnan(self._since):
             self._since = time.monotonic()
+
+    @property
+    def start_seconds(self) -> float:
+        """How long it took to come to `begin`; nan before it."""
+        return self._since - self._made
 
     @property
     def spent(self) -> float:
         """Minutes since `begin`; 0 before it."""
-        return 0.0 if self._since is None else (time.monotonic() - self._since) / 60
+        return 0.0 if math.isnan(self._since) else (time.monotonic() - self._since) / 60
 
     @property
     def spent_up(self) -> bool:
         """Whether it is over: never before it began, nor where there is no limit."""
-        begun = self._since is not None
+        begun = not math.isnan(self._since)
         return begun and self.minutes is not None and self.spent >= self.minutes
 
 
-class ConsoleObserver:
+class Observer:
+    """What a run tells while it goes on; this one is for processes that leave the talking."""
+
+    def train(self, step: int, figures: dict[str, float]) -> None:
+        """Hear figures averaged since the last call."""
+
+    def skipped(self, step: int, loss: float, norm: float) -> None:
+        """Hear that a step was not taken."""
+
+    def validation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
+        """Hear how the averaged model did on the validation split at the end of an epoch."""
+
+
+class ConsoleObserver(Observer):
     """Tells a console and a recorder what a `Trainer` reports."""
 
     def __init__(
@@ -69,7 +88,7 @@ class ConsoleObserver:
         self.skip_told_at = -SKIP_NEWS_SECONDS
 
     def train(self, step: int, figures: dict[str, float]) -> None:
-        """See `training.loop.Observer`."""
+        """Record the figures and show the last ones in the bar."""
         self.recorder.write(step, "train", figures)
         self.images_per_second = figures["images_per_second"]
         self.progress.update(
@@ -81,7 +100,7 @@ class ConsoleObserver:
         )
 
     def skipped(self, step: int, loss: float, norm: float) -> None:
-        """See `training.loop.Observer`."""
+        """Record it; many at once are one line."""
         self.recorder.write(step, "skipped", {"neg_elbo_nats": loss, "gradient_norm": norm})
         self.skips_untold += 1
         if time.monotonic() - self.skip_told_at >= SKIP_NEWS_SECONDS:
@@ -94,7 +113,7 @@ class ConsoleObserver:
             self.skips_untold, self.skip_told_at = 0, time.monotonic()
 
     def validation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
-        """See `training.loop.Observer`."""
+        """Record the figures and print a line."""
         self.recorder.write(step, "validation", figures)
         self.progress.update(self.task, **self.scale.at(step))
         whole = "" if self.scale.epochs is None else f"/{self.scale.epochs}"
@@ -105,19 +124,6 @@ class ConsoleObserver:
             highlight=False,
             soft_wrap=True,  # one line, also in a file, where there is no width
         )
-
-
-class SilentObserver:
-    """Tells nobody: for processes that leave the talking to another."""
-
-    def train(self, step: int, figures: dict[str, float]) -> None:
-        """See `training.loop.Observer`."""
-
-    def skipped(self, step: int, loss: float, norm: float) -> None:
-        """See `training.loop.Observer`."""
-
-    def validation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
-        """See `training.loop.Observer`."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from training.data import ImageData
 from training.fit.distributed import PeerError
-from training.fit.progress import Budget, SilentObserver, shown
+from training.fit.progress import Budget, Observer, shown
 from training.fit.signals import Interrupts
-from training.fit.trainer import Observer, Trainer
+from training.fit.trainer import Trainer
 from training.runs.metrics import Recorder
 from training.sheets import reconstruction_sheet, sample_sheet, save_sheet
 
@@ -51,14 +51,13 @@ class Session:
         self.console = console
         self.optimizer_state = optimizer_state
 
-    def train(self, budget_minutes: float | None) -> str:
+    def train(self, budget: Budget) -> str:
         """Train until a reason to stop, and give it: the last epoch, a signal, or the budget.
 
         The last checkpoint is of the last step, also where another process's failure ends the
         run (`PeerError`): nothing is wrong with what this one holds.
         """
         interrupts = Interrupts(told=self.recorder is not None)
-        budget = Budget(budget_minutes)
         stop = stopper(interrupts, self.trainer, budget)
         reason, saved_at = "done", time.monotonic()
         with interrupts.watched(), self._observer(budget) as observer:
@@ -96,7 +95,7 @@ class Session:
     @contextmanager
     def _observer(self, budget: Budget) -> Iterator[Observer]:
         if self.recorder is None:
-            yield SilentObserver()
+            yield Observer()
             return
         trainer = self.trainer
         with shown(

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM as a wish to stop that the training loop fulfils between two steps."""
+"""Ctrl-C and SIGTERM: a wish to stop that the training loop fulfils between two steps
+(`Interrupts`), or a `KeyboardInterrupt` where results so far are on the disk (`stoppable`)."""
 
 from __future__ import annotations
 
@@ -7,13 +8,14 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-__all__ = ["Interrupts"]
+__all__ = ["SIGNALS", "Interrupts", "signal_name", "stoppable"]
 
 # A step may take long (the first one compiles), so the signal is answered before it is obeyed.
 NOTE = b"\nstopping after this step, with a checkpoint; once more stops at once\n"
 STDERR = 2
+SIGNALS = ("SIGINT", "SIGTERM")
 
 
 class Interrupts:
@@ -42,7 +44,8 @@ class Interrupts:
         """Watch both signals inside, where this is the main thread."""
         before: dict[signal.Signals, Any] = {}
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for name in SIGNALS:
+                number = signal.Signals[name]
                 before[number] = signal.signal(number, self._handle)
         except ValueError:  # not the main thread: nobody's signals to take
             pass
@@ -51,3 +54,33 @@ class Interrupts:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where Ctrl-C would be."""
+
+
+def signal_name(stop: KeyboardInterrupt) -> str:
+    """Which signal an interruption inside `stoppable` came from."""
+    return "SIGTERM" if isinstance(stop, _Terminated) else "SIGINT"
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Raise a `KeyboardInterrupt` on SIGTERM too inside, where this is the main thread.
+
+    `fit` takes both signals over while it trains, and stops cleanly.
+    """
+
+    def stop(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,41 +23,36 @@ from model import build_model
 from model.layers import data_dependent_init
 from model.objective import ElboTerms, free_bits_objective
 from training.config import UNENDING_EPOCHS, RunConfig, Runtime
-from training.data import ImageData, epoch_order
+from training.data import ImageData
+from training.errors import TrainingError
 from training.fit.averages import Step, Window
-from training.fit.batches import STREAM_INIT, STREAM_TRAIN, noise, presented, step_generator
+from training.fit.batches import (
+    STREAM_INIT,
+    STREAM_TRAIN,
+    Batches,
+    noise,
+    presented,
+    step_generator,
+)
 from training.fit.device import Backend, prepare
 from training.fit.distributed import PeerError, World, unsynchronised
 from training.fit.optim import (
     Ema,
     StepGuard,
     build_optimizer,
-    kl_weight_at,
-    learning_rate_at,
-    rewarming_at,
+    load_optimizer_tensors,
+    optimizer_tensors,
 )
-from training.fit.snapshot import restore, save
+from training.fit.progress import Observer
 from training.fit.validate import validate
-from training.runs.checkpoint import Checkpoint
+from training.runs.checkpoint import Checkpoint, save_checkpoint
+from training.schedules import kl_weight_at, learning_rate_at, rewarming_at
 
 # Images whose activations set the weights' gains and biases before the first step.
 INIT_IMAGES = 512
 LOG_EVERY_STEPS = 50
 # A wish to stop, as a number among those that all processes add up at every step.
 WISHES = ("SIGINT", "SIGTERM", "budget")
-
-
-class Observer(Protocol):
-    """What a run tells while it goes on; `training.progress` shows it to people."""
-
-    def train(self, step: int, figures: dict[str, float]) -> None:
-        """Figures averaged since the last call."""
-
-    def skipped(self, step: int, loss: float, norm: float) -> None:
-        """A step was not taken."""
-
-    def validation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
-        """An epoch ended and the averaged model was measured on the validation split."""
 
 
 class Trainer:
@@ -75,7 +71,8 @@ class Trainer:
         torch.manual_seed(config.train.seed)
         self.backend: Backend = prepare(runtime, world, config.optim.accumulate)
         self.pixels = torch.from_numpy(data.pixels).to(self.backend.device)
-        self.steps_per_epoch = max(1, len(self.pixels) // config.optim.batch_size)
+        self.batches = Batches(self.pixels, config.optim.batch_size, config.train.seed)
+        self.steps_per_epoch = self.batches.steps_per_epoch
         self.total_steps = config.train.epochs * self.steps_per_epoch
         self.model = self.backend.place(build_model(config.model))
         self.step = self.optimizer_since = 0
@@ -87,8 +84,6 @@ class Trainer:
         self.parallel: nn.Module = world.parallel(self.model, self.backend.device)
         self.forward: nn.Module = self.backend.compile(self.parallel, self.total_steps)
         self.settled = world.size <= 2
-        self._order_epoch = -1
-        self._order = torch.empty(0, dtype=torch.int64)
 
     def _micro_batches(self) -> list[slice]:
         """This process's rows of the batch, one micro-batch after another."""
@@ -104,9 +99,8 @@ class Trainer:
         return {"count": len(self.pixels), "sha256": digest}
 
     def _initialize(self) -> None:
-        order = epoch_order(len(self.pixels), self.config.train.seed, 0)[:INIT_IMAGES]
         generator = step_generator(self.backend.device, self.config.train.seed, STREAM_INIT, 0)
-        pixels = self.pixels[torch.from_numpy(order).to(self.pixels.device)]
+        pixels = self.pixels[self.batches.order(0)[:INIT_IMAGES]]
         x = presented(self.model, pixels, generator)
         with torch.no_grad(), data_dependent_init(self.model):
             self.model(self.backend.layout(x), noise(self.model, len(x), generator))
@@ -121,16 +115,6 @@ class Trainer:
     def epoch(self) -> int:
         """The epoch, from 0, that the next step belongs to."""
         return self.step // self.steps_per_epoch
-
-    def batch(self) -> Tensor:
-        """The pixels of the next step's whole batch, `[batch_size, C, H, W]` uint8."""
-        if self._order_epoch != self.epoch:
-            order = epoch_order(len(self.pixels), self.config.train.seed, self.epoch)
-            self._order = torch.from_numpy(order).to(self.pixels.device)
-            self._order_epoch = self.epoch
-        size = self.config.optim.batch_size
-        start = (self.step % self.steps_per_epoch) * size
-        return self.pixels[self._order[start : start + size]]
 
     def train_step(self, wish: str = "") -> Step:
         """Take the next step; `wish` is this process's reason to stop after it, if any.
@@ -168,7 +152,7 @@ class Trainer:
 
     def _backward(self) -> Tensor:
         """Gradients of the step's loss; gives `[3]`: loss, ELBO and KL, means in nats."""
-        config, pixels = self.config, self.batch()
+        config, pixels = self.config, self.batches.at(self.step)
         generator = step_generator(self.backend.device, config.train.seed, STREAM_TRAIN, self.step)
         flips = config.data.horizontal_flips
         # The numbers of the whole batch are drawn once, and each micro-batch takes its rows.
@@ -271,8 +255,36 @@ class Trainer:
 
     def save(self, run_dir: Path, *, optimizer: bool = True) -> Path:
         """Write a checkpoint; without the optimiser's state it is half the size."""
-        return save(self, run_dir, optimizer=optimizer)
+        return save_checkpoint(
+            run_dir,
+            self.step,
+            model_state=self.model.state_dict(),
+            ema_state=dict(self.average.named_parameters()),
+            optim_tensors=optimizer_tensors(self.optimizer, self.model) if optimizer else {},
+            state={
+                "guard": self.guard.state(),
+                "time": time.time(),
+                "images": self.images,
+                "optimizer_since": self.optimizer_since,
+            },
+        )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to exactly where `checkpoint` was written; see `training.snapshot.restore`."""
-        restore(self, checkpoint)
+        """Go back to exactly where `checkpoint` was written; a fresh optimiser where it has none.
+
+        Raises `TrainingError` where the training images are not those of then: their order and
+        the number of steps an epoch would be others.
+        """
+        before = checkpoint.state.get("images")  # older checkpoints do not tell
+        if before is not None and before != (now := self.images):
+            raise TrainingError(
+                f"the training images are not those that the run was started with "
+                f"({before['count']} then, {now['count']} now): put them back, or start a new run"
+            )
+        self.model.load_state_dict(checkpoint.model)
+        self.average.load_state_dict({**checkpoint.model, **checkpoint.ema})
+        load_optimizer_tensors(self.optimizer, self.model, checkpoint.optim)
+        self.guard.restore(checkpoint.state["guard"])
+        self.step = checkpoint.step
+        since = checkpoint.state.get("optimizer_since", 0)  # older checkpoints do not tell
+        self.optimizer_since = int(since) if checkpoint.optim else checkpoint.step

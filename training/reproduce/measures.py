@@ -13,13 +13,13 @@ from rich.progress import Progress
 from model.config import require
 from training.config import Runtime
 from training.data import Split
+from training.evaluate.run import evaluate_run, run_images
 from training.fit.device import choose_device, prepare
 from training.fit.distributed import World
 from training.fit.validate import validate
 from training.reproduce.state import checkpoint_step, read_lines, write_lines
 from training.runs.checkpoint import load_run
 from training.runs.metrics import read_metrics
-from training.runs.stages import evaluate_run, run_images
 
 __all__ = ["Evaluation", "LayerNats", "Measurement"]
 

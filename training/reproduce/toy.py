@@ -23,7 +23,8 @@ from model.densities import gaussian_log_prob, standard_normal_log_prob
 from model.layers import data_dependent_init
 from training.config import OptimConfig
 from training.errors import TrainingError
-from training.fit.optim import build_optimizer, learning_rate_at
+from training.fit.optim import build_optimizer
+from training.schedules import learning_rate_at
 
 __all__ = [
     "POSTERIORS",

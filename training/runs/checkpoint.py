@@ -3,18 +3,17 @@
     RUN/checkpoints/step-00001200/{model,ema,optim}.safetensors, state.json
     RUN/checkpoints/latest          the name of the newest, as text
 
-A checkpoint is written under another name, flushed to the disk and renamed; then the pointer is
-replaced; only then are older ones removed. Tensors are safetensors and everything else is JSON:
+A checkpoint is published whole (`training.files`), then the pointer is replaced, only then are
+older ones removed. Tensors are safetensors and everything else is JSON:
 nothing that is loaded can run code. `state.json` holds the SHA-256 of every file and of itself.
 """
 
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +26,19 @@ from model import build_model
 from model.config import config_from_dict
 from model.contract import DensityModel
 from training.errors import CheckpointError
+from training.files import publish_folder, write_text
 
-__all__ = ["Checkpoint", "has_checkpoint", "load_checkpoint", "load_run", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Weights",
+    "has_checkpoint",
+    "load_checkpoint",
+    "load_run",
+    "save_checkpoint",
+    "weights_used",
+]
+
+Weights = Literal["ema", "raw"]  # the averaged or the last parameters
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -36,7 +46,6 @@ POINTER = "latest"
 AVERAGED_ONLY = "averaged_only"  # in a state: the model's weights are themselves the average
 STATE_FILE = "state.json"
 TENSOR_FILES = ("model", "ema", "optim")
-TEMPORARY = ".writing-"
 NAME = re.compile(r"step-(\d{8,})")
 
 logger = logging.getLogger(__name__)
@@ -83,15 +92,16 @@ def save_checkpoint(
     contents[STATE_FILE] = _state_file(step, state, contents)
     path = folder / f"step-{step:08d}"
     try:
-        _write_directory(path, contents)
-        _write_pointer(folder, path.name)
+        publish_folder(path, contents)
+        write_text(folder / POINTER, f"{path.name}\n")
     except OSError as error:
         raise CheckpointError(
             f"The checkpoint of step {step} could not be written to {folder} ({error}). Earlier "
             f"checkpoints are untouched ({_names(folder)}): make room there and use --resume."
         ) from error
     older = [other for other in _newest_first(folder) if _step(other) < step]
-    _remove(set(_newest_first(folder)) - {path, *older[: keep - 1]})
+    for other in set(_newest_first(folder)) - {path, *older[: keep - 1]}:
+        shutil.rmtree(other, ignore_errors=True)
     return path
 
 
@@ -114,62 +124,6 @@ def _canonical(content: object) -> bytes:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _write_directory(path: Path, contents: Mapping[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove(path.parent.glob(f"{TEMPORARY}*"))  # what a process that was killed left behind
-    temporary = path.parent / f"{TEMPORARY}{path.name}"
-    replaced = path.parent / f"{TEMPORARY}replaced-{path.name}"
-    try:
-        temporary.mkdir()
-        for name, data in contents.items():
-            _write_file(temporary / name, data)
-        _sync(temporary)
-        if path.exists():  # the same step once more: a directory is never renamed onto a full one
-            path.rename(replaced)
-        temporary.rename(path)
-        _sync(path.parent)
-    finally:
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
-        _remove([temporary, replaced])
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_pointer(folder: Path, name: str) -> None:
-    temporary = folder / f"{TEMPORARY}{POINTER}"
-    try:
-        _write_file(temporary, f"{name}\n".encode())
-        temporary.replace(folder / POINTER)
-        _sync(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    """Flush the names in a folder to the disk, where the system can (Windows cannot)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def has_checkpoint(run_dir: Path) -> bool:
@@ -202,7 +156,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_run(
-    path: Path, *, weights: Literal["ema", "raw"] = "ema"
+    path: Path, *, weights: Weights = "ema"
 ) -> tuple[dict[str, Any], DensityModel, Checkpoint]:
     """A run's configuration, its model in eval mode on the CPU, and the checkpoint its weights are
     from.
@@ -227,6 +181,13 @@ def load_run(
             f"{checkpoint.path} does not fit the model that config.json describes: {error}"
         ) from error
     return config, model.eval(), checkpoint
+
+
+def weights_used(checkpoint: Checkpoint, weights: Weights) -> dict[str, Any]:
+    """Which weights: two runs, or one taken up again earlier, may come to the same step."""
+    name = "ema" if weights == "ema" and checkpoint.ema else "model"
+    digest = hashlib.sha256((checkpoint.path / f"{name}.safetensors").read_bytes()).hexdigest()
+    return {"step": checkpoint.step, "weights": weights, "weights_sha256": digest}
 
 
 def _run_config(path: Path) -> dict[str, Any]:

@@ -12,21 +12,27 @@ from typing import Any
 
 from training.config import RunConfig, run_config_from_dict
 from training.errors import TrainingError
+from training.files import write_bytes, write_json
 
-__all__ = ["locked", "open_run", "read_config", "write_config"]
+__all__ = [
+    "known_data_dir",
+    "locked",
+    "open_run",
+    "read_config",
+    "remember_data_dir",
+    "write_config",
+]
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
+DATA_DIR_FILE = ".data-dir"  # of this machine alone: no copy or bundle of the run has it
 # How long a run is and when its rate falls may be thought over while it goes on.
 MAY_CHANGE = {("train", "epochs"), ("optim", "decay_fraction")}
 
 
 def write_config(run_dir: Path, config: RunConfig, environment: Mapping[str, Any]) -> None:
     """Write `config.json`, whole or not at all."""
-    temporary = run_dir / f".{CONFIG_FILE}.tmp"
-    content = {**config.to_dict(), "environment": dict(environment)}
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(run_dir / CONFIG_FILE)
+    write_json(run_dir / CONFIG_FILE, {**config.to_dict(), "environment": dict(environment)})
 
 
 def read_config(run_dir: Path) -> RunConfig:
@@ -44,6 +50,23 @@ def read_config(run_dir: Path) -> RunConfig:
         raise TrainingError(f"{path} is no run's configuration: it holds no JSON object")
     values.pop("environment", None)
     return run_config_from_dict(values)
+
+
+def remember_data_dir(run_dir: Path, data_dir: Path | None) -> None:
+    """Keep where the images of a run lie, for later commands on it."""
+    if data_dir is not None:
+        write_bytes(run_dir / DATA_DIR_FILE, os.fsencode(data_dir.resolve()))
+
+
+def known_data_dir(run_dir: Path, given: Path | None) -> Path | None:
+    """The data directory that is `given`, else the one that the run remembers, if it exists."""
+    if given is not None:
+        return given
+    try:
+        remembered = Path(os.fsdecode((run_dir / DATA_DIR_FILE).read_bytes()))
+    except OSError:
+        return None
+    return remembered if remembered.is_dir() else None
 
 
 def open_run(run_dir: Path, config: RunConfig, *, resume: bool) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from training.config import RunConfig
-from training.fit.optim import learning_rate_at
 from training.runs.directory import CONFIG_FILE
 from training.runs.provenance import resume_command
+from training.schedules import learning_rate_at
 
 __all__ = ["one_line", "rate_note", "read_environment", "with_call"]
 

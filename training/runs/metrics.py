@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from training.files import write_text
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -77,9 +79,7 @@ def _drop_after(run_dir: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [json.dumps(record) for record in read_metrics(run_dir) if record["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(line + "\n" for line in kept))
 
 
 def _board(path: Path, step: int) -> SummaryWriter:

@@ -16,7 +16,8 @@ from training.cli.main import main
 from training.data import ImageData
 from training.evaluate import anomaly as anomaly_module
 from training.evaluate import bound as bound_module
-from training.runs import stages as runs
+from training.evaluate import run as evaluation
+from training.export import run as exporting
 from training.runs.checkpoint import save_checkpoint
 
 CONFIG = ConvVaeConfig(image_shape=(1, 8, 8), channels=(4,), hidden=8, latent_dim=4)
@@ -43,7 +44,7 @@ def run(tmp_path, monkeypatch) -> Path:
         generator = np.random.default_rng(len(split))
         return ImageData(generator.integers(0, 256, (12, 1, 8, 8), np.uint8), name, split)
 
-    monkeypatch.setattr(runs, "load_dataset", images)
+    monkeypatch.setattr(evaluation, "load_dataset", images)
     return run_dir
 
 
@@ -79,8 +80,8 @@ def test_results_lie_in_the_run_and_go_into_its_bundle(run, call, tmp_path, monk
     for name in names:
         assert (run / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (run / f"{name}.md").read_text().startswith(("| K |", "The", "Each"))
-    monkeypatch.setattr(runs, "export_bundle", lambda *arguments, **_: arguments[2].findings)
-    findings = runs.export_run(run, tmp_path / "bundle", calibrate=False)
+    monkeypatch.setattr(exporting, "export_bundle", lambda *arguments, **_: arguments[2].findings)
+    findings = exporting.export_run(run, tmp_path / "bundle", calibrate=False)
     assert findings.pictures.keys() == {"bound.png", "anomaly.png"}
     assert document["command"] in findings.failures
 

@@ -42,7 +42,7 @@ def archive(tmp_path, monkeypatch):
         )
     table = {"mnist": replace(idx.ARCHIVES["mnist"], files=files)}
     monkeypatch.setattr(idx, "ARCHIVES", table)
-    monkeypatch.setattr(idx, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr("training.data.download.cache_dir", lambda: tmp_path / "cache")
     return tmp_path, images
 
 
@@ -134,28 +134,26 @@ def test_a_download_tries_every_mirror_and_checks_the_sum(archive, monkeypatch):
         load_dataset("mnist", "test", root)
 
 
+def test_who_has_no_home_says_where_the_data_lies(archive, monkeypatch):
+    root, _ = archive
+
+    def homeless(_name):
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.undo()
+    monkeypatch.setattr("pooch.os_cache", homeless)
+    with pytest.raises(DataError, match=r"no home directory.*--data-dir"):
+        load_dataset("mnist", "test")
+    with pytest.raises(DataError, match="has not the published content"):  # it was found
+        load_dataset("mnist", "test", root)
+
+
 def test_nothing_is_downloaded_where_that_is_forbidden(tmp_path, monkeypatch):
-    monkeypatch.setattr(idx, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr("training.data.download.cache_dir", lambda: tmp_path / "cache")
     with pytest.raises(DataError, match=r"put it at MNIST/raw/t10k-images-idx3-ubyte\.gz"):
         load_dataset("mnist", "test", tmp_path, download=False)
     with pytest.raises(DataError, match="does not exist"):
         load_dataset("mnist", "test", tmp_path / "absent", download=False)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"\x89PNG....", "no IDX file"),
-        (b"\0\0\x0d\x01" + b"\0" * 8, "uint8"),
-        (b"\0\0\x08\x03\0\0", "inside its header"),
-        (idx_bytes(np.zeros((2, 3), np.uint8))[:-1], "truncated"),
-        (idx_bytes(np.zeros((2, 3), np.uint8)) + b"x", "after its end"),
-        (b"\0\0\x08\x03" + b"\xff" * 12, "promises"),
-    ],
-)
-def test_what_is_no_idx_file_is_refused(content, message):
-    with pytest.raises(DataError, match=message):
-        idx.parse_idx(content)
 
 
 @pytest.mark.parametrize(

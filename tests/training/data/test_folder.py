@@ -1,12 +1,15 @@
 """A folder of one's own images: a file's name is its split, and what cannot be read is named."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
 
 from training.data import load_dataset
-from training.data.folder import FolderOptions, read_folder, split_of
+from training.data.folder import FolderOptions, read_folder, split_of, survey
 from training.errors import DataError
 
 
@@ -79,14 +82,13 @@ def test_unreadable_images_are_named(folder):
         read_folder(folder, "train", FolderOptions())
 
 
-def test_images_too_large_and_with_spoilt_metadata_are_named_together(folder):
+def test_images_too_large_are_named_and_spoilt_metadata_is_not_looked_at(folder):
     """The first makes Pillow warn, the second makes it raise a SyntaxError."""
-    Image.new("1", (10_000, 9_500)).save(folder / "huge.png")
     Image.new("L", (8, 6)).save(folder / "exif.png", exif=b"Exif\0\0no TIFF here")
-    with pytest.raises(DataError, match="2 of") as error:
+    assert "exif.png" in found(folder)[1]
+    Image.new("1", (10_000, 9_500)).save(folder / "huge.png")
+    with pytest.raises(DataError, match=r"1 of .*huge\.png: 10000x9500 pixels are more than"):
         read_folder(folder, "train", FolderOptions(size=8))
-    assert "exif.png: " in str(error.value)
-    assert "10000x9500 pixels are more than" in str(error.value)
 
 
 def test_a_folders_path_is_no_part_of_what_is_reported(folder):
@@ -113,3 +115,104 @@ def test_empty_folders_and_empty_splits_are_named(tmp_path):
         load_dataset(f"folder:{tmp_path}", "train", channels=2)
     with pytest.raises(DataError, match="at least 1"):
         load_dataset(f"folder:{tmp_path}", "train", size=0)
+
+
+def photo(path, seed, size=(6, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(100 + seed).integers(0, 256, size, np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def found(folder, **options):
+    looked = survey(folder, FolderOptions(**options))
+    return looked, {name for files in looked.splits.values() for name in files}
+
+
+def test_what_is_hidden_is_passed_over_and_named(folder):
+    _, before = found(folder)
+    photo(folder / ".ipynb_checkpoints" / "1-checkpoint.png", 1)
+    photo(folder / "a" / ".Trash-0" / "2.png", 2)
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "._1.png").write_text("junk")
+    looked, names = found(folder)
+    assert names == before
+    told = "\n".join(looked.lines())
+    for name in (".ipynb_checkpoints", ".Trash-0", "__MACOSX", ".hidden.png"):
+        assert name in told
+    assert "1 .txt" in told
+
+
+def test_links_are_followed_but_not_round_and_round(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    photo(elsewhere / "one.png", 1)
+    (folder / "more").symlink_to(elsewhere)
+    (folder / "a" / "loop").symlink_to(folder)
+    (folder / "gone.png").symlink_to(elsewhere / "gone.png")
+    looked, names = found(folder)
+    assert "more/one.png" in names
+    assert len(names) == 61
+    assert any("gone.png" in note for note in looked.notes)
+
+
+def test_names_that_are_no_text_have_a_split_and_can_be_shown(folder):
+    strange = os.fsdecode(b"caf\xe9.png")
+    photo(folder / strange, 1)
+    photo(folder / "new\nline.png", 2)
+    photo(folder / "ünï☃.PNG", 3)
+    (folder / "dir.png").mkdir()
+    _, names = found(folder)
+    assert {strange, "new\nline.png", "ünï☃.PNG"} <= names
+    (folder / strange).write_bytes(b"")
+    with pytest.raises(DataError) as error:
+        read_folder(folder, "train", FolderOptions())
+    assert r"caf\udce9.png" in str(error.value)
+    str(error.value).encode()  # it can be printed
+
+
+def test_a_copy_in_another_split_is_left_out_and_named(folder):
+    held = next(f"t{i}.png" for i in range(99) if split_of(f"t{i}.png") == "test")
+    photo(folder / held, 7)
+    assert held in survey(folder, FolderOptions()).splits["test"]
+    copy = next(f"c{i}.png" for i in range(99) if split_of(f"c{i}.png") == "train")
+    twin = next(f"w{i}.png" for i in range(99) if split_of(f"w{i}.png") == "train")
+    shutil.copy(folder / held, folder / copy)
+    shutil.copy(folder / held, folder / twin)  # twice in one split does no harm
+    looked, names = found(folder)
+    assert held not in names
+    assert {copy, twin} <= set(looked.splits["train"])
+    assert any(f"{held} (of " in note for note in looked.notes)
+
+
+def test_every_file_that_cannot_be_decoded_is_named(folder):
+    cut = [p for p in sorted((folder / "a").iterdir()) if split_of(f"a/{p.name}") == "train"][:2]
+    for path in cut:
+        path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"2 of \d+ images cannot be used") as error:
+        read_folder(folder, "train", FolderOptions())
+    assert all(path.name in str(error.value) for path in cut)
+
+
+def test_large_photos_without_a_size_are_refused_with_a_proposal(tmp_path):
+    for i in range(3):
+        photo(tmp_path / f"{i}.png", i, (300, 400))
+    with pytest.raises(DataError, match=r"300x400 .*--size 64, .*or --size 48x64"):
+        survey(tmp_path, FolderOptions())
+    assert survey(tmp_path, FolderOptions(size=(300, 400))).height_width == (300, 400)
+
+
+def test_a_folder_tells_its_files_sizes_fit_and_splits(folder):
+    photo(folder / "wide.png", 1, (12, 20))
+    looked, _ = found(folder, size=4)
+    first, second, *rest = looked.lines()
+    counts = ", ".join(f"{len(files)} {split}" for split, files in looked.splits.items())
+    assert first == f"{folder}: 61 images ({counts})"
+    assert second == (
+        "sizes (height x width): 6x8 to 12x20, scaled and cut around the middle to 4x4; grey"
+    )
+    least = 1 / (len(looked.splits["calibration"]) + 1)
+    assert f"p-values of at least {least:.2g}: for a verdict at alpha 0.01" in rest[-1]
+
+
+def test_a_home_that_nobody_knows_is_named(monkeypatch):
+    with pytest.raises(DataError, match="write the path out"):
+        load_dataset("folder:~nobody-of-this-name/photos", "train")

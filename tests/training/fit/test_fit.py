@@ -21,13 +21,15 @@ import torch
 from PIL import Image
 
 from training.cli.main import main
+from training.fit.averages import Step
+from training.fit.trainer import Trainer
 from training.runs.checkpoint import load_checkpoint
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from training.cli import main; main()", *arguments]
+    return [sys.executable, "-c", "from training.cli.main import main; main()", *arguments]
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,49 @@ def test_a_killed_run_loses_only_what_was_not_saved(run: Run, photos: Path, tmp_
     for one, two in ((a.model, b.model), (a.ema, b.ema), (a.optim, b.optim)):
         assert one.keys() == two.keys()
         assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_the_minutes_are_of_steps_and_what_came_before_is_named_apart(
+    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step, which compiles, may take an hour and costs the budget nothing."""
+    clock = [0.0]
+    monkeypatch.setattr("training.fit.progress.time.monotonic", lambda: clock[0])
+    take = Trainer.train_step
+
+    def step(trainer: Trainer, wish: str = "") -> Step:
+        clock[0] += 6.0 if trainer.step else 3600.0
+        return take(trainer, wish)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    out = tmp_path / "run"
+    result = run(*fit_arguments(photos, out, "--epochs", "99", "--budget-minutes", "0.5"))
+    assert result.returncode == 0, result.stderr
+    assert load_checkpoint(out).step == 1 + 5  # 30 seconds of 6
+    assert "0.50 minutes of steps; before them 3600 s for the first one" in result.stdout
+
+
+def test_a_run_remembers_where_its_images_lie(
+    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    here = fit_arguments(Path(photos.name), out, "--epochs", "1", "--data-dir", str(photos.parent))
+    first = run(*here)
+    assert first.returncode == 0, first.stderr
+    assert "200 images (" in first.stderr  # told before it starts
+    assert str(photos.parent) not in (out / "config.json").read_text()
+    monkeypatch.chdir(tmp_path)
+    longer = run("fit", "--resume", "--epochs", "2", "--compile", "off", "--out", str(out))
+    assert longer.returncode == 0, longer.stderr
+    measured = run("evaluate", str(out), "--importance-samples", "2", "--limit", "4")
+    assert measured.returncode == 0, measured.stderr
+    # Without --data-dir a folder is remembered by its whole path.
+    monkeypatch.chdir(photos.parent)
+    other = tmp_path / "other"
+    assert run(*fit_arguments(Path(photos.name), other, "--epochs", "1")).returncode == 0
+    monkeypatch.chdir(tmp_path)
+    measured = run("evaluate", str(other), "--importance-samples", "2", "--limit", "4")
+    assert measured.returncode == 0, measured.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ from training.fit.optim import (
     NORM_SETTLED,
     Ema,
     StepGuard,
-    kl_weight_at,
-    learning_rate_at,
 )
+from training.schedules import kl_weight_at, learning_rate_at
 
 
 def test_the_guard_skips_explosions_but_accepts_a_new_level() -> None:

@@ -17,12 +17,12 @@ from model.config import ConfigError
 from training.cli.main import main
 from training.config import OptimConfig, run_preset
 from training.errors import TrainingError
-from training.fit.optim import learning_rate_at
 from training.fit.progress import Budget, Scale, shown
 from training.runs.checkpoint import load_checkpoint
 from training.runs.directory import open_run, write_config
 from training.runs.history import rate_note, read_environment, with_call
 from training.runs.provenance import fit_command
+from training.schedules import learning_rate_at
 
 CONFIG = run_preset("mnist")
 LONGER = replace(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from training import files
 from training.errors import CheckpointError
 from training.runs import checkpoint as module
 from training.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -128,7 +129,7 @@ def test_no_checkpoint_and_no_good_checkpoint_are_told_apart(tmp_path):
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, failing_write):
     """Whichever of the five writes (three tensor files, state, pointer) fails."""
     save(tmp_path, 1)
-    write_file, writes = module._write_file, []
+    write_file, writes = files._write, []
 
     def full(path: Path, data: bytes) -> None:
         writes.append(path)
@@ -137,7 +138,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, fail
             raise OSError(errno.ENOSPC, "No space left on device")
         write_file(path, data)
 
-    monkeypatch.setattr(module, "_write_file", full)
+    monkeypatch.setattr(files, "_write", full)
     with pytest.raises(CheckpointError, match=r"No space left.*step-00000001.*--resume"):
         save(tmp_path, 2)
     loaded = load_checkpoint(tmp_path)

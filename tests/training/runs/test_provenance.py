@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,7 +79,8 @@ def test_the_recorded_command_starts_the_same_run(
     words = shlex.split(fit_command(config))
     result = CliRunner().invoke(app, words[1:])
     assert result.exit_code == 0, result.output
-    name = "folder:PATH" if config.data.name.startswith("folder:") else config.data.name
+    here = f"folder:{Path('PATH').absolute()}"  # so that later commands find it from elsewhere
+    name = here if config.data.name.startswith("folder:") else config.data.name
     assert started == [replace(config, data=replace(config.data, name=name))]
     assert "somebody" not in fit_command(config)
 

@@ -15,11 +15,11 @@ from training.cli.main import main
 from training.config import OptimConfig, RunConfig, Runtime, TrainConfig
 from training.data import ImageData
 from training.errors import CheckpointError, TrainingError
-from training.fit.optim import rewarming_at
 from training.fit.trainer import Trainer
 from training.runs.checkpoint import load_checkpoint, load_run
 from training.runs.directory import write_config
 from training.runs.strip import size_in_bytes, strip_run
+from training.schedules import rewarming_at
 
 EAGER = Runtime(device="cpu", compile="off", bf16="off", threads=1)
 CONFIG = RunConfig(

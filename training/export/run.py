@@ -1,93 +1,28 @@
-"""From a run directory to its figures and its bundle: what the commands call.
+"""A run's bundle: its newest weights, the figures measured of them, and what made them."""
 
-RUN/evaluation-test-k128-step-00051480-ema.json      one file for each evaluation
-"""
-
-import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.progress import Progress
 
 from service.bundle import Bundle
 from training.config import ConfigError, run_config_from_dict
-from training.data import FOLDER_PREFIX, ImageData, Split, load_dataset, public_name
-from training.errors import DataError, EvaluationError, ExportError, TrainingError
-from training.evaluate.evaluate import MEMORY_GIB, evaluate_model
-from training.evaluate.report import EvaluationReport
+from training.data import FOLDER_PREFIX, ImageData, Split, public_name
+from training.errors import DataError, ExportError, TrainingError
+from training.evaluate.run import run_images
 from training.export.export import BundleDetails, export_bundle, refuse_strangers
 from training.export.findings import gather
-from training.runs.checkpoint import Checkpoint, load_run
+from training.runs.checkpoint import Checkpoint, Weights, load_run, weights_used
+from training.runs.directory import known_data_dir
 from training.runs.metrics import read_metrics
 from training.runs.provenance import fit_command, git_revision, processor
 
-__all__ = ["evaluate_run", "export_run", "run_images", "training_facts", "weights_used"]
+__all__ = ["export_run", "training_facts"]
 
-Weights = Literal["ema", "raw"]
 SHOWN: tuple[Split, ...] = ("calibration", "test")
-
-
-def run_images(config: Mapping[str, Any], split: Split, data_dir: Path | None) -> ImageData:
-    """One split of the images that a run was trained on, of the size it was trained at."""
-    data = config["data"]
-    name = str(data["name"])
-    if not name.startswith(FOLDER_PREFIX):
-        return load_dataset(name, split, data_dir)
-    channels, height, width = config["model"]["image_shape"]
-    return load_dataset(name, split, data_dir, size=(height, width), channels=channels)
-
-
-def evaluate_run(
-    run: Path,
-    *,
-    split: Split = "test",
-    importance_samples: int = 128,
-    seed: int = 0,
-    weights: Weights = "ema",
-    limit: int | None = None,
-    data_dir: Path | None = None,
-    device: str = "cpu",
-    memory_gib: float = MEMORY_GIB,
-    progress: Progress | None = None,
-) -> tuple[EvaluationReport, Path]:
-    """Measure a run's newest checkpoint (or the checkpoint `run` itself) and write the report.
-
-    `limit` takes the first so many images alone; draws are computed in about `memory_gib`.
-    Returns the report and the JSON file in the run's directory; the same evaluation of the same
-    weights replaces it.
-    """
-    config, model, checkpoint = load_run(run, weights=weights)
-    run_dir = checkpoint.path.parent.parent
-    if not os.access(run_dir, os.W_OK):
-        raise EvaluationError(f"{run_dir} cannot be written to: the report would be lost.")
-    images = run_images(config, split, data_dir).first(limit)
-    report = evaluate_model(
-        model.to(device),
-        images,
-        importance_samples=importance_samples,
-        seed=seed,
-        memory_gib=memory_gib,
-        progress=progress,
-    )
-    command = (
-        f"iafvae-train evaluate RUN --split {split} --importance-samples {importance_samples} "
-        f"--seed {seed}"
-    )
-    command += "" if weights == "ema" else f" --weights {weights}"
-    content = {
-        **report.to_dict(),
-        "command": command if limit is None else f"{command} --limit {limit}",
-        "manifest": report.manifest_entries(command),
-        **weights_used(checkpoint, weights),
-    }
-    name = f"evaluation-{split}-k{importance_samples}-{checkpoint.path.name}-{weights}.json"
-    path = run_dir / name
-    _write_json(path, content)
-    return report, path
 
 
 def export_run(
@@ -124,7 +59,7 @@ def export_run(
         training=training_facts(run_dir, config, checkpoint, weights, command),
         findings=gather(run_dir, weights_used(checkpoint, weights), f"{name} {version}"),
     )
-    images = _shown_images(config, data_dir) if calibrate else {}
+    images = _shown_images(config, known_data_dir(run_dir, data_dir)) if calibrate else {}
     return export_bundle(
         model,
         out,
@@ -187,13 +122,6 @@ def _fit_command(config: Mapping[str, Any]) -> str:
         return "iafvae-train fit --out RUN"
 
 
-def weights_used(checkpoint: Checkpoint, weights: Weights) -> dict[str, Any]:
-    """Which weights: two runs, or one taken up again earlier, may come to the same step."""
-    name = "ema" if weights == "ema" and checkpoint.ema else "model"
-    digest = hashlib.sha256((checkpoint.path / f"{name}.safetensors").read_bytes()).hexdigest()
-    return {"step": checkpoint.step, "weights": weights, "weights_sha256": digest}
-
-
 def _figures(run_dir: Path, checkpoint: Checkpoint, weights: Weights) -> Iterator[dict[str, Any]]:
     """Manifest entries of all evaluations of exactly these weights on all of a split's images."""
     wanted = weights_used(checkpoint, weights)
@@ -222,14 +150,3 @@ def _minutes(run_dir: Path, config: Mapping[str, Any], last_step: int) -> float:
         seconds += (step - before) * batch / speed
         before = step
     return seconds / 60
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(
-            json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

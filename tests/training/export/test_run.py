@@ -10,9 +10,11 @@ from model import build_model
 from model.config import ConvVaeConfig
 from training.data import ImageData
 from training.errors import CheckpointError, DataError, ExportError, TrainingError
-from training.runs import stages as runs
+from training.evaluate import run as evaluation
+from training.evaluate.run import evaluate_run
+from training.export import run as exporting
+from training.export.run import export_run
 from training.runs.checkpoint import load_run, save_checkpoint
-from training.runs.stages import evaluate_run, export_run
 
 CONFIG = ConvVaeConfig(image_shape=(1, 8, 8), channels=(16,), hidden=16, latent_dim=16)
 
@@ -49,7 +51,7 @@ def run(tmp_path, monkeypatch):
         generator = np.random.default_rng(seed)
         return ImageData(generator.integers(0, 256, (12, 1, 8, 8), np.uint8), name, split)
 
-    monkeypatch.setattr(runs, "load_dataset", images)
+    monkeypatch.setattr(evaluation, "load_dataset", images)
     return run_dir
 
 
@@ -117,7 +119,7 @@ def test_a_bundle_carries_the_full_evaluations_of_its_own_weights(run, tmp_path)
 
 def test_figures_of_other_weights_at_the_same_step_are_left_out(run, tmp_path, monkeypatch):
     """A run taken up again at an earlier step may come to this one with other weights."""
-    monkeypatch.setattr(runs, "export_bundle", lambda *arguments, **_: arguments[2].evaluation)
+    monkeypatch.setattr(exporting, "export_bundle", lambda *arguments, **_: arguments[2].evaluation)
     evaluate_run(run, importance_samples=2)
     assert len(export_run(run, tmp_path / "bundle", calibrate=False)) == 2
     save(run, 120, 1.3)
@@ -132,7 +134,9 @@ def test_the_raw_weights_are_named_in_the_command(run):
 
 
 def test_a_place_that_is_no_bundle_is_refused_before_any_work(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "load_dataset", lambda *_, **__: pytest.fail("read for nothing"))
+    monkeypatch.setattr(
+        evaluation, "load_dataset", lambda *_, **__: pytest.fail("read for nothing")
+    )
     (tmp_path / "file").touch()
     with pytest.raises(ExportError, match="is no bundle"):
         export_run(run, tmp_path / "file")
@@ -142,13 +146,13 @@ def test_missing_images_name_the_way_without_them(run, tmp_path, monkeypatch):
     def none(*_, **__):
         raise DataError("There are none.")
 
-    monkeypatch.setattr(runs, "load_dataset", none)
+    monkeypatch.setattr(evaluation, "load_dataset", none)
     with pytest.raises(ExportError, match=r"There are none\. Or export with --no-calibration"):
         export_run(run, tmp_path / "bundle")
 
 
 def test_a_model_of_ones_own_images_is_named_after_its_run(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "export_bundle", lambda *arguments, **_: arguments[2])
+    monkeypatch.setattr(exporting, "export_bundle", lambda *arguments, **_: arguments[2])
     config = json.loads((run / "config.json").read_text())
     config["data"]["name"] = f"folder:{tmp_path}/photos"
     (run / "config.json").write_text(json.dumps(config))
@@ -161,7 +165,7 @@ def test_a_model_of_ones_own_images_is_named_after_its_run(run, tmp_path, monkey
 def test_the_program_that_trained_is_named_not_the_one_that_exports(run):
     config, _, checkpoint = load_run(run)
     config["environment"] |= {"git_revision": "abc+", "command": "iafvae-train fit --seed 1"}
-    facts = runs.training_facts(run, config, checkpoint, "ema")
+    facts = exporting.training_facts(run, config, checkpoint, "ema")
     assert facts["git_revision"] == "abc+"
     assert facts["command"] == "iafvae-train fit --seed 1"
     assert set(facts["environment"]) == {"torch", "processor"}
@@ -170,14 +174,14 @@ def test_the_program_that_trained_is_named_not_the_one_that_exports(run):
 def test_a_run_that_recorded_no_command_is_described_by_its_configuration(run):
     config, _, checkpoint = load_run(run)
     config |= {"preset": "mnist", "train": {"epochs": 90}}
-    facts = runs.training_facts(run, config, checkpoint, "ema")
+    facts = exporting.training_facts(run, config, checkpoint, "ema")
     command = (
         "iafvae-train fit --preset mnist --epochs 90 --batch-size 100 "
         "--set 'model.channels=[16]' --set model.hidden=16 --set model.latent_dim=16 --out RUN"
     )
     assert facts["command"] == command
     config["preset"] = "of-another-version"
-    facts = runs.training_facts(run, config, checkpoint, "ema")
+    facts = exporting.training_facts(run, config, checkpoint, "ema")
     assert facts["command"] == "iafvae-train fit --out RUN"
 
 
@@ -185,8 +189,10 @@ def test_a_bundle_without_data_needs_none(run, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("no images are needed")
 
-    monkeypatch.setattr(runs, "load_dataset", refuse)
-    monkeypatch.setattr(runs, "export_bundle", lambda *arguments, **options: (arguments, options))
+    monkeypatch.setattr(evaluation, "load_dataset", refuse)
+    monkeypatch.setattr(
+        exporting, "export_bundle", lambda *arguments, **options: (arguments, options)
+    )
     (_, out, details), options = export_run(run, tmp_path / "bundle", name="plain", calibrate=False)
     assert out == tmp_path / "bundle"
     assert details.name == "plain"
@@ -202,5 +208,5 @@ def test_a_spoilt_evaluation_is_named(run, tmp_path):
 def test_a_folders_path_stays_at_home(run, tmp_path):
     config, _, checkpoint = load_run(run)
     config["data"]["name"] = f"folder:{tmp_path}"
-    facts = runs.training_facts(run, config, checkpoint, "ema")
+    facts = exporting.training_facts(run, config, checkpoint, "ema")
     assert str(tmp_path) not in json.dumps(facts)

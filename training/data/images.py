@@ -1,0 +1,59 @@
+"""Images of one split in memory, and their pixels drawn to black and white."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.errors import DataError
+
+__all__ = ["ImageData", "binarize", "drawn_pixels"]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """One split of a data set: pixels uint8 [N, C, H, W] in 0..255; `name` is for people."""
+
+    pixels: NDArray[np.uint8]
+    name: str
+    split: str
+
+    def __post_init__(self) -> None:
+        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4:
+            raise DataError(
+                f"Images are uint8 [N, C, H, W], not {self.pixels.dtype} {self.pixels.shape}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def first(self, count: int | None) -> "ImageData":
+        """The first `count` images (all of them where it is None), for quick looks."""
+        return self if count is None else ImageData(self.pixels[:count], self.name, self.split)
+
+
+def binarize(pixels: NDArray[np.uint8], u: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each pixel one Bernoulli draw, 0.0 or 1.0, of its grey value: `u < pixels / 255`.
+
+    `u` is uniform in [0, 1) and of the same shape. Black stays 0 and white stays 1 whatever `u` is.
+    """
+    if pixels.shape != u.shape:
+        raise ValueError(f"One uniform for each pixel is needed: {u.shape} for {pixels.shape}.")
+    return (u < pixels.astype(np.float32) / np.float32(255)).astype(np.float32)
+
+
+def drawn_pixels(pixels: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+    """Images uint8 [N, C, H, W] binarised once and for all, as 0 and 255.
+
+    This is the protocol by which binarised likelihoods are compared: one Bernoulli draw of each
+    pixel, fixed by `seed`. The uniforms are the upper 24 bits of
+    `Philox4x64(key=(seed, 2^64 - 1))`, pixel after pixel, so the first images of a set are drawn
+    alike whatever follows them.
+    """
+    generator = np.random.Philox(key=np.array([seed, 2**64 - 1], np.uint64))
+    drawn = np.empty_like(pixels)
+    for row, image in enumerate(pixels):  # one image at a time: raw output is eight bytes a pixel
+        bits = generator.random_raw(image.size).reshape(image.shape) >> np.uint64(40)
+        u = bits.astype(np.float32) * np.float32(2**-24)
+        drawn[row] = binarize(image, u).astype(np.uint8) * 255
+    return drawn
