@@ -1,24 +1,18 @@
-"""The options of `iafvae-train reproduce`, written down once for all its commands.
-
-A command takes a dataclass of options (`with_options`), whose fields are annotated as typer's
-parameters are.
-"""
+"""The options of `iafvae-train reproduce`, written down once for all its commands."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
 from model.config import ConfigError
-from training.cli.options import DataDir
+from training.cli.options import DataDir, words
 from training.config import Runtime
 from training.reproduce.experiments import FREE_BITS, SIZES
-from training.reproduce.plan import Plan, plan_for
+from training.reproduce.plan import Plan
 
 __all__ = [
     "Figure1Options",
@@ -28,8 +22,6 @@ __all__ = [
     "TableOptions",
     "command_line",
     "numbers",
-    "with_options",
-    "words",
 ]
 
 
@@ -110,8 +102,8 @@ class Options(ReportOptions):
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0
 
     def plan(self) -> Plan:
-        """How long the rows are trained; raises `ConfigError` where nothing says so."""
-        return plan_for(
+        """How long the rows are trained; raises `ConfigError` for what contradicts itself."""
+        return Plan(
             epochs=self.epochs,
             row_minutes=self.row_minutes,
             budget_minutes=self.budget_minutes,
@@ -172,7 +164,7 @@ class LadderOptions(Options):
     ] = None
 
     def overrides(self) -> dict[str, dict[str, Any]]:
-        """See the base class."""
+        """With the widths of a ladder."""
         model = {"channels": self.channels, "z_channels": self.z_channels}
         return {**super().overrides(), "model": model}
 
@@ -210,36 +202,6 @@ class Figure1Options(ReportOptions):
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.", min=0)] = 1
 
 
-O = TypeVar("O", bound=ReportOptions)  # noqa: E741
-
-
-def with_options(
-    cls: type[O],
-) -> Callable[[Callable[[O], None]], Callable[..., None]]:
-    """Make a function of `options` a command that has an option for each field of `cls`."""
-
-    def decorate(handler: Callable[[O], None]) -> Callable[..., None]:
-        def command(**given: Any) -> None:
-            handler(cls(**given))
-
-        hints = get_type_hints(cls, include_extras=True)
-        parameters = [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.default is MISSING else field.default,
-                annotation=hints[field.name],
-            )
-            for field in fields(cls)
-        ]
-        command.__doc__ = handler.__doc__
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
-        return command
-
-    return decorate
-
-
 PLACES = ("out", "data_dir", "redraw")
 
 
@@ -254,11 +216,6 @@ def command_line(name: str, options: ReportOptions, *, without: tuple[str, ...] 
         text = "folder:PATH" if text.startswith("folder:") else text
         parts.append(f"--{field.name.replace('_', '-')} {text}")
     return " ".join(parts)
-
-
-def words(values: list[str] | None) -> list[str]:
-    """Values of an option that was given several times, or once with commas."""
-    return [word for value in values or [] for word in value.split(",") if word]
 
 
 def numbers(option: str, text: str) -> list[float]:

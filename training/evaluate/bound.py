@@ -22,9 +22,8 @@ from model.config import require
 from model.conv_vae import ConvVae
 from training.data import ImageData, Split, drawn_pixels
 from training.errors import EvaluationError
-from training.evaluate.draws import Spread, Sums, noise_threads
+from training.evaluate.draws import Spread, Sums, nested_sums, noise_threads
 from training.evaluate.evaluate import ACTIVE_VARIANCE, MEMORY_GIB, image_figures, pieces
-from training.evaluate.nested import nested_sums
 from training.evaluate.report import AS_THEY_ARE, PROTOCOLS
 from training.evaluate.resume import Partial, digest
 from training.evaluate.scorers import ModelScorer, Scorer
@@ -100,15 +99,13 @@ def measure_bound(
         "backend": facts.backend,
     }
     partial = Partial(folder, "bound", key, count="iw")
-    task = None
-    if progress is not None:
-        task = progress.add_task("bound", total=len(pixels), completed=partial.done)
+    progress = progress or Progress(disable=True)
+    task = progress.add_task("bound", total=len(pixels), completed=partial.done)
     with partial.kept(), ThreadPoolExecutor(noise_threads()) as threads:
         while partial.done < len(pixels):
             part = _part(subject.scorer, pixels, partial.done, plan, memory_gib, threads)
             partial.add(part)
-            if progress is not None and task is not None:
-                progress.update(task, completed=partial.done)
+            progress.update(task, completed=partial.done)
     return _document(subject, data, plan, partial.arrays()), partial
 
 

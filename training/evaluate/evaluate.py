@@ -6,11 +6,9 @@ made here, from a seed: draw k of image i is the same whatever the batch and the
 (`draws.Noise`), and the first K draws are the same for every larger K.
 """
 
-import functools
 import math
-import operator
 import time
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +19,7 @@ from rich.progress import Progress
 from model.contract import DensityModel
 from training.data import ImageData, drawn_pixels
 from training.errors import EvaluationError
-from training.evaluate.draws import NOISE_BLOCK, Noise, Spread, Sums, noise_threads
+from training.evaluate.draws import NOISE_BLOCK, Spread, Sums, nested_sums, noise_threads
 from training.evaluate.report import Estimate, EvaluationReport
 from training.evaluate.scorers import Facts, ModelScorer, Scorer
 
@@ -129,17 +127,24 @@ def evaluate_images(
         )
     fitting = pieces(facts, importance_samples, memory_gib)
     batch_size, chunk = batch_size or fitting[0], chunk or fitting[1]
-    task = progress.add_task("evaluating", total=len(pixels)) if progress is not None else None
+    progress = progress or Progress(disable=True)
+    task = progress.add_task("evaluating", total=len(pixels))
     kept, spread = [], Spread(importance_samples)
     with ThreadPoolExecutor(noise_threads()) as threads, scorer.exactly():
         for first in range(0, len(pixels), batch_size):
             batch = pixels[first : first + batch_size]
-            places = range(start + first, start + first + len(batch))
-            sums = _sum_draws(scorer, batch, places, seed, importance_samples, chunk, threads)
+            sums = nested_sums(
+                scorer,
+                batch,
+                ks=[importance_samples],
+                seed=seed,
+                start=start + first,
+                chunk=chunk,
+                threads=threads,
+            )[importance_samples]
             spread.add(sums)
             kept.append(sums.without_latents())
-            if progress is not None and task is not None:
-                progress.advance(task, len(batch))
+            progress.advance(task, len(batch))
     return image_figures(kept, spread, importance_samples)
 
 
@@ -153,22 +158,6 @@ def pieces(facts: Facts, draws: int, memory_gib: float) -> tuple[int, int]:
     chunk = max(1, min(NOISE_BLOCK, draws, int((memory - image) // facts.row_bytes)))
     images = int(memory // (image + chunk * facts.row_bytes))
     return max(1, min(images, facts.rows // chunk)), chunk
-
-
-def _sum_draws(
-    scorer: Scorer,
-    pixels: NDArray[np.uint8],
-    places: range,
-    seed: int,
-    draws: int,
-    chunk: int,
-    threads: Executor,
-) -> Sums:
-    """The sums over all draws for the images at `places` of the split."""
-    images = scorer.images(pixels)
-    noise = Noise(seed, places, scorer.facts.dim, threads)
-    chunks = (Sums.of(scorer.score(images, eps)) for eps in noise.chunks(draws, chunk))
-    return functools.reduce(operator.add, chunks)
 
 
 def image_figures(sums: list[Sums], spread: Spread, draws: int) -> ImageFigures:

@@ -11,12 +11,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from model.config import ConfigError
 from training.config import RunConfig, for_images, run_preset
 from training.data import FOLDER_PREFIX
 from training.overrides import differences
 
-__all__ = ["OPTIONS", "fit_command", "git_revision", "processor", "resume_command"]
+__all__ = ["OPTIONS", "fit_command", "git_revision", "machine", "processor", "resume_command"]
 
 # The options of `iafvae-train fit` that change a run's numbers -> where its configuration has them.
 OPTIONS = {
@@ -111,3 +113,12 @@ def processor() -> str:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return next(filter(None, names), platform.machine())
+
+
+def machine(device: torch.device, threads: int = 0) -> str:
+    """What computes on `device`, in its maker's words; `threads` 0: as many as torch takes."""
+    if device.type == "cuda":
+        name: str = torch.cuda.get_device_name(device)
+        return name
+    threads = threads or torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"

@@ -1,0 +1,94 @@
+"""Files and folders that appear whole or not at all, and stay after a crash of the machine.
+
+Everything is written under another name beside its place, flushed to the disk, and renamed:
+whoever reads sees the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["json_text", "publish_folder", "write_bytes", "write_json", "write_text"]
+
+TEMPORARY = ".writing-"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file; what stood there before goes only when all of it is on the disk."""
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        _write(temporary, data)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: object) -> None:
+    """`write_bytes` of `json_text(content)`."""
+    write_text(path, json_text(content))
+
+
+def json_text(content: object) -> str:
+    """JSON for people too, one space a level; a number that is not finite is a `ValueError`."""
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def publish_folder(path: Path, contents: Mapping[str, bytes]) -> None:
+    """Write a folder of files; one that stood there before is kept until the new one is whole.
+
+    What a process that was killed left of earlier attempts beside it is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{TEMPORARY}*"):
+        _remove(left)
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    replaced = path.with_name(f"{TEMPORARY}replaced-{path.name}")
+    try:
+        temporary.mkdir()
+        for name, data in contents.items():
+            _write(temporary / name, data)
+        _sync(temporary)
+        if path.exists():  # a folder is never renamed onto a full one
+            path.rename(replaced)
+        temporary.rename(path)
+        _sync(path.parent)
+    finally:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        _remove(temporary)
+        _remove(replaced)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the system can (Windows cannot)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
