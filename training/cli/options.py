@@ -89,7 +89,7 @@ def with_options(
             )
             for field in fields(cls)
         ]
-        command.__doc__ = handler.__doc__
+        command.__name__, command.__doc__ = handler.__name__, handler.__doc__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         return command

@@ -55,7 +55,7 @@ def _tables(document: Document) -> list[Lines]:
     ]
     tables += [(title, _figures(document, name, columns)) for name, title in FIGURES.items()]
     if groups:
-        title = "AUROC of the KL of each group alone (high)"
+        title = "By the KL of each group alone: AUROC (high is anomalous)"
         tables.append((title, _figures(document, "auroc", groups)))
     return tables
 

@@ -192,7 +192,7 @@ def planted_defects(images: Pixels, seed: int, side: int = 4) -> tuple[Pixels, M
     """`images` uint8 [N, C, H, W] with one defect each, and where it lies, bool [N, H, W].
 
     A defect is a square of `side` by `side` pixels, anywhere with the same chance, of one level:
-    128 above the mean of the pixels that it hides, or below it where the mean is 128 or more. So
+    128 above the mean of the pixels that it hides, or below it where that is in the upper half. So
     each is equally strong.
     """
     count, _, height, width = images.shape
@@ -204,7 +204,7 @@ def planted_defects(images: Pixels, seed: int, side: int = 4) -> tuple[Pixels, M
     masks = (y >= top) & (y < top + side) & (x >= left) & (x < left + side)  # [N, H, W]
     inside = masks[:, None]
     means = images.mean(axis=(1, 2, 3), where=inside)
-    levels = np.where(means < CONTRAST, means + CONTRAST, means - CONTRAST)
+    levels = np.where(means < 127.5, means + CONTRAST, means - CONTRAST)
     return np.where(inside, _pixels(levels)[:, None, None, None], images), masks
 
 

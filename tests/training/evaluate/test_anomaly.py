@@ -298,7 +298,7 @@ def test_defects_lie_where_their_masks_say():
     assert set(tops) == set(range(7))  # anywhere, the edges too
     assert set(lefts) == set(range(5))
     assert np.array_equal(spoilt, made_anomalies(pixels, "defects", 2))
-    assert planted_defects(pixels, seed=2, side=9)[1].all(axis=2).any(axis=1).all()
+    assert planted_defects(pixels, seed=2, side=9)[1].sum() == 500 * 64  # as large as fits
 
 
 def test_images_of_another_shape_are_made_to_fit():
