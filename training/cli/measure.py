@@ -13,7 +13,6 @@ from rich.progress import Progress
 
 from model.config import ConfigError
 from training.cli.options import (
-    EXIT_CODES,
     DataDir,
     Weights,
     console,
@@ -22,6 +21,7 @@ from training.cli.options import (
     with_options,
     words,
 )
+from training.fit.signals import EXIT_CODES, signal_name, stoppable
 
 if TYPE_CHECKING:
     from training.evaluate.subject import Subject
@@ -360,8 +360,6 @@ def _progress() -> Progress:
 @contextmanager
 def _resumable(command: str) -> Iterator[Progress]:
     """Turn Ctrl-C and SIGTERM into words and an exit status: what was measured is on the disk."""
-    from training.fit.signals import signal_name, stoppable
-
     try:
         with stoppable(), _progress() as progress:
             yield progress

@@ -1,14 +1,14 @@
 """What the commands of `iafvae-train` share: consoles, common options, checks of choices.
 
-A command takes a dataclass of options (`with_options`), whose fields are annotated as typer's
-parameters are: commands share what a common base class has.
+A command with many options takes a dataclass of them (`with_options`), whose fields are annotated
+as typer's parameters are.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
@@ -16,23 +16,25 @@ import typer
 from rich.console import Console
 
 from model.config import ConfigError
+from training.config import Runtime
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
-    "EXIT_CODES",
     "Accumulate",
     "DataDir",
+    "RuntimeOptions",
     "Weights",
     "console",
     "errors",
+    "numbers",
     "one_of",
     "with_options",
     "words",
 ]
 
-EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}  # as shells expect it after a signal
+T = TypeVar("T", bound="DataclassInstance")
 
 console = Console()
 errors = Console(stderr=True)
@@ -41,7 +43,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option(
         help="Where data sets lie (MNIST/raw/*.gz, cifar-10-batches-py/, ...) or are downloaded "
-        "to; default: the user's cache.",
+        "to; default: where `fit` found them, else the user's cache.",
     ),
 ]
 Accumulate = Annotated[
@@ -55,27 +57,28 @@ Accumulate = Annotated[
 Weights = Annotated[str, typer.Option(help="ema (the average) or raw (the last).")]
 
 
-def one_of(option: str, value: str, choices: tuple[str, ...]) -> Any:
-    """Check a choice; raises `ConfigError` listing what there is."""
-    if value not in choices:
-        raise ConfigError(f"{option} is one of {', '.join(choices)}, not {value!r}")
-    return value
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions:
+    """How a training is computed."""
 
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
+    compile: Annotated[str, typer.Option(help="auto, on or off: torch.compile.")] = "auto"
+    bf16: Annotated[str, typer.Option(help="auto, on or off: bfloat16 products.")] = "auto"
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0
 
-def words(values: list[str] | None) -> list[str]:
-    """Values of an option that was given several times, or once with commas."""
-    return [word for value in values or [] for word in value.split(",") if word]
-
-
-O = TypeVar("O", bound="DataclassInstance")  # noqa: E741
+    def runtime(self) -> Runtime:
+        """The configuration of these; raises `ConfigError` for what there is not."""
+        names = {field.name for field in fields(Runtime)}
+        given = {name: value for name, value in vars(self).items() if name in names}
+        return Runtime(**given)
 
 
 def with_options(
-    cls: type[O],
-) -> Callable[[Callable[[O], None]], Callable[..., None]]:
+    cls: type[T],
+) -> Callable[[Callable[[T], None]], Callable[..., None]]:
     """Make a function of `options` a command that has an option for each field of `cls`."""
 
-    def decorate(handler: Callable[[O], None]) -> Callable[..., None]:
+    def decorate(handler: Callable[[T], None]) -> Callable[..., None]:
         def command(**given: Any) -> None:
             handler(cls(**given))
 
@@ -95,3 +98,23 @@ def with_options(
         return command
 
     return decorate
+
+
+def one_of(option: str, value: str, choices: tuple[str, ...]) -> Any:
+    """Check a choice; raises `ConfigError` listing what there is."""
+    if value not in choices:
+        raise ConfigError(f"{option} is one of {', '.join(choices)}, not {value!r}")
+    return value
+
+
+def words(values: list[str] | None) -> list[str]:
+    """Values of an option that was given several times, or once with commas."""
+    return [word for value in values or [] for word in value.split(",") if word]
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Numbers with commas between; raises `ConfigError` naming the option."""
+    try:
+        return [float(word) for word in words([text])]
+    except ValueError as error:
+        raise ConfigError(f"{option} takes numbers with commas between: {error}") from None

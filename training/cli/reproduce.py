@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.markdown import Markdown
 
-from training.cli.options import EXIT_CODES, console, one_of, with_options, words
+from training.cli.options import console, numbers, one_of, with_options, words
 from training.cli.reproduce_options import (
     Figure1Options,
     Figure7Options,
@@ -18,8 +18,8 @@ from training.cli.reproduce_options import (
     Options,
     TableOptions,
     command_line,
-    numbers,
 )
+from training.fit.signals import EXIT_CODES
 from training.reproduce.experiments import Experiment, figure7, selected, table1, table3, table4
 
 if TYPE_CHECKING:

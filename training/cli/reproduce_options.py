@@ -1,4 +1,7 @@
-"""The options of `iafvae-train reproduce`, written down once for all its commands."""
+"""The options of `iafvae-train reproduce`, written down once for all its commands.
+
+A command takes a dataclass of them (`training.cli.options.with_options`).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from model.config import ConfigError
-from training.cli.options import DataDir, words
-from training.config import Runtime
+from training.cli.options import DataDir, RuntimeOptions
 from training.reproduce.experiments import FREE_BITS, SIZES
 from training.reproduce.plan import Plan
 
@@ -21,7 +22,6 @@ __all__ = [
     "Options",
     "TableOptions",
     "command_line",
-    "numbers",
 ]
 
 
@@ -39,7 +39,7 @@ class ReportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ReportOptions):
+class Options(RuntimeOptions, ReportOptions):
     """What the commands that train rows have in common."""
 
     epochs: Annotated[
@@ -96,10 +96,6 @@ class Options(ReportOptions):
             "not of --row-minutes: give fewer where these are few steps)."
         ),
     ] = None
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
-    compile: Annotated[str, typer.Option(help="auto, on or off: torch.compile.")] = "auto"
-    bf16: Annotated[str, typer.Option(help="auto, on or off: bfloat16 products.")] = "auto"
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0
 
     def plan(self) -> Plan:
         """How long the rows are trained; raises `ConfigError` for what contradicts itself."""
@@ -108,15 +104,6 @@ class Options(ReportOptions):
             row_minutes=self.row_minutes,
             budget_minutes=self.budget_minutes,
             slice_minutes=self.slice_minutes,
-        )
-
-    def runtime(self) -> Runtime:
-        """How it is computed; raises `ConfigError` for what there is not."""
-        return Runtime(
-            device=self.device,
-            compile=self.compile,  # type: ignore[arg-type]
-            bf16=self.bf16,  # type: ignore[arg-type]
-            threads=self.threads,
         )
 
     def overrides(self) -> dict[str, dict[str, Any]]:
@@ -216,11 +203,3 @@ def command_line(name: str, options: ReportOptions, *, without: tuple[str, ...] 
         text = "folder:PATH" if text.startswith("folder:") else text
         parts.append(f"--{field.name.replace('_', '-')} {text}")
     return " ".join(parts)
-
-
-def numbers(option: str, text: str) -> list[float]:
-    """Numbers with commas between; raises `ConfigError` naming the option."""
-    try:
-        return [float(word) for word in words([text])]
-    except ValueError as error:
-        raise ConfigError(f"{option} takes numbers with commas between: {error}") from None

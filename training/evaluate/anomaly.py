@@ -21,7 +21,7 @@ from model.config import require
 from training.data import ImageData, Split
 from training.errors import EvaluationError
 from training.evaluate.anomaly_sets import ImageSet, default_names, image_set, other_images
-from training.evaluate.evaluate import MEMORY_GIB, evaluate_images
+from training.evaluate.evaluate import MEMORY_GIB, check_images, evaluate_images
 from training.evaluate.ranks import FIGURES, detection, two_sided
 from training.evaluate.resume import Partial, digest
 from training.evaluate.subject import Subject
@@ -132,11 +132,7 @@ def _other_sets(
     data_dir: Path | None,
 ) -> list[ImageSet]:
     shape = subject.scorer.facts.image_shape
-    if own.pixels.shape[1:] != tuple(shape):
-        raise EvaluationError(
-            f"The model is for images {tuple(shape)}; those of {own.name} are "
-            f"{own.pixels.shape[1:]}."
-        )
+    check_images(subject.scorer.facts, own.pixels)
     theirs = [] if pair is None else [pair.images(plan.split).first(plan.images)]
     names = plan.against or (() if theirs else default_names(own.name))
     taken = {data.name for data in theirs}

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
+from training.evaluate.report import markdown_table
 from training.plots import INK, PALETTE, rendered
 
 __all__ = ["anomaly_markdown", "anomaly_picture", "anomaly_tables", "failures"]
 
 Document = Mapping[str, Any]
 
-BAR = "\\|"  # within a cell of Markdown
 FIGURES = {"auroc": "AUROC", "aupr": "AUPR", "fpr95": "FPR at 95% TPR"}
 EXPLAINED = (
     "For each score the area under the ROC curve (AUROC) against the model's own images, average "
@@ -154,17 +154,12 @@ def failures(document: Document) -> str:
 def anomaly_markdown(document: Document) -> str:
     """The tables in Markdown, with what must be known beside them."""
     parts = [failures(document), EXPLAINED]
-    for title, rows in _tables(document):
-        parts += [f"{title}:", _markdown(rows)]
+    for title, (header, *rows) in _tables(document):
+        parts += [f"{title}:", markdown_table(header, rows)]
     sets = "; ".join(f"{entry['name']}: {entry['description']}" for entry in document["sets"])
     parts += [_sides(document), f"Sets: {sets}."]
     parts += [str(document["protocol"]), f"    {document['command']}"]
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = [rows[0], ["---", *("---:" for _ in rows[0][1:])], *rows[1:]]
-    return "\n".join(f"| {' | '.join(cell.replace('|', BAR) for cell in line)} |" for line in lines)
 
 
 def anomaly_picture(document: Document) -> bytes:

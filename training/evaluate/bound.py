@@ -23,7 +23,13 @@ from model.conv_vae import ConvVae
 from training.data import ImageData, Split, drawn_pixels
 from training.errors import EvaluationError
 from training.evaluate.draws import Spread, Sums, nested_sums, noise_threads
-from training.evaluate.evaluate import ACTIVE_VARIANCE, MEMORY_GIB, image_figures, pieces
+from training.evaluate.evaluate import (
+    MEMORY_GIB,
+    active_units,
+    check_images,
+    image_figures,
+    pieces,
+)
 from training.evaluate.report import AS_THEY_ARE, PROTOCOLS
 from training.evaluate.resume import Partial, digest
 from training.evaluate.scorers import ModelScorer, Scorer
@@ -86,10 +92,7 @@ def measure_bound(
     data = subject.images(plan.split).first(plan.limit)
     facts = subject.scorer.facts
     pixels = drawn_pixels(data.pixels, plan.seed) if not subject.per_dim else data.pixels
-    if len(pixels) == 0 or pixels.shape[1:] != tuple(facts.image_shape):
-        raise EvaluationError(
-            f"The model is for images {tuple(facts.image_shape)}; there are {pixels.shape}."
-        )
+    check_images(facts, pixels)
     key = {
         "identity": dict(subject.identity),
         "images": digest(pixels),
@@ -255,11 +258,10 @@ def _latents(groups: Mapping[str, int], found: Arrays) -> dict[str, Any]:
         return {"active_units": None, "latent_kl_nats": None}
     mean = found["latent_mean"].sum(axis=0) / images
     spread = found["latent_mean2"].sum(axis=0) / images - np.square(mean)
-    active = spread - found["latent_noise"].sum(axis=0) / images > ACTIVE_VARIANCE
-    parts = np.split(active, np.cumsum(list(groups.values()))[:-1])
+    variance = spread - found["latent_noise"].sum(axis=0) / images
     kl = found["latent_kl"].sum(axis=0) / images if "latent_kl" in found else None
     return {
-        "active_units": {name: int(p.sum()) for name, p in zip(groups, parts, strict=True)},
+        "active_units": active_units(variance, groups),
         "latent_kl_nats": None if kl is None else kl.tolist(),
     }
 

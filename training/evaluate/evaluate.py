@@ -8,6 +8,7 @@ made here, from a seed: draw k of image i is the same whatever the batch and the
 
 import math
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -26,8 +27,9 @@ from training.evaluate.scorers import Facts, ModelScorer, Scorer
 Array = NDArray[np.float64]
 
 __all__ = [
-    "ACTIVE_VARIANCE",
     "ImageFigures",
+    "active_units",
+    "check_images",
     "evaluate_images",
     "evaluate_model",
     "image_figures",
@@ -121,10 +123,7 @@ def evaluate_images(
         )
     scorer = ModelScorer(model) if isinstance(model, DensityModel) else model
     facts = scorer.facts
-    if len(pixels) == 0 or pixels.shape[1:] != tuple(facts.image_shape):
-        raise EvaluationError(
-            f"The model is for images {tuple(facts.image_shape)}; there are {pixels.shape}."
-        )
+    check_images(facts, pixels)
     fitting = pieces(facts, importance_samples, memory_gib)
     batch_size, chunk = batch_size or fitting[0], chunk or fitting[1]
     progress = progress or Progress(disable=True)
@@ -146,6 +145,14 @@ def evaluate_images(
             kept.append(sums.without_latents())
             progress.advance(task, len(batch))
     return image_figures(kept, spread, importance_samples)
+
+
+def check_images(facts: Facts, pixels: NDArray[np.uint8]) -> None:
+    """Raise `EvaluationError` where there is none, or they are not what the model is for."""
+    if len(pixels) == 0 or pixels.shape[1:] != tuple(facts.image_shape):
+        raise EvaluationError(
+            f"The model is for images {tuple(facts.image_shape)}; there are {pixels.shape}."
+        )
 
 
 def pieces(facts: Facts, draws: int, memory_gib: float) -> tuple[int, int]:
@@ -211,7 +218,7 @@ def _report(
         ),
         log_px_z_nats=float(figures.log_px_z.mean()),
         kl_nats=dict(zip(facts.kl_groups, figures.kl.mean(axis=0).tolist(), strict=True)),
-        active_units=None if variance is None else _active_units(variance, facts.latents),
+        active_units=None if variance is None else active_units(variance, facts.latents),
         latents=facts.latents,
         effective_sample_size=float(figures.effective_sample_size.mean()),
         seconds=seconds,
@@ -232,7 +239,8 @@ def _estimate(values: Array, variances: Array, dims: int) -> Estimate:
     )
 
 
-def _active_units(variance: Array, latents: dict[str, int]) -> dict[str, int]:
+def active_units(variance: Array, latents: Mapping[str, int]) -> dict[str, int]:
+    """How many latents of each group have a posterior mean that varies over the images."""
     ends = np.cumsum(list(latents.values()))[:-1]
     parts = np.split(variance > ACTIVE_VARIANCE, ends)
     return {name: int(part.sum()) for name, part in zip(latents, parts, strict=True)}

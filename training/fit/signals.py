@@ -10,12 +10,13 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-__all__ = ["SIGNALS", "Interrupts", "signal_name", "stoppable"]
+__all__ = ["EXIT_CODES", "SIGNALS", "Interrupts", "signal_name", "stoppable"]
 
 # A step may take long, so the signal is answered before it is obeyed.
 NOTE = b"\nstopping after this step, with a checkpoint; once more stops at once\n"
 STDERR = 2
-SIGNALS = ("SIGINT", "SIGTERM")
+EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}  # of the process, as shells expect them
+SIGNALS = tuple(EXIT_CODES)
 
 Handler = Callable[[int, FrameType | None], None]
 
