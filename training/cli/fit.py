@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +11,9 @@ import typer
 from rich.console import Console
 
 from model.config import ConfigError, preset_names
-from training.cli.options import Accumulate, DataDir, console
+from training.cli.options import Accumulate, DataDir, console, errors
 from training.config import RunConfig, Runtime, overridden, run_preset
+from training.fit.signals import EXIT_CODES, signal_name
 from training.overrides import with_settings
 
 __all__ = ["fit"]
@@ -186,7 +189,7 @@ def fit(
         cuda_graphs=cuda_graphs,  # type: ignore[arg-type]
         timeout_minutes=timeout_minutes,
     )
-    with joined(timeout_minutes) as world:
+    with _stopped_at_once(), joined(timeout_minutes) as world:
         teller = console if world.first else Console(quiet=True)
         config = world.from_first(
             lambda: _config(out, preset, overrides, settings or [], resume=resume)
@@ -216,7 +219,17 @@ def fit(
             soft_wrap=True,
             highlight=False,
         )
-    raise typer.Exit({"SIGINT": 130, "SIGTERM": 143}.get(result.reason, 0))
+    raise typer.Exit(EXIT_CODES.get(result.reason, 0))
+
+
+@contextmanager
+def _stopped_at_once() -> Iterator[None]:
+    """Tell what a signal before the first step, or a second signal, leaves; exit as it asks."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        errors.print("stopped at once: steps since the last checkpoint, if any, are lost")
+        raise typer.Exit(EXIT_CODES[signal_name(stop)]) from None
 
 
 def _config(
