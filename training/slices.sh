@@ -47,7 +47,7 @@ if [ "$minutes" = finish ]; then
   do_ "$train" evaluate "$run" --split test --importance-samples "$k" "${data[@]}"
   case $model in
     mnist*) do_ "$train" bound "$run" "${data[@]}" ;;
-    *) do_ "$train" anomaly "$run" "${data[@]}" ;;
+    *) do_ "$train" evaluate-anomaly "$run" "${data[@]}" ;;
   esac
   do_ "$train" curve "$run"
   do_ "$train" export "$run" --out "$run/bundle" "${data[@]}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +13,9 @@ import typer
 from rich.console import Console
 
 from model.config import ConfigError, preset_names
-from training.cli.options import DataDir, RuntimeOptions, console, with_options
+from training.cli.options import DataDir, RuntimeOptions, console, errors, with_options
 from training.config import RunConfig, overridden, run_preset
+from training.fit.signals import EXIT_CODES, signal_name
 from training.overrides import with_settings
 
 if TYPE_CHECKING:
@@ -216,7 +219,7 @@ def fit(options: FitOptions) -> None:
     from training.fit.fit import fit as run_fit
 
     runtime = options.runtime()
-    with joined(options.timeout_minutes) as world:
+    with _stopped_at_once(), joined(options.timeout_minutes) as world:
         teller = console if world.first else Console(quiet=True)
         result = run_fit(
             world.from_first(options.config),
@@ -231,7 +234,17 @@ def fit(options: FitOptions) -> None:
         )
     for line in _ending(options, result):
         teller.print(line, soft_wrap=True, highlight=False)
-    raise typer.Exit({"SIGINT": 130, "SIGTERM": 143}.get(result.reason, 0))
+    raise typer.Exit(EXIT_CODES.get(result.reason, 0))
+
+
+@contextmanager
+def _stopped_at_once() -> Iterator[None]:
+    """Tell what a signal before the first step, or a second signal, leaves; exit as it asks."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        errors.print("stopped at once: steps since the last checkpoint, if any, are lost")
+        raise typer.Exit(EXIT_CODES[signal_name(stop)]) from None
 
 
 def _ending(options: FitOptions, result: FitResult) -> list[str]:

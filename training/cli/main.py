@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from model.config import ConfigError
 from training.cli.fit import fit
-from training.cli.measure import anomaly, bound, curve
+from training.cli.measure import bound, curve, evaluate, evaluate_anomaly
 from training.cli.options import DataDir, Weights, console, errors, one_of
 from training.cli.reproduce import app as reproduce
 from training.errors import TrainingError
@@ -27,101 +27,14 @@ app = typer.Typer(
 
 # Commands that have a module of their own.
 app.command()(fit)
-app.command()(anomaly)
+app.command()(evaluate)
+app.command()(evaluate_anomaly)
+app.command("anomaly", hidden=True)(evaluate_anomaly)  # its name before
 app.command()(bound)
 app.command()(curve)
 app.add_typer(reproduce, name="reproduce")
 
 Run = Annotated[Path, typer.Argument(help="A run directory, or one checkpoint in it.")]
-
-
-@app.command()
-def evaluate(
-    run: Annotated[
-        Path | None, typer.Argument(help="A run directory, or one checkpoint in it.")
-    ] = None,
-    bundle: Annotated[
-        Path | None, typer.Option(help="Measure an exported bundle instead of a run.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="With --bundle: other images than it was trained on.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="train, validation, calibration or test.")] = "test",
-    importance_samples: Annotated[
-        int, typer.Option(help="K of the importance-weighted bound.", min=1)
-    ] = 128,
-    seed: Annotated[int, typer.Option(help="Of the binarisation and of the latents.", min=0)] = 0,
-    weights: Weights = "ema",
-    limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None,
-    data_dir: DataDir = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    memory_gib: Annotated[
-        float, typer.Option(help="About how much memory the draws may take at once.", min=0.01)
-    ] = 2.0,
-    report: Annotated[
-        Path | None, typer.Option(help="Also write the figures as JSON to this file.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
-) -> None:
-    """Measure a run's likelihood: ELBO, IW-K bound, KL per group, active units.
-
-    Writes the figures as JSON into the run directory too, where `export` finds them. Choose
-    models on the validation split; the test split is for final figures. A bundle is measured
-    through the engine that serves it, with the same noise, and gives the same figures.
-
-    [bold]Examples[/bold]
-
-      iafvae-train evaluate runs/mnist --split test --importance-samples 128
-
-      iafvae-train evaluate --bundle bundles/mnist --limit 1000
-    """
-    from training.data import SPLITS
-    from training.evaluate.evaluate_bundle import evaluate_bundle, write_report
-
-    if (run is None) == (bundle is None):
-        raise ConfigError("evaluate takes either a run directory or --bundle DIRECTORY")
-    if bundle is None and data is not None:
-        raise ConfigError("--data goes with --bundle: a run is measured on its own images")
-    chosen = one_of("--split", split, SPLITS)
-    kept: Path | None = None
-    with Progress(console=errors, disable=not errors.is_terminal) as progress:
-        if bundle is not None:
-            found = evaluate_bundle(
-                bundle,
-                data=data,
-                split=chosen,
-                importance_samples=importance_samples,
-                seed=seed,
-                limit=limit,
-                data_dir=data_dir,
-                device=device,
-                memory_gib=memory_gib,
-                progress=progress,
-            )
-        elif run is not None:
-            from training.evaluate.run import evaluate_run
-            from training.fit.device import choose_device
-
-            found, kept = evaluate_run(
-                run,
-                split=chosen,
-                importance_samples=importance_samples,
-                seed=seed,
-                weights=one_of("--weights", weights, ("ema", "raw")),
-                limit=limit,
-                data_dir=data_dir,
-                device=str(choose_device(device)),
-                memory_gib=memory_gib,
-                progress=progress,
-            )
-    if report is not None:
-        write_report(found, report)
-    if as_json:
-        console.print_json(data=found.to_dict())
-    else:
-        console.print(found.table())
-    for path in filter(None, (kept, report)):
-        errors.print(f"written to {path}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -151,8 +64,8 @@ def export(
     """Write a run as a bundle of ONNX graphs for `iafvae serve`.
 
     The graphs are compared with the model through the service's own engine first; nothing is
-    published unless they agree. Figures of earlier `evaluate`, `bound` and `anomaly` calls of
-    the same weights go into the bundle, with the curve of the training.
+    published unless they agree. Figures of earlier `evaluate`, `bound` and `evaluate-anomaly`
+    calls of the same weights go into the bundle, with the curve of the training.
 
     [bold]Example[/bold]
 

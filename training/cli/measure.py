@@ -1,136 +1,274 @@
-"""`iafvae-train anomaly`, `bound` and `curve`: results as JSON, Markdown and a picture."""
+"""`iafvae-train evaluate`, `evaluate-anomaly`, `bound` and `curve`: figures of runs and bundles."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
 
 from model.config import ConfigError
-from training.cli.options import DataDir, Weights, console, errors, one_of, words
+from training.cli.options import (
+    DataDir,
+    Weights,
+    console,
+    errors,
+    one_of,
+    with_options,
+    words,
+)
+from training.fit.signals import EXIT_CODES, signal_name, stoppable
 
-__all__ = ["anomaly", "bound", "curve"]
+if TYPE_CHECKING:
+    from training.evaluate.subject import Subject
 
-Run = Annotated[Path | None, typer.Argument(help="A run directory, or one checkpoint in it.")]
-BundleDir = Annotated[
-    Path | None, typer.Option("--bundle", help="Measure an exported bundle instead of a run.")
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(help="A directory for the results; default: the run's, where export finds them."),
-]
-SplitName = Annotated[
-    str, typer.Option("--split", help="test (final figures) or validation (while you choose).")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Memory = Annotated[
-    float, typer.Option(help="About how much memory the draws may take at once.", min=0.01)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")]
+__all__ = ["bound", "curve", "evaluate", "evaluate_anomaly"]
+
 MEASURED = ("test", "validation")
 
 
-def anomaly(
-    run: Run = None,
-    bundle: BundleDir = None,
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model is measured, and how it is computed."""
+
+    run: Annotated[
+        Path | None, typer.Argument(help="A run directory, or one checkpoint in it.")
+    ] = None
+    bundle: Annotated[
+        Path | None, typer.Option(help="Measure an exported bundle instead of a run.")
+    ] = None
+    seed: Annotated[
+        int, typer.Option(help="Of the latents, of binarised and of made images.", min=0)
+    ] = 0
+    weights: Weights = "ema"
+    data_dir: DataDir = None
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
+    memory_gib: Annotated[
+        float, typer.Option(help="About how much memory the draws may take at once.", min=0.01)
+    ] = 2.0
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False
+
+    def check(self) -> Any:
+        """The choice of weights; raises `ConfigError` for what there is not."""
+        if (self.run is None) == (self.bundle is None):
+            raise ConfigError("give either a run directory or --bundle DIRECTORY")
+        return one_of("--weights", self.weights, ("ema", "raw"))
+
+    def subject(self, other: Path | None = None) -> Subject:
+        """The model, or an `other` run or bundle."""
+        from training.evaluate.subject import bundle_subject, run_subject
+
+        weights = self.check()
+        shared: dict[str, Any] = {"data_dir": self.data_dir, "device": self.device}
+        if other is None and self.bundle is not None:
+            return bundle_subject(self.bundle, **shared)
+        path = other or self.run or Path()
+        if (path / "manifest.json").is_file():
+            return bundle_subject(path, **shared)
+        return run_subject(path, weights=weights, **shared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ModelOptions):
+    """The likelihood on a split."""
+
+    data: Annotated[
+        str | None, typer.Option(help="With --bundle: other images than it was trained on.")
+    ] = None
+    split: Annotated[str, typer.Option(help="train, validation, calibration or test.")] = "test"
+    importance_samples: Annotated[
+        int, typer.Option(help="K of the importance-weighted bound.", min=1)
+    ] = 128
+    limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None
+    report: Annotated[
+        Path | None, typer.Option(help="Also write the figures as JSON to this file.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultOptions(ModelOptions):
+    """A measurement whose results are files, and which goes on after an interruption."""
+
+    split: Annotated[
+        str, typer.Option(help="test (final figures) or validation (while you choose).")
+    ] = "test"
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A directory for the results; default: the run's, where export finds them."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnomalyOptions(ResultOptions):
+    """Other images, and the scores that they get."""
+
     against: Annotated[
         list[str] | None,
         typer.Option(
             help="Sets to compare with, commas between: mnist, fashion-mnist, cifar10, "
-            "folder:PATH, constants, blurred[:PIXELS], noisy[:LEVELS]. Default: mnist and "
-            "fashion-mnist (but the model's own), constants, blurred and noisy."
+            "folder:PATH; constants, and of the model's own images blurred[:PIXELS], "
+            "noisy[:LEVELS], inverted, flipped, shuffled[:SIDE], defects[:SIDE]. Default: mnist "
+            "and fashion-mnist (but the model's own), and all that are made."
         ),
-    ] = None,
+    ] = None
+    pair: Annotated[
+        Path | None,
+        typer.Option(
+            help="Both directions of a pair: a second model, a run or a bundle; each is measured "
+            "against the other's images."
+        ),
+    ] = None
     images: Annotated[
         int, typer.Option(help="How many images of each set, the first ones; 0: all.", min=0)
-    ] = 1000,
+    ] = 1000
     importance_samples: Annotated[
         int, typer.Option(help="K, draws of the latents for each image.", min=1)
-    ] = 16,
-    seed: Annotated[int, typer.Option(help="Of the latents and of the noisy images.", min=0)] = 0,
-    split: SplitName = "test",
-    weights: Weights = "ema",
-    data_dir: DataDir = None,
-    device: Device = "auto",
-    memory_gib: Memory = 2.0,
-    out: Out = None,
-    as_json: AsJson = False,
-) -> None:
-    """Can the model tell other images from its own? AUROC of likelihoods, norms and KLs.
+    ] = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundOptions(ResultOptions):
+    """The numbers of draws, and on how many images."""
+
+    k: Annotated[
+        str, typer.Option("--k", help="Numbers of importance samples, commas between.")
+    ] = "1,16,128,1000"
+    images: Annotated[
+        int | None,
+        typer.Option(help="Measure the largest K on the first N images alone: it is long.", min=1),
+    ] = None
+    limit: Annotated[
+        int | None, typer.Option(help="Every K on the first N images only.", min=1)
+    ] = None
+
+
+@with_options(EvaluateOptions)
+def evaluate(options: EvaluateOptions) -> None:
+    """Measure a run's likelihood: ELBO, IW-K bound, KL per group, active units.
+
+    Writes the figures as JSON into the run directory too, where `export` finds them. Choose
+    models on the validation split; the test split is for final figures. A bundle is measured
+    through the engine that serves it, with the same noise, and gives the same figures.
+
+    [bold]Examples[/bold]
+
+      iafvae-train evaluate runs/mnist --split test --importance-samples 128
+
+      iafvae-train evaluate --bundle bundles/mnist --limit 1000
+    """
+    weights = options.check()
+    if options.run is not None and options.data is not None:
+        raise ConfigError("--data goes with --bundle: a run is measured on its own images")
+    from training.data import SPLITS
+    from training.evaluate.evaluate import evaluate_model
+    from training.evaluate.run import evaluate_run
+    from training.evaluate.subject import bundle_subject
+    from training.files import write_json
+    from training.fit.device import choose_device
+
+    split = one_of("--split", options.split, SPLITS)
+    shared: dict[str, Any] = {
+        "importance_samples": options.importance_samples,
+        "seed": options.seed,
+        "memory_gib": options.memory_gib,
+    }
+    kept: Path | None = None
+    with _progress() as progress:
+        if options.run is not None:
+            found, kept = evaluate_run(
+                options.run,
+                split=split,
+                weights=weights,
+                limit=options.limit,
+                data_dir=options.data_dir,
+                device=str(choose_device(options.device)),
+                progress=progress,
+                **shared,
+            )
+        elif options.bundle is not None:
+            subject = bundle_subject(
+                options.bundle,
+                data=options.data,
+                data_dir=options.data_dir,
+                device=options.device,
+            )
+            images = subject.images(split).first(options.limit)
+            found = evaluate_model(subject.scorer, images, progress=progress, **shared)
+    if options.report is not None:
+        write_json(options.report, found.to_dict())
+    if options.as_json:
+        console.print_json(data=found.to_dict())
+    else:
+        console.print(found.table())
+    for path in filter(None, (kept, options.report)):
+        _say(f"written to {path}")
+
+
+@with_options(AnomalyOptions)
+def evaluate_anomaly(options: AnomalyOptions) -> None:
+    """Can the model tell other images from its own? AUROC, AUPR, FPR at 95% TPR of its scores.
 
     Scores held-out images of the model's own data and of other sets, each made to its shape, and
-    writes the areas under the ROC curve with their standard errors, histograms of the likelihood
-    and all that is needed to read them. Low likelihood, or high KL and norm, count as anomalous:
-    an area below 0.5 says that the score has it backwards, which is a known failure of
+    writes the figures of each score with bootstrap intervals, histograms of the likelihood and
+    all that is needed to read them. Low likelihood, or high KL and norm, count as anomalous: an
+    AUROC below 0.5 says that the score has it backwards, which is a known failure of
     likelihoods. After Ctrl-C the same command goes on where it stopped.
 
     [bold]Examples[/bold]
 
-      iafvae-train anomaly runs/fashion --against mnist,constants
+      iafvae-train evaluate-anomaly runs/fashion --against mnist,constants
 
-      iafvae-train anomaly runs/cifar --images 0 --against mnist,fashion-mnist,noisy:50
+      iafvae-train evaluate-anomaly runs/cifar --images 0 --against mnist,fashion-mnist,noisy:50
 
-      iafvae-train anomaly --bundle bundles/mnist --out results
+      iafvae-train evaluate-anomaly runs/fashion --pair runs/mnist
+
+      iafvae-train evaluate-anomaly --bundle bundles/mnist --out results
     """
     from training.evaluate.anomaly import AnomalyPlan, measure_anomaly
     from training.evaluate.anomaly_report import anomaly_markdown, anomaly_picture, anomaly_tables
-    from training.evaluate.subject import subject_of
     from training.runs.directory import known_data_dir
 
     plan = AnomalyPlan(
-        against=tuple(words(against)),
-        images=images or None,
-        importance_samples=importance_samples,
-        seed=seed,
-        split=one_of("--split", split, MEASURED),
+        against=tuple(words(options.against)),
+        images=options.images or None,
+        importance_samples=options.importance_samples,
+        seed=options.seed,
+        split=one_of("--split", options.split, MEASURED),
     )
-    subject = subject_of(
-        run,
-        bundle,
-        weights=one_of("--weights", weights, ("ema", "raw")),
-        data_dir=data_dir,
-        device=device,
-    )
-    folder = subject.place_for_results(out)
-    data_dir = data_dir if subject.home is None else known_data_dir(subject.home, data_dir)
-    with _resumable("iafvae-train anomaly"), _progress() as progress:
-        document, partials = measure_anomaly(
-            subject, plan, folder, data_dir=data_dir, memory_gib=memory_gib, progress=progress
-        )
-    name = f"anomaly-{split}-k{importance_samples}-{subject.stem}"
-    _keep(folder, name, document, anomaly_markdown(document), anomaly_picture(document))
-    for partial in partials:
-        partial.remove()
-    _show(document, anomaly_tables, as_json=as_json)
+    model = options.subject()
+    other = options.subject(options.pair) if options.pair else None
+    pairs = [(model, other)] if other is None else [(model, other), (other, model)]
+    folders = [subject.place_for_results(options.out) for subject, _ in pairs]
+    for (subject, pair), folder in zip(pairs, folders, strict=True):
+        data_dir = options.data_dir
+        if subject.home is not None:
+            data_dir = known_data_dir(subject.home, data_dir)
+        with _resumable("evaluate-anomaly") as progress:
+            document, partials = measure_anomaly(
+                subject,
+                plan,
+                folder,
+                pair=pair,
+                data_dir=data_dir,
+                memory_gib=options.memory_gib,
+                progress=progress,
+            )
+        kind = "anomaly" if pair is None else f"pair-{'-'.join(subject.name.split())}"
+        name = f"{kind}-{options.split}-k{options.importance_samples}-{subject.stem}"
+        _keep(folder, name, document, anomaly_markdown(document), anomaly_picture(document))
+        for partial in partials:
+            partial.remove()
+        _show(document, anomaly_tables, as_json=options.as_json)
 
 
-def bound(
-    run: Run = None,
-    bundle: BundleDir = None,
-    k: Annotated[
-        str, typer.Option("--k", help="Numbers of importance samples, commas between.")
-    ] = "1,16,128,1000",
-    images: Annotated[
-        int | None,
-        typer.Option(help="Measure the largest K on the first N images alone: it is long.", min=1),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Every K on the first N images only.", min=1)
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the binarisation and of the latents.", min=0)] = 0,
-    split: SplitName = "test",
-    weights: Weights = "ema",
-    data_dir: DataDir = None,
-    device: Device = "auto",
-    memory_gib: Memory = 2.0,
-    out: Out = None,
-    as_json: AsJson = False,
-) -> None:
+@with_options(BoundOptions)
+def bound(options: BoundOptions) -> None:
     """How the bound on log p(x) tightens with K, and what each latent is used for.
 
     One pass: the first draws of the largest K give every smaller one (nested), on the same
@@ -146,31 +284,24 @@ def bound(
     """
     from training.evaluate.bound import BoundPlan, measure_bound
     from training.evaluate.bound_report import bound_markdown, bound_picture, bound_table
-    from training.evaluate.subject import subject_of
 
     plan = BoundPlan(
-        ks=_counts(k),
-        images=images,
-        limit=limit,
-        split=one_of("--split", split, MEASURED),
-        seed=seed,
+        ks=_counts(options.k),
+        images=options.images,
+        limit=options.limit,
+        split=one_of("--split", options.split, MEASURED),
+        seed=options.seed,
     )
-    subject = subject_of(
-        run,
-        bundle,
-        weights=one_of("--weights", weights, ("ema", "raw")),
-        data_dir=data_dir,
-        device=device,
-    )
-    folder = subject.place_for_results(out)
-    with _resumable("iafvae-train bound"), _progress() as progress:
+    subject = options.subject()
+    folder = subject.place_for_results(options.out)
+    with _resumable("bound") as progress:
         document, partial = measure_bound(
-            subject, plan, folder, memory_gib=memory_gib, progress=progress
+            subject, plan, folder, memory_gib=options.memory_gib, progress=progress
         )
-    name = f"bound-{split}-k{plan.ks[-1]}-{subject.stem}"
+    name = f"bound-{options.split}-k{plan.ks[-1]}-{subject.stem}"
     _keep(folder, name, document, bound_markdown(document), bound_picture(document))
     partial.remove()
-    _show(document, lambda found: [bound_table(found)], as_json=as_json)
+    _show(document, lambda found: [bound_table(found)], as_json=options.as_json)
 
 
 def curve(
@@ -192,17 +323,17 @@ def curve(
       iafvae-train curve runs/diagonal runs/iaf --out results
     """
     from training.evaluate.curve import curve_document, curve_picture
-    from training.reproduce.state import write_whole
+    from training.files import write_bytes, write_json
 
     if out is None and len(runs) > 1:
         raise ConfigError("the curves of several runs belong to none of them: give --out")
     folder = out or runs[0]
     document = curve_document(runs)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "curve.json", _json(document))
+    write_json(folder / "curve.json", document)
     picture = curve_picture(document)
     if picture is not None:
-        write_whole(folder / "curve.png", picture)
+        write_bytes(folder / "curve.png", picture)
     else:
         errors.print("too few figures for a picture yet", style="yellow")
     for found in document["runs"]:
@@ -212,7 +343,7 @@ def curve(
             highlight=False,
             soft_wrap=True,
         )
-    errors.print(f"written to {folder / 'curve.json'}", highlight=False, soft_wrap=True)
+    _say(f"written to {folder / 'curve.json'}")
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -222,41 +353,38 @@ def _counts(text: str) -> tuple[int, ...]:
         raise ConfigError(f"--k takes whole numbers with commas between: {error}") from None
 
 
+def _say(text: str) -> None:
+    errors.print(text, highlight=False, soft_wrap=True)
+
+
 def _progress() -> Progress:
     return Progress(console=errors, disable=not errors.is_terminal)
 
 
 @contextmanager
-def _resumable(command: str) -> Iterator[None]:
+def _resumable(command: str) -> Iterator[Progress]:
     """Turn Ctrl-C and SIGTERM into words and an exit status: what was measured is on the disk."""
-    from training.fit.signals import signal_name, stoppable
-
     try:
-        with stoppable():
-            yield
+        with stoppable(), _progress() as progress:
+            yield progress
     except KeyboardInterrupt as stop:
-        errors.print(
-            f"stopped; what was measured is kept: the same {command} goes on from there",
-            highlight=False,
-            soft_wrap=True,
+        _say(
+            "stopped; what was measured is kept: the same iafvae-train "
+            f"{command} goes on from there"
         )
-        raise typer.Exit({"SIGTERM": 143}.get(signal_name(stop), 130)) from None
+        raise typer.Exit(EXIT_CODES[signal_name(stop)]) from None
 
 
 def _keep(
     folder: Path, name: str, document: Mapping[str, Any], markdown: str, picture: bytes
 ) -> None:
     """Write NAME.md, NAME.png and, last, NAME.json: where it stands, all of it does."""
-    from training.reproduce.state import write_whole
+    from training.files import write_bytes, write_json, write_text
 
-    write_whole(folder / f"{name}.md", markdown)
-    write_whole(folder / f"{name}.png", picture)
-    write_whole(folder / f"{name}.json", _json(document))
-    errors.print(f"written to {folder / name}.json, .md and .png", highlight=False, soft_wrap=True)
-
-
-def _json(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+    write_text(folder / f"{name}.md", markdown)
+    write_bytes(folder / f"{name}.png", picture)
+    write_json(folder / f"{name}.json", document)
+    _say(f"written to {folder / name}.json, .md and .png")
 
 
 def _show(

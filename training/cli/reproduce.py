@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.markdown import Markdown
 
 from training.cli.options import console, numbers, one_of, with_options, words
 from training.cli.reproduce_options import (
@@ -16,6 +19,7 @@ from training.cli.reproduce_options import (
     TableOptions,
     command_line,
 )
+from training.fit.signals import EXIT_CODES
 from training.reproduce.experiments import Experiment, figure7, selected, table1, table3, table4
 
 if TYPE_CHECKING:
@@ -32,6 +36,10 @@ app = typer.Typer(
 )
 
 
+def _say(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)
+
+
 def _redrawn(options: Options | Figure1Options, name: str) -> bool:
     """Draw the report again where that is all that was asked for."""
     if not options.redraw:
@@ -39,15 +47,30 @@ def _redrawn(options: Options | Figure1Options, name: str) -> bool:
     from training.reproduce.report import redraw
 
     redraw(options.out, name)
-    console.print(f"drawn again: {options.out / name}.md", highlight=False, soft_wrap=True)
+    _say(f"drawn again: {options.out / name}.md")
     return True
 
 
+def _ended(out: Path, reason: str, document: Mapping[str, Any]) -> None:
+    """Show the report, where it lies, and how to go on where it is not complete."""
+    from training.reproduce.report import markdown
+
+    if console.is_terminal:
+        console.print(Markdown(markdown(document)))
+    path = out / document["experiment"]
+    written = [f"{path}.md", f"{path}.json"]
+    if path.with_suffix(".png").exists():
+        written.append(f"{path}.png")
+    _say(f"{reason}: {', '.join(written)}")
+    if reason != "done":
+        _say("all is kept; the same command goes on where it stopped")
+    raise typer.Exit(EXIT_CODES.get(reason, 0))
+
+
 def _reproduce(experiment: Experiment, options: Options, measurement: Measurement) -> None:
-    from training.cli.summary import exit_code, show
     from training.reproduce.reproduction import Reproduction  # torch takes seconds to import
 
-    outcome = Reproduction(
+    reproduction = Reproduction(
         experiment=experiment,
         rows=selected(experiment, words(options.rows)),
         out=options.out,
@@ -59,9 +82,8 @@ def _reproduce(experiment: Experiment, options: Options, measurement: Measuremen
         data_dir=options.data_dir,
         command=command_line(experiment.name, options),
         row_command=command_line(experiment.name, options, without=("rows", "budget_minutes")),
-    ).run()
-    show(console, options.out, outcome)
-    raise typer.Exit(exit_code(outcome))
+    )
+    _ended(options.out, *reproduction.run())
 
 
 def _table(experiment: Experiment, options: TableOptions, importance_samples: int) -> None:
@@ -165,12 +187,11 @@ def _figure1(options: Figure1Options) -> None:
 
       iafvae-train reproduce figure1 --out runs/figure1
     """
-    from training.cli.summary import exit_code, show
     from training.reproduce.toy_run import ToyReproduction
 
     if _redrawn(options, "figure1"):
         return
-    outcome = ToyReproduction(
+    reproduction = ToyReproduction(
         out=options.out,
         seeds=options.seeds,
         steps=options.steps,
@@ -178,6 +199,5 @@ def _figure1(options: Figure1Options) -> None:
         threads=options.threads,
         console=console,
         command=command_line("figure1", options),
-    ).run()
-    show(console, options.out, outcome)
-    raise typer.Exit(exit_code(outcome))
+    )
+    _ended(options.out, *reproduction.run())

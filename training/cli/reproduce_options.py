@@ -13,7 +13,7 @@ import typer
 
 from training.cli.options import DataDir, RuntimeOptions
 from training.reproduce.experiments import FREE_BITS, SIZES
-from training.reproduce.plan import Plan, plan_for
+from training.reproduce.plan import Plan
 
 __all__ = [
     "Figure1Options",
@@ -98,8 +98,8 @@ class Options(RuntimeOptions, ReportOptions):
     ] = None
 
     def plan(self) -> Plan:
-        """How long the rows are trained; raises `ConfigError` where nothing says so."""
-        return plan_for(
+        """How long the rows are trained; raises `ConfigError` for what contradicts itself."""
+        return Plan(
             epochs=self.epochs,
             row_minutes=self.row_minutes,
             budget_minutes=self.budget_minutes,
@@ -151,7 +151,7 @@ class LadderOptions(Options):
     ] = None
 
     def overrides(self) -> dict[str, dict[str, Any]]:
-        """See the base class."""
+        """With the widths of a ladder."""
         model = {"channels": self.channels, "z_channels": self.z_channels}
         return {**super().overrides(), "model": model}
 

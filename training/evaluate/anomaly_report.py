@@ -8,18 +8,21 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.markup import escape
 from rich.table import Table
 
+from training.evaluate.report import markdown_table
 from training.plots import INK, PALETTE, rendered
 
 __all__ = ["anomaly_markdown", "anomaly_picture", "anomaly_tables", "failures"]
 
 Document = Mapping[str, Any]
 
-BAR = "\\|"  # within a cell of Markdown
-AREAS = (
-    "For each score the area under the ROC curve (AUROC) against the model's own images; low or "
-    "high is the side that counts as anomalous."
+FIGURES = {"auroc": "AUROC", "aupr": "AUPR", "fpr95": "FPR at 95% TPR"}
+EXPLAINED = (
+    "For each score the area under the ROC curve (AUROC) against the model's own images, average "
+    "precision (AUPR) and the false-positive rate at 95% recall (FPR at 95% TPR); low or high is "
+    "the side that counts as anomalous."
 )
 HEADINGS = {
     "log_likelihood": "IW-{k}",
@@ -30,33 +33,42 @@ HEADINGS = {
     "typicality": "two-sided p",
 }
 
+Lines = tuple[str, Sequence[Sequence[str]]]  # a title, then a header and rows of cells
+
 
 def _columns(document: Document) -> dict[str, str]:
-    """The scores of the main table and their headings; a ladder's groups have their own."""
-    names = [name for name in document["scores"] if not name.startswith("kl/")]
+    """The scores of the main tables and their headings; a ladder's groups have their own."""
     k = document["importance_samples"]
     return {
-        name: f"{HEADINGS[name].format(k=k)} ({document['scores'][name]['anomalous']})"
-        for name in names
+        name: f"{HEADINGS[name].format(k=k)} ({score['anomalous']})"
+        for name, score in document["scores"].items()
+        if not name.startswith("kl/")
     }
 
 
-def _rows(document: Document) -> list[tuple[str, ...]]:
-    rows = []
-    for entry in (document["own"], *document["sets"]):
-        areas = entry.get("auroc")
-        cells = [_area(areas[name]) if areas else "" for name in _columns(document)]
-        flagged = entry["flagged"]
-        shares = [f"{100 * flagged[name]:.1f}%" for name in flagged]
-        seen = _shown(entry, document)
-        rows.append((entry["name"], f"{entry['images']:,}", seen, *cells, *shares))
+def _tables(document: Document) -> list[Lines]:
+    """All tables: the sets, each figure of detection by score, and by the KL of each group."""
+    columns = _columns(document)
+    groups = {name: name[3:] for name in document["scores"] if name.startswith("kl/")}
+    tables: list[Lines] = [
+        (f"{document['model']}: {document['dataset']}, {document['split']}", _sets(document))
+    ]
+    tables += [(title, _figures(document, name, columns)) for name, title in FIGURES.items()]
+    if groups:
+        title = "By the KL of each group alone: AUROC (high is anomalous)"
+        tables.append((title, _figures(document, "auroc", groups)))
+    return tables
+
+
+def _sets(document: Document) -> list[list[str]]:
+    """How many images a set has, how likely they are, and how many of them are flagged."""
+    alpha, own = document["alpha"], document["own"]
+    shares = [f"p <= {alpha}", f"two-sided <= {alpha}"] if own["flagged"] else []
+    rows = [["set", "images", document["unit"], *shares]]
+    for entry in (own, *document["sets"]):
+        flagged = [f"{100 * share:.1f}%" for share in entry["flagged"].values()]
+        rows.append([entry["name"], f"{entry['images']:,}", _shown(entry, document), *flagged])
     return rows
-
-
-def _header(document: Document) -> tuple[str, ...]:
-    flagged = [f"p <= {document['alpha']}", f"two-sided <= {document['alpha']}"]
-    shares = flagged if document["own"]["flagged"] else []
-    return ("set", "images", document["unit"], *_columns(document).values(), *shares)
 
 
 def _shown(entry: Mapping[str, Any], document: Document) -> str:
@@ -67,56 +79,35 @@ def _shown(entry: Mapping[str, Any], document: Document) -> str:
     return f"{mean:.{digits}f}" if error is None else f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
-def _area(area: Mapping[str, Any]) -> str:
-    error = area["standard_error"]
-    return f"{area['value']:.3f}" if error is None else f"{area['value']:.3f} ± {error:.3f}"
-
-
-def _groups(document: Document) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """A ladder's areas by the KL of each group alone: header and rows; none of one group."""
-    names = [name for name in document["scores"] if name.startswith("kl/")]
-    header = ("set", *(name.removeprefix("kl/") for name in names))
-    rows = [
-        (entry["name"], *(_area(entry["auroc"][name]) for name in names))
+def _figures(document: Document, figure: str, columns: Mapping[str, str]) -> list[list[str]]:
+    """A figure of detection of each set, by the scores in `columns`."""
+    return [["set", *columns.values()]] + [
+        [entry["name"], *(_cell(entry[figure][name]) for name in columns)]
         for entry in document["sets"]
     ]
-    return (header, rows) if names else ((), [])
+
+
+def _cell(figure: Mapping[str, Any]) -> str:
+    if figure["interval"] is None:
+        return f"{figure['value']:.3f}"
+    low, high = figure["interval"]
+    return f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def anomaly_tables(document: Document) -> list[Table]:
-    """The tables for a terminal, narrow enough for one."""
-    areas = _columns(document)
-    header, rows = _header(document), _rows(document)
-    first = [i for i, name in enumerate(header) if i == 0 or name in areas.values()]
-    second = [i for i in range(len(header)) if i == 0 or i not in first]
-    own = f"{document['dataset']}, {document['split']}"
-    tables = [
-        _table(f"{document['model']}: {own}", _picked(header, second), rows, second),
-        _table("AUROC (anomalous side)", _picked(header, first), rows[1:], first),
-    ]
+    """The tables for a terminal, errors under their figures; what they say under the last."""
+    tables = []
+    for title, (header, *rows) in _tables(document):
+        headings = (name.replace(" (", "\n(") for name in header)
+        table = Table(*headings, title=title, caption_justify="left")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in rows:
+            broken = (cell.replace(" ± ", "\n± ").replace(" [", "\n[") for cell in row)
+            table.add_row(*(escape(cell) for cell in broken))
+        tables.append(table)
     tables[-1].caption = f"{failures(document)} {_sides(document)}"
-    header, rows = _groups(document)
-    if header:
-        title = "AUROC of the KL of each group (high)"
-        tables.append(_table(title, header, rows, range(len(header))))
     return tables
-
-
-def _picked(row: Sequence[str], places: Sequence[int]) -> list[str]:
-    return [row[place] for place in places]
-
-
-def _table(
-    title: str, header: Sequence[str], rows: Sequence[tuple[str, ...]], places: Sequence[int]
-) -> Table:
-    """A table of the cells at `places` of each row; errors stand under their figures."""
-    headings = (name.replace(" (", "\n(") for name in header)
-    table = Table(*headings, title=title, caption_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*(cell.replace(" ± ", "\n± ") for cell in _picked(row, places)))
-    return table
 
 
 def _sides(document: Document) -> str:
@@ -137,15 +128,15 @@ def _sides(document: Document) -> str:
 def failures(document: Document) -> str:
     """The known failure in words: which sets are likelier than the model's own images.
 
-    Beyond two standard errors; nearer to 0.5 nothing is told apart.
+    Where the interval lies below 0.5; where it holds 0.5 nothing is told apart.
     """
     likelier, unseen = [], []
     for entry in document["sets"]:
         area = entry["auroc"]["log_likelihood"]
-        margin = 2 * (area["standard_error"] or 0.0)
-        if area["value"] + margin < 0.5:
+        low, high = area["interval"] or (area["value"], area["value"])
+        if high < 0.5:
             likelier.append(f"{entry['name']} ({area['value']:.2f})")
-        elif area["value"] - margin <= 0.5:
+        elif low <= 0.5:
             unseen.append(f"{entry['name']} ({area['value']:.2f})")
     sentences = []
     if likelier:
@@ -162,30 +153,21 @@ def failures(document: Document) -> str:
 
 def anomaly_markdown(document: Document) -> str:
     """The tables in Markdown, with what must be known beside them."""
-    table = _markdown(_header(document), _rows(document))
-    parts = [failures(document), AREAS, table, _sides(document)]
-    header, rows = _groups(document)
-    if header:
-        parts += ["By the KL of each group alone (high is anomalous):", _markdown(header, rows)]
+    parts = [failures(document), EXPLAINED]
+    for title, (header, *rows) in _tables(document):
+        parts += [f"{title}:", markdown_table(header, rows)]
     sets = "; ".join(f"{entry['name']}: {entry['description']}" for entry in document["sets"])
-    parts += [f"Sets: {sets}.", str(document["protocol"]), f"    {document['command']}"]
+    parts += [_sides(document), f"Sets: {sets}."]
+    parts += [str(document["protocol"]), f"    {document['command']}"]
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [header, ("---", *("---:" for _ in header[1:])), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', BAR) for cell in line)} |" for line in lines)
 
 
 def anomaly_picture(document: Document) -> bytes:
     """Histograms of the log-likelihood, a line for each set before that of the own, as PNG."""
-    drawn = rendered(lambda: _figure(document))
-    if drawn is None:  # never: there is always the model's own set
-        raise ValueError("nothing to draw")
-    return drawn
+    return rendered(lambda: _histograms(document))
 
 
-def _figure(document: Document) -> Figure:
+def _histograms(document: Document) -> Figure:
     entries = document["sets"]
     edges = np.array(document["histogram_edges"])
     figure = Figure(figsize=(7.2, 0.9 + 0.75 * max(1, len(entries))), layout="constrained")

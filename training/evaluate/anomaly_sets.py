@@ -1,30 +1,60 @@
-"""Images that a model was not trained on, in its shape: other data sets, constants, its own spoilt.
+"""Images that a model was not trained on, in its shape: other data sets, and made ones.
 
 mnist, fashion-mnist, cifar10, folder:PATH   another data set's images
 constants                                    every grey level from 0 to 255, one image each
-blurred, blurred:SIGMA                       the model's own images, by a Gaussian of SIGMA pixels
-noisy, noisy:SIGMA                           the model's own images, plus a Gaussian of SIGMA levels
+
+and of the model's own images:
+
+blurred[:SIGMA]     by a Gaussian of SIGMA pixels (1), edges mirrored
+noisy[:SIGMA]       plus a Gaussian of SIGMA levels (25)
+inverted            255 minus each level
+flipped             upside down
+shuffled[:SIDE]     squares of SIDE pixels (7; at most half the image) in another order, each image
+                    its own; what fills no square stays
+defects[:SIDE]      a square of SIDE pixels (4) of one level, 128 from its mean, at a random place
+
+What is drawn is a function of the images' number and shape, and of the seed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from model.config import ConfigError
-from training.data import CIFAR10, DATASETS, FOLDER_PREFIX, Split, load_dataset, public_name
+from training.data import (
+    CIFAR10,
+    DATASETS,
+    FOLDER_PREFIX,
+    ImageData,
+    Split,
+    load_dataset,
+    public_name,
+)
 
-__all__ = ["ImageSet", "blurred", "default_names", "fitted", "image_set", "noisy"]
+__all__ = [
+    "MADE",
+    "ImageSet",
+    "default_names",
+    "fitted",
+    "image_set",
+    "made_anomalies",
+    "other_images",
+    "planted_defects",
+]
 
 Pixels = NDArray[np.uint8]
+Masks = NDArray[np.bool_]
 Shape = tuple[int, int, int]
 
-BLUR_PIXELS, NOISE_LEVELS = 1.0, 25.0
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's mode "L"
+CONTRAST = 128  # levels between a planted defect and the mean of what it hides
 
 
 @dataclass(frozen=True)
@@ -38,8 +68,7 @@ class ImageSet:
 
 def default_names(own: str) -> tuple[str, ...]:
     """What a model of the data set `own` is compared with unless something else is asked for."""
-    others = tuple(name for name in DATASETS if name not in (own, CIFAR10))
-    return (*others, "constants", "blurred", "noisy")
+    return (*(name for name in DATASETS if name not in (own, CIFAR10)), *MADE)
 
 
 def image_set(
@@ -57,51 +86,28 @@ def image_set(
     there is not, `DataError` where its images are not at hand.
     """
     shape: Shape = (own.shape[1], own.shape[2], own.shape[3])
-    kind, _, level = name.partition(":")
-    if kind == "constants" and not level:
-        levels = np.arange(256, dtype=np.uint8)[:, None, None, None]
-        pixels = np.broadcast_to(levels, (256, *shape)).copy()
-        return ImageSet(name, "every grey level, one image each", pixels)
-    if kind == "blurred":
-        sigma = _sigma(name, level, BLUR_PIXELS)
-        words = f"the model's own images, blurred by a Gaussian (deviation {sigma:g} pixels)"
-        return ImageSet(name, words, blurred(own, sigma))
-    if kind == "noisy":
-        sigma = _sigma(name, level, NOISE_LEVELS)
-        words = f"the model's own images, plus Gaussian noise (deviation {sigma:g} of 255)"
-        return ImageSet(name, words, noisy(own, sigma, seed))
-    if name not in DATASETS and not name.startswith(FOLDER_PREFIX):
-        raise ConfigError(
-            f"--against {name!r} is none of {', '.join(DATASETS)}, folder:PATH, constants, "
-            "blurred[:PIXELS], noisy[:LEVELS]"
-        )
-    return _data_set(name, shape, split, count, data_dir)
-
-
-def _sigma(name: str, level: str, default: float) -> float:
-    try:
-        sigma = float(level) if level else default
-    except ValueError:
-        sigma = float("nan")
-    if not 0 < sigma < 1000:
-        raise ConfigError(f"--against {name!r}: what follows the colon is a number above 0")
-    return sigma
-
-
-def _data_set(
-    name: str, shape: Shape, split: Split, count: int | None, data_dir: Path | None
-) -> ImageSet:
+    if name.partition(":")[0] in MADE:
+        pixels, words = _made(name, own, seed)
+        return ImageSet(name, words, pixels)
     if name.startswith(FOLDER_PREFIX):
         data = load_dataset(name, split, data_dir, size=shape[1:], channels=shape[0])
-        shown = public_name(name)
+    elif name in DATASETS:
+        data = load_dataset(name, split, data_dir)
     else:
-        data, shown = load_dataset(name, split, data_dir), name
-    images = data.first(count)
-    words = f"{split} images of {shown}"
-    if images.pixels.shape[1:] != shape:
-        source, target = ("x".join(map(str, s)) for s in (images.pixels.shape[1:], shape))
+        raise ConfigError(
+            f"--against {name!r} is none of {', '.join(DATASETS)}, folder:PATH, {', '.join(MADE)}"
+        )
+    return other_images(data.first(count), shape)
+
+
+def other_images(data: ImageData, shape: Shape) -> ImageSet:
+    """Another data set's images in the model's `shape`."""
+    name = public_name(data.name)
+    words = f"{data.split} images of {name}"
+    if data.pixels.shape[1:] != shape:
+        source, target = ("x".join(map(str, s)) for s in (data.pixels.shape[1:], shape))
         words += f", made {target} of {source}"
-    return ImageSet(shown, words, fitted(images.pixels, shape))
+    return ImageSet(name, words, fitted(data.pixels, shape))
 
 
 def fitted(pixels: Pixels, shape: Shape) -> Pixels:
@@ -154,11 +160,116 @@ def _blur_matrix(size: int, sigma: float) -> NDArray[np.float64]:
 
 def noisy(pixels: Pixels, sigma: float, seed: int) -> Pixels:
     """Images uint8 [N, C, H, W] plus Gaussian noise of `sigma` levels, cut off at 0 and 255."""
-    generator = np.random.Generator(np.random.Philox(key=np.array([seed, 2**64 - 2], np.uint64)))
-    noise = generator.normal(0.0, sigma, pixels.shape)
-    return _pixels(pixels + noise)
+    return _pixels(pixels + _generator(seed).normal(0.0, sigma, pixels.shape))
+
+
+def _generator(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=np.array([seed, 2**64 - 2], np.uint64)))
 
 
 def _pixels(values: NDArray[np.float64]) -> Pixels:
     found: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     return found
+
+
+def shuffled(pixels: Pixels, side: int, seed: int) -> Pixels:
+    """Images uint8 [N, C, H, W] whose squares of `side` pixels change places within each."""
+    count, channels, height, width = pixels.shape
+    side = min(side, height // 2, width // 2)
+    rows, columns = height // side, width // side
+    whole = pixels[:, :, : rows * side, : columns * side]
+    squares = whole.reshape(count, channels, rows, side, columns, side).transpose(0, 2, 4, 1, 3, 5)
+    squares = squares.reshape(count, rows * columns, channels, side, side)
+    order = _generator(seed).permuted(np.tile(np.arange(rows * columns), (count, 1)), axis=1)
+    mixed = np.take_along_axis(squares, order[:, :, None, None, None], axis=1)
+    mixed = mixed.reshape(count, rows, columns, channels, side, side).transpose(0, 3, 1, 4, 2, 5)
+    found = pixels.copy()
+    found[:, :, : rows * side, : columns * side] = mixed.reshape(whole.shape)
+    return found
+
+
+def planted_defects(images: Pixels, seed: int, side: int = 4) -> tuple[Pixels, Masks]:
+    """`images` uint8 [N, C, H, W] with one defect each, and where it lies, bool [N, H, W].
+
+    A defect is a square of `side` by `side` pixels, anywhere with the same chance, of one level:
+    128 above the mean of the pixels that it hides, or below it where that is in the upper half. So
+    each is equally strong.
+    """
+    count, _, height, width = images.shape
+    side = min(side, height, width)
+    generator = _generator(seed)
+    top = generator.integers(0, height - side + 1, count)[:, None, None]
+    left = generator.integers(0, width - side + 1, count)[:, None, None]
+    y, x = np.arange(height)[:, None], np.arange(width)
+    masks = (y >= top) & (y < top + side) & (x >= left) & (x < left + side)  # [N, H, W]
+    inside = masks[:, None]
+    means = images.mean(axis=(1, 2, 3), where=inside)
+    levels = np.where(means < 127.5, means + CONTRAST, means - CONTRAST)
+    return np.where(inside, _pixels(levels)[:, None, None, None], images), masks
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """`make(images, strength, seed)`; `strength` by default, None where there is only one."""
+
+    words: str
+    make: Callable[[Pixels, Any, int], Pixels]
+    strength: float | None = None
+
+
+def _constants(images: Pixels, _strength: None, _seed: int) -> Pixels:
+    levels = np.arange(256, dtype=np.uint8)[:, None, None, None]
+    return np.broadcast_to(levels, (256, *images.shape[1:])).copy()
+
+
+MADE: Mapping[str, _Kind] = {
+    "constants": _Kind("every grey level, one image each", _constants),
+    "blurred": _Kind(
+        "the model's own images, blurred by a Gaussian (deviation {:g} pixels)",
+        lambda images, sigma, _: blurred(images, sigma),
+        1.0,
+    ),
+    "noisy": _Kind(
+        "the model's own images, plus Gaussian noise (deviation {:g} of 255)", noisy, 25.0
+    ),
+    "inverted": _Kind("the model's own images, 255 minus each level", lambda x, *_: 255 - x),
+    "flipped": _Kind("the model's own images, upside down", lambda x, *_: x[:, :, ::-1].copy()),
+    "shuffled": _Kind("the model's own images, squares of {} pixels shuffled", shuffled, 7),
+    "defects": _Kind(
+        "the model's own images, each with a square of {} pixels of one level, 128 off its mean",
+        lambda images, side, seed: planted_defects(images, seed, side)[0],
+        4,
+    ),
+}
+
+
+def made_anomalies(images: Pixels, kind: str, seed: int) -> Pixels:
+    """Anomalies made of `images` uint8 [N, C, H, W]: as many, of the same shape.
+
+    `kind` is one of `MADE`, with its strength after a colon where it has one ("blurred:2"); only
+    "constants" gives 256 images whatever there are. Raises `ConfigError` for another kind.
+    """
+    return _made(kind, images, seed)[0]
+
+
+def _made(name: str, images: Pixels, seed: int) -> tuple[Pixels, str]:
+    """Anomalies of a kind, and in words what they are."""
+    kind, _, given = name.partition(":")
+    if kind not in MADE:
+        raise ConfigError(f"{name!r} is none of {', '.join(MADE)}")
+    made = MADE[kind]
+    strength = _strength(name, given, made.strength) if given else made.strength
+    return made.make(images, strength, seed), made.words.format(strength)
+
+
+def _strength(name: str, given: str, default: float | None) -> float:
+    """What follows the colon; a whole number where the default is one."""
+    try:
+        strength = int(given) if isinstance(default, int) else float(given)
+    except ValueError:
+        strength = 0
+    if default is None or not 0 < strength < 1000:
+        raise ConfigError(
+            f"--against {name!r}: what follows the colon is a number above 0, for kinds with one"
+        )
+    return strength

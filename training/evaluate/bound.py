@@ -22,9 +22,14 @@ from model.config import require
 from model.conv_vae import ConvVae
 from training.data import ImageData, Split, drawn_pixels
 from training.errors import EvaluationError
-from training.evaluate.draws import Spread, Sums, noise_threads
-from training.evaluate.evaluate import ACTIVE_VARIANCE, MEMORY_GIB, image_figures, pieces
-from training.evaluate.nested import nested_sums
+from training.evaluate.draws import Spread, Sums, nested_sums, noise_threads
+from training.evaluate.evaluate import (
+    MEMORY_GIB,
+    active_units,
+    check_images,
+    image_figures,
+    pieces,
+)
 from training.evaluate.report import AS_THEY_ARE, PROTOCOLS
 from training.evaluate.resume import Partial, digest
 from training.evaluate.scorers import ModelScorer, Scorer
@@ -87,10 +92,7 @@ def measure_bound(
     data = subject.images(plan.split).first(plan.limit)
     facts = subject.scorer.facts
     pixels = drawn_pixels(data.pixels, plan.seed) if not subject.per_dim else data.pixels
-    if len(pixels) == 0 or pixels.shape[1:] != tuple(facts.image_shape):
-        raise EvaluationError(
-            f"The model is for images {tuple(facts.image_shape)}; there are {pixels.shape}."
-        )
+    check_images(facts, pixels)
     key = {
         "identity": dict(subject.identity),
         "images": digest(pixels),
@@ -100,15 +102,13 @@ def measure_bound(
         "backend": facts.backend,
     }
     partial = Partial(folder, "bound", key, count="iw")
-    task = None
-    if progress is not None:
-        task = progress.add_task("bound", total=len(pixels), completed=partial.done)
+    progress = progress or Progress(disable=True)
+    task = progress.add_task("bound", total=len(pixels), completed=partial.done)
     with partial.kept(), ThreadPoolExecutor(noise_threads()) as threads:
         while partial.done < len(pixels):
             part = _part(subject.scorer, pixels, partial.done, plan, memory_gib, threads)
             partial.add(part)
-            if progress is not None and task is not None:
-                progress.update(task, completed=partial.done)
+            progress.update(task, completed=partial.done)
     return _document(subject, data, plan, partial.arrays()), partial
 
 
@@ -258,11 +258,10 @@ def _latents(groups: Mapping[str, int], found: Arrays) -> dict[str, Any]:
         return {"active_units": None, "latent_kl_nats": None}
     mean = found["latent_mean"].sum(axis=0) / images
     spread = found["latent_mean2"].sum(axis=0) / images - np.square(mean)
-    active = spread - found["latent_noise"].sum(axis=0) / images > ACTIVE_VARIANCE
-    parts = np.split(active, np.cumsum(list(groups.values()))[:-1])
+    variance = spread - found["latent_noise"].sum(axis=0) / images
     kl = found["latent_kl"].sum(axis=0) / images if "latent_kl" in found else None
     return {
-        "active_units": {name: int(p.sum()) for name, p in zip(groups, parts, strict=True)},
+        "active_units": active_units(variance, groups),
         "latent_kl_nats": None if kl is None else kl.tolist(),
     }
 

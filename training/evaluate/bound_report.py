@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from rich.table import Table
 
+from training.evaluate.report import markdown_table, number
 from training.plots import PALETTE, rendered
 
 __all__ = ["bound_markdown", "bound_picture", "bound_table"]
@@ -30,18 +31,14 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         str(row["importance_samples"]),
         f"{row['images']:,}",
         f"{row['value_nats']:.3f}",
-        _number(row["standard_error_nats"], 3),
-        _number(row["monte_carlo_error"], 4),
+        number(row["standard_error_nats"], 3),
+        number(row["monte_carlo_error"], 4),
         f"{row['bits_per_dim']:.4f}",
         ""
         if gain is None
         else f"{gain['value_nats']:+.3f} ± "
-        f"{_number(gain['standard_error_nats'], 3)} over K = {gain['over']}",
+        f"{number(gain['standard_error_nats'], 3)} over K = {gain['over']}",
     )
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
 
 
 def bound_table(document: Document) -> Table:
@@ -58,8 +55,7 @@ def bound_table(document: Document) -> Table:
 
 def bound_markdown(document: Document) -> str:
     """The bounds as a small Markdown table with what must be known beside it."""
-    lines = [HEADER, tuple("---:" for _ in HEADER), *map(_cells, document["rows"])]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = markdown_table(HEADER, [_cells(row) for row in document["rows"]])
     notes = "\n\n".join(_notes(document))
     command = f"    {document['command']}"
     return "\n\n".join([table, notes, str(document["protocol"]), command]) + "\n"
@@ -73,7 +69,7 @@ def _notes(document: Document) -> list[str]:
     elbo = document["elbo"]
     bounds = (
         "Lower bounds on log p(x), higher is better. ELBO (the mean over all draws): "
-        f"{elbo['value_nats']:.3f} ± {_number(elbo['standard_error_nats'], 3)} nats. "
+        f"{elbo['value_nats']:.3f} ± {number(elbo['standard_error_nats'], 3)} nats. "
         f"KL in nats: {groups}. Effective sample size at the largest K: "
         f"{100 * document['effective_share']:.1f}% of the draws."
     )
@@ -94,10 +90,7 @@ def _notes(document: Document) -> list[str]:
 
 def bound_picture(document: Document) -> bytes:
     """The bound against K, and what each latent (or group of latents) holds, as PNG."""
-    drawn = rendered(lambda: _figure(document))
-    if drawn is None:  # never: a bound has at least one K
-        raise ValueError("nothing to draw")
-    return drawn
+    return rendered(lambda: _figure(document))
 
 
 def _figure(document: Document) -> Figure:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,12 +22,13 @@ from training.data import public_name
 from training.errors import TrainingError
 from training.plots import PALETTE, rendered
 from training.runs.directory import read_config
-from training.runs.metrics import read_metrics
+from training.runs.metrics import minutes_clock, read_metrics
 
-__all__ = ["curve_document", "curve_picture", "minutes_clock", "run_curve"]
+__all__ = ["curve_document", "curve_picture", "run_curve"]
 
 Record = Mapping[str, Any]
 Document = Mapping[str, Any]
+Series = tuple[Mapping[str, Any], list[float], list[float], bool]  # run, minutes, values, validated
 
 TRAIN_POINTS = 200  # of the training's own figures: means over as many stretches
 UNITS = {"nats": "elbo_nats", "bits/dim": "bits_per_dim"}
@@ -37,32 +37,6 @@ NOTE = (
     "compilation is in them, validation and checkpoints are not. Validation: averaged weights, one "
     "draw an image, fixed noise; training: the weights of the moment, means over many steps."
 )
-
-
-def minutes_clock(records: Sequence[Record], batch_size: int) -> Callable[[int], float]:
-    """Step -> minutes of training until it was done, from a run's records.
-
-    A record of kind "train" tells the speed of the steps since the one before it; steps after the
-    last one count at its speed. Where no speed was recorded it is always 0.
-    """
-    speeds = {
-        int(record["step"]): float(record["images_per_second"])
-        for record in records
-        if record["kind"] == "train" and (record.get("images_per_second") or 0) > 0
-    }
-    steps = sorted(speeds)
-    taken = np.diff([0, *steps])
-    minutes = [step * batch_size / speeds[at] / 60 for step, at in zip(taken, steps, strict=True)]
-    until = np.concatenate([[0.0], np.cumsum(minutes)])
-    slope = batch_size / speeds[steps[-1]] / 60 if steps else 0.0
-
-    def clock(step: int) -> float:
-        if not steps:
-            return 0.0
-        beyond = max(0, step - steps[-1]) * slope
-        return float(np.interp(step, [0, *steps], until)) + beyond
-
-    return clock
 
 
 def run_curve(run_dir: Path, last_step: int | None = None) -> dict[str, Any]:
@@ -151,14 +125,13 @@ def curve_document(runs: Sequence[Path]) -> dict[str, Any]:
 
 def curve_picture(document: Document) -> bytes | None:
     """The curves as PNG; None where no run has two figures yet."""
-    return rendered(lambda: _figure(document))
-
-
-def _figure(document: Document) -> Figure | None:
-    unit = document["unit"]
-    series = [(run, *_series(run, UNITS[unit])) for run in document["runs"]]
+    series = [(run, *_series(run, UNITS[document["unit"]])) for run in document["runs"]]
     if max((len(values) for _, _, values, _ in series), default=0) < 2:
         return None
+    return rendered(lambda: _figure(document["unit"], series))
+
+
+def _figure(unit: str, series: Sequence[Series]) -> Figure:
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
     for place, (run, minutes, values, validated) in enumerate(series):

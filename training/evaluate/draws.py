@@ -1,10 +1,14 @@
-"""Draws of the latents for an evaluation: their noise, and running sums of what they score."""
+"""Draws of the latents for an evaluation: their noise, and running sums of what they score.
+
+Draw k of image i is a function of (seed, i, k) alone, so that the sums over the first K draws are
+the same whatever larger K they are part of: `nested_sums` gives those of several K's in one pass.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
@@ -14,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.evaluate.scorers import Scores
+from training.evaluate.scorers import Scorer, Scores
 
-__all__ = ["NOISE_BLOCK", "Noise", "Spread", "Sums", "noise_threads"]
+__all__ = ["NOISE_BLOCK", "Noise", "Spread", "Sums", "nested_sums", "noise_threads"]
 
 Array = NDArray[np.float64]
 
@@ -107,6 +111,45 @@ def _added(name: str, mine: Tensor | None, theirs: Tensor | None) -> Tensor | No
     if mine is None or theirs is None:
         return None
     return torch.logaddexp(mine, theirs) if name in LOGARITHMS else mine + theirs
+
+
+@torch.inference_mode()
+def nested_sums(
+    scorer: Scorer,
+    pixels: NDArray[np.uint8],
+    *,
+    ks: Sequence[int],
+    seed: int,
+    start: int,
+    chunk: int,
+    threads: Executor,
+) -> dict[int, Sums]:
+    """K -> the sums over the first K draws, for images uint8 [n, C, H, W] at `start` of their set.
+
+    `chunk` is how many draws are scored at once, whatever the K's are.
+    """
+    images = scorer.images(pixels)
+    places = range(start, start + len(pixels))
+    noise = Noise(seed, places, scorer.facts.dim, threads)
+    found: dict[int, Sums] = {}
+    total, done = None, 0
+    for eps in noise.chunks(max(ks), chunk):
+        for piece in _cut(scorer.score(images, eps), [k - done for k in ks]):
+            sums = Sums.of(piece)
+            total = sums if total is None else total + sums
+            done += len(piece.log_px_z)
+            if done in ks:
+                found[done] = total
+    return found
+
+
+def _cut(scores: Scores, marks: Sequence[int]) -> Iterator[Scores]:
+    """The scores of k draws in pieces that end at those `marks` which lie within."""
+    inside = sorted(mark for mark in marks if 0 < mark < len(scores.log_px_z))
+    ends = zip([0, *inside], [*inside, len(scores.log_px_z)], strict=True)
+    for first, last in ends:
+        z = None if scores.z is None else scores.z[first:last]
+        yield Scores(scores.log_px_z[first:last], scores.kl[first:last], z)
 
 
 class Spread:

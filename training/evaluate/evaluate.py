@@ -6,11 +6,10 @@ made here, from a seed: draw k of image i is the same whatever the batch and the
 (`draws.Noise`), and the first K draws are the same for every larger K.
 """
 
-import functools
 import math
-import operator
 import time
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,15 +20,16 @@ from rich.progress import Progress
 from model.contract import DensityModel
 from training.data import ImageData, drawn_pixels
 from training.errors import EvaluationError
-from training.evaluate.draws import NOISE_BLOCK, Noise, Spread, Sums, noise_threads
+from training.evaluate.draws import NOISE_BLOCK, Spread, Sums, nested_sums, noise_threads
 from training.evaluate.report import Estimate, EvaluationReport
 from training.evaluate.scorers import Facts, ModelScorer, Scorer
 
 Array = NDArray[np.float64]
 
 __all__ = [
-    "ACTIVE_VARIANCE",
     "ImageFigures",
+    "active_units",
+    "check_images",
     "evaluate_images",
     "evaluate_model",
     "image_figures",
@@ -123,24 +123,36 @@ def evaluate_images(
         )
     scorer = ModelScorer(model) if isinstance(model, DensityModel) else model
     facts = scorer.facts
-    if len(pixels) == 0 or pixels.shape[1:] != tuple(facts.image_shape):
-        raise EvaluationError(
-            f"The model is for images {tuple(facts.image_shape)}; there are {pixels.shape}."
-        )
+    check_images(facts, pixels)
     fitting = pieces(facts, importance_samples, memory_gib)
     batch_size, chunk = batch_size or fitting[0], chunk or fitting[1]
-    task = progress.add_task("evaluating", total=len(pixels)) if progress is not None else None
+    progress = progress or Progress(disable=True)
+    task = progress.add_task("evaluating", total=len(pixels))
     kept, spread = [], Spread(importance_samples)
     with ThreadPoolExecutor(noise_threads()) as threads, scorer.exactly():
         for first in range(0, len(pixels), batch_size):
             batch = pixels[first : first + batch_size]
-            places = range(start + first, start + first + len(batch))
-            sums = _sum_draws(scorer, batch, places, seed, importance_samples, chunk, threads)
+            sums = nested_sums(
+                scorer,
+                batch,
+                ks=[importance_samples],
+                seed=seed,
+                start=start + first,
+                chunk=chunk,
+                threads=threads,
+            )[importance_samples]
             spread.add(sums)
             kept.append(sums.without_latents())
-            if progress is not None and task is not None:
-                progress.advance(task, len(batch))
+            progress.advance(task, len(batch))
     return image_figures(kept, spread, importance_samples)
+
+
+def check_images(facts: Facts, pixels: NDArray[np.uint8]) -> None:
+    """Raise `EvaluationError` where there is none, or they are not what the model is for."""
+    if len(pixels) == 0 or pixels.shape[1:] != tuple(facts.image_shape):
+        raise EvaluationError(
+            f"The model is for images {tuple(facts.image_shape)}; there are {pixels.shape}."
+        )
 
 
 def pieces(facts: Facts, draws: int, memory_gib: float) -> tuple[int, int]:
@@ -153,22 +165,6 @@ def pieces(facts: Facts, draws: int, memory_gib: float) -> tuple[int, int]:
     chunk = max(1, min(NOISE_BLOCK, draws, int((memory - image) // facts.row_bytes)))
     images = int(memory // (image + chunk * facts.row_bytes))
     return max(1, min(images, facts.rows // chunk)), chunk
-
-
-def _sum_draws(
-    scorer: Scorer,
-    pixels: NDArray[np.uint8],
-    places: range,
-    seed: int,
-    draws: int,
-    chunk: int,
-    threads: Executor,
-) -> Sums:
-    """The sums over all draws for the images at `places` of the split."""
-    images = scorer.images(pixels)
-    noise = Noise(seed, places, scorer.facts.dim, threads)
-    chunks = (Sums.of(scorer.score(images, eps)) for eps in noise.chunks(draws, chunk))
-    return functools.reduce(operator.add, chunks)
 
 
 def image_figures(sums: list[Sums], spread: Spread, draws: int) -> ImageFigures:
@@ -222,7 +218,7 @@ def _report(
         ),
         log_px_z_nats=float(figures.log_px_z.mean()),
         kl_nats=dict(zip(facts.kl_groups, figures.kl.mean(axis=0).tolist(), strict=True)),
-        active_units=None if variance is None else _active_units(variance, facts.latents),
+        active_units=None if variance is None else active_units(variance, facts.latents),
         latents=facts.latents,
         effective_sample_size=float(figures.effective_sample_size.mean()),
         seconds=seconds,
@@ -243,7 +239,8 @@ def _estimate(values: Array, variances: Array, dims: int) -> Estimate:
     )
 
 
-def _active_units(variance: Array, latents: dict[str, int]) -> dict[str, int]:
+def active_units(variance: Array, latents: Mapping[str, int]) -> dict[str, int]:
+    """How many latents of each group have a posterior mean that varies over the images."""
     ends = np.cumsum(list(latents.values()))[:-1]
     parts = np.split(variance > ACTIVE_VARIANCE, ends)
     return {name: int(part.sum()) for name, part in zip(latents, parts, strict=True)}

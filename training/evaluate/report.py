@@ -1,12 +1,12 @@
 """What an evaluation found: figures with their errors, the protocol in words, JSON and a table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
 
-__all__ = ["Estimate", "EvaluationReport"]
+__all__ = ["Estimate", "EvaluationReport", "markdown_table", "number"]
 
 AS_THEY_ARE = "The 8-bit pixels as they are."
 PROTOCOLS: Mapping[str, str] = {
@@ -113,8 +113,8 @@ class EvaluationReport:
             table.add_row(
                 names[estimator],
                 f"{estimate.value_nats:.3f}",
-                _number(estimate.standard_error_nats, 3),
-                _number(estimate.monte_carlo_error_nats, 4),
+                number(estimate.standard_error_nats, 3),
+                number(estimate.monte_carlo_error_nats, 4),
                 f"{estimate.bits_per_dim:.4f}",
             )
         table.add_row("log p(x|z)", f"{self.log_px_z_nats:.3f}", end_section=True)
@@ -131,5 +131,13 @@ class EvaluationReport:
         return {"elbo": self.elbo, "importance_weighted": self.importance_weighted}
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
+    """A figure as a table has it; nothing where there is none."""
     return "" if value is None else f"{value:.{digits}f}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown: names on the left, figures to the right."""
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from training.reproduce.state import write_whole
+from training.files import write_bytes
 
 __all__ = ["Partial", "digest"]
 
@@ -77,7 +77,7 @@ class Partial:
         if self._parts:
             buffer = io.BytesIO()
             np.savez(buffer, **self.arrays())  # type: ignore[arg-type]
-            write_whole(self.path, buffer.getvalue())
+            write_bytes(self.path, buffer.getvalue())
 
     def remove(self) -> None:
         """Forget the file: the measurement is over and written elsewhere."""

@@ -130,12 +130,12 @@ class ModelScorer:
         return once + latent, once + latent + LIVE_ACTIVATIONS * largest
 
     def images(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Features]:
-        """See `Scorer`."""
+        """What the likelihood reads [n, C, H, W], and the bottom-up features."""
         x = self.model.likelihood.from_pixels(torch.from_numpy(pixels).to(self.device))
         return x, self.model.bottom_up(x)
 
     def score(self, images: tuple[Tensor, Features], eps: Tensor) -> Scores:
-        """See `Scorer`."""
+        """Score the draws, with their latents, on the model's device."""
         (x, features), (k, n, _) = images, eps.shape
         rows = tuple(_repeat(feature, k) for feature in features)  # [k n, ...]
         inference = self.model.infer(rows, eps.flatten(0, 1).to(self.device))
@@ -145,7 +145,7 @@ class ModelScorer:
 
     @contextmanager
     def exactly(self) -> Iterator[None]:
-        """See `Scorer`: cuDNN's convolutions round to TF32 unless told not to."""
+        """Inside, cuDNN's convolutions do not round to TF32."""
         if self.device.type == "cpu":
             yield
             return
@@ -184,11 +184,11 @@ class BundleScorer:
         )
 
     def images(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """See `Scorer`; the graph runs its bottom-up network once per image and call."""
+        """The images as they are: the graph runs its bottom-up network once per image and call."""
         return pixels
 
     def score(self, images: NDArray[np.uint8], eps: Tensor) -> Scores:
-        """See `Scorer`."""
+        """Score the draws; a graph gives no latents."""
         k, n, dim = eps.shape
         owner = np.tile(np.arange(n, dtype=np.int64), k)
         noise: NDArray[np.float32] = eps.reshape(k * n, dim).numpy()
@@ -198,5 +198,5 @@ class BundleScorer:
         return Scores(log_px_z.view(k, n), kl.view(k, n, -1).double(), None)
 
     def exactly(self) -> contextlib.AbstractContextManager[object]:
-        """See `Scorer`: the engine never uses TF32."""
+        """Nothing to do: the engine never uses TF32."""
         return contextlib.nullcontext()

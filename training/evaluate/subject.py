@@ -14,17 +14,16 @@ import torch
 from numpy.typing import NDArray
 
 from model.config import ConfigError
-from service.bundle import BundleError, load_bundle
-from training.data import ImageData, Split
+from service.bundle import Bundle, BundleError, load_bundle
+from training.data import DATASETS, FOLDER_PREFIX, ImageData, Split, load_dataset
 from training.errors import EvaluationError
-from training.evaluate.evaluate_bundle import bundle_images
 from training.evaluate.run import run_images
 from training.evaluate.scorers import BundleScorer, ModelScorer, Scorer
 from training.fit.device import choose_device
 from training.runs.checkpoint import Weights, load_run, weights_used
 from training.runs.directory import known_data_dir
 
-__all__ = ["Subject", "bundle_subject", "run_subject", "subject_of"]
+__all__ = ["Subject", "bundle_images", "bundle_subject", "run_subject"]
 
 Pixels = NDArray[np.uint8]
 Array = NDArray[np.float64]
@@ -78,22 +77,6 @@ class Subject:
         return folder
 
 
-def subject_of(
-    run: Path | None,
-    bundle: Path | None,
-    *,
-    weights: Weights = "ema",
-    data_dir: Path | None = None,
-    device: str = "auto",
-) -> Subject:
-    """The one that is given; raises `ConfigError` unless it is exactly one."""
-    if run is not None and bundle is None:
-        return run_subject(run, weights=weights, data_dir=data_dir, device=device)
-    if bundle is not None and run is None:
-        return bundle_subject(bundle, data_dir=data_dir, device=device)
-    raise ConfigError("give either a run directory or --bundle DIRECTORY")
-
-
 def run_subject(
     run: Path, *, weights: Weights = "ema", data_dir: Path | None = None, device: str = "auto"
 ) -> Subject:
@@ -121,8 +104,19 @@ def run_subject(
     )
 
 
-def bundle_subject(path: Path, *, data_dir: Path | None = None, device: str = "auto") -> Subject:
-    """A bundle, through the engine that serves it, on auto, cpu or cuda."""
+def bundle_subject(
+    path: Path,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    device: str = "auto",
+) -> Subject:
+    """A bundle, through the engine that serves it, on auto, cpu or cuda.
+
+    With the noise of a run's evaluation its figures are those of the checkpoint that it was
+    exported from, but for rounding. Its images are those of `data` (None: what it says it was
+    trained on). Raises `EvaluationError` where the bundle or the device is none.
+    """
     if device not in ("auto", "cpu", "cuda"):
         raise EvaluationError(f"A bundle is measured on auto, cpu or cuda, not {device!r}.")
     try:
@@ -147,10 +141,26 @@ def bundle_subject(path: Path, *, data_dir: Path | None = None, device: str = "a
         identity={"bundle": manifest.name, "version": manifest.version, "sha256": bundle.hash},
         words="--bundle BUNDLE",
         stem=f"{manifest.name}-{manifest.version}",
-        images=lambda split: bundle_images(bundle, None, split, data_dir),
+        images=lambda split: bundle_images(bundle, data, split, data_dir),
         centre=_in_parts(centre),
         calibration=bundle.calibration,
     )
+
+
+def bundle_images(
+    bundle: Bundle, data: str | None, split: Split, data_dir: Path | None
+) -> ImageData:
+    """One split of the images that a bundle is for, at its size."""
+    name = data or str(bundle.manifest.training.get("data", ""))
+    if not (name in DATASETS or name.startswith(FOLDER_PREFIX)):
+        raise EvaluationError(
+            f"{bundle.path} was trained on {name or 'images that it does not name'}: say which "
+            f"images to use with --data ({', '.join(DATASETS)} or folder:PATH)."
+        )
+    if not name.startswith(FOLDER_PREFIX):
+        return load_dataset(name, split, data_dir)
+    channels, height, width = bundle.manifest.image.shape
+    return load_dataset(name, split, data_dir, size=(height, width), channels=channels)
 
 
 def _in_parts(centre: Callable[[Pixels], Array]) -> Callable[[Pixels], Array]:

@@ -53,7 +53,7 @@ from training.export.graphs import (
     graph_modules,
 )
 from training.export.parity import PARITY_ROWS, check_parity, graph_inputs, torch_outputs
-from training.sheets import png_bytes, reconstruction_sheet, sample_sheet
+from training.plots import png_bytes, reconstruction_sheet, sample_sheet
 
 __all__ = ["BundleDetails", "export_bundle", "refuse_strangers"]
 

@@ -15,8 +15,8 @@ from training.fit.distributed import PeerError
 from training.fit.progress import Budget, Observer, shown
 from training.fit.signals import Interrupts
 from training.fit.trainer import Trainer
+from training.plots import reconstruction_sheet, sample_sheet, save_sheet
 from training.runs.metrics import Recorder
-from training.sheets import reconstruction_sheet, sample_sheet, save_sheet
 
 __all__ = ["Session"]
 
@@ -57,7 +57,12 @@ class Session:
         The last checkpoint is of the last step, also where another process's failure ends the
         run (`PeerError`): nothing is wrong with what this one holds.
         """
-        interrupts = Interrupts(told=self.recorder is not None)
+        trainer, first = self.trainer, self.trainer.step
+        # The first step may compile for minutes; where others wait for it, it is finished.
+        interrupts = Interrupts(
+            told=self.recorder is not None,
+            at_once=lambda: trainer.world.alone and trainer.step == first,
+        )
         stop = stopper(interrupts, self.trainer, budget)
         reason, saved_at = "done", time.monotonic()
         with interrupts.watched(), self._observer(budget) as observer:

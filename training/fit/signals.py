@@ -5,33 +5,63 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-__all__ = ["SIGNALS", "Interrupts", "signal_name", "stoppable"]
+__all__ = ["EXIT_CODES", "SIGNALS", "Interrupts", "signal_name", "stoppable"]
 
-# A step may take long (the first one compiles), so the signal is answered before it is obeyed.
+# A step may take long, so the signal is answered before it is obeyed.
 NOTE = b"\nstopping after this step, with a checkpoint; once more stops at once\n"
 STDERR = 2
-SIGNALS = ("SIGINT", "SIGTERM")
+EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}  # of the process, as shells expect them
+SIGNALS = tuple(EXIT_CODES)
+
+Handler = Callable[[int, FrameType | None], None]
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal, by its name."""
+
+
+def signal_name(stop: KeyboardInterrupt) -> str:
+    """Which signal an interruption inside `stoppable` came from."""
+    return str(stop) if isinstance(stop, _Stopped) else "SIGINT"
+
+
+def stoppable() -> AbstractContextManager[None]:
+    """Raise a `KeyboardInterrupt` on either signal inside, where this is the main thread.
+
+    One more ends the process, whatever it computes or whoever caught the first. `fit` takes both
+    signals over while it trains, and stops cleanly.
+    """
+    return _handled(_stop)
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    for name in SIGNALS:
+        signal.signal(signal.Signals[name], signal.SIG_DFL)
+    raise _Stopped(signal.Signals(number).name)
 
 
 class Interrupts:
     """Turns the first Ctrl-C or SIGTERM into a wish to stop; a second one stops at once.
 
     `reason` is "" until then, "SIGINT" or "SIGTERM" afterwards. `told` is False in a process that
-    leaves the talking to another.
+    leaves the talking to another. While `at_once()`, when there is nothing yet to be saved, the
+    first one stops at once too.
     """
 
-    def __init__(self, *, told: bool = True) -> None:
+    def __init__(self, *, told: bool = True, at_once: Callable[[], bool] = lambda: False) -> None:
         self.reason = ""
         self.told = told
+        self.at_once = at_once
 
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.reason or self.at_once():
+            _stop(number, frame)
         self.reason = signal.Signals(number).name
-        signal.signal(number, signal.default_int_handler)
         if not self.told:
             return
         try:
@@ -39,48 +69,22 @@ class Interrupts:
         except OSError:  # a closed terminal
             return
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> AbstractContextManager[None]:
         """Watch both signals inside, where this is the main thread."""
-        before: dict[signal.Signals, Any] = {}
-        try:
-            for name in SIGNALS:
-                number = signal.Signals[name]
-                before[number] = signal.signal(number, self._handle)
-        except ValueError:  # not the main thread: nobody's signals to take
-            pass
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where Ctrl-C would be."""
-
-
-def signal_name(stop: KeyboardInterrupt) -> str:
-    """Which signal an interruption inside `stoppable` came from."""
-    return "SIGTERM" if isinstance(stop, _Terminated) else "SIGINT"
+        return _handled(self._handle)
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Raise a `KeyboardInterrupt` on SIGTERM too inside, where this is the main thread.
-
-    `fit` takes both signals over while it trains, and stops cleanly.
-    """
-
-    def stop(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise _Terminated
-
+def _handled(handler: Handler) -> Iterator[None]:
+    before: dict[signal.Signals, Any] = {}
     try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
-        yield
-        return
+        for name in SIGNALS:
+            number = signal.Signals[name]
+            before[number] = signal.signal(number, handler)
+    except ValueError:  # not the main thread: nobody's signals to take
+        pass
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, previous in before.items():
+            signal.signal(number, previous)

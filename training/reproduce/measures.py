@@ -31,14 +31,12 @@ GROUP_PREFIX = "kl_nats/"
 class Measurement(ABC):
     """What is asked of each run; the answers lie in the run's directory.
 
-    `kind` names the report that they are written in.
+    `kind` names the report that they are written in; with `each_slice` a run is measured between
+    two slices too, else at the end alone.
     """
 
     kind: ClassVar[str]
-
-    @abstractmethod
-    def after_slice(self, run_dir: Path, runtime: Runtime, data_dir: Path | None) -> None:
-        """Measure a run between two slices, if that is what it takes."""
+    each_slice: ClassVar[bool] = False
 
     def missing(self, run_dir: Path) -> bool:
         """Whether the newest checkpoint is still to be measured."""
@@ -76,19 +74,13 @@ class Evaluation(Measurement):
             require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
         require(self.seed >= 0, f"the evaluation's seed must not be negative, not {self.seed}")
 
-    def after_slice(self, run_dir: Path, runtime: Runtime, data_dir: Path | None) -> None:
-        """Nothing: the end is soon enough."""
-
     def measure(
         self, run_dir: Path, runtime: Runtime, data_dir: Path | None, progress: Progress
     ) -> None:
-        """See the base class."""
+        """Evaluate the averaged weights; the report becomes a file of the run."""
         evaluate_run(
             run_dir,
-            split=self.split,
-            importance_samples=self.importance_samples,
-            seed=self.seed,
-            limit=self.limit,
+            **self.protocol(),
             data_dir=data_dir,
             device=str(choose_device(runtime.device)),
             progress=progress,
@@ -133,20 +125,13 @@ class LayerNats(Measurement):
     """
 
     kind: ClassVar[str] = "layers"
-
-    def after_slice(self, run_dir: Path, runtime: Runtime, data_dir: Path | None) -> None:
-        """See the base class."""
-        if self.missing(run_dir):
-            self._record(run_dir, runtime, data_dir)
+    each_slice: ClassVar[bool] = True
 
     def measure(
         self, run_dir: Path, runtime: Runtime, data_dir: Path | None, progress: Progress
     ) -> None:
-        """See the base class: only runs that were killed between two records need it."""
+        """Add a point at the newest checkpoint's step."""
         progress.add_task("layers", total=None)
-        self._record(run_dir, runtime, data_dir)
-
-    def _record(self, run_dir: Path, runtime: Runtime, data_dir: Path | None) -> None:
         config, model, checkpoint = load_run(run_dir)
         images = run_images(config, "validation", data_dir)
         backend = prepare(runtime)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import TrainingError
-from training.reproduce.state import write_whole
+from training.files import write_bytes, write_json, write_text
 from training.reproduce.toy_report import command_note, toy_markdown
 
 __all__ = ["FORMAT", "markdown", "redraw", "summary", "write_report"]
@@ -35,14 +35,14 @@ def write_report(out: Path, document: Document, *, plot: bool) -> None:
     """Write the document, its Markdown and, with `plot`, its picture, each whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
     name = document["experiment"]
-    write_whole(out / f"{name}.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
-    write_whole(out / f"{name}.md", markdown(document))
+    write_json(out / f"{name}.json", document)
+    write_text(out / f"{name}.md", markdown(document))
     if plot:
-        from training.plots import picture  # matplotlib takes seconds to import
+        from training.reproduce.figures import picture  # matplotlib takes seconds to import
 
         image = picture(document)
         if image is not None:
-            write_whole(out / f"{name}.png", image)
+            write_bytes(out / f"{name}.png", image)
 
 
 def redraw(out: Path, name: str) -> Document:

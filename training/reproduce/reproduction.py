@@ -23,8 +23,9 @@ from model.config import require
 from training.config import RunConfig, Runtime, for_images
 from training.data import public_name
 from training.errors import TrainingError
+from training.fit.device import choose_device
 from training.fit.fit import FitResult, fit
-from training.reproduce.call import SIGNALS, Outcome, machine, signal_name, stoppable
+from training.fit.signals import SIGNALS, signal_name, stoppable
 from training.reproduce.experiments import Experiment, Row
 from training.reproduce.measures import Measurement
 from training.reproduce.plan import Plan, Slice, Standing
@@ -36,11 +37,10 @@ from training.reproduce.state import (
     progressed,
     read_slices,
     record_slice,
-    step_minutes,
 )
 from training.runs.directory import CONFIG_FILE, locked, open_run, read_config
-from training.runs.metrics import read_metrics
-from training.runs.provenance import git_revision
+from training.runs.metrics import minutes_clock, read_metrics
+from training.runs.provenance import git_revision, machine
 
 __all__ = ["Reproduction", "Run"]
 
@@ -86,8 +86,10 @@ class Reproduction:
     command: str = ""
     row_command: str = ""
 
-    def run(self) -> Outcome:
+    def run(self) -> tuple[str, dict[str, Any]]:
         """Train, measure and write; an interruption loses nothing but the step in progress.
+
+        Gives why it ended ("done", "budget", "SIGINT" or "SIGTERM") and the document that it wrote.
 
         Raises `TrainingError` or `ConfigError` before anything is trained where the directory
         holds rows of other settings.
@@ -98,12 +100,12 @@ class Reproduction:
             try:
                 reason = self._train()
                 if reason not in SIGNALS:
-                    self._measure()
+                    self._measure(self._wanted())
             except KeyboardInterrupt as stop:
                 reason = signal_name(stop)
             document = self.document()
             write_report(self.out, document, plot=True)
-        return Outcome(reason, document)
+        return reason, document
 
     def runs_of(self, row: Row, seeds: Sequence[int]) -> list[Run]:
         """The runs of a row from the given seeds."""
@@ -163,7 +165,8 @@ class Reproduction:
             used += minutes
             if reason in SIGNALS:
                 return reason
-            self.measurement.after_slice(run.folder, self.runtime, self.data_dir)
+            if self.measurement.each_slice:
+                self._measure([run])
             write_report(self.out, self.document(), plot=False)
 
     def _fit(self, run: Run, piece: Slice) -> tuple[str, float]:
@@ -195,7 +198,7 @@ class Reproduction:
             steps_per_epoch=result.total_steps // run.config.train.epochs,
             reason=result.reason,
             minutes=minutes + max(0.0, unrecorded),
-            machine=machine(self.runtime),
+            machine=machine(choose_device(self.runtime.device), self.runtime.threads),
         )
         record_slice(run.folder, record)
         if self.row_command:
@@ -210,15 +213,15 @@ class Reproduction:
             return piece.minutes
         if result.step <= first:
             return 0.0
-        batch = run.config.optim.batch_size
-        told = step_minutes(read_metrics(run.folder), first, result.step, batch)
+        clock = minutes_clock(read_metrics(run.folder), run.config.optim.batch_size)
+        told = clock(result.step) - clock(first)
         longest = seconds / 60 if piece.minutes is None else min(seconds / 60, piece.minutes)
         return min(told, longest) if told else longest
 
-    def _measure(self) -> None:
+    def _measure(self, runs: Sequence[Run]) -> None:
         waiting = [
             run
-            for run in self._wanted()
+            for run in runs
             if checkpoint_step(run.folder) > 0 and self.measurement.missing(run.folder)
         ]
         for number, run in enumerate(waiting, 1):

@@ -9,15 +9,15 @@ Nothing else is remembered: a reproduction that was killed finds its rows as the
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from training.files import write_json, write_text
 from training.runs.checkpoint import FOLDER, NAME, POINTER
 from training.runs.directory import CONFIG_FILE
-from training.runs.metrics import read_metrics
+from training.runs.metrics import minutes_clock, read_metrics
 
 __all__ = [
     "Progressed",
@@ -28,9 +28,7 @@ __all__ = [
     "read_lines",
     "read_slices",
     "record_slice",
-    "step_minutes",
     "write_lines",
-    "write_whole",
 ]
 
 SLICES_FILE = "slices.jsonl"
@@ -81,8 +79,8 @@ def progressed(run_dir: Path, batch_size: int, *, step: int | None = None) -> Pr
     step = checkpoint_step(run_dir) if step is None else step
     slices = [line for line in read_slices(run_dir) if line["step"] <= step]
     counted = max((line["step"] for line in slices), default=0)
-    minutes = sum(line["minutes"] for line in slices)
-    minutes += step_minutes(read_metrics(run_dir), counted, step, batch_size)
+    clock = minutes_clock(read_metrics(run_dir), batch_size)
+    minutes = sum(line["minutes"] for line in slices) + clock(step) - clock(counted)
     done = [line["epochs"] for line in slices if line["reason"] == "done" and line["step"] == step]
     return Progressed(
         step=step,
@@ -108,25 +106,7 @@ def name_command(run_dir: Path, command: str) -> None:
     path = run_dir / CONFIG_FILE
     content = json.loads(path.read_bytes())
     content.setdefault("environment", {})["command"] = command
-    write_whole(path, json.dumps(content, indent=1) + "\n")
-
-
-def step_minutes(
-    records: Iterable[Mapping[str, Any]], first: int, last: int, batch_size: int
-) -> float:
-    """The minutes that steps `first` to `last` took, by the speeds that a run recorded.
-
-    Steps after the last record count at its speed; without any record it is 0.
-    """
-    speeds = {r["step"]: r["images_per_second"] for r in records if r["kind"] == "train"}
-    speeds = {step: speed for step, speed in speeds.items() if speed}
-    seconds, before = 0.0, first
-    for step in sorted(step for step in speeds if step > first):
-        seconds += (min(step, last) - min(before, last)) * batch_size / speeds[step]
-        before = step
-    if speeds and before < last:
-        seconds += (last - before) * batch_size / speeds[max(speeds)]
-    return seconds / 60
+    write_json(path, content)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -148,15 +128,4 @@ def _object(line: str) -> dict[str, Any] | None:
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Write a file of JSON lines, whole or not at all."""
-    write_whole(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under another name and rename it: readers see the old one or the new one."""
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))

@@ -17,13 +17,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from model.config import require
-from training.config import Runtime
-from training.reproduce.call import Outcome, machine, signal_name, stoppable
+from training.files import write_text
+from training.fit.signals import signal_name, stoppable
 from training.reproduce.report import FORMAT, write_report
-from training.reproduce.state import write_whole
 from training.reproduce.toy import POSTERIORS, fit_toy, measure, posterior_samples
 from training.runs.directory import locked
-from training.runs.provenance import git_revision
+from training.runs.provenance import git_revision, machine
 
 __all__ = ["ToyReproduction"]
 
@@ -43,8 +42,11 @@ class ToyReproduction:
     console: Console
     command: str
 
-    def run(self) -> Outcome:
-        """Fit what is missing and write the report; a fit that was interrupted starts again."""
+    def run(self) -> tuple[str, dict[str, Any]]:
+        """Fit what is missing and write the report; a fit that was interrupted starts again.
+
+        Gives why it ended ("done", "budget", "SIGINT" or "SIGTERM") and the document that it wrote.
+        """
         budget = self.budget_minutes
         require(
             budget is None or 0 <= budget < math.inf,
@@ -59,7 +61,7 @@ class ToyReproduction:
                 reason = signal_name(stop)
             document = self.document()
             write_report(self.out, document, plot=True)
-        return Outcome(reason, document)
+        return reason, document
 
     def _fit_all(self) -> str:
         budget = math.inf if self.budget_minutes is None else self.budget_minutes
@@ -107,14 +109,14 @@ class ToyReproduction:
             "posterior": posterior,
             "seed": seed,
             "steps": self.steps,
-            "machine": machine(Runtime(device="cpu", threads=self.threads)),
+            "machine": machine(torch.device("cpu"), self.threads),
             "figures": figures.to_dict(),
             "cpu_seconds": time.process_time() - began,
             "samples": [[[round(v, DECIMALS) for v in z] for z in point] for point in samples],
         }
         path = self._path(posterior, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(content, allow_nan=False) + "\n")
+        write_text(path, json.dumps(content, allow_nan=False) + "\n")
 
     def document(self) -> dict[str, Any]:
         """All that the report is drawn from; the picture shows the first seed that is complete."""

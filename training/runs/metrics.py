@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from training.files import write_text
@@ -72,6 +74,32 @@ def _record(line: str) -> dict[str, Any] | None:
         return None
     whole = isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record
     return record if whole else None
+
+
+def minutes_clock(records: Sequence[Mapping[str, Any]], batch_size: int) -> Callable[[int], float]:
+    """Step -> minutes of training until it was done, from a run's records.
+
+    A record of kind "train" tells the speed of the steps since the one before it; steps after the
+    last one count at its speed. Where no speed was recorded it is always 0.
+    """
+    speeds = {
+        int(record["step"]): float(record["images_per_second"])
+        for record in records
+        if record["kind"] == "train" and (record.get("images_per_second") or 0) > 0
+    }
+    steps = sorted(speeds)
+    taken = np.diff([0, *steps])
+    minutes = [step * batch_size / speeds[at] / 60 for step, at in zip(taken, steps, strict=True)]
+    until = np.concatenate([[0.0], np.cumsum(minutes)])
+    slope = batch_size / speeds[steps[-1]] / 60 if steps else 0.0
+
+    def clock(step: int) -> float:
+        if not steps:
+            return 0.0
+        beyond = max(0, step - steps[-1]) * slope
+        return float(np.interp(step, [0, *steps], until)) + beyond
+
+    return clock
 
 
 def _drop_after(run_dir: Path, step: int) -> None:

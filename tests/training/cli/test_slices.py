@@ -64,7 +64,7 @@ def test_a_fresh_model_is_trained_and_finished(tree, model):
     assert (options["preset"], str(options["out"])) == (model, f"runs/{model}")
     assert (options["budget_minutes"], options["compile"]) == (20.5, "off")
     _, commands = slices(tree, model, "finish")
-    measured = "bound" if model.startswith("mnist") else "anomaly"
+    measured = "bound" if model.startswith("mnist") else "evaluate-anomaly"
     names = [parsed(command)[0] for command in commands]
     assert names == ["evaluate", measured, "curve", "export"]
     assert parsed(commands[0])[1]["split"] == "test"

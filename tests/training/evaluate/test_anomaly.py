@@ -23,7 +23,16 @@ from training.evaluate.anomaly_report import (
     anomaly_tables,
     failures,
 )
-from training.evaluate.anomaly_sets import blurred, default_names, fitted, image_set, noisy
+from training.evaluate.anomaly_sets import (
+    MADE,
+    blurred,
+    default_names,
+    fitted,
+    image_set,
+    made_anomalies,
+    noisy,
+    planted_defects,
+)
 from training.evaluate.evaluate import evaluate_images
 from training.evaluate.scorers import ModelScorer
 from training.evaluate.subject import Subject, bundle_subject
@@ -111,6 +120,8 @@ def test_areas_are_those_that_counting_pairs_gives(subject, document):
         for name, (odd, plain) in pairs.items():
             wins = (odd[:, None] > plain).mean() + 0.5 * (odd[:, None] == plain).mean()
             assert entry["auroc"][name]["value"] == pytest.approx(wins, abs=5e-3), name
+            low, high = entry["auroc"][name]["interval"]
+            assert low <= entry["auroc"][name]["value"] <= high
             side = document["scores"][name]["anomalous"]
             assert side == ("high" if name in ("kl", "norm") else "low")
         assert sum(entry["histogram"]) == entry["images"] == len(pixels)
@@ -154,19 +165,37 @@ def test_an_interruption_loses_nothing_and_changes_nothing(
 def test_the_report_says_which_side_is_anomalous_and_what_fails(document):
     document = json.loads(json.dumps(document, allow_nan=False))
     text = anomaly_markdown(document)
-    for word in ("IW-2 (low)", "KL (high)", "constants", "noisy:60", "bits/dim", "DeLong"):
+    for word in ("IW-2 (low)", "KL (high)", "constants", "noisy:60", "bits/dim", "bootstrap"):
         assert word in text
-    assert "iafvae-train anomaly RUN --against constants,noisy:60" in text
+    assert "iafvae-train evaluate-anomaly RUN --against constants,noisy:60" in text
     assert anomaly_picture(document).startswith(b"\x89PNG")
-    assert [table.row_count for table in anomaly_tables(document)] == [3, 2]
+    assert [table.row_count for table in anomaly_tables(document)] == [3, 2, 2, 2]
 
-    def said(value, error):
-        auroc = {"log_likelihood": {"value": value, "standard_error": error}}
+    def said(value, *interval):
+        auroc = {"log_likelihood": {"value": value, "interval": interval or None}}
         return failures({"sets": [{"name": "odd", "auroc": auroc}]})
 
-    assert "finds these likelier" in said(0.2, 0.1)
-    assert "does not tell" in said(0.4, 0.1)
-    assert "less likely" in said(0.9, 0.1)
+    assert "finds these likelier" in said(0.2, 0.0, 0.4)
+    assert "finds these likelier" in said(0.2)
+    assert "does not tell" in said(0.4, 0.2, 0.6)
+    assert "less likely" in said(0.9, 0.7, 1.0)
+
+
+def test_a_pair_is_measured_in_both_directions(subject, tmp_path):
+    noise = np.random.default_rng(5).integers(0, 256, (9, *SHAPE), np.uint8)
+    theirs = {s: ImageData(noise, "noise", s) for s in ("test", "calibration")}
+    other = subject_of(CONFIG, theirs, tmp_path)
+    plan = AnomalyPlan(importance_samples=1, images=8)
+    for one, two, names in (
+        (subject, other, ("mine", "noise")),
+        (other, subject, ("noise", "mine")),
+    ):
+        document, _ = measure_anomaly(one, plan, tmp_path, pair=two)
+        assert (document["dataset"], *(e["name"] for e in document["sets"])) == names
+        assert document["command"].startswith(
+            "iafvae-train evaluate-anomaly RUN --pair RUN --split"
+        )
+        assert document["sets"][0]["images"] == 8
 
 
 def test_a_ladder_has_an_area_for_each_group(tmp_path):
@@ -180,7 +209,7 @@ def test_a_ladder_has_an_area_for_each_group(tmp_path):
     assert len(groups) == 2
     assert groups < document["sets"][0]["auroc"].keys()
     assert "By the KL of each group alone" in anomaly_markdown(document)
-    assert len(anomaly_tables(document)) == 3
+    assert len(anomaly_tables(document)) == 5
 
 
 def test_a_bundle_is_measured_with_its_own_calibration(tiny_bundle, tiny_model, tmp_path):
@@ -225,6 +254,53 @@ def test_noise_has_the_deviation_that_is_asked_for():
     assert not np.array_equal(noisy(grey, 12.0, 0), noisy(grey, 12.0, 1))
 
 
+@pytest.mark.parametrize("kind", MADE)
+def test_made_anomalies_are_functions_of_the_images_and_the_seed(kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 12, 9), np.uint8)
+    made = made_anomalies(pixels, kind, 5)
+    assert made.dtype == np.uint8
+    assert made.shape == (256 if kind == "constants" else 6, 3, 12, 9)
+    assert np.array_equal(made, made_anomalies(pixels, kind, 5))
+    drawn = kind in ("noisy", "shuffled", "defects")
+    assert np.array_equal(made, made_anomalies(pixels, kind, 6)) == (not drawn)
+    assert not np.array_equal(made[:6], pixels)
+
+
+def test_mirrors_and_shuffles_keep_what_they_should():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 2, 9, 12), np.uint8)
+    assert np.array_equal(made_anomalies(pixels, "inverted", 0), 255 - pixels)
+    flipped = made_anomalies(pixels, "flipped", 0)
+    assert np.array_equal(flipped[:, :, 0], pixels[:, :, -1])
+    mixed = made_anomalies(pixels, "shuffled:4", 0)
+    assert np.array_equal(mixed[:, :, 8:], pixels[:, :, 8:])  # what fills no square
+
+    def squares(images):  # of one image, as a multiset
+        cut = [images[:, y : y + 4, x : x + 4] for y in (0, 4) for x in (0, 4, 8)]
+        return sorted(square.tobytes() for square in cut)
+
+    assert all(squares(a) == squares(b) for a, b in zip(mixed, pixels, strict=True))
+    moved = [not np.array_equal(a, b) for a, b in zip(mixed, pixels, strict=True)]
+    assert np.mean(moved) > 0.9
+    assert not np.array_equal(made_anomalies(pixels, "shuffled:100", 0), pixels)  # halves
+
+
+def test_defects_lie_where_their_masks_say():
+    pixels = np.random.default_rng(0).integers(0, 256, (500, 1, 10, 8), np.uint8)
+    spoilt, masks = planted_defects(pixels, seed=2)
+    assert masks.shape == (500, 10, 8)
+    assert (masks.sum(axis=(1, 2)) == 16).all()
+    assert np.array_equal(spoilt[:, 0][~masks], pixels[:, 0][~masks])
+    hidden, shown = (images[:, 0][masks].reshape(500, 16) for images in (pixels, spoilt))
+    assert (shown == shown[:, :1]).all()
+    contrast = shown[:, 0] - hidden.mean(axis=1)
+    assert np.abs(np.abs(contrast) - 128).max() <= 0.5
+    tops, lefts = masks.any(axis=2).argmax(axis=1), masks.any(axis=1).argmax(axis=1)
+    assert set(tops) == set(range(7))  # anywhere, the edges too
+    assert set(lefts) == set(range(5))
+    assert np.array_equal(spoilt, made_anomalies(pixels, "defects", 2))
+    assert planted_defects(pixels, seed=2, side=9)[1].sum() == 500 * 64  # as large as fits
+
+
 def test_images_of_another_shape_are_made_to_fit():
     digits = np.random.default_rng(0).integers(0, 256, (2, 1, 28, 28), np.uint8)
     colours = fitted(digits, (3, 32, 32))
@@ -238,7 +314,7 @@ def test_images_of_another_shape_are_made_to_fit():
 
 def test_the_names_of_sets(monkeypatch, tmp_path):
     own = smooth(3, 0)
-    assert default_names("fashion-mnist") == ("mnist", "constants", "blurred", "noisy")
+    assert default_names("fashion-mnist") == ("mnist", *MADE)
     assert default_names("cifar10")[:2] == ("mnist", "fashion-mnist")
 
     def images(name, split, data_dir, **options):
@@ -252,7 +328,7 @@ def test_the_names_of_sets(monkeypatch, tmp_path):
     folder = image_set(f"folder:{tmp_path}", own, **options)
     assert folder.name == "a folder of images"
     assert "folder:PATH" in AnomalyPlan(against=(f"folder:{tmp_path}",)).options
-    for wrong in ("svhn", "constants:3", "noisy:x", "blurred:0", "noisy:nan"):
+    for wrong in ("svhn", "constants:3", "noisy:x", "blurred:0", "noisy:nan", "defects:1.5"):
         with pytest.raises(ConfigError, match="--against"):
             image_set(wrong, own, **options)
     with pytest.raises(ConfigError, match="more than once"):

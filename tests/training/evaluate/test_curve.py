@@ -12,8 +12,9 @@ import pytest
 from training.cli.main import main
 from training.config import run_preset
 from training.errors import TrainingError
-from training.evaluate.curve import curve_document, curve_picture, minutes_clock, run_curve
+from training.evaluate.curve import curve_document, curve_picture, run_curve
 from training.runs.directory import write_config
+from training.runs.metrics import minutes_clock
 
 
 def train(step, speed, elbo=-100.0):

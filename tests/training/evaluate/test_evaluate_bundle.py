@@ -18,10 +18,10 @@ from service.bundle import load_bundle
 from training.cli.main import main
 from training.data import ImageData, drawn_pixels
 from training.errors import EvaluationError
-from training.evaluate import evaluate_bundle as module
+from training.evaluate import subject as module
 from training.evaluate.evaluate import evaluate_images, evaluate_model, pieces
-from training.evaluate.evaluate_bundle import evaluate_bundle
 from training.evaluate.scorers import BundleScorer, ModelScorer
+from training.evaluate.subject import bundle_subject
 from training.runs.checkpoint import load_run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -92,9 +92,9 @@ def test_a_bundle_knows_its_images_or_is_told(digits, monkeypatch):
 
 def test_what_is_no_bundle_or_no_device_is_named(tmp_path):
     with pytest.raises(EvaluationError, match=str(tmp_path)):
-        evaluate_bundle(tmp_path)
+        bundle_subject(tmp_path)
     with pytest.raises(EvaluationError, match="auto, cpu or cuda, not 'cuda:1'"):
-        evaluate_bundle(SHIPPED, device="cuda:1")
+        bundle_subject(SHIPPED, device="cuda:1")
 
 
 def run(words, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Areas under the ROC curve against counting all pairs, their errors against repeated samples."""
+"""Figures of detection against scikit-learn, their intervals against a known law."""
 
 from __future__ import annotations
 
@@ -6,48 +6,65 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from training.evaluate.ranks import auroc, two_sided
-
-
-def by_counting(anomalous, usual):
-    """O(m n): how often one is above the other, a tie counting half."""
-    wins = [float(a > b) + 0.5 * float(a == b) for a in anomalous for b in usual]
-    return sum(wins) / len(wins)
+from training.evaluate.ranks import detection, two_sided
 
 
 @pytest.mark.parametrize("levels", [2, 5, 10**9])
-def test_the_area_is_what_counting_all_pairs_gives(levels):
+def test_figures_are_those_of_scikit_learn(levels):
     generator = np.random.default_rng(levels)
     anomalous = generator.integers(0, levels, 41).astype(float)
     usual = generator.integers(0, levels, 30).astype(float) - levels / 5
-    assert auroc(anomalous, usual).value == pytest.approx(by_counting(anomalous, usual), abs=1e-12)
-    assert auroc(-anomalous, -usual).value == pytest.approx(
-        1 - by_counting(anomalous, usual), abs=1e-12
-    )
+    labels, scores = np.repeat([1, 0], [41, 30]), np.concatenate([anomalous, usual])
+    rate, recall, _ = roc_curve(labels, scores, drop_intermediate=False)
+    found = detection(anomalous, usual)
+    assert found["auroc"].value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert found["aupr"].value == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    assert found["fpr95"].value == pytest.approx(rate[np.argmax(recall >= 0.95)], abs=1e-12)
+    back = detection(-anomalous, -usual)["auroc"].value
+    assert back == pytest.approx(1 - found["auroc"].value, abs=1e-12)
 
 
 def test_infinite_scores_have_ranks_and_what_is_no_number_has_none():
     usual = np.array([-math.inf, 0.0, 1.0])
-    assert auroc(np.array([math.inf]), usual).value == 1.0
-    assert auroc(np.array([-math.inf]), usual).value == pytest.approx(1 / 6)
+    assert detection(np.array([math.inf]), usual)["auroc"].value == 1.0
+    lowest = detection(np.array([-math.inf]), usual)["auroc"]
+    assert lowest.value == pytest.approx(1 / 6)
+    assert lowest.interval is None  # of a single image
     with pytest.raises(ValueError, match="no number"):
-        auroc(np.array([math.nan]), usual)
+        detection(np.array([math.nan]), usual)
     with pytest.raises(ValueError, match="either kind"):
-        auroc(np.array([]), usual)
+        detection(np.array([]), usual)
 
 
-def test_the_standard_error_is_the_spread_over_samples():
+def test_intervals_hold_the_true_area_about_as_often_as_they_say():
+    """Of two Gaussians it is known: Phi(difference / deviation of the difference)."""
     generator = np.random.default_rng(1)
-    areas = [
-        auroc(generator.normal(0.7, 2.0, 60).round(1), generator.normal(0, 1, 90).round(1))
-        for _ in range(600)
-    ]
-    spread = np.std([area.value for area in areas], ddof=1)
-    stated = math.sqrt(np.mean([area.standard_error**2 for area in areas]))
-    assert stated == pytest.approx(spread, rel=0.1)
-    assert auroc(np.ones(1), np.zeros(5)).standard_error is None
-    assert auroc(np.ones(4), np.zeros(5)).standard_error == 0.0
+    truth = 0.5 * (1 + math.erf(0.7 / math.sqrt(2.0**2 + 1) / math.sqrt(2)))
+    inside = 0
+    for _ in range(300):
+        anomalous, usual = generator.normal(0.7, 2.0, 60), generator.normal(0, 1, 90)
+        low, high = detection(anomalous, usual, resamples=200)["auroc"].interval
+        inside += low <= truth <= high
+    assert 0.90 <= inside / 300 <= 0.98
+
+
+def test_resampling_in_parts_is_resampling_and_repeats_itself(monkeypatch):
+    generator = np.random.default_rng(3)
+    anomalous, usual = generator.normal(1, 1, 200), generator.normal(0, 1, 100)
+    whole = detection(anomalous, usual)
+    assert detection(anomalous, usual) == whole
+    monkeypatch.setattr("training.evaluate.ranks.AT_ONCE", 1000)
+    for name, figure in detection(anomalous, usual).items():
+        assert figure.value == whole[name].value
+        assert figure.interval == pytest.approx(whole[name].interval, abs=0.03)
+    apart = detection(np.ones(4), np.zeros(5))
+    assert {name: (f.value, f.interval) for name, f in apart.items()} == {
+        "auroc": (1.0, (1.0, 1.0)),
+        "aupr": (1.0, (1.0, 1.0)),
+        "fpr95": (0.0, (0.0, 0.0)),
+    }
 
 
 def test_two_sided_p_values_are_valid_and_small_on_both_sides():

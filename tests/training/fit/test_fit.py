@@ -29,7 +29,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from training.cli.main import main; main()", *arguments]
+    return [sys.executable, "-m", "training", *arguments]
 
 
 @dataclass(frozen=True)

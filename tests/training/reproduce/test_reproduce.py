@@ -199,7 +199,7 @@ def test_an_interrupted_measurement_is_made_again(run, straight, photos, tmp_pat
 def test_a_signal_keeps_all_and_says_how_to_go_on(run, photos, tmp_path):
     arguments = table1(photos, tmp_path, *ROWS, "--row-minutes", "60")
     process = subprocess.Popen(
-        [sys.executable, "-c", "from training.cli import main; main()", "reproduce", *arguments],
+        [sys.executable, "-m", "training", "reproduce", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.plots import picture
 from training.reproduce.experiments import table1, table4
+from training.reproduce.figures import picture
 from training.reproduce.report import markdown, summary, write_report
 
 DIMS = 100

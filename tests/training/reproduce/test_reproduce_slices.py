@@ -11,14 +11,7 @@ from hypothesis import strategies as st
 
 from model.config import ConfigError
 from training.config import run_preset
-from training.reproduce.plan import (
-    EqualMinutes,
-    EqualSteps,
-    Slice,
-    Standing,
-    plan_for,
-    water_level,
-)
+from training.reproduce.plan import Plan, Slice, Standing, water_level
 
 MINUTES = st.lists(st.floats(0, 100), min_size=1, max_size=8)
 
@@ -48,15 +41,15 @@ def test_the_budget_fills_the_lowest_to_one_level(minutes, budget):
 
 def test_a_budget_brings_rows_to_equal_minutes():
     rows = [Standing("a", 0), Standing("b", 7), Standing("c", 0)]
-    minutes, _ = follow(EqualSteps(budget_minutes=11, slice_minutes=2), rows)
+    minutes, _ = follow(Plan(budget_minutes=11, slice_minutes=2), rows)
     assert minutes == pytest.approx({"a": 6 - 0.5, "b": 7, "c": 6 - 0.5})
-    minutes, _ = follow(EqualSteps(budget_minutes=20, slice_minutes=3), rows)
+    minutes, _ = follow(Plan(budget_minutes=20, slice_minutes=3), rows)
     assert minutes == pytest.approx({"a": 9, "b": 9, "c": 9})
 
 
 @given(st.integers(0, 40), st.floats(0.5, 7))
 def test_wherever_it_stops_rows_are_within_a_slice_of_each_other(stop_after, slice_minutes):
-    plan = EqualMinutes(row_minutes=30, slice_minutes=slice_minutes)
+    plan = Plan(row_minutes=30, slice_minutes=slice_minutes)
     rows = [Standing(key) for key in "abcd"]
     minutes, slices = follow(plan, rows, stop_after=stop_after)
     assert max(minutes.values()) - min(minutes.values()) <= slice_minutes + 1e-9
@@ -66,7 +59,7 @@ def test_wherever_it_stops_rows_are_within_a_slice_of_each_other(stop_after, sli
 
 
 def test_row_minutes_are_reached_in_any_number_of_budgets():
-    plan = EqualMinutes(row_minutes=5, budget_minutes=4, slice_minutes=10)
+    plan = Plan(row_minutes=5, budget_minutes=4, slice_minutes=10)
     minutes = {"a": 0.0, "b": 0.0, "c": 0.0}
     for _ in range(3):
         before = minutes
@@ -79,30 +72,30 @@ def test_row_minutes_are_reached_in_any_number_of_budgets():
 
 
 def test_what_a_finished_row_leaves_the_others_get():
-    plan = EqualSteps(epochs=3, budget_minutes=12, slice_minutes=1)
+    plan = Plan(epochs=3, budget_minutes=12, slice_minutes=1)
     rows = [Standing(key) for key in "abc"]
     minutes, _ = follow(plan, rows, done_after={"a": 2, "b": 100, "c": 100})
     assert minutes == pytest.approx({"a": 2, "b": 5, "c": 5})
 
 
 def test_the_last_row_runs_to_its_end_where_nothing_limits_it():
-    plan = EqualSteps(epochs=3)
+    plan = Plan(epochs=3)
     assert plan.next_slice([Standing("a", 3), Standing("b", 1, done=True)], 0) == Slice("a", None)
     assert plan.next_slice([Standing("a", 3), Standing("b", 1)], 0) == Slice("b", 10)
     assert plan.next_slice([Standing("a", 3, done=True)], 0) is None
 
 
 def test_an_empty_budget_trains_nothing():
-    assert EqualSteps(budget_minutes=0).next_slice([Standing("a")], 0) is None
-    assert EqualSteps(budget_minutes=5).next_slice([Standing("a")], 5) is None
+    assert Plan(budget_minutes=0).next_slice([Standing("a")], 0) is None
+    assert Plan(budget_minutes=5).next_slice([Standing("a")], 5) is None
 
 
 def test_a_plan_says_how_long_a_run_is():
     preset = run_preset("mnist")
-    assert EqualSteps().configured(preset) == preset
-    assert EqualSteps(epochs=7).configured(preset).train.epochs == 7
-    assert EqualSteps(epochs=7).configured(preset).optim == preset.optim
-    by_minutes = EqualMinutes(row_minutes=1).configured(preset)
+    assert Plan().configured(preset) == preset
+    assert Plan(epochs=7).configured(preset).train.epochs == 7
+    assert Plan(epochs=7).configured(preset).optim == preset.optim
+    by_minutes = Plan(row_minutes=1).configured(preset)
     assert by_minutes.optim.schedule == "constant"  # a falling one needs to know the last step
     assert by_minutes.model == preset.model
 
@@ -121,17 +114,11 @@ def test_a_plan_says_how_long_a_run_is():
     ],
 )
 def test_contradictions_are_refused_by_name(options, named):
-    given_ = {"epochs": None, "row_minutes": None, "budget_minutes": None, "slice_minutes": 10.0}
     with pytest.raises(ConfigError, match=named):
-        plan_for(**{**given_, **options})
+        Plan(**options)
 
 
-def test_options_choose_the_plan():
-    nothing = {"epochs": None, "row_minutes": None, "budget_minutes": None, "slice_minutes": 1.0}
-    assert plan_for(**nothing) == EqualSteps(slice_minutes=1.0)
-    assert plan_for(**{**nothing, "row_minutes": 2.0}) == EqualMinutes(
-        row_minutes=2.0, slice_minutes=1.0
-    )
-    assert "2 minutes" in plan_for(**{**nothing, "row_minutes": 2.0}).describe()
-    assert "3 epochs" in plan_for(**{**nothing, "epochs": 3}).describe()
-    assert "preset" in plan_for(**nothing).describe()
+def test_a_plan_says_in_words_how_long():
+    assert "2 minutes" in Plan(row_minutes=2.0).describe()
+    assert "3 epochs" in Plan(epochs=3).describe()
+    assert "preset" in Plan().describe()

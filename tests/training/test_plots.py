@@ -9,8 +9,7 @@ from PIL import Image
 
 from model import build_model
 from model.config import ConvVaeConfig
-from training.sheets import (
-    contact_sheet,
+from training.plots import (
     mean_pixels,
     pair_sheet,
     png_bytes,
@@ -34,28 +33,6 @@ def cell(sheet, row, column, height, width):
     return sheet[y : y + height, x : x + width]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_images_stand_in_rows_and_the_rest_is_background(channels):
-    images = np.random.default_rng(0).integers(65, 256, (5, channels, 4, 6), np.uint8)
-    sheet = contact_sheet(images, columns=3)
-    assert sheet.shape == (2 * 6 + 2, 3 * 8 + 2, channels)
-    for i, image in enumerate(images):
-        assert np.array_equal(cell(sheet, i // 3, i % 3, 4, 6), image.transpose(1, 2, 0))
-    assert (cell(sheet, 1, 2, 4, 6) == BACKGROUND).all()
-    assert (sheet != BACKGROUND).sum() == images.size
-
-
-def test_magnified_pixels_are_squares():
-    image = np.arange(4, dtype=np.uint8).reshape(1, 1, 2, 2)
-    sheet = contact_sheet(image, scale=3)[:, :, 0]
-    assert np.array_equal(sheet[2:8, 2:8], np.kron(image[0, 0], np.ones((3, 3), np.uint8)))
-
-
-def test_a_sheet_without_images_is_refused():
-    with pytest.raises(ValueError, match="no images"):
-        contact_sheet(np.zeros((0, 1, 2, 2), np.uint8))
-
-
 def test_originals_stand_above_their_partners():
     above = np.arange(100, 105, dtype=np.uint8).reshape(5, 1, 1, 1).repeat(4, 2).repeat(4, 3)
     below = above + 100
@@ -64,6 +41,14 @@ def test_originals_stand_above_their_partners():
         assert (cell(sheet, 2 * (i // 3), i % 3, 4, 4) == 100 + i).all()
         assert (cell(sheet, 2 * (i // 3) + 1, i % 3, 4, 4) == 200 + i).all()
     assert (cell(sheet, 3, 2, 4, 4) == BACKGROUND).all()
+
+
+def test_magnified_pixels_are_squares():
+    image = np.arange(4, dtype=np.uint8).reshape(1, 1, 2, 2)
+    sheet = pair_sheet(image, image + 9, columns=1, scale=3)[:, :, 0]
+    assert sheet.shape == (2 * 8 + 2, 8 + 2)
+    assert np.array_equal(sheet[2:8, 2:8], np.kron(image[0, 0], np.ones((3, 3), np.uint8)))
+    assert np.array_equal(sheet[10:16, 2:8], np.kron(image[0, 0] + 9, np.ones((3, 3), np.uint8)))
 
 
 def test_means_become_the_nearest_level():
@@ -104,10 +89,10 @@ def test_a_failed_write_leaves_the_old_sheet(tmp_path, monkeypatch):
     save_sheet(tmp_path / "a.png", sheet)
     before = (tmp_path / "a.png").read_bytes()
 
-    def full(self, data):
+    def full(descriptor):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         save_sheet(tmp_path / "a.png", sheet + 1)
     assert (tmp_path / "a.png").read_bytes() == before
