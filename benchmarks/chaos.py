@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 sys.path.append(str(ROOT / "tests"))  # the small model of the tests is written without training
 
-from benchmarks.load import Request, write_json  # noqa: E402
+from benchmarks.harness import write_json  # noqa: E402
+from benchmarks.load import Request  # noqa: E402
 from benchmarks.score_graph import drawn_images  # noqa: E402
 from benchmarks.serving import stop_servers_when_ended  # noqa: E402
 from benchmarks.storm.attacks import ATTACKS, Suffered, suffered  # noqa: E402

@@ -7,7 +7,6 @@ and the server's processor time, which no generator sees.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
@@ -162,11 +161,3 @@ def _children_seconds() -> float:
 def cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def write_json(path: Path, document: object) -> None:
-    """Write JSON whole or not at all, making its directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)

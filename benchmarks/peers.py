@@ -30,7 +30,8 @@ from typing import Any
 # Run as a file, this folder comes first on the path, where other programs' names could hide ours.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.load import Figures, LoadError, arriving, closed, cores, write_json  # noqa: E402
+from benchmarks.harness import write_json  # noqa: E402
+from benchmarks.load import Figures, LoadError, arriving, closed, cores  # noqa: E402
 from benchmarks.score_graph import ScoreGraph, bare, drawn_images, graph_file  # noqa: E402
 from benchmarks.server import Server, ServerError  # noqa: E402
 from benchmarks.serving import BEST_ROWS, CLOSED, MANY, stop_servers_when_ended  # noqa: E402

@@ -30,6 +30,7 @@ from types import FrameType
 # Run as a file, this folder comes first on the path, where other programs' names could hide ours.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks.harness import write_json  # noqa: E402
 from benchmarks.load import (  # noqa: E402
     Figures,
     LoadError,
@@ -38,7 +39,6 @@ from benchmarks.load import (  # noqa: E402
     closed,
     cores,
     counted,
-    write_json,
 )
 from benchmarks.score_graph import Images, ScoreGraph, bare, drawn_images, graph_file  # noqa: E402
 from benchmarks.server import Server, ServerError, adopt_orphans  # noqa: E402

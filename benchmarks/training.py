@@ -31,8 +31,9 @@ import torch
 if not __package__:  # run as a file: this folder's names would hide the packages'
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.harness import Timing, effort, machine, machine_line, timed, write_json
 from benchmarks.matrix_peak import measured_peak, stated_peak, training_flops
+
+from benchmarks.harness import Timing, effort, machine, machine_line, timed, write_json
 from benchmarks.training_profile import by_kind, profile_report, profile_steps
 from training.config import ConfigError, Runtime, for_images, run_preset
 from training.data import ImageData

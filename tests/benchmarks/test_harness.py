@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from benchmarks.matrix_peak import measured_peak, training_flops
 
 from benchmarks.harness import (
     Timing,
@@ -17,7 +18,6 @@ from benchmarks.harness import (
     table,
     write_json,
 )
-from benchmarks.matrix_peak import measured_peak, training_flops
 from benchmarks.synthesis import CACHED, NAIVE, TORCH, measure, verdicts
 from benchmarks.synthesis_models import build_peers, products
 from benchmarks.training_profile import by_kind, kind_of

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-
-from benchmarks.load import Closed, Generator, Message, Poisson
 from benchmarks.load_answers import Reader
 from benchmarks.load_results import Kind
+
+from benchmarks.load import Closed, Generator, Message, Poisson
 
 GET = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"

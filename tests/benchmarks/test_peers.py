@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from benchmarks.peers_bare import bare, cores, drawn_images, graph_of
 from benchmarks.peers_env import FOLDER, CannotInstall, Environment, quiet_variables
 from benchmarks.peers_measure import DIFFERENT, MANY, Bench
@@ -21,6 +20,7 @@ from benchmarks.peers_report import OURS, Entry, Results, best_peer, targets
 from benchmarks.peers_run import Run
 from benchmarks.peers_systems import PEERS, service
 from benchmarks.peers_tables import markdown, tables
+
 from service.bundle import load_bundle
 
 KINDS = dict.fromkeys(("ok", "refused", "error", "wrong", "broken", "unanswered"), 0.0)
