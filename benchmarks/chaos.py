@@ -21,6 +21,7 @@ import asyncio
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 # Run as a file, this folder comes first on the path, where other programs' names could hide ours.
@@ -145,7 +146,8 @@ def main() -> None:
     """Storm, attack, and say what became of it."""
     given = arguments()
     stop_servers_when_ended()
-    document, wrong = {}, False
+    document: dict[str, Any] = {}
+    wrong = False
     if "storm" in given.parts:
         how = Storm(
             seconds=given.seconds,

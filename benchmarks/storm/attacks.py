@@ -255,7 +255,7 @@ class Suffered:
 
 def suffered(server: Server, name: str, key: str, polite: Request, seconds: float) -> Suffered:
     """One attack for `seconds`; an unknown name is none, for comparison."""
-    found = Suffered(name)
+    found = Suffered(name, memory_mib=[server.resident_mib()])
     begins = time.monotonic() + 1.5  # a process takes its time
     site = Site(server.port, key, begins + seconds)
     command = [sys.executable, __file__, name, *map(str, (site.port, site.key, site.end))]

@@ -104,7 +104,7 @@ class Ask:
     headers: dict[str, str] = field(default_factory=lambda: {"content-type": NPY, "accept": NPY})
 
 
-def asks(shape: tuple[int, int, int], *, streamed: int) -> list[Ask]:
+def asks(shape: tuple[int, ...], *, streamed: int) -> list[Ask]:
     """Small and large requests to every operation and both protocols.
 
     shape: of an image, ``(C, H, W)``; streamed: images of the answer that is a stream.

@@ -8,19 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from benchmarks.matrix_peak import measured_peak, training_flops
 
-from benchmarks.harness import (
-    Timing,
-    alternated,
-    median_ratio,
-    read_json,
-    table,
-    write_json,
-)
-from benchmarks.synthesis import CACHED, NAIVE, TORCH, measure, verdicts
-from benchmarks.synthesis_models import build_peers, products
-from benchmarks.training_profile import by_kind, kind_of
+from benchmarks.harness import read_json, table, write_json
+from benchmarks.synthesis import CACHED, NAIVE, TORCH, build_peers, measure, products, verdicts
+from benchmarks.timing import Timing, alternated, measured_peak, median_ratio, training_flops
+from benchmarks.training import by_kind, kind_of
 from model import build_model
 from model.config import ConvVaeConfig, IafPosterior
 from training.data import ImageData
@@ -111,9 +103,7 @@ def test_kinds_add_up():
 
 def test_synthesis_measures_both_models_and_judges_them():
     peers = build_peers("mnist", 3000, CPU)
-    options = argparse.Namespace(
-        batches=[2], rounds=1, seconds=0.0, passes=2, rows=1, no_graph=True, bundle=None
-    )
+    options = argparse.Namespace(batches=[2], rounds=1, seconds=0.0, passes=2, rows=1, bundle=None)
     rows = measure(peers, options)
     assert [row["name"] for row in rows] == [TORCH, CACHED, NAIVE]
     assert all(
