@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 if not __package__:  # run as a file: this folder's names would hide the packages'
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -92,17 +91,6 @@ def build_peers(name: str, parameters: int | None, device: torch.device) -> Peer
     folded = vae.fold().requires_grad_(False)
     layout: Any = {"memory_format": torch.channels_last}
     return Peers(vae, folded.to(device, **layout), pixelcnn.to(device, **layout), device)
-
-
-def products(peers: Peers) -> tuple[float, float]:
-    """Multiplications of one drawn image: of the VAE, and of one pass of the PixelCNN."""
-    with torch.inference_mode():
-        with FlopCounterMode(display=False) as vae:
-            draw_in_torch(peers, 1)()
-        x = torch.zeros(1, *peers.vae.config.image_shape, device=peers.device)
-        with FlopCounterMode(display=False) as pixelcnn:
-            peers.pixelcnn(x)
-    return vae.get_total_flops() / 2, pixelcnn.get_total_flops() / 2
 
 
 def draw_in_torch(peers: Peers, batch: int) -> Callable[[], object]:
@@ -212,14 +200,8 @@ def report(figures: dict[str, Any]) -> str:
         f"{g['least']:g} wanted: {'met' if g['met'] else 'MISSED'}"
         for g in figures["targets"]
     ]
-    vae = (
-        f"{figures['preset']}: {figures['vae_parameters']:,} parameters, "
-        f"{figures['vae_products'] / 1e6:.1f} million products to draw an image"
-    )
-    pixelcnn = (
-        f"PixelCNN: {figures['pixelcnn_parameters']:,} parameters, "
-        f"{figures['pixelcnn_products'] / 1e6:.1f} million products a pass, {figures['pixelcnn']}"
-    )
+    vae = f"{figures['preset']}: {figures['vae_parameters']:,} parameters"
+    pixelcnn = f"PixelCNN: {figures['pixelcnn_parameters']:,} parameters, {figures['pixelcnn']}"
     measured = (
         f"measured: {figures['passes']} of {figures['subpixels']} naive passes, "
         f"{figures['rows_measured']} of {figures['image_shape'][1]} cached rows"
@@ -267,16 +249,13 @@ def main() -> None:
     except (ConfigError, TrainingError) as error:
         raise SystemExit(str(error)) from None
     rows = measure(peers, options)
-    vae_products, pixelcnn_products = products(peers)
     height = peers.vae.config.image_shape[1]
     figures = {
         **machine(peers.device),
         "preset": options.preset,
         "image_shape": list(peers.vae.config.image_shape),
         "vae_parameters": peers.vae_parameters,
-        "vae_products": vae_products,
         "pixelcnn_parameters": parameter_count(peers.pixelcnn),
-        "pixelcnn_products": pixelcnn_products,
         "pixelcnn": str(peers.pixelcnn.config),
         "subpixels": peers.subpixels,
         "passes": min(options.passes, peers.subpixels),

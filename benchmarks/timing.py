@@ -22,26 +22,6 @@ from training.data import ImageData
 from training.fit.batches import presented
 from training.runs.provenance import git_revision, processor
 
-# Dense bfloat16 peaks with float32 sums as NVIDIA's data sheets give them, FLOP/s. The first name
-# that a device's own contains counts.
-GPU_BF16_PEAKS: dict[str, float] = {
-    "GB200": 2500e12,
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "RTX 5090": 210e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
-
 
 @dataclass(frozen=True)
 class Timing:
@@ -116,14 +96,6 @@ def machine_line(facts: Mapping[str, Any]) -> str:
         f"{facts['machine']}, {facts['threads']} of {facts['cores']} cores, {facts['device']}, "
         f"torch {facts['torch']}, revision {facts['revision'][:12]}"
     )
-
-
-def stated_peak(device: torch.device) -> float | None:
-    """The maker's figure for a GPU; None where the table lacks it, and for a CPU."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in GPU_BF16_PEAKS.items() if part in name), None)
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
