@@ -82,7 +82,8 @@ class Run:
                     rate, cpu = alone["images_per_second"], alone["cpu_us"]
                     found["throughput_to_bare"] = found["images_per_second"] / rate
                     found["cpu_to_bare"] = found.get("cpu_us", float("nan")) / cpu
-                    found["p50_to_bare"] = found.get("p50_ms", float("nan")) / one["p50_ms"]
+                    if load == LONE:
+                        found["p50_to_bare"] = found.get("p50_ms", float("nan")) / one["p50_ms"]
                     found["memory_mib"] = server.memory_mib()
                     self._add(system, protocol, load, round_, found)
 
