@@ -148,6 +148,7 @@ class Bench:
                 found = arriving(server, request, 3.0 * capacity / size, self.seconds)
                 load = f"{name}, 300% load"
                 self._add(f"{load}: goodput / capacity", found["goodput"] / capacity)
+                self._add(f"{load}: sent / offered", found["sent_per_second"] / found["offered"])
                 self._add(f"{load}: refused", found["refused"] / found["requests"])
                 if found["refused"]:
                     self._add(f"{load}: p50 of refusals, ms", found["refused_p50_ms"])
