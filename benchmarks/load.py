@@ -69,12 +69,21 @@ def arriving(server: Server, request: Request, rate: float, seconds: float) -> F
     """
     total = max(1, round(rate * seconds))
     connections = max(1, min(MOST_CONNECTIONS, round(rate * INTERVAL_SECONDS)))
-    milliseconds = max(1, int(1e3 / rate))
+    begun, milliseconds = _pace(rate)
     how = ["-c", str(connections), "-n", str(total), "--rps", f"{rate / connections:.6f}"]
-    how += ["-r", str(max(1, round(rate * milliseconds / 1e3)))]
-    how += ["--rate-period", f"{milliseconds}ms", "-T", f"{seconds + PATIENCE_SECONDS:.0f}s"]
+    how += ["-r", str(begun), "--rate-period", f"{milliseconds}ms"]
+    how += ["-T", f"{seconds + PATIENCE_SECONDS:.0f}s"]
     found = _measured(server, request, how)
     return found | {"offered": rate, "unanswered": total - found["requests"]}
+
+
+def _pace(rate: float) -> tuple[int, int]:
+    """Connections to begin in so many milliseconds, at `rate` a second within 1%."""
+    for milliseconds in range(1, 1000):
+        begun = max(1, round(rate * milliseconds / 1e3))
+        if abs(1e3 * begun / milliseconds - rate) <= 0.01 * rate:
+            return begun, milliseconds
+    return max(1, round(rate)), 1000
 
 
 @contextmanager

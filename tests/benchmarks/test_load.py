@@ -79,6 +79,13 @@ def test_a_closed_loop_counts_images_refusals_and_what_they_cost(server: Server,
     assert closed(server, POST, clients=2, seconds=0.2)["requests"] >= 4
 
 
+@pytest.mark.parametrize("rate", [3.0, 20.0, 70.0, 333.0, 1500.0, 4321.0])
+def test_connections_begin_at_the_rate(rate: float):
+    begun, milliseconds = load._pace(rate)
+    assert 1e3 * begun / milliseconds == pytest.approx(rate, rel=0.01)
+    assert begun < 20  # in small groups
+
+
 @needs_h2load
 def test_arrivals_come_at_their_rate(server: Server):
     found = arriving(server, POST, rate=100.0, seconds=1.0)
