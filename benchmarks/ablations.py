@@ -7,44 +7,221 @@ from its first step, and is measured on the validation images: the ELBO of the a
 nats, higher is better. The learning rate stays constant after a short warm-up, so that the length
 of a run, which equal minutes leave open, changes nothing else. --list shows the rows.
 
+Most rows change the run's configuration. Three choices have no switch, because nobody should turn
+them off: data-dependent initialisation, weight normalisation, and how a convolutional model's gains
+are stored. They are changed here, from outside, in the model that the trainer builds.
+
 DIR/results.json is rewritten after every row: interrupted, the same command goes on with the row
-that it was at. DIR/ablations.md is the table; every row of it names the command that makes it
-alone. A row that is not compiled in the same way, or shares the machine with other work, gets
-fewer steps: the table has them beside the nats.
+that it was at. DIR/ablations.md is the table. A row that is not compiled in the same way, or shares
+the machine with other work, gets fewer steps: the table has them beside the nats.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import statistics
 import sys
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 if not __package__:  # run as a file: this folder's names would hide the packages'
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.ablation_rows import ROWS, Row, rows_for
-from benchmarks.harness import (
-    machine,
-    machine_line,
-    read_json,
-    table,
-    write_json,
-    write_whole,
-)
-from training.config import ConfigError, RunConfig, Runtime, run_preset
+import training.fit.trainer
+from benchmarks.harness import read_json, table, write_json, write_whole
+from benchmarks.timing import machine, machine_line
+from model.config import DiagonalPosterior, ModelConfig
+from model.layers import WeightNormLayer
+from training.config import ConfigError, RunConfig, Runtime, overridden, run_preset
 from training.errors import DataError, TrainingError
 from training.fit.device import prepare
 from training.fit.fit import fit
 
-# Longer than any budget: a run ends by its minutes.
-EPOCHS = 100_000
+EPOCHS = 100_000  # longer than any budget: a run ends by its minutes
 Result = dict[str, Any]
+Configure = Callable[[RunConfig], RunConfig]
+Alter = Callable[[nn.Module], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `alter` changes the model before its initialisation."""
+
+    name: str
+    what: str
+    configure: Configure = lambda config: config
+    alter: Alter | None = None
+    data_init: bool = True
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Make trainers build the row's model inside."""
+        loop: Any = training.fit.trainer
+        build, initialise = loop.build_model, loop.data_dependent_init
+        alter = self.alter
+
+        def altered(config: ModelConfig) -> Any:
+            model = build(config)
+            if alter is not None:
+                alter(model)
+            return model
+
+        loop.build_model = altered
+        if not self.data_init:
+            loop.data_dependent_init = contextlib.nullcontext
+        try:
+            yield
+        finally:
+            loop.build_model, loop.data_dependent_init = build, initialise
+
+
+def _normalised(model: nn.Module) -> Iterator[WeightNormLayer]:
+    return (layer for layer in model.modules() if isinstance(layer, WeightNormLayer))
+
+
+class Unnormalised:
+    """Mixed into a weight-normalised layer: w = v, masked, and no gain of its own.
+
+    Data-dependent initialisation gives the same start: the gain that it finds goes into v.
+    """
+
+    v: nn.Parameter
+    g: nn.Parameter
+    mask: Tensor | None
+    out_dim: int
+
+    def direction(self) -> Tensor:
+        """Give v with the mask applied, whatever its norm."""
+        return self.v if self.mask is None else self.v * self.mask
+
+    def weight(self) -> Tensor:
+        """Give the weight: v."""
+        return self.direction()
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Set v and bias so that pre-activations have mean 0 and the wanted deviation."""
+        super().initialize(x)  # type: ignore[misc]
+        shape = [1] * self.v.dim()
+        shape[self.out_dim] = -1
+        self.v.mul_(self.g.view(shape))
+        self.g.fill_(1.0)
+
+
+def without_weight_norm(model: nn.Module) -> None:
+    """Make every layer's weight a parameter as it is."""
+    for layer in _normalised(model):
+        layer.gain = "linear"
+        with torch.no_grad():
+            layer.g.fill_(1.0)
+        layer.g.requires_grad_(False)
+        layer.__class__ = type(f"Plain{type(layer).__name__}", (Unnormalised, type(layer)), {})
+
+
+def with_gain(gain: str) -> Alter:
+    """Store every layer's gain as `model.layers.WeightNormLayer` describes."""
+
+    def alter(model: nn.Module) -> None:
+        for layer in _normalised(model):
+            layer.gain = gain  # type: ignore[assignment]
+            with torch.no_grad():
+                layer.g.fill_(1.0 if gain == "linear" else 0.0)
+
+    return alter
+
+
+def _set(part: str, **changes: Any) -> Configure:
+    """Change fields of one part of the configuration: model, optim, train."""
+    return lambda config: overridden(config, {part: changes})
+
+
+def _posterior(where: Callable[[Any], bool] = lambda _posterior: True, **changes: Any) -> Configure:
+    """Change those fields of a flow's configuration, where they have a meaning to it."""
+
+    def configure(config: RunConfig) -> RunConfig:
+        posterior: Any = config.model.posterior
+        if isinstance(posterior, DiagonalPosterior) or not where(posterior):
+            return config
+        model: Any = replace(config.model, posterior=replace(posterior, **changes))
+        return replace(config, model=model)
+
+    return configure
+
+
+def _has_steps(posterior: Any) -> bool:
+    return bool(posterior.steps > 1)
+
+
+def _rate(factor: float, batch: float = 1.0) -> Configure:
+    """Multiply the learning rate and the batch."""
+
+    def configure(config: RunConfig) -> RunConfig:
+        optim = config.optim
+        size = max(1, round(optim.batch_size * batch))
+        rate = optim.learning_rate * factor
+        return overridden(config, {"optim": {"learning_rate": rate, "batch_size": size}})
+
+    return configure
+
+
+def _adam(config: RunConfig) -> RunConfig:
+    rate = config.optim.learning_rate / 2
+    return overridden(config, {"optim": {"kind": "adam", "learning_rate": rate}})
+
+
+def _widened(config: RunConfig) -> RunConfig:
+    """Twice the feature maps, both networks' alike."""
+    model: Any = config.model
+    maps = model.channels
+    wide = 2 * maps if isinstance(maps, int) else tuple(2 * n for n in maps)
+    return overridden(config, {"model": {"channels": wide}})
+
+
+ROWS = (
+    Row("base", "the preset as it is"),
+    Row("diagonal", "diagonal instead of IAF", _set("model", posterior=DiagonalPosterior())),
+    Row("gated", "z' = sigma z + (1 - sigma) m", _posterior(update="gated")),
+    Row("affine", "z' = (z - 0.1 m) / exp(0.1 s)", _posterior(update="affine")),
+    Row("same-order", "the order is never reversed", _posterior(_has_steps, reverse=False)),
+    Row("free-bits-0", "no free bits", _set("train", free_bits_nats=0.0)),
+    Row("free-bits-0.1", "0.1 free nats a part", _set("train", free_bits_nats=0.1)),
+    Row("free-bits-1", "1 free nat a part", _set("train", free_bits_nats=1.0)),
+    Row("free-bits-8", "8 free nats a part", _set("train", free_bits_nats=8.0)),
+    Row("no-kl-warmup", "the whole KL from the first step", _set("train", kl_warmup_epochs=0.0)),
+    Row("no-data-init", "gains 1, biases 0 at the start", data_init=False),
+    Row("no-weight-norm", "plain weights, the same start", alter=without_weight_norm),
+    Row("rate-x3", "3 times the learning rate", _rate(3.0)),
+    Row("rate-x6", "6 times the learning rate", _rate(6.0)),
+    Row("rate-x3-batch-half", "3 times the rate, half the batch", _rate(3.0, batch=0.5)),
+    Row("rate-x3-batch-twice", "3 times the rate, twice the batch", _rate(3.0, batch=2.0)),
+    Row("adam", "Adam at half the rate instead of Adamax", _adam),
+    Row("ema-0.99", "weights averaged over 100 steps", _set("optim", ema_decay=0.99)),
+    Row("weight-decay", "an L2 penalty of 0.0001", _set("optim", weight_decay=1e-4)),
+    Row("no-skip", "steps of large gradients are taken", _set("optim", skip_factor=0.0)),
+    Row("wide", "twice the feature maps", _widened),
+    Row("gain-exp", "gains exp(g)", alter=with_gain("exp")),
+    Row("gain-exp-third", "exp(g), g a third at the start", alter=with_gain("exp_third")),
+)
+
+
+def rows_for(base: RunConfig) -> list[Row]:
+    """The rows that differ from `base`, and the base itself first."""
+    return [
+        row
+        for row in ROWS
+        if row.name == "base"
+        or row.alter is not None
+        or not row.data_init
+        or row.configure(base) != base
+    ]
 
 
 def base_config(options: argparse.Namespace) -> RunConfig:
@@ -54,15 +231,6 @@ def base_config(options: argparse.Namespace) -> RunConfig:
     warmup = config.train.kl_warmup_epochs and options.kl_warmup_epochs
     train = replace(config.train, epochs=EPOCHS, kl_warmup_epochs=warmup)
     return replace(config, optim=optim, train=train)
-
-
-def command(row: Row, seed: int, options: argparse.Namespace) -> str:
-    """What makes this row alone."""
-    words = ["python benchmarks/ablations.py", f"--preset {options.preset}", f"--rows {row.name}"]
-    words += [f"--seeds {seed}", f"--budget-minutes {options.budget_minutes:g}"]
-    words += [f"--compile {options.compile}", f"--warmup-steps {options.warmup_steps}"]
-    words += [f"--kl-warmup-epochs {options.kl_warmup_epochs:g}", "--out DIR"]
-    return " ".join(words)
 
 
 def train_row(row: Row, config: RunConfig, options: argparse.Namespace) -> Result:
@@ -99,7 +267,6 @@ def described(row: Row, config: RunConfig, options: argparse.Namespace) -> Resul
         "budget_minutes": options.budget_minutes,
         "compile": options.compile,
         "config": config.to_dict(),
-        "command": command(row, config.train.seed, options),
     }
 
 
@@ -115,7 +282,6 @@ def run(rows: list[Row], base: RunConfig, options: argparse.Namespace) -> dict[s
             told = described(row, config, options)
             found = kept.get(f"{row.name}/{seed}", {})
             if any(found.get(name) != value for name, value in told.items()):
-                print(f"$ {told['command']}", flush=True)
                 found = {**told, **train_row(row, config, options)}
                 kept[f"{row.name}/{seed}"] = found
                 write_json(path, document)
@@ -139,8 +305,7 @@ def markdown(results: list[Result]) -> str:
         words = [name, own[0]["what"], f"{means[name]:.2f}", against, spread]
         lines.append([*words, str(len(own)), steps])
     head = ["row", "", "ELBO, nats", "against base", "deviation", "seeds", "steps"]
-    commands = "\n".join(f"    {own[0]['command']}" for own in by_row.values())
-    return f"{table(head, lines, left=2)}\n\nEach row alone:\n\n{commands}"
+    return table(head, lines, left=2)
 
 
 def arguments() -> argparse.Namespace:

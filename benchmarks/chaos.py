@@ -1,38 +1,51 @@
-"""Minutes of chaos on a real server: who asked what, and what became of it.
+"""Minutes of chaos on a real server, and attacks on it: what became of those who asked in earnest.
 
-    python benchmarks/chaos.py [--seconds 120] [--clients 24] [--seed 0] [--json FILE]
+    python benchmarks/chaos.py [storm attacks] [--seconds 120] [--seed 0] [--json FILE]
 
-A server process on a free loopback port serves three small models while clients ask, hurry, hang
-up anywhere, send garbage or too much or too slowly; models are swapped by the administrator and by
-the watched directory (broken ones too), unloaded and loaded again; engine threads are killed; and
-in the end SIGTERM comes while all ask. Every answer is compared with the bare graphs' (ONNX Runtime
-alone on the same files with the same noise). Exits with 1 if anything happened that may not.
+`storm`: a server process serves three small models while clients ask, hurry, hang up anywhere, send
+garbage or too much or too slowly; models are swapped by the administrator and by the watched
+directory (broken ones too), unloaded and loaded again; engine threads are killed; and in the end
+SIGTERM comes while all ask. Every answer is compared with the bare graphs' (ONNX Runtime alone on
+the same files with the same noise).
+
+`attacks`: each of `benchmarks/storm/attacks.py` for some seconds on a server of the shipped mnist:
+what became of the attack, of `/livez`, of a polite client with another key, and of the memory.
+
+Exits with 1 if anything happened that may not.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 # Run as a file, this folder comes first on the path, where other programs' names could hide ours.
 sys.path[0] = str(ROOT)
 sys.path.append(str(ROOT / "tests"))  # the small model of the tests is written without training
 
-from tiny_bundle import TinyModel, write_tiny_bundle  # noqa: E402
-
-from benchmarks.chaos_run import HABITS, Report, Storm, storm  # noqa: E402
+from benchmarks.harness import write_json  # noqa: E402
+from benchmarks.load import Request  # noqa: E402
+from benchmarks.score_graph import drawn_images  # noqa: E402
+from benchmarks.serving import stop_servers_when_ended  # noqa: E402
+from benchmarks.storm.attacks import ATTACKS, Suffered, suffered  # noqa: E402
+from benchmarks.storm.course import HABITS, Report, Storm, storm  # noqa: E402
+from benchmarks.systems import SHIPPED, npy, service  # noqa: E402
 
 MODELS = ("tiny", "watched", "passing")
+KEYS = {"rude": "rude", "polite": "polite"}  # key -> holder
+CALM = "nothing"
+LIVE_P99_MS, POLITE_P99_MS, GROWTH_MIB = 250.0, 1000.0, 300.0
 
 
 def write_editions(folder: Path) -> dict[str, list[Path]]:
     """Two bundles of each model, all with weights of their own."""
+    from tiny_bundle import TinyModel, write_tiny_bundle
+
     editions = {}
     for number, name in enumerate(MODELS):
         editions[name] = [folder / f"{name}-{edition}" for edition in range(2)]
@@ -42,7 +55,7 @@ def write_editions(folder: Path) -> dict[str, list[Path]]:
     return editions
 
 
-def show(report: Report, seconds: float) -> None:
+def show_storm(report: Report) -> None:
     """The tables."""
     print("\n| what clients did | what became of it | times |\n|---|---|---|")
     for (doing, outcome), times in sorted(report.tally.told.items()):
@@ -54,24 +67,75 @@ def show(report: Report, seconds: float) -> None:
     print(f"\nengine threads killed: {report.kills}")
     print(f"slowest answer: {report.tally.slowest:.2f} s")
     print(f"resident memory: {before:.0f} MiB before, {after:.0f} MiB after")
-    print(f"{seconds:.0f} s in all; {sum(report.faults.values())} faults")
     for fault, times in report.faults.most_common():
         print(f"FAULT ({times}x): {fault}")
 
 
+def attacked(names: list[str], seconds: float, bundle: Path) -> list[Suffered]:
+    """Each attack on a server of its own, after a time without any."""
+    from service.api.security.keys import key_line
+
+    polite = npy().request(drawn_images(bundle, 1))
+    headers = {**polite.headers, "authorization": "Bearer polite"}
+    polite = Request(polite.path, polite.body, headers, 1)
+    found = []
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        keys = Path(folder) / "keys"
+        keys.write_text("".join(key_line(n, name) + "\n" for n, name in KEYS.items()))
+        for name in (CALM, *names):
+            with service(bundle, keys_file=keys).running(bundle) as server:
+                found.append(suffered(server, name, "rude", polite, seconds))
+            print(line(found[-1]), file=sys.stderr, flush=True)
+    return found
+
+
+HEAD = (
+    "| attack | became of it | /livez p99 ms | polite p50, p99 ms | polite failed | MiB, most "
+    "| faults |\n|---|---|---:|---:|---:|---:|---|"
+)
+
+
+def line(one: Suffered) -> str:
+    """A row of the table."""
+    outcomes = ", ".join(f"{what}: {times}" for what, times in one.outcomes.most_common(4))
+    polite, memory = one.polite, one.memory_mib
+    times = " and ".join(f"{polite.get(f'{p}_ms', float('nan')):.0f}" for p in ("p50", "p99"))
+    return (
+        f"| {one.name} | {outcomes} | {one.live_p99_ms:.0f} | {times} | {unanswered(one):.0f} "
+        f"| {memory[0]:.0f}, {max(memory):.0f} | {'; '.join(faults(one))} |"
+    )
+
+
+def unanswered(one: Suffered) -> float:
+    """Requests of the polite client without a right answer."""
+    return sum(one.polite.get(kind, 0.0) for kind in ("failed", "refused", "unanswered"))
+
+
+def faults(one: Suffered) -> list[str]:
+    """What may not be."""
+    grown = max(one.memory_mib) - one.memory_mib[0]
+    return [
+        *["/livez is late"] * (one.live_p99_ms > LIVE_P99_MS),
+        *["the polite wait"] * (one.polite.get("p99_ms", 1e9) > POLITE_P99_MS),
+        *["the polite are not answered"] * (unanswered(one) > 0),
+        *["memory grows"] * (grown > GROWTH_MIB),
+    ]
+
+
 def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=120.0, help="of chaos (default: 120)")
-    parser.add_argument("--last-seconds", type=float, default=3.0, help="of load before SIGTERM")
-    parser.add_argument(
-        "--clients", type=int, default=24, help=f"at least {len(HABITS)}, one for each habit"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of what clients choose")
-    parser.add_argument("--swap-seconds", type=float, default=0.5, help="between two swaps")
-    parser.add_argument("--kill-seconds", type=float, default=2.0, help="between killed threads")
-    parser.add_argument("--json", type=Path, help="write the outcome to this file")
+    add, parts = parser.add_argument, ("storm", "attacks")
+    add("parts", nargs="*", choices=[*parts, []], default=list(parts), help="default: both")
+    add("--seconds", type=float, default=120.0, help="of the storm (default 120)")
+    add("--clients", type=int, default=24, help=f"at least {len(HABITS)}, one for each habit")
+    add("--seed", type=int, default=0, help="of what clients choose")
+    add("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS), help="default: all")
+    add("--attack-seconds", type=float, default=5.0, help="of each (default 5)")
+    add("--bundle", type=Path, default=SHIPPED / "mnist", help="that is attacked")
+    add("--json", type=Path, help="write the outcome to this file")
     given = parser.parse_args()
     if given.clients < len(HABITS):
         parser.error(f"--clients must be at least {len(HABITS)}, one for each habit")
@@ -79,18 +143,34 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    given = vars(arguments())
-    destination = given.pop("json")
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
-        folder = Path(name)
-        report = asyncio.run(storm(write_editions(folder), folder, Storm(**given)))
-    show(report, time.monotonic() - began)
-    if destination is not None:
+    """Storm, attack, and say what became of it."""
+    given = arguments()
+    stop_servers_when_ended()
+    document: dict[str, Any] = {}
+    wrong = False
+    if "storm" in given.parts:
+        how = Storm(
+            seconds=given.seconds,
+            last_seconds=3.0,
+            clients=given.clients,
+            seed=given.seed,
+            swap_seconds=0.5,
+            kill_seconds=2.0,
+        )
+        with tempfile.TemporaryDirectory(prefix="chaos-") as name:
+            report = asyncio.run(storm(write_editions(Path(name)), Path(name), how))
+        show_storm(report)
         told = {" ".join(key): times for key, times in sorted(report.tally.told.items())}
-        outcome = {"options": given, "told": told, "faults": dict(report.faults)}
-        destination.write_text(json.dumps(outcome, indent=2) + "\n")
-    sys.exit(1 if report.faults else 0)
+        document["storm"] = {"told": told, "faults": dict(report.faults)}
+        wrong |= bool(report.faults)
+    if "attacks" in given.parts:
+        found = attacked(given.attacks, given.attack_seconds, given.bundle)
+        print("\n" + "\n".join([HEAD, *map(line, found)]))
+        document["attacks"] = {one.name: {**vars(one), "faults": faults(one)} for one in found}
+        wrong |= any(map(faults, found))
+    if given.json is not None:
+        write_json(given.json, document)
+    sys.exit(1 if wrong else 0)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """Fitting one posterior to one target: how tight it becomes, and what a step costs.
 
+Targets are densities with a known normaliser over maps of latents `[C, S, S]`, flattened: `Linear`
+is a posterior that a VAE really has to match; `Bent` is the same, no longer Gaussian. KL(q || p) is
+then an absolute number of nats: no constant is missing, and zero is perfect.
+
 A posterior is a diagonal Gaussian and a flow of `model.flows` under a context, as in a VAE, where
 every row of a batch has a context of its own; here all rows have the same, learned one, which an
 encoder could have given. The flow computes its conditions for every row all the same: the cost is
@@ -14,11 +18,12 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.flow_targets import Target
 from model.config import (
     ConvIafPosterior,
     CouplingPosterior,
@@ -33,10 +38,95 @@ from model.flows.flow import build_conv_flow, build_flow, conv_context_channels
 from model.layers import data_dependent_init
 from training.fit.optim import Ema
 
+LOG_2PI = math.log(2 * math.pi)
 CONTEXT, MAPS = 64, 64  # units of a flat context; maps of a convolutional one
 INIT_ROWS, EVALUATION_ROWS = 256, 1024
 AVERAGE_DECAY = 0.98
-STEP_GROWTH = 1.5  # between two evaluations
+
+
+class Target(Protocol):
+    """p(z) over `[B, D]`."""
+
+    shape: tuple[int, int, int]
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z), `[B]`, in nats, normalised."""
+
+
+def lattice(dim: int) -> tuple[int, int, int]:
+    """Maps (C, S, S) of `dim` latents: S the largest power of two that leaves 8 channels."""
+    size = 1
+    while 8 * (2 * size) ** 2 <= dim:
+        size *= 2
+    if dim % size**2:
+        raise ValueError(f"{dim} latents do not fill maps of {size} x {size}")
+    return dim // size**2, size, size
+
+
+class Linear:
+    """p(z|x) at x = 0 of the linear VAE z ~ N(0, I), x = A z + noise of variance `noise`.
+
+    A is a random 3x3 convolution from C to C / 2 maps, so that latents near each other explain
+    the same pixels and become dependent ("explaining away"). p(z|x) is Gaussian with precision
+    I + A'A / noise: no order of the latents is special to it.
+    """
+
+    def __init__(self, dim: int, noise: float = 0.05, seed: int = 0) -> None:
+        self.shape = lattice(dim)
+        channels = self.shape[0]
+        generator = torch.Generator().manual_seed(seed)
+        outputs = max(1, channels // 2)
+        kernel = torch.randn(outputs, channels, 3, 3, generator=generator, dtype=torch.float64)
+        self.kernel = kernel / math.sqrt(9 * outputs * noise)  # A / sqrt(noise), A'A near I
+        _, log_det = torch.linalg.slogdet(self.precision())
+        self.log_normaliser = 0.5 * (log_det.item() - dim * LOG_2PI)
+        self.kernel = self.kernel.float()
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        return F.conv2d(z.view(-1, *self.shape), self.kernel.to(z), padding=1).flatten(1)
+
+    def precision(self) -> Tensor:
+        """The precision matrix `[D, D]`, float64."""
+        eye = torch.eye(math.prod(self.shape), dtype=torch.float64)
+        decoded = self._decoded(eye)  # [D, outputs S S] = A'
+        return eye + decoded @ decoded.T
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """See `Target`."""
+        energy = z.square().sum(dim=1) + self._decoded(z).square().sum(dim=1)
+        log_p: Tensor = self.log_normaliser - 0.5 * energy
+        return log_p
+
+    def diagonal_gap(self) -> float:
+        """KL(q || p) in nats of the best diagonal Gaussian q, variances 1 / precision_ii."""
+        precision = self.precision()
+        _, log_det = torch.linalg.slogdet(precision)
+        return 0.5 * float(precision.diagonal().log().sum() - log_det)
+
+
+class Bent:
+    """`Linear`, bent: z_i = w_i + `bend` cos(3 z_{i-1}) along a chain through all latents.
+
+    The chain runs against the order of the flows, from the last latent to the first. It is
+    unit-triangular, so p(z) = p_linear(w): volumes and the normaliser stay.
+    """
+
+    def __init__(self, dim: int, bend: float = 0.5, seed: int = 0) -> None:
+        self.straight = Linear(dim, seed=seed)
+        self.shape = self.straight.shape
+        self.bend = bend
+
+    def straightened(self, z: Tensor) -> Tensor:
+        """w `[B, D]` from z: all at once."""
+        before = F.pad(z[:, 1:], (0, 1))  # z_{i-1} of the chain; the first has none
+        return z - self.bend * torch.cos(3 * before)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """See `Target`."""
+        return self.straight.log_prob(self.straightened(z))
+
+
+TARGETS: dict[str, Callable[[int], Target]] = {"linear": Linear, "bent": Bent}
 
 
 def candidates(width: int) -> dict[str, PosteriorConfig]:
@@ -107,16 +197,6 @@ class FitSettings:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Point:
-    """KL(q || p) after so many steps, which took so many seconds; nats, all latents together."""
-
-    step: int
-    seconds: float
-    gap_nats: float
-    standard_error_nats: float
-
-
 def gap(posterior: nn.Module, target: Target, eps: Tensor, rows: int) -> tuple[float, float]:
     """KL(q || p) by Monte Carlo, and its standard error, from noise `eps [N, D]`."""
     with torch.no_grad():
@@ -128,46 +208,30 @@ def gap(posterior: nn.Module, target: Target, eps: Tensor, rows: int) -> tuple[f
     return values.mean().item(), values.std().item() / math.sqrt(len(values))
 
 
-def evaluation_steps(last: int | None = None) -> Callable[[int], bool]:
-    """After which steps all posteriors are measured: 8, then 1.5 times as many each time."""
-    grid, step = set(), 8.0
-    while step < 1e9:
-        grid.add(round(step))
-        step *= STEP_GROWTH
-    return lambda done: done in grid or done == last
-
-
 def fit(
     posterior: Posterior,
     target: Target,
     settings: FitSettings,
     seconds: float,
     least_steps: int = 8,
-) -> list[Point]:
-    """Minimise KL(q || p) for `seconds` of processor time, without those of the measurements.
+) -> dict[str, float]:
+    """Minimise KL(q || p) for `seconds` of processor time.
 
-    Gives the gap of the averaged weights on the way; the last point is the end's. Ends early,
-    with a gap of nan, where the fit has diverged.
+    Gives the steps, and the gap of the averaged weights in nats, all latents together, with its
+    standard error; nan where the fit has diverged.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    dim = math.prod(target.shape)
-    test_eps = torch.randn(EVALUATION_ROWS, dim, generator=generator)
+    test_eps = torch.randn(EVALUATION_ROWS, math.prod(target.shape), generator=generator)
     average = copy.deepcopy(posterior)
     ema = Ema(posterior, average, AVERAGE_DECAY)
     optimizer = torch.optim.Adamax(posterior.parameters(), lr=settings.learning_rate, foreach=True)
-    due, points, step, spent = evaluation_steps(), [], 0, 0.0
-    while True:
-        started = time.process_time()
+    started, step = time.process_time(), 0
+    while step < least_steps or time.process_time() - started < seconds:
         train_step(posterior, target, optimizer, settings.batch_size, generator)
         step += 1
         ema.update(step)
-        spent += time.process_time() - started
-        done = spent >= seconds and step >= least_steps
-        if done or due(step):
-            value, error = gap(average, target, test_eps, settings.batch_size)
-            points.append(Point(step, spent, value, error))
-        if done or not math.isfinite(points[-1].gap_nats if points else 0.0):
-            return points
+    value, error = gap(average, target, test_eps, settings.batch_size)
+    return {"step": step, "gap_nats": value, "standard_error_nats": error}
 
 
 def train_step(

@@ -3,14 +3,13 @@
     python benchmarks/flows.py --out DIR [--budget-minutes 30] [--dims 32 128 ...] [--quick]
 
 Every posterior is fitted by stochastic optimisation to densities whose normaliser is known
-(benchmarks/flow_targets.py): the posterior of a linear VAE with a local decoder, and the same bent
+(benchmarks/flow_fits.py): the posterior of a linear VAE with a local decoder, and the same bent
 out of Gaussian shape. So E_q[log q - log p] = KL(q || p) is absolute: nats that a VAE's bound would
 lose; 0 is perfect. All have the same batch, optimiser, learning rate and seed.
 
 A fit takes the same processor seconds whatever the posterior, more at larger dimensions, so that
-all fits together take about --budget-minutes. Two comparisons come from each: after equal seconds,
-and after equal steps, as many as the slowest posterior has taken. The cost is the time of a
-forward and a backward pass of the flow, its conditions computed for every row, as in training.
+all fits together take about --budget-minutes. The cost is the time of a forward and a backward pass
+of the flow, its conditions computed for every row, as in training.
 
 DIR gets results.json (rewritten after every fit: interrupted, the same command goes on where it
 stopped), flows.md and flows.png. A posterior of more than --most-parameters weights is not run,
@@ -21,9 +20,10 @@ whose encoder would have to give D (D - 1) / 2 and 2 D K numbers.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,20 +34,28 @@ if not __package__:  # run as a file: this folder's names would hide the package
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.flow_fits import (
+    TARGETS,
     FitSettings,
     Posterior,
+    Target,
     candidates,
     cost_ms,
     fit,
+    lattice,
     parameters_of,
 )
-from benchmarks.flow_report import markdown, plot
-from benchmarks.flow_targets import TARGETS, Target, lattice
-from benchmarks.harness import machine, machine_line, read_json, write_json, write_whole
+from benchmarks.harness import read_json, table, write_json, write_whole
+from benchmarks.timing import machine, machine_line
 from model.config import PosteriorConfig
 
 DIMS, QUICK_DIMS = [32, 128, 512, 1024, 4096], [32, 128]
 RESULTS = "results.json"
+# Families whose best member is compared with the best IAF.
+FAMILIES = {"planar": ("planar",), "coupling": ("coupling",), "flat IAF": ("IAF",)}
+IAF = ("IAF", "conv IAF")
+
+Found = dict[str, Any]  # a row of the results
+Value = Callable[[Found], float]
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,7 @@ def measure(row: Row, target: Target, settings: FitSettings) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     posterior = Posterior(row.config, target.shape)
     cost = cost_ms(posterior, settings.batch_size)
-    points = fit(posterior, target, settings, row.seconds)
-    return {"cost_ms": cost, "points": [asdict(point) for point in points]}
+    return {"cost_ms": cost, **fit(posterior, target, settings, row.seconds)}
 
 
 def results(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -127,12 +134,104 @@ def results(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def _progress(n: int, total: int, row: Row, found: dict[str, Any], wall: float) -> str:
-    last = found["points"][-1]
     return (
         f"[{n}/{total}] {row.target} {row.dim:5} {row.name:18} {found['cost_ms']:8.2f} ms, "
-        f"{last['gap_nats'] / row.dim:8.4f} nats a latent after {last['step']} steps, "
-        f"{last['seconds']:.0f} s ({wall:.0f} s by the clock)"
+        f"{gap_a_latent(found):8.4f} nats a latent after {found['step']} steps, "
+        f"{row.seconds:.0f} s ({wall:.0f} s by the clock)"
     )
+
+
+# ------------------------------------------------------------------ the table and the plot
+
+
+def gap_a_latent(found: Found) -> float:
+    """Nats a latent at the end of a fit, nan where it was not run."""
+    return found["gap_nats"] / found["dim"] if found["run"] else math.nan
+
+
+def _unique(rows: list[Found], name: str) -> list[Any]:
+    return list(dict.fromkeys(row[name] for row in rows))
+
+
+def _grid(rows: list[Found], value: Value, form: str) -> str:
+    """Posteriors down, dimensions across."""
+    dims = _unique(rows, "dim")
+    cells: dict[tuple[str, int], str] = {}
+    for row in rows:
+        told = format(value(row), form) if row["run"] else f"{row['parameters'] / 1e6:.0f}M weights"
+        cells[row["posterior"], row["dim"]] = told
+    names = _unique(rows, "posterior")
+    lines = [[name, *(cells.get((name, dim), "") for dim in dims)] for name in names]
+    return table(["", *map(str, dims)], lines)
+
+
+def _behind(rows: list[Found]) -> str:
+    """How many times the best IAF's gap the best of each other family has."""
+
+    def best(dim: int, starts: tuple[str, ...]) -> float:
+        own = [row for row in rows if row["dim"] == dim and row["posterior"].startswith(starts)]
+        return min((v for v in map(gap_a_latent, own) if math.isfinite(v)), default=math.nan)
+
+    dims = _unique(rows, "dim")
+    lines = [
+        [f"best {name}", *(f"{best(d, starts) / best(d, IAF):.2f}" for d in dims)]
+        for name, starts in FAMILIES.items()
+    ]
+    return table(["times the best IAF's gap", *map(str, dims)], lines)
+
+
+def markdown(rows: list[Found]) -> str:
+    """Cost and weights, then the gaps for every target."""
+    first = [row for row in rows if row["target"] == rows[0]["target"]]
+    parts = [
+        "Milliseconds of a forward and backward pass, by the number of latents:",
+        _grid(first, lambda row: row["cost_ms"], ".2f"),
+        "Weights, in thousands:",
+        _grid([{**row, "run": True} for row in first], lambda r: r["parameters"] / 1e3, ",.0f"),
+    ]
+    for target in _unique(rows, "target"):
+        own = [row for row in rows if row["target"] == target]
+        seconds = {row["dim"]: f"{row['dim']}: {row['seconds']:.0f} s" for row in own}
+        limits = ", ".join(seconds.values())
+        parts += [
+            f"KL(q || p) in nats a latent, target `{target}`, after equal seconds ({limits}):",
+            _grid(own, gap_a_latent, ".4f"),
+            _behind(own),
+        ]
+    return "\n\n".join(parts)
+
+
+def plot(rows: list[Found], path: Path) -> None:
+    """Cost, weights, and the gap to each target, by the number of latents."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    targets = _unique(rows, "target")
+    first = [row for row in rows if row["target"] == targets[0]]
+    panels: list[tuple[str, list[Found], Value]] = [
+        ("ms, forward and backward", first, lambda row: row["cost_ms"]),
+        ("weights of the flow", first, lambda row: max(1, row["parameters"])),
+    ]
+    for target in targets:
+        own = [row for row in rows if row["target"] == target]
+        # Gaps near zero are noise around it: a floor keeps them on a logarithmic axis.
+        title = f"{target}: nats a latent, equal seconds"
+        panels.append((title, own, lambda row: max(gap_a_latent(row), 1e-4)))
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 4.5))
+    for ax, (title, own, value) in zip(axes, panels, strict=True):
+        for name in _unique(own, "posterior"):
+            line = [row for row in own if row["posterior"] == name and row["run"]]
+            style = {"planar": ":", "coupling": "--"}.get(name.split(",")[0], "-")
+            xs, ys = [row["dim"] for row in line], [value(row) for row in line]
+            ax.loglog(xs, ys, style, marker="o", label=name)
+        ax.set(title=title, xlabel="latents")
+        ax.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=5, frameon=False)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
+    figure.savefig(path, dpi=110, format="png")
+    plt.close(figure)
 
 
 def arguments() -> argparse.Namespace:

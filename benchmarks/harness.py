@@ -1,95 +1,11 @@
-"""What the programs share: the machine they ran on, timings to compare, files written whole."""
+"""What the programs share: files written whole, and tables."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-
-from training.runs.provenance import git_revision, processor
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One measurement: seconds by the clock, and of this process's processor time."""
-
-    wall: float
-    cpu: float
-
-    def per(self, count: float) -> Timing:
-        """One of `count` equal parts."""
-        return Timing(self.wall / count, self.cpu / count)
-
-
-def timed(run: Callable[[], object], device: torch.device | None = None) -> Timing:
-    """Time one call, with what it left queued on a GPU."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return Timing(time.perf_counter() - wall, time.process_time() - cpu)
-
-
-def repeated(run: Callable[[], object], seconds: float, device: torch.device) -> Timing:
-    """Time calls for at least `seconds`, and one at least; gives the time of one."""
-    total, calls = Timing(0.0, 0.0), 0
-    while calls == 0 or total.wall < seconds:
-        one = timed(run, device)
-        total = Timing(total.wall + one.wall, total.cpu + one.cpu)
-        calls += 1
-    return total.per(calls)
-
-
-def alternated(runs: Mapping[str, Callable[[], Timing]], rounds: int) -> dict[str, list[Timing]]:
-    """Take every measurement in turn, `rounds` times over: a machine's drift hits all of them."""
-    found: dict[str, list[Timing]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            found[name].append(run())
-    return found
-
-
-def effort(timing: Timing, device: torch.device) -> float:
-    """What ratios are taken of: processor seconds, which a busy neighbour disturbs less than the
-    clock; on a GPU the clock."""
-    return timing.wall if device.type == "cuda" else timing.cpu
-
-
-def median_ratio(slow: Sequence[Timing], fast: Sequence[Timing], device: torch.device) -> float:
-    """How many times `fast` goes into `slow`, round by round, and of these the median."""
-    pairs = zip(slow, fast, strict=True)
-    return statistics.median(effort(s, device) / effort(f, device) for s, f in pairs)
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What was measured on, and with what."""
-    name = processor()
-    if device.type == "cuda":
-        name = f"{torch.cuda.get_device_name(device)}, {name}"
-    return {
-        "machine": f"{name} ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-        "torch": torch.__version__,
-        "revision": git_revision(),
-    }
-
-
-def machine_line(facts: Mapping[str, Any]) -> str:
-    """The same for people, in one line."""
-    return (
-        f"{facts['machine']}, {facts['threads']} of {facts['cores']} cores, {facts['device']}, "
-        f"torch {facts['torch']}, revision {facts['revision'][:12]}"
-    )
 
 
 def write_whole(path: Path, text: str) -> None:

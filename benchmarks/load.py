@@ -1,279 +1,175 @@
-"""HTTP load from one thread: closed loops of N clients, and Poisson arrivals at a rate.
+"""Load on a server of the loopback by h2load, and what became of it.
 
-In a closed loop each client sends its next request when it has the answer to the last. Arrivals of
-an open loop do not wait for anything: their times are drawn beforehand, each takes a free
-connection or opens one, and latencies count from the time that was drawn, also where the request
-was sent later. So a server that stalls is charged for everything that arrived meanwhile.
-
-Sockets, epoll and bytes that were prepared beforehand: an asyncio client costs several times the
-processor time, which a server on the same cores would lack. What the client took is reported.
+h2load (nghttp2; `apt-get install nghttp2-client`) makes closed loops and arrivals at a rate, and
+writes a line a request, from which everything here is computed. Our own are only the arithmetic
+and the server's processor time, which no generator sees.
 """
 
 from __future__ import annotations
 
-import gc
-import select
-import socket
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.load_answers import HttpAnswer, Reader
-from benchmarks.load_results import Kind, Outcome, Record
+from benchmarks.server import Server
 
-MOST_CONNECTIONS = 1024  # of an open loop; arrivals above them wait, and their clock runs
-READ_BYTES = 1 << 18
-PATIENCE_SECONDS = 10.0  # for answers after the last request
-WAKE_SECONDS = 0.1  # to look at the clock where nothing happens
+GOOD_SECONDS = 1.0  # an answer that takes longer is not counted as goodput
+MOST_CONNECTIONS = 1000  # of arrivals; each sends at its part of the rate,
+INTERVAL_SECONDS = 0.5  # so often where they suffice
+PATIENCE_SECONDS = 5.0  # for answers after the last arrival
+WARM_SECONDS = 0.7
+REFUSALS = (429, 503)  # the server says that it will not
+
+Figures = dict[str, float]
+
+
+class LoadError(Exception):
+    """The generator is missing, or did not do what it should."""
 
 
 @dataclass(frozen=True)
-class Message:
-    """A whole HTTP request, of how many images, and the body that answers it where that is known to
-    the byte."""
+class Request:
+    """A POST of so many images."""
 
-    request: bytes
+    path: str
+    body: bytes
+    headers: Mapping[str, str]
     images: int
-    answer: bytes | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Closed:
-    """`clients` connections, for `seconds` or until `requests` are sent."""
+def closed(server: Server, request: Request, clients: int, seconds: float) -> Figures:
+    """`clients` that send their next request when they have the answer, for about `seconds`.
 
-    clients: int
-    seconds: float = float("inf")
-    requests: float = float("inf")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Poisson:
-    """`rate` requests a second for `seconds`, with exponential gaps."""
-
-    rate: float
-    seconds: float
-    seed: int = 0
-    connections: int = MOST_CONNECTIONS
-
-    def times(self) -> NDArray[np.float64]:
-        """When the requests arrive, in seconds from the start."""
-        rng = np.random.default_rng(self.seed)
-        expected = self.rate * self.seconds
-        gaps = rng.exponential(1.0 / self.rate, int(expected + 10 * expected**0.5 + 10))
-        times = np.cumsum(gaps)
-        return times[times < self.seconds]
-
-
-Load = Closed | Poisson
-
-
-class _Connection:
-    """A keep-alive connection and the request that it carries."""
-
-    __slots__ = ("due", "left", "message", "reader", "sent", "sock", "watched")
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.reader = Reader()
-        self.message: Message | None = None
-        self.left = memoryview(b"")
-        self.due = self.sent = 0.0
-        self.watched = select.EPOLLIN
-
-
-class Generator:
-    """One measurement of a server on a port of the loopback.
-
-    server_cpu: processor seconds of the server so far, read before and after.
+    All requests are answered in the end: their number comes from a short run before.
     """
+    warm = ["-c", str(clients), "-D", f"{1e3 * WARM_SECONDS:.0f}ms"]
+    rate = len(_run(server, request, warm)) / WARM_SECONDS
+    return counted(server, request, clients, max(2, round(rate * seconds / clients)) * clients)
 
-    def __init__(
-        self,
-        port: int,
-        messages: Sequence[Message],
-        server_cpu: Callable[[], float] = lambda: 0.0,
-        patience_seconds: float = PATIENCE_SECONDS,
-    ) -> None:
-        self._address, self._messages = ("127.0.0.1", port), cycle(messages)
-        self._server_cpu, self._patience = server_cpu, patience_seconds
-        self._epoll = select.epoll()
-        self._open: dict[int, _Connection] = {}
-        self._idle: list[_Connection] = []
-        self._records: list[Record] = []
-        self._busy = 0
 
-    def run(self, load: Load) -> Outcome:
-        """Send everything, await the answers, and say what became of them."""
-        collecting = gc.isenabled()
-        gc.collect()
-        gc.disable()  # its pauses would be the server's latencies
-        server, client = self._server_cpu(), time.thread_time()
-        start = time.perf_counter()
+def counted(server: Server, request: Request, clients: int, requests: int) -> Figures:
+    """A closed loop of so many requests."""
+    return _measured(server, request, ["-c", str(clients), "-n", str(requests)])
+
+
+def arriving(server: Server, request: Request, rate: float, seconds: float) -> Figures:
+    """`rate` requests a second, evenly, whatever becomes of them.
+
+    Each of many connections sends at its part of the rate, and they begin one after the other; who
+    waits for an answer longer than a connection's interval sends late.
+    """
+    total = max(1, round(rate * seconds))
+    connections = max(1, min(MOST_CONNECTIONS, round(rate * INTERVAL_SECONDS)))
+    begun, milliseconds = _pace(rate)
+    how = ["-c", str(connections), "-n", str(total), "--rps", f"{rate / connections:.6f}"]
+    how += ["-r", str(begun), "--rate-period", f"{milliseconds}ms"]
+    how += ["-T", f"{seconds + PATIENCE_SECONDS:.0f}s"]
+    found = _measured(server, request, how)
+    return found | {"offered": rate, "unanswered": total - found["requests"]}
+
+
+def _pace(rate: float) -> tuple[int, int]:
+    """Connections to begin in so many milliseconds, at `rate` a second within 1%."""
+    for milliseconds in range(1, 1000):
+        begun = max(1, round(rate * milliseconds / 1e3))
+        if abs(1e3 * begun / milliseconds - rate) <= 0.01 * rate:
+            return begun, milliseconds
+    return max(1, round(rate)), 1000
+
+
+@contextmanager
+def beside(server: Server, request: Request) -> Iterator[None]:
+    """One client that sends `request` without a pause meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="load-") as folder:
+        command = _command(server, request, ["-c", "1", "-n", "1000000"], Path(folder))
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            if isinstance(load, Closed):
-                self._closed(load, start)
-            else:
-                self._poisson(load, start)
+            yield
         finally:
-            end = time.perf_counter()
-            self._close()
-            if collecting:
-                gc.enable()
-        return Outcome(
-            records=self._records,
-            start=start,
-            seconds=end - start,
-            offered=load.rate if isinstance(load, Poisson) else None,
-            server_cpu_seconds=self._server_cpu() - server,
-            client_cpu_seconds=time.thread_time() - client,
+            process.kill()
+            process.wait()
+
+
+def _measured(server: Server, request: Request, how: list[str]) -> Figures:
+    """The figures with what they cost: an image that failed is not paid for."""
+    before, own = server.cpu_seconds(), _children_seconds()
+    lines = _run(server, request, how)
+    if not len(lines):
+        raise LoadError("h2load: no request was answered")
+    cpu, client = server.cpu_seconds() - before, _children_seconds() - own
+    found = _figures(lines)
+    found |= {name: found[name] * request.images for name in ("images_per_second", "goodput")}
+    if found["ok"]:
+        found["cpu_us"] = 1e6 * cpu / (found["ok"] * request.images)
+    return found | {"client_us": 1e6 * client / found["requests"]}
+
+
+def _run(server: Server, request: Request, how: list[str]) -> NDArray[np.float64]:
+    """What h2load has logged, ``[requests, 3]``: start in seconds, status (-1: none), seconds."""
+    with tempfile.TemporaryDirectory(prefix="load-") as name:
+        folder = Path(name)
+        done = subprocess.run(
+            _command(server, request, how, folder), capture_output=True, text=True, check=False
         )
-
-    def _closed(self, load: Closed, start: float) -> None:
-        end = start + load.seconds
-        left = load.requests
-        for connection in [self._connect() for _ in range(load.clients)]:
-            self._send(connection, time.perf_counter())
-            left -= 1
-        deadline = end + self._patience if end < float("inf") else None
-        while self._busy:
-            self._receive(WAKE_SECONDS)
-            now = time.perf_counter()
-            if deadline is not None and now > deadline:
-                break
-            if now >= end or left <= 0:
-                continue
-            while left > 0 and (self._idle or len(self._open) < load.clients):
-                connection = self._idle.pop() if self._idle else self._connect()
-                self._send(connection, time.perf_counter())
-                left -= 1
-
-    def _poisson(self, load: Poisson, start: float) -> None:
-        waiting = deque((start + load.times()).tolist())
-        late: deque[float] = deque()
-        end = start + load.seconds + self._patience
-        while waiting or late or self._busy:
-            now = time.perf_counter()
-            while waiting and waiting[0] <= now:
-                late.append(waiting.popleft())
-            while late and (self._idle or len(self._open) < load.connections):
-                self._send(self._idle.pop() if self._idle else self._connect(), late.popleft())
-            if now > end:
-                break
-            self._receive(_until(waiting[0]) if waiting else WAKE_SECONDS)
-        for due in late:
-            self._records.append(Record(due, due, time.perf_counter(), 0, Kind.UNANSWERED))
-
-    def _connect(self) -> _Connection:
-        sock = socket.create_connection(self._address, timeout=5.0)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setblocking(False)
-        connection = _Connection(sock)
-        self._open[sock.fileno()] = connection
-        self._epoll.register(sock.fileno(), select.EPOLLIN)
-        return connection
-
-    def _send(self, connection: _Connection, due: float) -> None:
-        connection.message = message = next(self._messages)
-        connection.due, connection.sent = due, time.perf_counter()
-        connection.left = memoryview(message.request)
-        self._busy += 1
-        self._flush(connection)
-
-    def _flush(self, connection: _Connection) -> None:
-        try:
-            while connection.left:
-                connection.left = connection.left[connection.sock.send(connection.left) :]
-        except BlockingIOError:
-            self._watch(connection, select.EPOLLIN | select.EPOLLOUT)
-        except OSError:
-            self._lost(connection)
-        else:
-            self._watch(connection, select.EPOLLIN)
-
-    def _watch(self, connection: _Connection, events: int) -> None:
-        if connection.watched != events:
-            connection.watched = events
-            self._epoll.modify(connection.sock.fileno(), events)
-
-    def _receive(self, seconds: float) -> None:
-        """What has come, or comes within `seconds`; epoll alone counts in milliseconds."""
-        if seconds > 0.0:
-            select.select([self._epoll.fileno()], [], [], seconds)
-        for number, event in self._epoll.poll(0):
-            connection = self._open.get(number)
-            if connection is None:
-                continue
-            if event & ~select.EPOLLOUT:
-                self._read(connection)
-            elif connection.left:
-                self._flush(connection)
-
-    def _read(self, connection: _Connection) -> None:
-        try:
-            data = connection.sock.recv(READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        try:
-            answer = connection.reader.feed(data)
-        except ValueError:
-            answer, data = None, b""
-        if answer is not None:
-            self._answered(connection, answer)
-        elif not data:
-            self._lost(connection)
-
-    def _answered(self, connection: _Connection, answer: HttpAnswer) -> None:
-        message = connection.message
-        if message is None or connection.left:  # an answer before, or amid, the request
-            self._record(connection, Kind.BROKEN)
-            self._drop(connection)
-            return
-        kind = Kind.of(answer.status)
-        if kind is Kind.OK and message.answer is not None and answer.body != message.answer:
-            kind = Kind.WRONG
-        self._record(connection, kind)
-        if answer.closes:
-            self._drop(connection)
-        else:
-            self._idle.append(connection)
-
-    def _record(self, connection: _Connection, kind: Kind) -> None:
-        message = connection.message
-        if message is None:
-            return
-        now = time.perf_counter()
-        self._records.append(Record(connection.due, connection.sent, now, message.images, kind))
-        connection.message = None
-        self._busy -= 1
-
-    def _lost(self, connection: _Connection) -> None:
-        """The server has hung up: an error where it owed an answer."""
-        self._record(connection, Kind.BROKEN)
-        self._drop(connection)
-
-    def _drop(self, connection: _Connection) -> None:
-        self._open.pop(connection.sock.fileno(), None)
-        with suppress(ValueError):
-            self._idle.remove(connection)
-        connection.sock.close()  # epoll forgets it
-
-    def _close(self) -> None:
-        """Hang up; who has not been answered by now is not going to be."""
-        for connection in list(self._open.values()):
-            self._record(connection, Kind.UNANSWERED)
-            connection.sock.close()
-        self._open.clear()
-        self._epoll.close()
+        log = folder / "log"
+        if done.returncode != 0 or not log.exists():
+            raise LoadError(f"h2load: {(done.stderr or done.stdout).strip()[-300:]}")
+        rows = [line.split()[:3] for line in log.read_text().splitlines()]
+        return np.array(rows, np.float64).reshape(-1, 3) * (1e-6, 1.0, 1e-6)
 
 
-def _until(moment: float) -> float:
-    """Seconds, or until the clock should be looked at again."""
-    return max(0.0, min(WAKE_SECONDS, moment - time.perf_counter()))
+def _command(server: Server, request: Request, how: list[str], folder: Path) -> list[str]:
+    program = shutil.which("h2load")
+    if program is None:
+        raise LoadError("there is no h2load: apt-get install nghttp2-client")
+    body, log = folder / "body", folder / "log"
+    body.write_bytes(request.body)
+    headers = [part for pair in request.headers.items() for part in ("-H", ": ".join(pair))]
+    url = f"http://127.0.0.1:{server.port}{request.path}"
+    return [program, "--h1", "-d", str(body), f"--log-file={log}", *headers, *how, url]
+
+
+def _figures(lines: NDArray[np.float64]) -> Figures:
+    """What is reported, in units that its name tells; rates are until the last answer."""
+    starts, status, took = lines.T
+    seconds = float((starts + took).max() - starts.min())
+    ok, refused = status == 200, np.isin(status, REFUSALS)
+    return {
+        "requests": float(len(lines)),
+        "ok": float(ok.sum()),
+        "refused": float(refused.sum()),
+        "failed": float((~ok & ~refused).sum()),
+        "requests_per_second": len(lines) / seconds,
+        "sent_per_second": len(lines) / max(1e-6, float(np.ptp(starts))),
+        "images_per_second": float(ok.sum()) / seconds,
+        "goodput": float((ok & (took <= GOOD_SECONDS)).sum()) / seconds,
+        **_times("", took[ok]),
+        **_times("refused_", took[refused]),
+    }
+
+
+def _times(name: str, seconds: NDArray[np.float64]) -> Figures:
+    if not len(seconds):
+        return {}
+    p50, p99 = 1e3 * np.percentile(seconds, [50, 99], method="higher")
+    return {f"{name}p50_ms": float(p50), f"{name}p99_ms": float(p99)}
+
+
+def _children_seconds() -> float:
+    """Processor time of the children that have ended and were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -2,50 +2,54 @@
 
     python benchmarks/peers.py --envs DIR [--peers NAME ...] [--loads NAME ...] [--json FILE]
 
-Systems: the bare graph (ONNX Runtime in this process), this service (npy, JSON with base64 PNGs, v2
-binary), Triton (nvidia-pytriton), LitServe, BentoML, MLServer, Ray Serve. The peers are installed
+Systems: the bare graph (ONNX Runtime in this process), this service (npy, v2 binary, JSON with
+PNGs), Triton (nvidia-pytriton), LitServe, BentoML, MLServer, Ray Serve. The peers are installed
 below DIR at the first run, each in an environment of its own, with the versions that are pinned in
 `benchmarks/peers/`; one that cannot be installed, or whose answers are wrong, is named with the
 reason. All of them score images at K = 1; answers are compared with the graph's beforehand.
 
-Loads: `closed` (64 images from 4 clients, one image from 32 and from 1), `poisson` (open loop, at
-20, 50 and 80% of the best peer's capacity), and of the service alone `beside` (small requests
-beside a huge one), `steady` (80% of its capacity for a minute), `overload` (300%), `memory`
-(100,000 requests), `start`. One server runs at a time and is started anew for each of its turns;
-all take turns in each of `--rounds`, and medians over rounds are printed. With `--add`, what a file
-holds is kept, so that a run can be made in slices.
+Loads: `closed` (64 images from 4 clients, one image from 32 and from 1) and `arrivals` (one image
+each, at 20, 50 and 80% of the best peer's capacity). One server runs at a time, for idle ones cost
+processor time, too; each is started anew for its turn, which begins with the bare graph, so that it
+is compared with what the machine could do at that minute. All take turns in each of `--rounds`, and
+medians over rounds are printed. With `--add`, what a file holds is kept, so that a run can be made
+in slices. What the service alone must stand is in `serving.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import signal
+import statistics
 import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 # Run as a file, this folder comes first on the path, where other programs' names could hide ours.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import onnxruntime as ort  # noqa: E402
+from benchmarks.harness import write_json  # noqa: E402
+from benchmarks.load import Figures, LoadError, arriving, closed, cores  # noqa: E402
+from benchmarks.score_graph import ScoreGraph, bare, drawn_images, graph_file  # noqa: E402
+from benchmarks.server import Server, ServerError  # noqa: E402
+from benchmarks.serving import BEST_ROWS, CLOSED, MANY, stop_servers_when_ended  # noqa: E402
+from benchmarks.systems import (  # noqa: E402
+    OURS,
+    PEERS,
+    SHIPPED,
+    CannotInstall,
+    Protocol,
+    System,
+    WrongAnswerError,
+    service,
+)
 
-from benchmarks.peers_bare import drawn_images, graph_of  # noqa: E402
-from benchmarks.peers_measure import DIFFERENT, HUGE_IMAGES, MANY, Bench  # noqa: E402
-from benchmarks.peers_process import ServerError, adopt_orphans  # noqa: E402
-from benchmarks.peers_report import Results, Target, targets  # noqa: E402
-from benchmarks.peers_run import MEMORY_REQUESTS, STEADY_SECONDS, Run  # noqa: E402
-from benchmarks.peers_systems import PEERS, System, service  # noqa: E402
-from benchmarks.peers_tables import tables  # noqa: E402
-from service.bundle import Bundle, load_bundle  # noqa: E402
-from service.settings import SHIPPED_BUNDLE  # noqa: E402
-
-OURS_ALONE = ("beside", "steady", "overload", "memory", "start")
-LOADS = ("closed", "poisson", *OURS_ALONE)
-QUICK_SECONDS, QUICK_STEADY, QUICK_REQUESTS = 0.5, 2.0, 2_000
+FRACTIONS = (0.2, 0.5, 0.8)
+CROWDED, LONE, LARGE = CLOSED
+STARTS = 2  # Triton gives its own parts a second to meet, which a busy machine may exceed
+Entry = dict[str, Any]  # system, protocol, load, round and figures
 
 
 def short(system: System) -> str:
@@ -53,129 +57,222 @@ def short(system: System) -> str:
     return system.environment.name if system.environment else "service"
 
 
-def arguments(description: str, peers: bool) -> argparse.ArgumentParser:
-    """The options that this program shares with `serving.py`."""
+@dataclass(frozen=True)
+class Run:
+    """Takes measurements and adds them to `document`; save: called after every turn."""
+
+    bundle: Path
+    envs: Path
+    seconds: float
+    document: dict[str, Any]
+    save: Callable[[], None]
+
+    def closed(self, system: System, round_: int) -> None:
+        """Closed loops in every protocol of `system`, over the bare graph of that minute."""
+        images, seconds = drawn_images(self.bundle, MANY), self.seconds / 2
+        graph = ScoreGraph(graph_file(self.bundle, "score"))
+        best = bare(graph, images[:BEST_ROWS], cores(), seconds)
+        one = bare(graph, images[:1], 1, seconds)
+
+        def measure(server: Server) -> None:
+            for protocol in system.protocols:
+                for load, (size, clients) in CLOSED.items():
+                    found = closed(server, protocol.request(images[:size]), clients, self.seconds)
+                    alone = one if load == LONE else best
+                    rate, cpu = alone["images_per_second"], alone["cpu_us"]
+                    found["throughput_to_bare"] = found["images_per_second"] / rate
+                    found["cpu_to_bare"] = found.get("cpu_us", float("nan")) / cpu
+                    if load == LONE:
+                        found["p50_to_bare"] = found.get("p50_ms", float("nan")) / one["p50_ms"]
+                    found["memory_mib"] = server.memory_mib()
+                    self._add(system, protocol, load, round_, found)
+
+        self._turn(system, measure)
+
+    def arrivals(self, system: System, round_: int) -> None:
+        """One-image requests at fractions of the best peer's capacity."""
+        top = capacity(self.document, best_peer(self.document) or OURS)
+        if top is None:
+            raise SystemExit("arrivals need a capacity: measure closed loops before, or as well")
+        protocol = system.protocols[0]
+        request = protocol.request(drawn_images(self.bundle, 1))
+
+        def measure(server: Server) -> None:
+            closed(server, request, 32, 1.0)  # warm
+            for fraction in FRACTIONS:
+                found = arriving(server, request, fraction * top, self.seconds)
+                self._add(system, protocol, f"arrivals, {fraction:.0%}", round_, found)
+
+        self._turn(system, measure)
+
+    def _turn(self, system: System, measure: Callable[[Server], None]) -> None:
+        """Measure a server whose answers are right; what goes wrong with a peer is a result."""
+        try:
+            python = system.environment.make(self.envs) if system.environment else sys.executable
+            for last in [False] * (STARTS - 1) + [True]:
+                if self._tried(system, python, measure, last=last):
+                    break
+        except (CannotInstall, LoadError, ServerError, WrongAnswerError, OSError) as error:
+            if system.name == OURS:
+                raise
+            self.document["failures"][system.name] = f"{type(error).__name__}: {error}"
+            print(f"{system.name}: {error}", file=sys.stderr, flush=True)
+        self.save()
+
+    def _tried(
+        self, system: System, python: Path | str, measure: Callable[[Server], None], *, last: bool
+    ) -> bool:
+        """Whether it started; a server that does not is tried again."""
+        try:
+            with system.running(self.bundle, python) as server:
+                graph = ScoreGraph(graph_file(self.bundle, "score"))
+                system.check(server, graph, drawn_images(self.bundle, MANY))
+                measure(server)
+        except ServerError:
+            if last:
+                raise
+            return False
+        return True
+
+    def _add(
+        self, system: System, protocol: Protocol, load: str, round_: int, found: Figures
+    ) -> None:
+        who = {"system": system.name, "protocol": protocol.name, "load": load, "round": round_}
+        self.document["entries"].append({**who, "figures": found})
+        print(f"{system.name}, {protocol.name}, {load}: {found}", file=sys.stderr, flush=True)
+
+
+def capacity(document: dict[str, Any], system: str) -> float | None:
+    """Images/s of one-image requests from many clients, of a system's first protocol."""
+    own = [e for e in document["entries"] if e["system"] == system and e["load"] == CROWDED]
+    first = [e for e in own if e["protocol"] == own[0]["protocol"]]
+    return median(e["figures"]["images_per_second"] for e in first)
+
+
+def best_peer(document: dict[str, Any]) -> str | None:
+    """The peer with the highest capacity; None without peers."""
+    peers = {e["system"] for e in document["entries"]} - {OURS}
+    known = {peer: c for peer in peers if (c := capacity(document, peer)) is not None}
+    return max(known, key=known.__getitem__) if known else None
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """Of what is known, None where nothing is."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+COLUMNS = {
+    "images/s": ("images_per_second", ",.0f"),
+    "/ bare": ("throughput_to_bare", ".2f"),
+    "CPU us/image": ("cpu_us", ",.0f"),
+    "CPU / bare": ("cpu_to_bare", ".2f"),
+    "p50 ms": ("p50_ms", ",.2f"),
+    "p50 / bare": ("p50_to_bare", ".2f"),
+    "p99 ms": ("p99_ms", ",.2f"),
+    "refused": ("refused", ",.0f"),
+    "failed": ("failed", ",.0f"),
+    "client us": ("client_us", ",.0f"),
+    "MiB": ("memory_mib", ",.0f"),
+}
+
+
+def tables(document: dict[str, Any]) -> str:
+    """One Markdown table a load, a line a system and protocol; then who is missing, and why."""
+    parts = []
+    for load in dict.fromkeys(e["load"] for e in document["entries"]):
+        own = [e for e in document["entries"] if e["load"] == load]
+        lines = [f"| {load} | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
+        for name in dict.fromkeys((e["system"], e["protocol"]) for e in own):
+            group = [e["figures"] for e in own if (e["system"], e["protocol"]) == name]
+            cells = [
+                "" if (value := median(f.get(figure) for f in group)) is None else f"{value:{form}}"
+                for figure, form in COLUMNS.values()
+            ]
+            lines.append(f"| {', '.join(name)} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    parts += [f"- {name}: {why}" for name, why in document["failures"].items()]
+    return "\n\n".join(parts)
+
+
+def verdicts(document: dict[str, Any]) -> list[tuple[str, float, bool]]:
+    """What was promised against the best peer: what, the ratio found, whether it is met."""
+    peer = best_peer(document)
+    if peer is None:
+        return []
+
+    def p99(system: str) -> float | None:
+        own = [e for e in document["entries"] if e["system"] == system]
+        return median(e["figures"].get("p99_ms") for e in own if e["load"] == "arrivals, 80%")
+
+    found = []
+    ours, theirs = capacity(document, OURS), capacity(document, peer)
+    if ours and theirs:
+        found.append((f"one image, 32 clients: throughput / {peer}, >= 1.3", ours / theirs, 1.3))
+    ours, theirs = p99(OURS), p99(peer)
+    if ours and theirs:
+        found.append((f"p99 at 80% of {peer}'s capacity / its p99, <= 0.7", theirs / ours, 1 / 0.7))
+    return [(name, r if ">=" in name else 1 / r, r >= bound) for name, r, bound in found]
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    names = ["service", *(short(peer) for peer in PEERS)]
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    loads = LOADS if peers else ("closed", *OURS_ALONE)
-    add = parser.add_argument
-    add("--bundle", type=Path, default=SHIPPED_BUNDLE, help="default: the shipped one")
+    add, loads = parser.add_argument, ("closed", "arrivals")
+    add("--envs", type=Path, required=True, help="where the peers are installed")
+    add("--bundle", type=Path, default=SHIPPED / "mnist", help="default: the shipped mnist")
+    add("--peers", nargs="+", choices=names, default=names, help="systems (default: all)")
     add("--loads", nargs="+", choices=loads, default=loads, help="default: all")
-    add("--seconds", type=float, default=5.0, help="of a measurement (default 5)")
+    add("--seconds", type=float, default=2.5, help="of a measurement (default 2.5)")
     add("--rounds", type=int, default=3, help="turns of every system (default 3)")
-    add("--quick", action="store_true", help="one short round: does everything work?")
     add("--json", type=Path, help="write all figures here, after every turn")
     add("--add", action="store_true", help="keep what FILE of --json holds, and add to it")
-    return parser
+    add("--install", action="store_true", help="install the peers and stop")
+    options = parser.parse_args()
+    if options.add and not options.json:
+        parser.error("--add needs --json FILE, which it adds to")
+    return options
 
 
-def measured(options: argparse.Namespace, systems: list[System], envs: Path) -> Results:
-    """Make the run that the options ask for."""
-    bundle = load_bundle(options.bundle)
-    results = _earlier(options, bundle)
-    images = drawn_images(bundle, max(MANY * DIFFERENT, HUGE_IMAGES))
-    quick = options.quick
-    seconds = QUICK_SECONDS if quick else options.seconds
-    bench = Bench(graph_of(bundle), images, seconds)
-
-    def save(results: Results) -> None:
-        if options.json:
-            _write(options.json, results, bundle)
-
-    plan = Run(
-        bundle=bundle,
-        bench=bench,
-        envs=envs,
-        results=results,
-        save=save,
-        steady_seconds=QUICK_STEADY if quick else STEADY_SECONDS,
-        memory_requests=QUICK_REQUESTS if quick else MEMORY_REQUESTS,
-    )
-    first = 1 + max((entry.round for entry in results.entries), default=0)
-    for round_ in range(first, first + (1 if quick else options.rounds)):
-        for load in options.loads:
-            if load in OURS_ALONE:
-                getattr(plan, "starts" if load == "start" else load)(round_)
-                continue
-            for system in systems:
-                getattr(plan, load)(system, round_)
-    return results
-
-
-def finish(results: Results, goals: list[Target]) -> None:
-    """Print tables and targets; exit with 1 if one of these is missed."""
-    print(tables(results))
-    print()
-    for goal in goals:
-        print(goal.line())
-    sys.exit(1 if any(goal.met is False for goal in goals) else 0)
-
-
-def prepare() -> None:
-    """Whoever ends this program has the servers ended, too."""
-    adopt_orphans()
-    signal.signal(signal.SIGTERM, _leave)
-
-
-def _leave(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
-def _earlier(options: argparse.Namespace, bundle: Bundle) -> Results:
-    if not options.add:
-        return Results()
-    if options.json is None:
-        raise SystemExit("--add needs --json FILE, which it adds to")
-    if not options.json.exists():
-        return Results()
-    document = json.loads(options.json.read_text())
-    if document["bundle"]["hash"] != bundle.hash:
-        raise SystemExit(f"{options.json} is of another bundle: give another --json")
-    return Results.of(document)
-
-
-def _write(path: Path, results: Results, bundle: Bundle) -> None:
-    document: dict[str, Any] = {
-        "bundle": {"name": bundle.manifest.name, "hash": bundle.hash},
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "onnxruntime": ort.__version__,
-        "versions": {s.name: s.version() for s in PEERS},
-        **results.document(),
-        "targets": [
-            {"name": t.name, "value": t.value, "bound": t.bound, "met": t.met}
-            for t in targets(results)
-        ],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(document, indent=1) + "\n")
-    temporary.replace(path)
+def begun(options: argparse.Namespace) -> dict[str, Any]:
+    """The document that this run adds to."""
+    if options.add and options.json.exists():
+        document: dict[str, Any] = json.loads(options.json.read_text())
+        return document
+    versions = {s.name: s.environment.version() for s in PEERS if s.environment}
+    return {"bundle": str(options.bundle), "versions": versions, "entries": [], "failures": {}}
 
 
 def main() -> None:
-    """Measure and print; exits with 1 if a target is missed."""
-    names = ["service", *(short(peer) for peer in PEERS)]
-    parser = arguments(__doc__, peers=True)
-    parser.add_argument("--envs", type=Path, required=True, help="where the peers are installed")
-    parser.add_argument(
-        "--peers", nargs="+", choices=names, default=names, help="systems to measure (default: all)"
-    )
-    parser.add_argument("--install", action="store_true", help="install the peers and stop")
-    options = parser.parse_args()
-    prepare()
-    systems = [service(load_bundle(options.bundle)), *PEERS]
-    chosen = [system for system in systems if short(system) in options.peers]
+    """Measure and print; exits with 1 if a promise is missed."""
+    options = arguments()
+    stop_servers_when_ended()
+    envs = options.envs.resolve()
+    chosen = [s for s in (service(options.bundle), *PEERS) if short(s) in options.peers]
     if options.install:
         for system in chosen:
             if system.environment:
-                print(system.name, system.environment.make(options.envs.resolve()))
+                print(system.name, system.environment.make(envs))
         return
+    document = begun(options)
+    save = (lambda: write_json(options.json, document)) if options.json else lambda: None
+    run = Run(options.bundle, envs, options.seconds, document, save)
+    first = 1 + max((e["round"] for e in document["entries"]), default=0)
     try:
-        results = measured(options, chosen, options.envs.resolve())
-    except ServerError as error:
+        for round_ in range(first, first + options.rounds):
+            for load in options.loads:
+                for system in chosen:
+                    getattr(run, load)(system, round_)
+    except (ServerError, LoadError, WrongAnswerError) as error:
         raise SystemExit(f"this service: {error}") from None
-    finish(results, targets(results))
+    print(tables(document), end="\n\n")
+    found = verdicts(document)
+    for name, ratio, met in found:
+        print(f"{name}: {ratio:.3g}{'' if met else ': MISSED'}")
+    sys.exit(0 if all(met for _, _, met in found) else 1)
 
 
 if __name__ == "__main__":

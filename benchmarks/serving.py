@@ -1,53 +1,271 @@
 """What serving costs on a CPU beyond the model itself, and how the service behaves under stress.
 
-    python benchmarks/serving.py [--loads NAME ...] [--seconds 5] [--rounds 3] [--json FILE]
+    python benchmarks/serving.py [--rounds 3] [--seconds 2.5] [--json FILE]
 
-A real `iafvae serve` process on a free loopback port scores at K = 1, in each protocol: npy, JSON
-with base64 PNGs, v2 binary. The bare graph is the bundle's `score.onnx` in this process with its
-inputs ready, as many one-thread callers as cores, measured before each turn of the server, so that
-a machine's drift hits both. The server's CPU seconds are those of its whole process tree.
+A real `iafvae serve` of this checkout on a free loopback port scores at K = 1. Everything is a
+ratio of one run: each round begins with the bare graph (the bundle's `score.onnx` in this process,
+inputs ready, as many one-thread callers as cores in batches of 32, and one caller of one image),
+and its loads are compared with that. Printed are medians over the rounds. CPU is the server's
+alone, of its whole process tree; h2load makes the loads (`apt-get install nghttp2-client`).
 
-`peers.py` measures the same, and other servers beside it; the loads are explained there.
+--parts chooses: `loads` (closed loops in npy and v2), `json` (the same with PNGs in JSON),
+`overload` (arrivals at three times the capacity, with a queue that an operator has bounded),
+`beside` (small requests beside a huge one), `start` (seconds to ready, memory with one bundle and
+with all that ship); and, not by default, `steady` (80% of the capacity for a minute) and `memory`
+(resident memory over 100,000 requests). Exits with 1 if a bound is missed.
 """
 
 from __future__ import annotations
 
+import argparse
+import signal
+import statistics
 import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 # Run as a file, this folder comes first on the path, where other programs' names could hide ours.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.peers import arguments, finish, measured, prepare  # noqa: E402
-from benchmarks.peers_process import ServerError  # noqa: E402
-from benchmarks.peers_report import Results, Target, ratio, targets  # noqa: E402
-from benchmarks.peers_systems import service  # noqa: E402
-from service.bundle import load_bundle  # noqa: E402
+from benchmarks.harness import write_json  # noqa: E402
+from benchmarks.load import (  # noqa: E402
+    Figures,
+    LoadError,
+    arriving,
+    beside,
+    closed,
+    cores,
+    counted,
+)
+from benchmarks.score_graph import Images, ScoreGraph, bare, drawn_images, graph_file  # noqa: E402
+from benchmarks.server import Server, ServerError, adopt_orphans  # noqa: E402
+from benchmarks.systems import SHIPPED, Protocol, WrongAnswerError, npy, service  # noqa: E402
 
-READY_SECONDS, RESIDENT_MIB = 2.5, 400.0
+MANY, CROWD, FEW, BEST_ROWS = 64, 32, 4, 32
+CLOSED = {"one image, 32 clients": (1, CROWD), "one image, one client": (1, 1)}
+CLOSED["64 images, 4 clients"] = (MANY, FEW)
+HUGE_IMAGES, HUGE_SAMPLES = 256, 64  # rows: the most that the service takes in one request
+SMALL_SHARE = 0.2  # of the capacity, for requests beside a huge one
+# An operator bounds the queue by how long callers may wait: 256 rows take about a tenth of a
+# second on two cores.
+BOUNDED = dict.fromkeys(("max_queue_rows", "max_rows", "max_importance_samples"), 256)
+STEADY_SECONDS, MEMORY_REQUESTS, MEMORY_PARTS = 60.0, 100_000, 10
+PARTS = ("loads", "json", "overload", "beside", "start", "steady", "memory")
+DEFAULT_PARTS = ("loads", "overload", "beside", "start")
 
 
-def own_targets(results: Results) -> list[Target]:
-    """Those of `peers.py` that need no peers, and what a start may cost."""
-    ready = results.median("start", "ready_seconds")
-    shared = ratio(results.median("1x32", "cpu_us"), results.median("1x1", "cpu_us"))
-    return [
-        *(goal for goal in targets(results) if "peer" not in goal.name),
-        Target("CPU an image, 32 clients / 1 client, 1 image each", shared, 0.7),
-        Target("seconds from start to ready", ready, READY_SECONDS),
-        Target("resident memory, MiB", results.median("start", "memory_mib"), RESIDENT_MIB),
-    ]
+@dataclass(frozen=True)
+class Bound:
+    """What a figure should be."""
+
+    value: float
+    at_least: bool = False
+
+    def met(self, found: float) -> bool:
+        """Whether it is."""
+        return found >= self.value if self.at_least else found <= self.value
+
+    def __str__(self) -> str:
+        return f"{'at least' if self.at_least else 'at most'} {self.value:g}"
+
+
+BOUNDS = {
+    "one image, 32 clients: npy, throughput / bare": Bound(0.45, at_least=True),
+    "one image, 32 clients: npy, CPU / bare": Bound(1.65),
+    "one image, one client: npy, p50 / bare": Bound(1.9),
+    "64 images, 4 clients: npy, throughput / bare": Bound(0.9, at_least=True),
+    "64 images, 4 clients: npy, CPU / bare": Bound(1.1),
+    "one image, 300% load: goodput / capacity": Bound(0.9, at_least=True),
+    "one image, 300% load: p99 of refusals, ms": Bound(50),
+    "64 images, 300% load: goodput / capacity": Bound(0.9, at_least=True),
+    "64 images, 300% load: p99 of refusals, ms": Bound(50),
+    "small beside huge: p99 / alone": Bound(2),
+    "seconds to ready": Bound(2.5),
+    "80% load for a minute: requests that failed": Bound(0),
+    "memory after 100,000 requests / after the first tenth": Bound(1.05),
+}
+
+
+class Bench:
+    """All measurements, and what they found: a list a figure, of the rounds."""
+
+    def __init__(self, bundle: Path, seconds: float) -> None:
+        self.bundle, self.seconds = bundle, seconds
+        self.images: Images = drawn_images(bundle, HUGE_IMAGES)
+        self.graph = ScoreGraph(graph_file(bundle, "score"))
+        self.found: defaultdict[str, list[float]] = defaultdict(list)
+        self.best: Figures = {}
+        self.one: Figures = {}
+
+    def measure_bare(self) -> None:
+        """The machine at this minute."""
+        seconds = self.seconds / 2
+        self.best = bare(self.graph, self.images[:BEST_ROWS], cores(), seconds)
+        self.one = bare(self.graph, self.images[:1], 1, seconds)
+        self._add("bare graph: images/s", self.best["images_per_second"])
+        self._add("bare graph: CPU, us an image", self.best["cpu_us"])
+        self._add("bare graph, one image: p50, ms", self.one["p50_ms"])
+
+    def loads(self, protocols: Sequence[int] = (0, 1)) -> None:
+        """Closed loops over the bare graph."""
+        ours = service(self.bundle)
+        with ours.running(self.bundle) as server:
+            ours.check(server, self.graph, self.images[:MANY])
+            for number in protocols:
+                for load, (size, clients) in CLOSED.items():
+                    self._closed(server, ours.protocols[number], load, size, clients)
+
+    def json(self) -> None:
+        """The same with PNGs."""
+        self.loads(protocols=(2,))
+
+    def _closed(
+        self, server: Server, protocol: Protocol, load: str, size: int, clients: int
+    ) -> None:
+        found = closed(server, protocol.request(self.images[:size]), clients, self.seconds)
+        name = f"{load}: {protocol.name}"
+        if clients == 1:
+            self._add(f"{name}, p50 / bare", found["p50_ms"] / self.one["p50_ms"])
+        else:
+            rate = found["images_per_second"] / self.best["images_per_second"]
+            self._add(f"{name}, throughput / bare", rate)
+        one = self.one if clients == 1 else self.best
+        self._add(f"{name}, CPU / bare", found["cpu_us"] / one["cpu_us"])
+        self._add(f"{name}, p99, ms", found["p99_ms"])
+        self._add(f"{name}, failed", found["failed"] + found["refused"])
+
+    def overload(self) -> None:
+        """Three times what it can do."""
+        ours = service(self.bundle, **BOUNDED, max_in_flight=64)
+        with ours.running(self.bundle) as server:
+            for size, clients, name in ((1, CROWD, "one image"), (MANY, FEW, "64 images")):
+                request = npy().request(self.images[:size])
+                top = closed(server, request, clients, self.seconds)
+                capacity = top["images_per_second"]
+                found = arriving(server, request, 3.0 * capacity / size, self.seconds)
+                load = f"{name}, 300% load"
+                self._add(f"{load}: goodput / capacity", found["goodput"] / capacity)
+                self._add(f"{load}: sent / offered", found["sent_per_second"] / found["offered"])
+                self._add(f"{load}: refused", found["refused"] / found["requests"])
+                if found["refused"]:
+                    self._add(f"{load}: p50 of refusals, ms", found["refused_p50_ms"])
+                    self._add(f"{load}: p99 of refusals, ms", found["refused_p99_ms"])
+                self._add(f"{load}: failed", found["failed"] + found["unanswered"])
+
+    def beside(self) -> None:
+        """Small requests alone, and beside one caller who sends huge ones without a pause."""
+        huge = npy(f"/v1/score?importance_samples={HUGE_SAMPLES}").request(self.images)
+        small = npy().request(self.images[:1])
+        with service(self.bundle).running(self.bundle) as server:
+            rate = SMALL_SHARE * closed(server, small, CROWD, 1.0)["images_per_second"]
+            alone = arriving(server, small, rate, self.seconds)
+            with beside(server, huge):
+                found = arriving(server, small, rate, self.seconds)
+        self._add("small beside huge: p99 / alone", found["p99_ms"] / alone["p99_ms"])
+        self._add("small beside huge: p50, ms", found["p50_ms"])
+        self._add("small beside huge: p99, ms", found["p99_ms"])
+
+    def start(self) -> None:
+        """Seconds to ready, and memory after one large request."""
+        every = {"one bundle": self.bundle, f"all in {self.bundle.parent.name}": self.bundle.parent}
+        for number, (name, models) in enumerate(every.items()):
+            with service(self.bundle).running(models) as server:
+                counted(server, npy().request(self.images[:MANY]), FEW, 20)
+                if number == 0:
+                    self._add("seconds to ready", server.ready_seconds)
+                else:
+                    self._add("seconds to ready, all bundles", server.ready_seconds)
+                self._add(f"memory, {name}, MiB", server.memory_mib())
+
+    def steady(self) -> None:
+        """80% of the capacity for a minute."""
+        request = npy().request(self.images[:1])
+        with service(self.bundle).running(self.bundle) as server:
+            rate = 0.8 * closed(server, request, CROWD, self.seconds)["requests_per_second"]
+            found = arriving(server, request, rate, STEADY_SECONDS)
+        self._add("80% load for a minute: p99, ms", found["p99_ms"])
+        failed = found["failed"] + found["refused"] + found["unanswered"]
+        self._add("80% load for a minute: requests that failed", failed)
+
+    def memory(self) -> None:
+        """Resident memory while many requests are answered."""
+        request = npy().request(self.images[:1])
+        with service(self.bundle).running(self.bundle) as server:
+            sizes = []
+            for _ in range(MEMORY_PARTS):
+                counted(server, request, CROWD, MEMORY_REQUESTS // MEMORY_PARTS)
+                sizes.append(server.resident_mib())
+        self._add("memory after 100,000 requests, MiB", sizes[-1])
+        self._add("memory after 100,000 requests / after the first tenth", sizes[-1] / sizes[0])
+
+    def _add(self, name: str, value: float) -> None:
+        self.found[name].append(value)
+        print(f"{name}: {value:.4g}", file=sys.stderr, flush=True)
+
+
+def lines(found: dict[str, list[float]]) -> list[tuple[str, float, bool | None]]:
+    """Name, median and whether it is within its bound, None where it has none."""
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    return [(n, v, BOUNDS[n].met(v) if n in BOUNDS else None) for n, v in medians.items()]
+
+
+def show(found: dict[str, list[float]]) -> bool:
+    """Print the table; whether all bounds are met."""
+    rows = lines(found)
+    width = max(len(name) for name, _, _ in rows)
+    print(
+        f"| {'':{width}} | median | from | to | wanted |\n|{'-' * (width + 2)}|---:|---:|---:|---|"
+    )
+    for name, value, met in rows:
+        verdict = "" if met is None else f"{BOUNDS[name]}{'' if met else ': **missed**'}"
+        low, high = min(found[name]), max(found[name])
+        print(f"| {name:{width}} | {value:,.3g} | {low:,.3g} | {high:,.3g} | {verdict} |")
+    return all(met is not False for _, _, met in rows)
+
+
+def stop_servers_when_ended() -> None:
+    """Whoever ends this program has the servers ended, too."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    adopt_orphans()
+    signal.signal(signal.SIGTERM, leave)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--bundle", type=Path, default=SHIPPED / "mnist", help="default: the shipped mnist")
+    add("--parts", nargs="+", choices=PARTS, default=DEFAULT_PARTS, help="what is measured")
+    add("--seconds", type=float, default=2.5, help="of a measurement (default 2.5)")
+    add("--rounds", type=int, default=3, help="of everything (default 3)")
+    add("--json", type=Path, help="write all figures here, after every round")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Measure and print; exits with 1 if a target is missed."""
-    options = arguments(__doc__, peers=False).parse_args()
-    prepare()
+    """Measure and print."""
+    options = arguments()
+    stop_servers_when_ended()
+    bench = Bench(options.bundle, options.seconds)
     try:
-        results = measured(options, [service(load_bundle(options.bundle))], Path())
-    except ServerError as error:
-        raise SystemExit(f"the service: {error}") from None
-    finish(results, own_targets(results))
+        for _ in range(options.rounds):
+            bench.measure_bare()
+            for part in options.parts:
+                measure: Callable[[], None] = getattr(bench, part)
+                measure()
+            if options.json:
+                write_json(options.json, {"bundle": str(options.bundle), "figures": bench.found})
+    except (ServerError, LoadError, WrongAnswerError) as error:
+        raise SystemExit(f"serving: {error}") from None
+    sys.exit(0 if show(bench.found) else 1)
 
 
 if __name__ == "__main__":

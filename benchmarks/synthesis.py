@@ -3,7 +3,7 @@
     python benchmarks/synthesis.py [--preset mnist] [--batches 64 1] [--json FILE]
 
 The VAE draws a batch with one pass of its generator: in torch, weight norm folded, and as the
-exported `sample` graph on ONNX Runtime. The autoregressive sampler is a gated PixelCNN
+`sample` graph of --bundle on ONNX Runtime. The autoregressive sampler is a gated PixelCNN
 (benchmarks/pixelcnn.py) with as many parameters as the whole VAE: naive, a forward pass for each
 subpixel, and with cached activations (benchmarks/pixelcnn_sampling.py). Both have untrained
 weights: what is in them does not change the time. All compute in float32.
@@ -22,42 +22,34 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 if not __package__:  # run as a file: this folder's names would hide the packages'
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.harness import (
+from benchmarks.harness import table, write_json
+from benchmarks.pixelcnn import PixelCnn, of_size, parameter_count
+from benchmarks.pixelcnn_sampling import CachedSampler, naive_sample
+from benchmarks.score_graph import graph_file, session
+from benchmarks.timing import (
     Timing,
     alternated,
     machine,
     machine_line,
     median_ratio,
     repeated,
-    table,
     timed,
-    write_json,
 )
-from benchmarks.pixelcnn import parameter_count
-from benchmarks.pixelcnn_sampling import CachedSampler, naive_sample
-from benchmarks.synthesis_models import (
-    Peers,
-    build_peers,
-    draw_in_torch,
-    draw_with_graph,
-    products,
-)
-from model.config import ConfigError, preset_names
-from service.bundle import load_bundle
-from service.engine.onnxruntime_engine import Engine
-from service.engine.options import Provider
+from model import build_model
+from model.config import ConfigError, preset, preset_names
+from model.contract import DensityModel
 from training.errors import TrainingError
-from training.export.export import BundleDetails, export_bundle
 from training.fit.device import choose_device
 
 NAIVE_TARGET, CACHED_TARGET, TARGET_BATCH = 1000.0, 50.0, 64
@@ -69,8 +61,73 @@ TORCH, GRAPH, CACHED, NAIVE = (
 )
 
 
+@dataclass(frozen=True)
+class Peers:
+    """The two models of comparable size."""
+
+    trained: DensityModel  # as training has it, the inference network included
+    vae: DensityModel  # folded, as it draws
+    pixelcnn: PixelCnn
+    device: torch.device
+
+    @property
+    def vae_parameters(self) -> int:
+        """All of the VAE's, those of its inference network included."""
+        return parameter_count(self.trained)
+
+    @property
+    def subpixels(self) -> int:
+        """The sequential steps of the autoregressive model."""
+        return self.vae.dims
+
+
+def build_peers(name: str, parameters: int | None, device: torch.device) -> Peers:
+    """The preset's VAE, and a PixelCNN with as many parameters, or with `parameters`."""
+    torch.manual_seed(0)
+    vae = build_model(preset(name))
+    levels = 2 if vae.likelihood.kind == "bernoulli" else 256
+    config = of_size(parameters or parameter_count(vae), vae.config.image_shape, levels)
+    pixelcnn = PixelCnn(config).eval().requires_grad_(False)
+    folded = vae.fold().requires_grad_(False)
+    layout: Any = {"memory_format": torch.channels_last}
+    return Peers(vae, folded.to(device, **layout), pixelcnn.to(device, **layout), device)
+
+
+def draw_in_torch(peers: Peers, batch: int) -> Callable[[], object]:
+    """Draw a batch of images from the VAE, in torch."""
+    model, device = peers.vae, peers.device
+    temperature = torch.ones(batch, len(model.layout.groups), device=device)
+
+    @torch.inference_mode()
+    def draw() -> object:
+        eps = torch.randn(batch, model.layout.dim, device=device)
+        u = torch.rand(batch, model.likelihood.uniforms, device=device)
+        return model.likelihood.draw(model.generate(eps, temperature), u)
+
+    return draw
+
+
+def draw_with_graph(bundle: Path, shape: tuple[int, int, int], batch: int) -> Callable[[], object]:
+    """Draw a batch of images with the exported graph. Ends the program where it is of others."""
+    opened, rng = session(graph_file(bundle, "sample")), np.random.default_rng(0)
+    shapes = {value.name: tuple(value.shape[1:]) for value in opened.get_inputs()}
+    (mean,) = (value.shape[1:] for value in opened.get_outputs() if value.name == "mean")
+    if tuple(mean) != tuple(shape):
+        raise SystemExit(f"{bundle} is for images of another shape")
+
+    def draw() -> object:
+        given = {
+            "eps": rng.standard_normal((batch, *shapes["eps"]), np.float32),
+            "temperature": np.ones((batch, *shapes["temperature"]), np.float32),
+            "u": rng.random((batch, *shapes["u"]), np.float32),
+        }
+        return opened.run(None, given)
+
+    return draw
+
+
 def measurements(
-    peers: Peers, engine: Engine | None, batch: int, options: argparse.Namespace
+    peers: Peers, batch: int, options: argparse.Namespace
 ) -> dict[str, Callable[[], Timing]]:
     """What gives the time of one batch, by name."""
     shape, device = peers.vae.config.image_shape, peers.device
@@ -81,8 +138,8 @@ def measurements(
     runs: dict[str, Callable[[], Timing]] = {
         TORCH: lambda: repeated(torch_draw, options.seconds, device)
     }
-    if engine is not None:
-        graph_draw = draw_with_graph(engine, batch)
+    if options.bundle is not None:
+        graph_draw = draw_with_graph(options.bundle, shape, batch)
         runs[GRAPH] = lambda: repeated(graph_draw, options.seconds, device)
     runs[CACHED] = lambda: timed(lambda: cached.sample(u, rows), device).per(rows / shape[1])
     if passes:
@@ -94,22 +151,6 @@ def measurements(
     if passes:
         naive_sample(peers.pixelcnn, u, 1)  # what is allocated at first use is not measured
     return runs
-
-
-def engine_for(peers: Peers, options: argparse.Namespace, scratch: Path) -> Engine:
-    """The bundle's engine; without --bundle the untrained model is exported first."""
-    if options.bundle is not None:
-        bundle = load_bundle(options.bundle)
-        if tuple(bundle.manifest.image.shape) != tuple(peers.vae.config.image_shape):
-            raise SystemExit(
-                f"{options.bundle} is for images of another shape than {options.preset}"
-            )
-    else:
-        details = BundleDetails(name="untrained")
-        bundle = export_bundle(peers.trained, scratch / "bundle", details, calibration=None)
-    provider: Provider = "cuda" if peers.device.type == "cuda" else "cpu"
-    threads = torch.get_num_threads()
-    return Engine(bundle, provider=provider, threads=threads, max_rows=max(options.batches))
 
 
 def summary(
@@ -159,14 +200,8 @@ def report(figures: dict[str, Any]) -> str:
         f"{g['least']:g} wanted: {'met' if g['met'] else 'MISSED'}"
         for g in figures["targets"]
     ]
-    vae = (
-        f"{figures['preset']}: {figures['vae_parameters']:,} parameters, "
-        f"{figures['vae_products'] / 1e6:.1f} million products to draw an image"
-    )
-    pixelcnn = (
-        f"PixelCNN: {figures['pixelcnn_parameters']:,} parameters, "
-        f"{figures['pixelcnn_products'] / 1e6:.1f} million products a pass, {figures['pixelcnn']}"
-    )
+    vae = f"{figures['preset']}: {figures['vae_parameters']:,} parameters"
+    pixelcnn = f"PixelCNN: {figures['pixelcnn_parameters']:,} parameters, {figures['pixelcnn']}"
     measured = (
         f"measured: {figures['passes']} of {figures['subpixels']} naive passes, "
         f"{figures['rows_measured']} of {figures['image_shape'][1]} cached rows"
@@ -189,10 +224,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rows", type=int, help="cached rows a round (default: all)")
     parser.add_argument("--parameters", type=int, help="of the PixelCNN (default: the VAE's)")
-    parser.add_argument("--bundle", type=Path, help="whose graph to run (default: export one)")
-    parser.add_argument("--no-graph", action="store_true", help="without the exported graph")
+    parser.add_argument("--bundle", type=Path, help="whose graph to run (default: none)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; the graph has one")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     return parser.parse_args()
 
@@ -200,34 +234,28 @@ def arguments() -> argparse.Namespace:
 def measure(peers: Peers, options: argparse.Namespace) -> list[dict[str, Any]]:
     """All rows of the table."""
     rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        engine = None if options.no_graph else engine_for(peers, options, Path(scratch))
-        for batch in options.batches:
-            found = alternated(measurements(peers, engine, batch, options), options.rounds)
-            rows += summary(batch, found, peers.device)
+    for batch in options.batches:
+        found = alternated(measurements(peers, batch, options), options.rounds)
+        rows += summary(batch, found, peers.device)
     return rows
 
 
 def main() -> None:
     """Measure and print; exits with 1 if a target is missed."""
     options = arguments()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
     try:
         peers = build_peers(options.preset, options.parameters, choose_device(options.device))
     except (ConfigError, TrainingError) as error:
         raise SystemExit(str(error)) from None
     rows = measure(peers, options)
-    vae_products, pixelcnn_products = products(peers)
     height = peers.vae.config.image_shape[1]
     figures = {
         **machine(peers.device),
         "preset": options.preset,
         "image_shape": list(peers.vae.config.image_shape),
         "vae_parameters": peers.vae_parameters,
-        "vae_products": vae_products,
         "pixelcnn_parameters": parameter_count(peers.pixelcnn),
-        "pixelcnn_products": pixelcnn_products,
         "pixelcnn": str(peers.pixelcnn.config),
         "subpixels": peers.subpixels,
         "passes": min(options.passes, peers.subpixels),

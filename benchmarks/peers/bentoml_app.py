@@ -8,7 +8,7 @@ from pathlib import Path
 import bentoml
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from peers_graph import ScoreGraph
+from score_graph import ScoreGraph
 
 CORES = len(os.sched_getaffinity(0))
 

@@ -11,7 +11,7 @@ import numpy as np
 from fastapi import Request
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from peers_graph import ScoreGraph
+from score_graph import ScoreGraph
 
 
 class Scores(litserve.LitAPI):

@@ -11,7 +11,7 @@ from mlserver.codecs import Base64Codec, NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from peers_graph import ScoreGraph
+from score_graph import ScoreGraph
 
 
 class Scores(MLModel):

@@ -28,7 +28,7 @@ class Scores:
 
     def __init__(self) -> None:
         sys.path.append(str(HERE))
-        from peers_graph import ScoreGraph
+        from score_graph import ScoreGraph
 
         self.graph = ScoreGraph.given()
 

@@ -13,7 +13,7 @@ from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from peers_graph import ScoreGraph
+from score_graph import ScoreGraph
 
 
 def instance(graph: ScoreGraph) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from benchmarks.flow_targets import Bent, Linear, lattice
+from benchmarks.flow_fits import Bent, Linear, lattice
 
 
 def gaussian(target: Linear) -> MultivariateNormal:

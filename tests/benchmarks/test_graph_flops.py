@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.graph_flops import graph_flops
+from benchmarks.engine import graph_flops
 
 SIZE = 6
 LAYERS = {

@@ -15,12 +15,12 @@ ROOT = str(Path(__file__).resolve().parents[3])
 
 @pytest.fixture(scope="module")
 def chaos():
-    """The module `benchmarks.chaos_run`, which is not installed with the package."""
+    """The module `benchmarks.storm.course`, which is not installed with the package."""
     if ROOT not in sys.path:
         sys.path.append(ROOT)
-    from benchmarks import chaos_run
+    from benchmarks.storm import course
 
-    return chaos_run
+    return course
 
 
 def editions(edition):
@@ -41,7 +41,7 @@ def test_chaos_costs_nobody_a_true_answer(tmp_path, edition, chaos):
 
 def test_the_judge_knows_wrong_answers(edition, chaos):
     """What decides in the chaos test decides against what was tampered with."""
-    from benchmarks.chaos_requests import BareGraphs, Judge, asks
+    from benchmarks.storm.judge import BareGraphs, Judge, asks
 
     bundles = [edition("1.9.0", name="tiny", build=build) for build in ("", "again")]
     asked = asks((1, 4, 4), streamed=80)

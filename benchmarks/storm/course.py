@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -19,21 +20,24 @@ from typing import Any
 
 import httpx
 
-from benchmarks.chaos_clients import Client, Site, Tally
-from benchmarks.chaos_host import (
+from benchmarks.score_graph import ScoreGraph, graph_file
+from benchmarks.server import Server, free_ports, serving
+from benchmarks.storm.clients import Client, Site, Tally
+from benchmarks.storm.host import (
     MAX_BODY_BYTES,
     MAX_N,
     Page,
-    Server,
     is_busy,
     outcomes,
     page_of,
     put,
+    variables,
 )
-from benchmarks.chaos_requests import Judge, asks
+from benchmarks.storm.judge import Judge, asks
 from service.api.security.keys import key_line
-from service.bundle import load_bundle
 
+ROOT = Path(__file__).resolve().parents[2]
+SERVER = [sys.executable, str(Path(__file__).with_name("killable.py"))]
 KEYS = {"boss": "test@admin", "one": "one", "two": "two"}  # key -> holder
 BOSS = {"authorization": "Bearer boss"}
 HARMFUL = {
@@ -90,13 +94,14 @@ async def storm(editions: Mapping[str, Sequence[Path]], folder: Path, how: Storm
     keys.write_text("".join(key_line(n, name) + "\n" for n, name in KEYS.items()))
     for name, bundles in editions.items():
         put(bundles[0], root / name)
-    shape = load_bundle(editions["tiny"][0]).manifest.image.shape
+    shape = ScoreGraph(graph_file(editions["tiny"][0], "score")).image_shape
     asked = asks(shape, streamed=8 * MAX_N)
     judge = Judge([path for bundles in editions.values() for path in bundles], asked)
-    server = Server(root, keys)
-    try:
+    (port,) = free_ports(1)
+    given = variables(root, keys) | {"IAFVAE_PORT": str(port)}
+    with serving(SERVER, port, "/readyz", given, ROOT, folder / "log") as server:
         site = Site(
-            port=server.port,
+            port=port,
             judge=judge,
             asks=asked,
             keys=[{"authorization": f"Bearer {key}"} for key in KEYS],
@@ -105,9 +110,6 @@ async def storm(editions: Mapping[str, Sequence[Path]], folder: Path, how: Storm
             max_body_bytes=MAX_BODY_BYTES,
         )
         return await _Course(server, site, editions, root, how).run()
-    finally:
-        server.process.kill()
-        server.process.wait()
 
 
 class _Course:
@@ -124,11 +126,12 @@ class _Course:
         self._server, self._site, self._editions = server, site, editions
         self._root, self._how = root, how
         self._report = Report(site.tally, site.tally.faults)
-        self._http = httpx.AsyncClient(base_url=server.url, headers=BOSS, timeout=END_SECONDS)
+        self._http = httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{server.port}", headers=BOSS, timeout=END_SECONDS
+        )
 
     async def run(self) -> Report:
         async with self._http:
-            await self._server.ready(self._http)
             before = await self._metrics()
             async with self._clients(HABITS, "chaos"), self._disturbed():
                 await self._everything_done()

@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from benchmarks.chaos_requests import Ask, Judge
-from benchmarks.chaos_wire import Answer, Wire, head, pieces
+from benchmarks.storm.judge import Ask, Judge
+from benchmarks.storm.wire import Answer, Wire, head, pieces
 
 PATIENCE_SECONDS = 60.0  # nothing takes as long, unless it hangs
 BROKEN = (OSError, EOFError)  # asyncio.IncompleteReadError is an EOFError

@@ -1,14 +1,14 @@
 """What the chaos test asks, and what the bare graphs say the answers are.
 
 Each request's answer is computed by ONNX Runtime on the files of the bundle, with the noise that
-the request's seed means, and by nothing else of the service.
+the request's seed means, and by nothing else of the service. All images are black and white: no
+model rounds such pixels.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as the service does
-import onnxruntime as ort
-
+from benchmarks.score_graph import graph_file, session
 from service.bundle import load_bundle
 from service.codecs.npy import encode_npy
 from service.estimators import estimate
 from service.noise import Purpose, image_keys, normal
 
 NPY = "application/x-npy"
+GRAPHS = ("sample", "decode", "encode", "score")
 TOLERANCE = 1e-4  # of floats, relative and absolute; a pixel's mean may round to its neighbour
 Array = NDArray[Any]
 
@@ -34,52 +33,55 @@ class BareGraphs:
     """A bundle's graphs without the service."""
 
     def __init__(self, path: Path) -> None:
-        bundle = load_bundle(path)
-        self.manifest, self.hash = bundle.manifest, bundle.hash
-        self._sessions = {
-            name: ort.InferenceSession(path / graph.cpu, providers=["CPUExecutionProvider"])
-            for name, graph in bundle.manifest.graphs.items()
-        }
+        self.hash = load_bundle(path).hash
+        self._sessions = {name: session(graph_file(path, name)) for name in GRAPHS}
 
     def sample(self, seeds: Array, streams: Array) -> Array:
         """The mean as pixels, uint8 ``[n, C, H, W]``."""
-        warmth = np.ones((len(seeds), len(self.manifest.latent.groups)), np.float32)
-        eps = self._normal(seeds, streams, 0, Purpose.SAMPLE)
-        inputs = {"eps": eps, "temperature": warmth, "u": self._no_draw(len(seeds))}
-        return _pixels(self._run("sample", inputs)["mean"])
+        eps = self._normal("sample", seeds, streams, 0, Purpose.SAMPLE)
+        ones = np.ones((len(seeds), self._width("sample", "temperature")), np.float32)
+        return _pixels(self._run("sample", eps=eps, temperature=ones)["mean"])
 
     def score(self, images: Array, samples: int, seed: int) -> Array:
         """Log-likelihoods in nats, float32 ``[n]``."""
         owner = np.repeat(np.arange(len(images), dtype=np.int64), samples)
         draws = np.tile(np.arange(samples, dtype=np.uint64), len(images))
         seeds = np.full(len(owner), seed, np.uint64)
-        eps = self._normal(seeds, image_keys(images)[owner], draws, Purpose.IMAGE)
-        got = self._run("score", {"image": images, "owner": owner, "eps": eps})
-        weights = got["log_weight"].reshape(len(images), samples)
-        return estimate(weights).log_likelihood_nats.astype(np.float32)
+        eps = self._normal("score", seeds, image_keys(images)[owner], draws, Purpose.IMAGE)
+        weights = self._run("score", image=images, owner=owner, eps=eps)["log_weight"]
+        found = estimate(weights.reshape(len(images), samples))
+        return found.log_likelihood_nats.astype(np.float32)
 
     def encode(self, images: Array, seed: int | None) -> Array:
         """Latents, float32 ``[n, D]``; without a seed at eps = 0."""
-        eps = np.zeros((len(images), self.manifest.latent.dim), np.float32)
+        eps = np.zeros((len(images), self._width("encode", "eps")), np.float32)
         if seed is not None:
             seeds = np.full(len(images), seed, np.uint64)
-            eps = self._normal(seeds, image_keys(images), 0, Purpose.IMAGE)
-        return self._run("encode", {"image": images, "eps": eps})["z"]
+            eps = self._normal("encode", seeds, image_keys(images), 0, Purpose.IMAGE)
+        return self._run("encode", image=images, eps=eps)["z"]
 
     def reconstruct(self, images: Array) -> Array:
         """As `sample`."""
-        z = self.encode(images, None)
-        return _pixels(self._run("decode", {"z": z, "u": self._no_draw(len(z))})["mean"])
+        return _pixels(self._run("decode", z=self.encode(images, None))["mean"])
 
-    def _normal(self, seeds: Array, streams: Array, draws: Any, purpose: Purpose) -> Array:
-        return normal(seeds, streams, draws, self.manifest.latent.dim, purpose)
+    def _normal(
+        self, graph: str, seeds: Array, streams: Array, draws: Any, purpose: Purpose
+    ) -> Array:
+        return normal(seeds, streams, draws, self._width(graph, "eps"), purpose)
 
-    def _no_draw(self, rows: int) -> Array:
-        return np.zeros((rows, self.manifest.likelihood.uniforms), np.float32)
+    def _width(self, graph: str, name: str) -> int:
+        shapes = {value.name: value.shape for value in self._sessions[graph].get_inputs()}
+        return int(shapes[name][1])
 
-    def _run(self, operation: str, inputs: dict[str, Array]) -> dict[str, Array]:
-        names = [tensor.name for tensor in self.manifest.graphs[operation].outputs]
-        return dict(zip(names, self._sessions[operation].run(names, inputs), strict=True))
+    def _run(self, graph: str, **given: Array) -> dict[str, Array]:
+        """Outputs by name. Uniform noise is of no consequence: the mean needs none, and images are
+        black and white."""
+        opened, rows = self._sessions[graph], len(next(iter(given.values())))
+        for value in opened.get_inputs():
+            if value.name not in given:
+                given[value.name] = np.full((rows, *value.shape[1:]), 0.5, np.float32)
+        names = [value.name for value in opened.get_outputs()]
+        return dict(zip(names, opened.run(names, given), strict=True))
 
 
 def _pixels(mean: Array) -> Array:
@@ -102,12 +104,12 @@ class Ask:
     headers: dict[str, str] = field(default_factory=lambda: {"content-type": NPY, "accept": NPY})
 
 
-def asks(shape: tuple[int, int, int], *, streamed: int) -> list[Ask]:
+def asks(shape: tuple[int, ...], *, streamed: int) -> list[Ask]:
     """Small and large requests to every operation and both protocols.
 
     shape: of an image, ``(C, H, W)``; streamed: images of the answer that is a stream.
     """
-    images = np.random.default_rng(5).integers(0, 256, (64, *shape), np.uint8)
+    images = 255 * np.random.default_rng(5).integers(0, 2, (64, *shape), np.uint8)
     few, one = images[:6], images[:1]
     ask = [
         _sample(1, seed=11),

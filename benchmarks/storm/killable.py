@@ -1,6 +1,6 @@
 """`iafvae serve` with a fault planted: each SIGUSR1 kills one engine thread, wherever it is.
 
-    python benchmarks/chaos_server.py
+    python benchmarks/storm/killable.py
 
 Nothing of the service is changed for it: the thread meets an exception that nobody expects there,
 between two batches or within one. Settings are the `IAFVAE_*` variables.
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 # Run as a file, this folder comes first on the path, where other programs' names could hide ours.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from service.cli.main import main  # noqa: E402
 

@@ -1,0 +1,316 @@
+"""Attacks on a running server, one small function each, and what a polite client has to suffer.
+
+To add one: write a function that harms once and says in a few words what became of it, and put it
+into `ATTACKS` with the number of threads that repeat it. The attackers are a process of their own;
+meanwhile h2load asks politely under another key, and this process asks for `/livez` and looks at
+the server's memory.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+if not __package__:  # run as a file: the attackers' process
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from benchmarks.load import Figures, Request, arriving
+from benchmarks.server import Server
+
+TIMEOUT_SECONDS = 10.0
+POLITE_RATE = 20.0  # requests a second
+LIVE_SECONDS = 0.05  # between two looks
+MOST_BYTES = 32 << 20  # that an endless attack sends
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where to attack, by whose key, and until when (`time.monotonic`, which processes share)."""
+
+    port: int
+    key: str
+    end: float
+
+    def connect(self, timeout: float = TIMEOUT_SECONDS) -> socket.socket:
+        """A connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout)
+
+    def head(self, path: str, *lines: str, method: str = "POST") -> bytes:
+        """The head of a request under the key."""
+        own = (f"{method} {path} HTTP/1.1", "host: x", f"authorization: Bearer {self.key}")
+        return "\r\n".join((*own, *lines, "", "")).encode()
+
+    def told(self, request: bytes) -> str:
+        """Send it all on a connection of its own: the status of the first answer."""
+        with self.connect() as sock:
+            with suppress(BrokenPipeError, ConnectionResetError):
+                sock.sendall(request)  # it may be refused before it is read
+            return status_of(sock)
+
+    def post(self, path: str, kind: str, body: bytes, *lines: str) -> str:
+        """The status of a POST."""
+        length = f"content-length: {len(body)}"
+        return self.told(self.head(path, f"content-type: {kind}", length, *lines) + body)
+
+
+def status_of(sock: socket.socket) -> str:
+    """Of the next answer: three digits, or how the connection ended."""
+    try:
+        line = sock.recv(65536)
+    except TimeoutError:
+        return f"nothing for {TIMEOUT_SECONDS:g} s"
+    except OSError:
+        return "reset"
+    return line[9:12].decode() if line else "closed"
+
+
+# ------------------------------------------------------------------ the attacks
+
+
+def upgrade_with_body(site: Site) -> str:
+    """An upgrade to another protocol, whose body is another request."""
+    smuggled = site.head("/v1/models", method="GET")
+    lines = ("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABk")
+    first = site.head("/v1/score", *lines, f"content-length: {len(smuggled)}")
+    with site.connect(timeout=1.0) as sock:
+        sock.sendall(first + smuggled)
+        answers = b""
+        with suppress(OSError):
+            while data := sock.recv(65536):
+                answers += data
+    statuses = [part[:3].decode() for part in answers.split(b"HTTP/1.1 ")[1:]]
+    return f"answered {', '.join(statuses) or 'nothing'}"
+
+
+def endless_head(site: Site) -> str:
+    """Header lines without an end."""
+    return _endless(site, site.head("/v1/sample")[:-2])
+
+
+def endless_trailers(site: Site) -> str:
+    """A body in chunks that is over, and lines after it without an end."""
+    return _endless(site, site.head("/v1/sample", "transfer-encoding: chunked") + b"0\r\n")
+
+
+def _endless(site: Site, start: bytes) -> str:
+    lines = b"".join(b"x-%06d: %s\r\n" % (i, b"x" * 1000) for i in range(64))
+    with site.connect() as sock:
+        try:
+            sock.sendall(start)
+            for _ in range(MOST_BYTES // len(lines)):
+                if time.monotonic() > site.end:
+                    return "read until the end"
+                sock.sendall(lines)
+        except TimeoutError:
+            return "no longer read"
+        except OSError:
+            return "cut off"
+        return f"{MOST_BYTES >> 20} MiB were read"
+
+
+def empty_scans(site: Site, scans: int = 3000) -> str:
+    """A progressive JPEG of a few kB, of which each of many empty scans is a pass over it all."""
+    out = io.BytesIO()
+    Image.new("L", (4000, 4000)).save(out, "JPEG", progressive=True)
+    data = out.getvalue()
+    last = data.rindex(b"\xff\xda")
+    body = data[:last] + data[last:-2] * scans + data[-2:]
+    return site.post("/v1/score?resize=true", "image/jpeg", body)
+
+
+def wide_png(site: Site, width: int = 1 << 23) -> str:
+    """A PNG of one row and millions of columns, to be resized."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    shape = struct.pack(">IIBBBBB", width, 1, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(1 + width))
+    parts = chunk(b"IHDR", shape) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return site.post("/v1/score?resize=true", "image/png", b"\x89PNG\r\n\x1a\n" + parts)
+
+
+def million_elements(site: Site) -> str:
+    """A list of a million texts where images are wanted."""
+    return site.post("/v1/score", "application/json", b'{"images": [%s""]}' % (b'"",' * 1_000_000))
+
+
+def deep_json(site: Site) -> str:
+    """Lists in lists in lists."""
+    body = b'{"images": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    return site.post("/v1/score", "application/json", body)
+
+
+def punycode_form(site: Site) -> str:
+    """A form whose fields are in an encoding that is decoded in quadratic time."""
+    text = b"a" * 30_000 + b"-" + b"b" * 30_000  # a field may have 64 kB
+    part = b'--b\r\ncontent-disposition: form-data; name="seed"\r\n\r\n%s\r\n' % text
+    kind = "multipart/form-data; boundary=b; charset=punycode"
+    return site.post("/v1/score", kind, part * 4 + b"--b--\r\n")
+
+
+def half_open(site: Site, connections: int = 200) -> str:
+    """Many connections that begin a request and leave it there."""
+    held = []
+    try:
+        for _ in range(connections):
+            held.append(site.connect())
+            held[-1].sendall(site.head("/v1/score")[:-4])
+        time.sleep(1.0)
+    except OSError:
+        return f"refused after some of {connections}"
+    finally:
+        for sock in held:
+            sock.close()
+    return "held"
+
+
+def pipelined_flood(site: Site, requests: int = 500) -> str:
+    """Hundreds of requests at once on one connection, which then hangs up."""
+    one = site.head("/v1/sample?n=4", "content-length: 0")
+    with site.connect(timeout=1.0) as sock:
+        try:
+            sock.sendall(one * requests)
+        except TimeoutError:
+            return "no longer read"
+        except OSError:
+            return "cut off"
+        return f"read; first {status_of(sock)}"
+
+
+def slow_reader(site: Site) -> str:
+    """A long stream that is read a few bytes at a time."""
+    head = site.head("/v1/sample?n=1024", "accept: application/x-npy", "content-length: 0")
+    with site.connect() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.sendall(head)
+        while time.monotonic() < site.end:
+            if not sock.recv(16):
+                return "cut off"
+            time.sleep(0.05)
+    return "served until the end"
+
+
+def many_connections(site: Site) -> str:
+    """One of many connections of one caller, which never rests."""
+    out = io.BytesIO()
+    np.save(out, np.zeros((64, 1, 28, 28), np.uint8))
+    body = out.getvalue()
+    lines = ("content-type: application/x-npy", f"content-length: {len(body)}")
+    request = site.head("/v1/score?importance_samples=4", *lines) + body
+    return site.told(request)
+
+
+ATTACKS: dict[str, tuple[Callable[[Site], str], int]] = {
+    "upgrade with a body": (upgrade_with_body, 2),
+    "endless head": (endless_head, 2),
+    "endless trailers": (endless_trailers, 2),
+    "JPEG of empty scans": (empty_scans, 2),
+    "wide PNG": (wide_png, 2),
+    "a million elements": (million_elements, 2),
+    "deep JSON": (deep_json, 2),
+    "punycode form": (punycode_form, 2),
+    "half-open connections": (half_open, 2),
+    "pipelined flood": (pipelined_flood, 2),
+    "slow readers": (slow_reader, 8),
+    "64 connections of one caller": (many_connections, 64),
+}
+
+
+# ------------------------------------------------------------------ meanwhile
+
+
+@dataclass
+class Suffered:
+    """What a server and its polite client had to suffer; outcomes: of the attack, by its words."""
+
+    name: str
+    outcomes: Counter[str] = field(default_factory=Counter)
+    live_seconds: list[float] = field(default_factory=list)
+    memory_mib: list[float] = field(default_factory=list)
+    polite: Figures = field(default_factory=dict)
+
+    @property
+    def live_p99_ms(self) -> float:
+        """Of `/livez`."""
+        return 1e3 * float(np.percentile(self.live_seconds, 99))
+
+
+def suffered(server: Server, name: str, key: str, polite: Request, seconds: float) -> Suffered:
+    """One attack for `seconds`; an unknown name is none, for comparison."""
+    found = Suffered(name, memory_mib=[server.resident_mib()])
+    begins = time.monotonic() + 1.5  # a process takes its time
+    site = Site(server.port, key, begins + seconds)
+    command = [sys.executable, __file__, name, *map(str, (site.port, site.key, site.end))]
+    attacker = subprocess.Popen(command, stdout=subprocess.PIPE)
+    asking = threading.Thread(
+        target=lambda: found.polite.update(arriving(server, polite, POLITE_RATE, seconds))
+    )
+    time.sleep(max(0.0, begins - time.monotonic()))
+    asking.start()
+    while asking.is_alive() or time.monotonic() < site.end:
+        began = time.monotonic()
+        found.live_seconds.append(_live(server.port))
+        found.memory_mib.append(server.resident_mib())
+        time.sleep(max(0.0, LIVE_SECONDS - (time.monotonic() - began)))
+    asking.join()
+    found.outcomes = Counter(json.loads(attacker.communicate()[0]))
+    return found
+
+
+def repeated(name: str, site: Site) -> Counter[str]:
+    """Attack until the end, in as many threads as the attack has."""
+    act, threads = ATTACKS.get(name, (lambda _site: "", 0))
+    outcomes: Counter[str] = Counter()
+
+    def repeat() -> None:
+        while time.monotonic() < site.end:
+            try:
+                outcomes[act(site)] += 1
+            except OSError as error:
+                outcomes[type(error).__name__] += 1
+
+    running = [threading.Thread(target=repeat) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return outcomes
+
+
+def _live(port: int) -> float:
+    """Seconds until `/livez` answered on a connection of its own; TIMEOUT_SECONDS if it did not."""
+    began = time.monotonic()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", "/livez")
+        if connection.getresponse().status == 200:
+            return time.monotonic() - began
+    except OSError:
+        pass
+    finally:
+        connection.close()
+    return TIMEOUT_SECONDS
+
+
+if __name__ == "__main__":
+    attack, port, key, end = sys.argv[1:]
+    print(json.dumps(repeated(attack, Site(int(port), key, float(end)))))
