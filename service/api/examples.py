@@ -42,9 +42,10 @@ class Examples:
             "interpolate": {"n": 8, "seeds": [7]},
         }
         body: dict[str, Json] = dict(options.get(operation, {}))
-        if "images" in schema["properties"]:
+        properties = schema.get("properties", {})
+        if "images" in properties:
             body["images"] = [self.picture]
-        elif "latents" in schema["properties"]:
+        elif "latents" in properties:
             body["latents"] = [[0.0] * self.dim]
         return body
 

@@ -19,13 +19,14 @@ from service.api.request.parsing import IMAGE_TYPES
 from service.api.response.problems import PROBLEMS, TYPE_PREFIX
 from service.api.response.schemas import ProblemDocument
 from service.api.security.auth import is_open
-from service.api.v2.schemas import InferenceError
+from service.api.v2.schemas import InferDocument, InferenceError
 from service.codecs import JSON, NPY
 from service.repository.registry import Registry
 
 __all__ = [
     "BINARY_CONTENT",
     "HEADERS",
+    "REF",
     "described_headers",
     "documented",
     "documented_operation",
@@ -223,8 +224,9 @@ def _complete(document: Document) -> None:
     A key is asked for where the server has some, and then 401 is possible too.
     """
     schemas = document["components"]["schemas"]
-    for model in (ProblemDocument, InferenceError):
-        schemas[model.__name__] = model.model_json_schema(ref_template=REF)
+    for model in (ProblemDocument, InferenceError, InferDocument):
+        schema = model.model_json_schema(ref_template=REF)
+        schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     for path, operation in _operations(document):
         error = inference_error if path.startswith("/v2") else _problem
         responses = operation["responses"]

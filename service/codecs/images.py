@@ -98,8 +98,11 @@ def fit_files(
     fit: Fit,
     limits: PixelLimits,
     names: Sequence[str] | None = None,
+    headers: Sequence[Header] | None = None,
 ) -> Fitted:
     """Decode image `files` and bring each to `shape`. An error names the file by place or name.
+
+    headers: what `read_header` says of each, where that is known already.
 
     Raises:
         UndecodableImage: not an image, a broken one, or of more than one frame.
@@ -113,7 +116,7 @@ def fit_files(
     notes: list[str] = []
     for index, data in enumerate(files):
         what = names[index] if names else f"image {index}"
-        header = read_header(data, what)
+        header = headers[index] if headers else read_header(data, what)
         _check_work(header, what, min(limits.image, left))
         left -= header.pixels
         images[index], altered[index], note = _fit_file(header, shape, fit, what)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codecs.headers import read_header
+from service.codecs.headers import Header, read_header
 from service.codecs.images import (
     Fit,
     Fitted,
@@ -75,9 +75,10 @@ class DecoderPool:
         """As `images.fit_files`; raises also DeadlineExceeded, and ShuttingDown after `close`."""
         names = names or [f"image {index}" for index in range(len(files))]
         length = sum(map(len, files))
-        work = _work(files) if length <= QUICK_BYTES else math.inf
+        headers: list[Header] = []
+        work = _work(files, names, headers) if length <= QUICK_BYTES else math.inf
         if length <= SMALL_BYTES and work <= SMALL_WORK:
-            return fit_files(files, shape, fit, limits, names)
+            return fit_files(files, shape, fit, limits, names, headers)
         turns = self._quick if work <= QUICK_WORK else self._dear
         parts: list[Fitted] = []
         left, size = limits.total, _plain(shape)
@@ -274,14 +275,18 @@ async def _until(deadline: float | None) -> AsyncIterator[None]:
         raise DeadlineExceeded("the deadline passed while images were decoded") from None
 
 
-def _work(files: Sequence[bytes]) -> float:
-    """Pixels times passes; infinite where that is not known soon, or a file is refused."""
+def _work(files: Sequence[bytes], names: Sequence[str], headers: list[Header]) -> float:
+    """Pixels times passes; infinite where that is not known soon, or a file is refused.
+
+    `headers` gets what was read.
+    """
     work, parts = 0, MAX_PARTS
-    for data in files:
+    for data, name in zip(files, names, strict=True):
         try:
-            header = read_header(data, "", parts)
+            header = read_header(data, name, parts)
         except IafvaeError:
             return math.inf
+        headers.append(header)
         work += header.pixels * header.passes
         parts -= header.parts
     return work

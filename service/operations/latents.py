@@ -17,7 +17,7 @@ from service.bundle import LatentSpec
 from service.errors import InvalidInput, WrongShape
 from service.noise import Purpose, normal
 from service.operations import checks
-from service.scheduler.work import NoiseKeys
+from service.scheduler.work import Noise
 
 __all__ = ["Edited", "GreatCircle", "edited", "first_eps", "resampled_groups"]
 
@@ -33,7 +33,7 @@ class Edited:
 
     given: F32
     drawn: NDArray[np.bool_]
-    keys: NoiseKeys
+    keys: Noise
 
     def __getitem__(self, rows: slice) -> F32:
         kept = self.given[rows]
@@ -43,10 +43,11 @@ class Edited:
         return np.where(self.drawn, normal(seeds, streams, 0, kept.shape[1], purposes), kept)
 
 
-def edited(prior_eps: F32, keys: NoiseKeys, latent: LatentSpec, resample: Sequence[str]) -> Edited:
-    """`prior_eps` ``[n, D]`` or ``[1, D]`` (for all rows of `keys`), `resample` drawn anew."""
+def edited(
+    prior_eps: F32, n: int, keys: Noise, latent: LatentSpec, resample: Sequence[str]
+) -> Edited:
+    """`prior_eps` ``[n, D]`` or ``[1, D]`` (for all `n` rows), `resample` drawn anew."""
     checks.latents(prior_eps, latent.dim, "prior_eps")
-    n = len(keys.seeds)
     if len(prior_eps) not in (1, n):
         raise WrongShape(
             f"prior_eps has {len(prior_eps)} rows for {n} images: give one for each, or one for all"

@@ -37,6 +37,7 @@ from service.scheduler.work import (
     EncodeWork,
     NoiseKeys,
     Pixels,
+    Positions,
     SampleWork,
     ScoreWork,
 )
@@ -139,12 +140,12 @@ class Model:
         chosen = checks.drawn_seed() if seed is None else checks.seed(seed)
         seed = chosen if noisy else None  # without noise there is none to tell
         heats = checks.temperature(temperature, latent)
-        keys = _positions(n, seed or 0)
+        keys = Positions(seed or 0)
         resolved: dict[str, Any] = {"output": output, "seed": seed, "temperature": heats}
         eps = None
         if prior_eps is not None:
             resolved["resampled"] = groups
-            eps = edited(prior_eps, keys, latent, groups)
+            eps = edited(prior_eps, n, keys, latent, groups)
         return SampleWork(
             rows=n,
             image_count=n,
@@ -371,7 +372,7 @@ class Model:
         work = SampleWork(
             rows=n,
             image_count=n,
-            keys=_positions(n, seed or 0),
+            keys=Positions(seed or 0),
             temperature=heats,
             output=checks.output(output),
             eps=way,
@@ -392,7 +393,7 @@ class Model:
 
     def _decoding(self, latents: NDArray[Any], output: Pixels, seed: int) -> DecodeWork:
         checks.latents(latents, self.manifest.latent.dim)
-        keys = _positions(len(latents), checks.seed(seed))
+        keys = Positions(checks.seed(seed))
         return DecodeWork(
             rows=len(latents),
             image_count=len(latents),
@@ -412,12 +413,6 @@ class Model:
         chosen = None if seed is None else checks.seed(seed)
         work = EncodeWork(rows=len(images), image_count=len(images), images=images, seed=chosen)
         return await self.scheduler.submit(work, caller=caller, deadline=deadline)
-
-
-def _positions(n: int, seed: int) -> NoiseKeys:
-    """Noise of images 0 to ``n - 1`` of `seed`."""
-    seeds = np.full(n, seed, dtype=np.uint64)
-    return NoiseKeys(seeds, np.arange(n, dtype=np.uint64), Purpose.SAMPLE)
 
 
 def _images(

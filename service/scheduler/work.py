@@ -17,8 +17,10 @@ from service.noise import Purpose
 __all__ = [
     "DecodeWork",
     "EncodeWork",
+    "Noise",
     "NoiseKeys",
     "Pixels",
+    "Positions",
     "Rows",
     "SampleWork",
     "ScoreWork",
@@ -54,9 +56,20 @@ class Work(Protocol):
     def image_count(self) -> int: ...  # noqa: D102
 
 
+Keys = tuple[U64, U64, U64]  # seeds, streams and purposes of rows, uint64 [n] each
+
+
+class Noise(Protocol):
+    """What the noise of each row of a work is a function of."""
+
+    def cut(self, start: int, stop: int) -> Keys:
+        """Of rows `start` to `stop`."""
+        ...
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class NoiseKeys:
-    """What each row's noise is a function of: uint64 ``[n]`` seeds and streams, and a purpose."""
+    """A seed and a stream for each row, uint64 ``[n]``, for one purpose."""
 
     seeds: U64
     streams: U64
@@ -68,14 +81,25 @@ class NoiseKeys:
         seeds = np.full(len(image_keys), seed, dtype=np.uint64)
         return cls(seeds, image_keys, Purpose.IMAGE)
 
-    def rows(self, start: int, stop: int) -> NoiseKeys:
-        """Those of some rows."""
-        return NoiseKeys(self.seeds[start:stop], self.streams[start:stop], self.purpose)
-
-    def cut(self, start: int, stop: int) -> tuple[U64, U64, U64]:
-        """Seeds, streams and purposes of some rows."""
+    def cut(self, start: int, stop: int) -> Keys:
+        """Of rows `start` to `stop`."""
         purposes = np.full(stop - start, int(self.purpose), dtype=np.uint64)
         return self.seeds[start:stop], self.streams[start:stop], purposes
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Images `first`, ``first + 1``, ... of one seed, as many as are asked for."""
+
+    seed: int
+    first: int = 0
+
+    def cut(self, start: int, stop: int) -> Keys:
+        """Of rows `start` to `stop`."""
+        first, rows = self.first + start, stop - start
+        seeds = np.full(rows, self.seed, dtype=np.uint64)
+        streams = np.arange(first, first + rows, dtype=np.uint64)
+        return seeds, streams, np.full(rows, int(Purpose.SAMPLE), dtype=np.uint64)
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -87,7 +111,7 @@ class SampleWork:
 
     rows: int
     image_count: int
-    keys: NoiseKeys
+    keys: Noise
     temperature: F32  # [n, G]
     output: Pixels
     eps: Rows | None = None
@@ -95,12 +119,13 @@ class SampleWork:
     operation: ClassVar[str] = "sample"
 
     def piece(self, start: int, stop: int) -> SampleWork:
-        """Images `start` to `stop` alone."""
+        """Images `start` to `stop` of `Positions` alone."""
+        assert isinstance(self.keys, Positions)  # noqa: S101 - only such are drawn in pieces
         return replace(
             self,
             rows=stop - start,
             image_count=stop - start,
-            keys=self.keys.rows(start, stop),
+            keys=Positions(self.keys.seed, self.keys.first + start),
             temperature=self.temperature[start:stop],
             eps=None if self.eps is None else self.eps[start:stop],
         )
@@ -113,7 +138,7 @@ class DecodeWork:
     rows: int
     image_count: int
     z: F32
-    keys: NoiseKeys
+    keys: Noise
     output: Pixels
     operation: ClassVar[str] = "decode"
 

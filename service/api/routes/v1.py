@@ -58,24 +58,27 @@ async def sample(request: OperationRequest, options: Annotated[SampleOptions, Qu
     """Draw images from the prior, or change images in its noise: keep some latent groups of
     `prior_eps`, as encode gives it, and draw the others anew."""
     model, settings = request.model, request.settings
+    given = None if request.payload is None else latents(request, "prior_eps")
+    n = options.n or (1 if given is None else len(given))
+    is_stream = n > settings.max_n
+    if is_stream and (request.media_type != NPY or n > settings.max_stream_n):
+        raise PayloadTooLarge(
+            f"n: {n} is above the limit of {settings.max_n}; ask for fewer, or with "
+            f"'Accept: {NPY}', whose answer is streamed, for at most {settings.max_stream_n}"
+        )
     work = model.sampling(
-        options.n,
+        n,
         seed=options.seed,
         temperature=options.temperature,
         output=options.output,
-        prior_eps=None if request.payload is None else latents(request, "prior_eps"),
+        prior_eps=given,
         resample=options.resample,
         keep=options.keep,
     )
     caller, deadline, seconds = request.caller, request.deadline, settings.timeout_seconds
-    if work.rows <= settings.max_n:
-        return await _images(request, await model.draw(work, caller=caller, deadline=deadline))
-    if request.media_type != NPY or work.rows > settings.max_stream_n:
-        raise PayloadTooLarge(
-            f"n: {work.rows} is above the limit of {settings.max_n}; ask for fewer, or with "
-            f"'Accept: {NPY}', whose answer is streamed, for at most {settings.max_stream_n}"
-        )
-    return await stream_images(model, work, caller=caller, deadline=deadline, seconds=seconds)
+    if is_stream:
+        return await stream_images(model, work, caller=caller, deadline=deadline, seconds=seconds)
+    return await _images(request, await model.draw(work, caller=caller, deadline=deadline))
 
 
 async def decode(request: OperationRequest, options: Annotated[DecodeOptions, Query()]) -> Answer:

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from service.api.openapi import (
     BINARY_CONTENT,
     HEADERS,
+    REF,
     described_headers,
     inference_error,
     timeout_parameter,
@@ -88,7 +89,7 @@ async def _infer(request: OperationRequest, models: InferModels) -> Answer:
 
 def _documented(name: str) -> dict[str, Any]:
     """What the routes of ``infer`` declare: arguments of `APIRoute`."""
-    absent = [f"x-iafvae-{header}" for header in ("seed", "altered", "non-finite")]
+    absent = [f"x-iafvae-{header}" for header in ("altered", "non-finite")]
     headers = {k: v for k, v in HEADERS.items() if k not in absent} | {
         HEADER_LENGTH: "Bytes of JSON before the tensors' bytes; absent where there are none"
     }
@@ -99,7 +100,7 @@ def _documented(name: str) -> dict[str, Any]:
         "description": "How many bytes of the body are JSON; absent: all.",
         "schema": {"type": "integer", "minimum": 0},
     }
-    document = {"schema": InferDocument.model_json_schema()}
+    document = {"schema": {"$ref": REF.format(model=InferDocument.__name__)}}
     return {
         "tags": ["Open Inference Protocol"],
         "operation_id": name,

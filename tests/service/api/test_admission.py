@@ -19,6 +19,7 @@ def scope(path="/v1/score", method="POST", **state):
         "method": method,
         "path": path,
         "headers": [],
+        "query_string": b"",
         "state": state,
         "client": ("10.0.0.1", 5000),
     }

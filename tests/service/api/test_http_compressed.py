@@ -45,11 +45,11 @@ def test_what_is_in_it_has_the_limits_of_what_comes_plain(serve, digits, problem
     answer = client.post("/v1/score", content=cut, headers=headers)
     assert "cut off" in problem(answer, 400, "malformed-body")
     buffers = client.app.state.shared.admission.bytes
-    buffers.take(100_000)
+    buffers.take("another", 100_000)
     held = gzip.compress(encode_npy(np.tile(digits, (1000, 1, 1, 1))))
     answer = client.post("/v1/score", content=held, headers=headers)
     assert "held at once" in problem(answer, 429, "overloaded")
-    buffers.give(100_000)
+    buffers.give("another", 100_000)
     whole = gzip.compress(encode_npy(digits))
     assert client.post("/v1/score", content=whole, headers=headers).status_code == 200
     assert buffers.held == 0

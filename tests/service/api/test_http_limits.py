@@ -84,7 +84,7 @@ def test_bodies_together_are_bounded_and_given_back(serve, problem):
     buffers = client.app.state.shared.admission.bytes
     client.post("/v1/score", content=b"x" * 900, headers=NPY)
     assert buffers.held == 0
-    buffers.take(1000)
+    buffers.take("another", 1000)
     answer = client.post("/v1/score", content=b"x" * 900, headers=NPY)
     problem(answer, 429, "overloaded")
     assert answer.headers["retry-after"] == "1"

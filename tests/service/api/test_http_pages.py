@@ -79,7 +79,7 @@ def test_an_unforeseen_error_is_a_problem_without_insides(serve, problem, monkey
     async def broken(*_args, **_named):
         raise RuntimeError("secret path /etc/x")
 
-    monkeypatch.setattr(runtime, "sample", broken)
+    monkeypatch.setattr(runtime, "draw", broken)
     answer = client.post("/v1/sample")
     detail = problem(answer, 500, "internal-error")
     assert answer.headers["x-iafvae-model"] == "tiny"

@@ -20,9 +20,8 @@ from service.app import create_app
 from service.client import Client, ServiceUnreachable
 from service.codecs.npy import decode_npy
 from service.errors import EngineFailure, Overloaded
-from service.noise import Purpose
 from service.operations.results import Images
-from service.scheduler.work import NoiseKeys, SampleWork
+from service.scheduler.work import Positions, SampleWork
 from service.server.protocol import BoundedHttp
 from service.settings import Settings
 
@@ -180,15 +179,14 @@ class Drawing:
         self.manifest = SimpleNamespace(image=SimpleNamespace(shape=(1, 512, 512), dims=512 * 512))
 
     async def draw(self, work, **options):
-        return await self._draw(int(work.keys.streams[0]), work.rows)
+        return await self._draw(work.keys.first, work.rows)
 
 
 def run_stream(draw, n, seconds=5.0):
-    places = np.arange(n, dtype=np.uint64)
     work = SampleWork(
         rows=n,
         image_count=n,
-        keys=NoiseKeys(places, places, Purpose.SAMPLE),
+        keys=Positions(0),
         temperature=np.ones((n, 1), np.float32),
         output="mean",
     )
@@ -279,7 +277,7 @@ def test_an_error_on_the_way_is_seen(listening, monkeypatch):
     whole = runtime.draw
 
     async def breaking(work, **options):
-        if work.keys.streams[0] >= 5 * MAX_PIECE_ROWS:
+        if work.keys.first >= 5 * MAX_PIECE_ROWS:
             raise EngineFailure("the fifth piece fails")
         return await whole(work, **options)
 

@@ -92,7 +92,7 @@ def test_a_key_is_sent(cli, start_server, two_groups, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("sample", "--keep", "top"), "give it as well"),
+        (("sample", "--keep", "top"), "send it as well"),
         (("sample", "--prior-eps", "eps.npy", "--keep", "z9"), "there are top, low"),
         (("sample", "--prior-eps", "none.npy"), "none.npy"),
         (("sample", "--prior-eps", "text.npy"), "text.npy: the body is not npy"),

@@ -40,13 +40,13 @@ def test_another_bundle_in_the_same_directory_is_swapped_in(site, root, edition,
 
 
 def test_what_is_loaded_already_is_left_alone_but_reloaded_on_demand(site):
-    runtime = site.registry.get()
+    runtime = site.registry.find().runtime
     assert site.load("a").change == "unchanged"
-    assert site.registry.get() is runtime
+    assert site.registry.find().runtime is runtime
     change = site.run(site.manager.reload("tiny"))
     assert change.change == "swapped"
     assert change.bundle == change.replaced
-    assert site.registry.get() is not runtime
+    assert site.registry.find().runtime is not runtime
 
 
 def test_a_directory_that_was_renamed_is_the_same_model(site, root):
@@ -101,7 +101,7 @@ def test_a_second_change_meanwhile_is_refused_and_requests_are_served(site, slow
 
 def test_a_change_goes_on_when_whoever_asked_has_gone(site, slow):
     begun, go = slow
-    runtime = site.registry.get()
+    runtime = site.registry.find().runtime
 
     async def main():
         task = asyncio.create_task(site.manager.reload("tiny"))
@@ -112,7 +112,7 @@ def test_a_change_goes_on_when_whoever_asked_has_gone(site, slow):
         await asyncio.wait([site.manager._task])
 
     site.run(main())
-    assert site.registry.get() is not runtime
+    assert site.registry.find().runtime is not runtime
 
 
 def test_a_service_that_stops_drops_what_it_was_loading(site, slow):
@@ -140,14 +140,14 @@ def test_a_model_is_unloaded_when_its_requests_are_answered(sites, serve, root, 
         runtime = site.registry.find("tiny@1.9.0").runtime
 
         async def request():
-            held = site.registry.get("tiny@1.9.0")
-            return await held.sample(300, seed=0, temperature=[1.0])
+            with site.registry.lease("tiny@1.9.0") as held:
+                return await held.sample(300, seed=0, temperature=[1.0])
 
         task = asyncio.create_task(request())
         await asyncio.sleep(0)
         await site.manager.unload("tiny@1.9.0")
         with pytest.raises(UnknownModel):
-            site.registry.get("tiny@1.9.0")
+            site.registry.find("tiny@1.9.0")
         assert not task.done()
         assert len((await task).images) == 300
         await site.registry.wait_retired()

@@ -127,8 +127,8 @@ def test_replaced_models_that_still_answer_count_as_well(sites, serve, root):
         release = asyncio.Event()
 
         async def request():
-            site.registry.get()
-            await release.wait()
+            with site.registry.lease():
+                await release.wait()
 
         held = asyncio.create_task(request())
         await asyncio.sleep(0)

@@ -62,10 +62,14 @@ def test_the_newest_release_answers(load):
     assert registry.default == "tiny"
     assert registry.versions("tiny") == ("2.0.0-rc.1", "1.10.0", "1.9.0")
     newest = models["1.10.0"].runtime
-    assert registry.get() is registry.get("tiny") is newest
+    assert registry.find().runtime is registry.find("tiny").runtime is newest
     for version, model in models.items():
-        assert registry.get(f"tiny@{version}") is model.runtime
-        assert registry.get("tiny", version) is registry.get(None, version) is model.runtime
+        assert registry.find(f"tiny@{version}").runtime is model.runtime
+        assert (
+            registry.find("tiny", version).runtime
+            is registry.find(None, version).runtime
+            is model.runtime
+        )
     assert [m.version for m in registry.models] == ["2.0.0-rc.1", "1.10.0", "1.9.0"]
     assert list(registry) == [m.runtime for m in registry.models]
     assert registry.is_answering(newest)
@@ -74,40 +78,42 @@ def test_the_newest_release_answers(load):
 
 def test_pre_releases_answer_where_there_is_no_release(load):
     registry = registry_of(load("2.0.0-rc.2"), load("2.0.0-rc.10"))
-    assert registry.get().bundle.manifest.version == "2.0.0-rc.10"
+    assert registry.find().runtime.bundle.manifest.version == "2.0.0-rc.10"
 
 
 def test_what_is_unknown_is_said_with_what_is_known(load):
     registry = registry_of(load("1.9.0"), load("3", name="other"))
     with pytest.raises(UnknownModel, match="no model 'none' is loaded; there are other, tiny"):
-        registry.get("none")
+        registry.find("none")
     with pytest.raises(UnknownModel, match=r"no version '2' of tiny is loaded; there are 1\.9\.0"):
-        registry.get("tiny@2")
+        registry.find("tiny@2")
     with pytest.raises(UnknownModel):
         registry.versions("none")
     with pytest.raises(InvalidInput, match="give one"):
-        registry.get("tiny@2", "3")
+        registry.find("tiny@2", "3")
     with pytest.raises(ShuttingDown, match="no model is loaded yet"):
-        Registry().get()
+        Registry().find()
 
 
 def test_a_pinned_version_answers_until_it_is_unpinned(load):
     registry = registry_of(load("1.9.0"), load("1.10.0"))
     registry.pin("tiny", "1.9.0")
-    assert registry.get("tiny").bundle.manifest.version == "1.9.0"
+    assert registry.find("tiny").runtime.bundle.manifest.version == "1.9.0"
     assert registry.pinned("tiny") == "1.9.0"
     with pytest.raises(UnknownModel):
         registry.pin("tiny", "9")
-    assert registry.get("tiny").bundle.manifest.version == "1.9.0", "a refused pin changes nothing"
+    assert registry.find("tiny").runtime.bundle.manifest.version == "1.9.0", (
+        "a refused pin changes nothing"
+    )
     registry.pin("tiny", None)
-    assert registry.get("tiny").bundle.manifest.version == "1.10.0"
+    assert registry.find("tiny").runtime.bundle.manifest.version == "1.10.0"
 
 
 def test_another_default(load):
     registry = registry_of(load("1.9.0"), load("3", name="other"))
-    assert registry.get().name == "tiny", "the first that came"
+    assert registry.find().runtime.name == "tiny", "the first that came"
     registry.set_default("other")
-    assert registry.get().name == "other"
+    assert registry.find().runtime.name == "other"
     with pytest.raises(UnknownModel):
         registry.set_default("none")
 
@@ -146,15 +152,15 @@ def test_who_got_a_model_before_it_was_replaced_is_still_served_by_it(load, edit
         has_it, swapped = asyncio.Event(), asyncio.Event()
 
         async def request():
-            runtime = registry.get("tiny")
-            has_it.set()
-            await swapped.wait()
-            return await drawn(runtime), await drawn(runtime)
+            with registry.lease("tiny") as runtime:
+                has_it.set()
+                await swapped.wait()
+                return await drawn(runtime), await drawn(runtime)
 
         task = asyncio.create_task(request())
         await has_it.wait()
         registry.exchange([old], [new])
-        after = await asyncio.create_task(drawn(registry.get("tiny")))
+        after = await asyncio.create_task(drawn(registry.find("tiny").runtime))
         assert np.array_equal(after, wanted["1.10.0"])
         for _ in range(20):
             await asyncio.sleep(0)
@@ -179,7 +185,8 @@ def test_what_waits_in_the_queue_is_computed_before_the_end(load):
         await new.runtime.start()
 
         async def request(seed):
-            return await registry.get().sample(200, seed=seed, temperature=[1.0])
+            with registry.lease() as runtime:
+                return await runtime.sample(200, seed=seed, temperature=[1.0])
 
         tasks = [asyncio.create_task(request(seed)) for seed in range(30)]
         await asyncio.sleep(0)  # all of them are queued
@@ -203,7 +210,7 @@ def no_collector():
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.usefixtures("no_collector")
 def test_what_was_taken_out_is_freed_when_its_last_request_ends(load, fails):
-    """Also where the request fails or is cancelled: its task has ended, and that is what counts."""
+    """Also where the request fails or is cancelled: the end of its lease is what counts."""
 
     async def main():
         before = set(live_sessions())
@@ -217,11 +224,11 @@ def test_what_was_taken_out_is_freed_when_its_last_request_ends(load, fails):
         go = asyncio.Event()
 
         async def request():
-            runtime = registry.get()
-            await drawn(runtime)
-            await go.wait()
-            if fails:
-                raise RuntimeError("of the request")
+            with registry.lease() as runtime:
+                await drawn(runtime)
+                await go.wait()
+                if fails:
+                    raise RuntimeError("of the request")
 
         stays, cancelled = asyncio.create_task(request()), asyncio.create_task(request())
         await asyncio.sleep(0.05)
@@ -261,8 +268,8 @@ def test_the_end_of_the_process_does_not_wait_for_who_holds_a_replaced_model(loa
         await new.runtime.start()
 
         async def forever():
-            registry.get()
-            await asyncio.Event().wait()
+            with registry.lease():
+                await asyncio.Event().wait()
 
         task = asyncio.create_task(forever())
         await asyncio.sleep(0)

@@ -12,9 +12,9 @@ import pytest
 
 
 def test_what_is_there_is_left_alone(watched):
-    runtime = watched.registry.get()
+    runtime = watched.registry.find().runtime
     watched.looks(3)
-    assert watched.registry.get() is runtime
+    assert watched.registry.find().runtime is runtime
     assert watched.registry.failed == {}
 
 
@@ -31,7 +31,7 @@ def test_a_changed_bundle_is_swapped_in(watched, root, edition, put):
     put(edition("1.9.0", build="again"), root / "a")
     watched.looks(2)
     answer = watched.client.post("/v1/sample")
-    assert answer.headers["x-iafvae-bundle"] == watched.registry.get().bundle.hash
+    assert answer.headers["x-iafvae-bundle"] == watched.registry.find().runtime.bundle.hash
     assert watched.client.metric("iafvae_model_changes_total", model="tiny", change="swapped") == 1
 
 
