@@ -45,13 +45,13 @@ import torch
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 
-from service.engine.backends import EngineOptions, make_engine  # noqa: E402
-
 from benchmarks.harness import table, write_json  # noqa: E402
 from benchmarks.score_graph import graph_file, session  # noqa: E402
 from benchmarks.timing import machine, machine_line, measured_peak  # noqa: E402
 from service.bundle import Bundle, load_bundle  # noqa: E402
+from service.engine import make_engine
 from service.engine.base import EngineBase  # noqa: E402
+from service.engine.options import EngineOptions  # noqa: E402
 from service.noise import normal  # noqa: E402
 from service.settings import SHIPPED_BUNDLE  # noqa: E402
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from training.errors import TrainingError
 from training.files import write_bytes, write_json, write_text
+from training.reproduce.summary import summary
 from training.reproduce.toy_report import command_note, toy_markdown
 
-__all__ = ["FORMAT", "markdown", "redraw", "summary", "write_report"]
+__all__ = ["FORMAT", "markdown", "redraw", "write_report"]
 
 FORMAT = 1
 NOT_RUN = "not run"
@@ -64,30 +64,6 @@ def redraw(out: Path, name: str) -> Document:
 def markdown(document: Document) -> str:
     """The report in words and tables."""
     return "\n".join(_REPORTS[document["kind"]](document)) + "\n"
-
-
-def summary(row: Mapping[str, Any], measure: str, unit: str) -> dict[str, Any] | None:
-    """A row's figure over its runs, `{"value", "error", "runs"}`; None: nothing is measured.
-
-    The error is the standard deviation over the runs; of one run, the standard error over images.
-    """
-    figures = [_figure(run["measured"], measure, unit) for run in row["runs"] if run["measured"]]
-    if not figures:
-        return None
-    if len(figures) == 1:
-        value, error = figures[0]
-        return {"value": value, "error": error, "runs": 1}
-    values = [value for value, _ in figures]
-    error = statistics.stdev(values)
-    return {"value": statistics.fmean(values), "error": error, "runs": len(values)}
-
-
-def _figure(measured: Mapping[str, Any], measure: str, unit: str) -> tuple[float, float | None]:
-    estimate, nats = measured[measure], measured[measure]["standard_error_nats"]
-    if unit == "nats":
-        return estimate["value_nats"], nats
-    error = None if nats is None else nats / (measured["dims"] * math.log(2))
-    return estimate["bits_per_dim"], error
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

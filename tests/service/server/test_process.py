@@ -12,8 +12,8 @@ import time
 from contextlib import contextmanager
 
 import httpx
-from service.telemetry import configure_logging
 
+from service.logs import configure_logging
 from service.server.background_logs import background_logs
 
 
