@@ -4,7 +4,7 @@
 
 `storm`: a server process serves three small models while clients ask, hurry, hang up anywhere, send
 garbage or too much or too slowly; models are swapped by the administrator and by the watched
-directory (broken ones too), unloaded and loaded again; engine threads are killed; and in the end
+directory (broken ones too), unloaded and loaded again; and in the end
 SIGTERM comes while all ask. Every answer is compared with the bare graphs' (ONNX Runtime alone on
 the same files with the same noise).
 
@@ -64,7 +64,6 @@ def show_storm(report: Report) -> None:
     for change, times in sorted(report.changes.items()):
         print(f"| {change} | {times} |")
     before, after = (size / 2**20 for size in report.resident_bytes)
-    print(f"\nengine threads killed: {report.kills}")
     print(f"slowest answer: {report.tally.slowest:.2f} s")
     print(f"resident memory: {before:.0f} MiB before, {after:.0f} MiB after")
     for fault, times in report.faults.most_common():
@@ -155,7 +154,6 @@ def main() -> None:
             clients=given.clients,
             seed=given.seed,
             swap_seconds=0.5,
-            kill_seconds=2.0,
         )
         with tempfile.TemporaryDirectory(prefix="chaos-") as name:
             report = asyncio.run(storm(write_editions(Path(name)), Path(name), how))

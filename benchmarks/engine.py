@@ -1,10 +1,10 @@
 """What a bundle's graphs cost in the engine, and what share of the machine's peak they reach.
 
     python benchmarks/engine.py [--bundles DIR ...] [--operations sample score]
-                                [--batches 1 8 32 64] [--backends onnxruntime openvino]
+                                [--batches 1 8 32 64] [--forms cpu portable]
                                 [--seconds 0.5] [--rounds 5] [--profile] [--json FILE]
 
-For each bundle, graph, batch and backend: microseconds an image, FLOP/s (products alone), their
+For each graph, batch and form: microseconds an image, FLOP/s (products alone), their
 share of the float32 matrix peak, and what the batch's noise costs beside it; then one image through
 the engine against its bare graph. ``--profile`` says which operators take a graph's time.
 
@@ -32,7 +32,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as the service does
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's
@@ -49,30 +49,30 @@ from benchmarks.harness import table, write_json  # noqa: E402
 from benchmarks.score_graph import graph_file, session  # noqa: E402
 from benchmarks.timing import machine, machine_line, measured_peak  # noqa: E402
 from service.bundle import Bundle, load_bundle  # noqa: E402
-from service.engine import make_engine
+from service.engine import make_engine  # noqa: E402
 from service.engine.base import EngineBase  # noqa: E402
-from service.engine.options import EngineOptions  # noqa: E402
+from service.engine.options import EngineOptions, Form  # noqa: E402
 from service.noise import normal  # noqa: E402
 from service.settings import SHIPPED_BUNDLE  # noqa: E402
 
 CPU = torch.device("cpu")
 ONE_IMAGE_RUNS = 200
 CASES_A_PEAK = 8  # so often is the peak measured
-Arrays = dict[str, np.ndarray[Any, Any]]
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One graph at one batch size on one backend."""
+    """One graph at one batch size in one form."""
 
     bundle: str
     operation: str
     batch: int
-    backend: str
+    form: Form
 
     def words(self) -> list[str]:
         """As the first cells of a row."""
-        return [f"{self.bundle} {self.operation}", str(self.batch), self.backend]
+        return [f"{self.bundle} {self.operation}", str(self.batch), self.form]
 
 
 class Found(NamedTuple):
@@ -111,11 +111,11 @@ def measure(args: argparse.Namespace) -> dict[Case, Found]:
     flops: dict[Case, float] = {}
     for path in args.bundles:
         bundle = load_bundle(path)
-        for backend in args.backends:
-            engine = _engine(bundle, backend, max(args.batches))
+        for form in args.forms:
+            engine = _engine(bundle, form, max(args.batches))
             for operation in args.operations:
                 for batch in args.batches:
-                    case = Case(path.name, operation, batch, backend)
+                    case = Case(path.name, operation, batch, form)
                     cases[case] = _runs(engine, path, operation, batch)
                     flops[case] = graph_flops(graph_file(path, operation))
     peaks: list[float] = []
@@ -137,10 +137,8 @@ def measure(args: argparse.Namespace) -> dict[Case, Found]:
     return found
 
 
-def _engine(bundle: Bundle, backend: Any, rows: int) -> EngineBase:
-    cores = len(os.sched_getaffinity(0))
-    options = EngineOptions(backend=backend, provider="cpu", max_rows=rows, streams=cores)
-    engine = make_engine(bundle, options)
+def _engine(bundle: Bundle, form: Form, rows: int) -> EngineBase:
+    engine = make_engine(bundle, EngineOptions(provider="cpu", max_rows=rows, form=form))
     engine.warm()
     return engine
 
@@ -254,7 +252,7 @@ def main() -> None:
     facts = machine(CPU)
     print(machine_line(facts), f"onnxruntime {ort.__version__}", sep=", ")
     found = measure(args)
-    head = ["graph", "batch", "backend", "us an image", "GFLOP/s", "of the peak", "noise"]
+    head = ["graph", "batch", "form", "us an image", "GFLOP/s", "of the peak", "noise"]
     rows = [
         [
             *case.words(),
@@ -284,7 +282,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bundles", nargs="+", type=Path, default=[SHIPPED_BUNDLE])
     parser.add_argument("--operations", nargs="+", default=["sample", "encode", "score"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 64])
-    parser.add_argument("--backends", nargs="+", default=["onnxruntime"])
+    parser.add_argument("--forms", nargs="+", default=["cpu"])
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--profile", action="store_true", help="operators by time, at batch 32")

@@ -55,7 +55,7 @@ class Site:
     """The server as clients know it.
 
     keys: headers of those who may call; models: names that always answer; passing: one that comes
-    and goes; kills: of engine threads so far; leaving: when SIGTERM was sent.
+    and goes; leaving: when SIGTERM was sent.
     """
 
     port: int
@@ -66,7 +66,6 @@ class Site:
     passing: str
     max_body_bytes: int
     tally: Tally = field(default_factory=Tally)
-    kills: int = 0
     leaving: float = float("inf")
     ended: bool = False
 
@@ -145,9 +144,6 @@ class Client:
         """No answer, or half of one: what may be the reason?"""
         if began > self._site.leaving:
             return "closed at the end"
-        if ask.streamed and self._site.kills:
-            self._site.tally.heads += 1
-            return "broken off"
         return self._fault(f"{ask.name}: no answer ({type(error).__name__})")
 
     def _judged(self, ask: Ask, answer: Answer, also: tuple[str, ...], began: float) -> str:
@@ -160,14 +156,9 @@ class Client:
                 return self._fault("refused without a time to come back")
             return slug
         leaving = answer.status == 503 and began > site.leaving
-        if slug in also or leaving or self._struck(answer):
+        if slug in also or leaving:
             return slug
         return self._fault(f"{ask.name}: {slug} {answer.body[:200]!r}")
-
-    def _struck(self, answer: Answer) -> bool:
-        """Whether a thread that was killed is the reason."""
-        killed = b"thread died" in answer.body or b"SystemExit" in answer.body
-        return answer.status == 500 and self._site.kills > 0 and killed
 
     # ------------------------------------------------------------------ harm
 

@@ -37,7 +37,7 @@ from benchmarks.storm.judge import Judge, asks
 from service.api.security.keys import key_line
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVER = [sys.executable, str(Path(__file__).with_name("killable.py"))]
+SERVER = [sys.executable, "-c", "from service.cli.main import main; main()", "serve"]
 KEYS = {"boss": "test@admin", "one": "one", "two": "two"}  # key -> holder
 BOSS = {"authorization": "Bearer boss"}
 HARMFUL = {
@@ -58,7 +58,7 @@ PATIENCE = 8  # times `Storm.seconds`, for everything to have had its turn
 @dataclass(frozen=True, kw_only=True)
 class Storm:
     """How much of it. seconds: of chaos; last_seconds: of load before SIGTERM; seed: of all that
-    clients choose; swap_seconds, kill_seconds: between two changes of a model, two killed threads.
+    clients choose; swap_seconds: between two changes of a model.
     """
 
     seconds: float = 4.0
@@ -66,7 +66,6 @@ class Storm:
     clients: int = 16
     seed: int = 0
     swap_seconds: float = 0.3
-    kill_seconds: float = 0.5
 
 
 @dataclass
@@ -79,7 +78,6 @@ class Report:
     tally: Tally
     faults: Counter[str]
     changes: Counter[str] = field(default_factory=Counter)
-    kills: int = 0
     resident_bytes: tuple[float, float] = (0.0, 0.0)
 
 
@@ -148,7 +146,7 @@ class _Course:
         while (passed := time.monotonic() - began) < how.seconds * PATIENCE:
             met = {doing for doing, _ in self._site.tally.told}
             swapped = any("swapped" in change for change in self._report.changes)
-            if passed > how.seconds and met >= set(HABITS) and swapped and self._report.kills:
+            if passed > how.seconds and met >= set(HABITS) and swapped:
                 return
             await asyncio.sleep(0.05)
         self._fault("not everything has had its turn")
@@ -172,7 +170,7 @@ class _Course:
     @asynccontextmanager
     async def _disturbed(self) -> AsyncGenerator[None, None]:
         """Models change and threads die meanwhile."""
-        jobs = (self._swap, self._change_watched, self._let_pass, self._kill)
+        jobs = (self._swap, self._change_watched, self._let_pass)
         running = [asyncio.create_task(job()) for job in jobs]
         try:
             yield
@@ -217,13 +215,6 @@ class _Course:
         known = {200: True, 409: True, 404: change == "unload"}
         if not known.get(answer.status_code):
             self._fault(f"{change} {name}: {answer.status_code} {answer.text[:200]}")
-
-    async def _kill(self) -> None:
-        while True:
-            await asyncio.sleep(self._how.kill_seconds)
-            self._site.kills += 1
-            self._report.kills += 1
-            self._server.process.send_signal(signal.SIGUSR1)
 
     # ------------------------------------------------------------------ what must hold then
 

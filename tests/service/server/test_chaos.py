@@ -35,7 +35,6 @@ def test_chaos_costs_nobody_a_true_answer(tmp_path, edition, chaos):
     told = report.tally.told
     assert {doing for doing, _ in told} >= set(chaos.HABITS), "every habit had its turn"
     assert told["asks", "right"] > 10
-    assert report.kills > 0
     assert any("swapped" in change for change in report.changes)
 
 
