@@ -74,6 +74,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         threads=ThreadPoolExecutor(THREADS, "codec"),
     )
     metrics.queued(shared.registry.queued_rows)
+    admission = shared.admission
+    metrics.watch("requests_in_flight", "Requests worked on.", lambda: admission.in_flight)
+    metrics.watch("held_bytes", "Bytes of bodies that are held.", lambda: admission.bytes.held)
+    metrics.watch("decoder_processes", "Processes.", lambda: shared.decoders.processes)
     manager = ModelManager(settings, shared.registry, metrics)
     app = FastAPI(
         title="iafvae",
@@ -93,7 +97,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(probe_router(shared))
     app.include_router(inference_router(shared, models, version=app.version))
     app.router.routes.extend(page_routes())
-    add_problem_handlers(app)
+    add_problem_handlers(app, metrics)
     install_openapi(app, shared.registry)
     _add_middleware(app, shared)
     return app

@@ -10,12 +10,16 @@ from service.errors import MalformedBody, PayloadTooLarge
 __all__ = ["ENCODINGS", "accepted_encoding", "compress", "decompress"]
 
 ENCODINGS = ("gzip", "deflate")
-WINDOW_BITS = {"gzip": 31, "deflate": 15}  # deflate is zlib's format in HTTP (RFC 9110, 8.4.1.2)
+# deflate is zlib's format in HTTP (RFC 9110, 8.4.1.2), x-gzip the old name of gzip
+WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+MAX_MEMBERS = 64
 LEVEL = 1  # higher ones cost several times more, and images and floats hardly get smaller
 
 
 def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
     """`body` without its `encoding`; never more than `max_bytes` are made of it.
+
+    A gzip body may have several members, one after the other (RFC 1952, section 2.2).
 
     Raises:
         PayloadTooLarge: there is more in it.
@@ -24,18 +28,28 @@ def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
     bits = WINDOW_BITS[encoding]
     if encoding == "deflate" and not _is_zlib(body):
         bits = -15  # bare deflate, as some clients take the name
-    stream = zlib.decompressobj(bits)
-    try:
-        data = stream.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise MalformedBody(f"the body is not {encoding} ({error})") from None
-    if len(data) > max_bytes:
-        raise PayloadTooLarge(
-            f"the body has more than {max_bytes} bytes when decompressed: send less in a request"
-        )
-    if not stream.eof or stream.unused_data:
-        raise MalformedBody(f"the {encoding} body is cut off, or has bytes after its end")
-    return data
+    parts: list[bytes] = []
+    rest, left = body, max_bytes
+    while not parts or (bits == 31 and rest):
+        if len(parts) > MAX_MEMBERS:
+            raise MalformedBody(f"the {encoding} body has more than {MAX_MEMBERS} members")
+        stream = zlib.decompressobj(bits)
+        try:
+            parts.append(stream.decompress(rest, left + 1))
+        except zlib.error as error:
+            raise MalformedBody(f"the body is not {encoding} ({error})") from None
+        left -= len(parts[-1])
+        if left < 0:
+            raise PayloadTooLarge(
+                f"the body has more than {max_bytes} bytes when decompressed: send less in a "
+                "request"
+            )
+        if not stream.eof:
+            raise MalformedBody(f"the {encoding} body is cut off")
+        rest = stream.unused_data
+    if rest:
+        raise MalformedBody(f"the {encoding} body has bytes after its end")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _is_zlib(body: bytes) -> bool:

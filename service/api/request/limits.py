@@ -15,7 +15,7 @@ from types import TracebackType
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from service.api.request.compression import ENCODINGS, decompress
+from service.api.request.compression import ENCODINGS, WINDOW_BITS, decompress
 from service.api.security.admission import Shares
 from service.errors import (
     ClientGone,
@@ -63,7 +63,7 @@ class Body:
             MalformedBody: not what its encoding says.
         """
         encoding = headers.get("content-encoding", PLAIN)
-        if encoding != PLAIN and encoding not in ENCODINGS:
+        if encoding != PLAIN and (encoding := encoding.strip().lower()) not in WINDOW_BITS:
             raise UnsupportedMedia(
                 f"send the body compressed with {' or '.join(ENCODINGS)}, or without "
                 "Content-Encoding: others are unknown"

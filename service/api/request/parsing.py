@@ -37,11 +37,14 @@ __all__ = [
 ]
 
 MAX_REMEMBERED = 256  # bytes of a query
+MAX_QUERY_BYTES = 2**13
+MAX_TYPE_BYTES = 2**10  # of a Content-Type
 MAX_FIELDS = 32
-MAX_FIELD_BYTES = 65_536
+MAX_FIELD_BYTES = 2**12
 # A JSON value takes many times more memory, and time of the event loop, than its few characters.
-MAX_JSON_VALUES = 2**20
-MAX_JSON_OPTIONS = 2**10  # values of a body that has no payload
+MAX_JSON_VALUES = 2**17
+MAX_JSON_OPTIONS = 2**10  # values of a body that has no payload, or of one option
+MAX_KEYS = 64  # of a JSON object
 SEVERAL = ("temperature", "resample", "keep", "seeds")  # may be given more than once in a query
 
 
@@ -77,7 +80,13 @@ async def parse_body(
         InvalidInput: an option is unknown, bad, given twice or in the wrong place.
         PayloadTooLarge: more than `max_items` images; none of them has been decoded.
     """
-    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    given_type = headers.get("content-type", "")
+    if len(given_type) > MAX_TYPE_BYTES or len(query) > MAX_QUERY_BYTES:
+        raise InvalidInput(
+            f"a query has at most {MAX_QUERY_BYTES} bytes and a Content-Type {MAX_TYPE_BYTES}: "
+            "send options as JSON or form fields"
+        )
+    media_type = given_type.partition(";")[0].strip().lower()
     if media_type == JSON:
         if options := query_options(query):
             raise InvalidInput(
@@ -130,7 +139,7 @@ def query_options(query: bytes) -> dict[str, Any]:
         return {}
     try:
         pairs = parse_qsl(
-            query.decode("ascii"),
+            query.decode("ascii").strip("&"),
             keep_blank_values=True,
             strict_parsing=True,
             max_num_fields=MAX_FIELDS,
@@ -165,9 +174,14 @@ def _parse_json(body: bytes, payload: str | None, max_items: int) -> tuple[dict[
     fields = loads_once(body)
     if not isinstance(fields, dict):
         raise MalformedBody('the body must be a JSON object, such as {"n": 4}')
+    value = None if payload is None else fields.pop(payload, None)
+    for name, option in fields.items():
+        if isinstance(option, list | str) and len(option) > MAX_JSON_OPTIONS:
+            raise InvalidInput(
+                f"{name[:60]!r} has {len(option)} entries, {MAX_JSON_OPTIONS} are taken"
+            )
     if payload is None:
         return fields, None
-    value = fields.pop(payload, None)
     if isinstance(value, list) and len(value) > max_items:
         raise PayloadTooLarge(_too_many(len(value), max_items, payload))
     return fields, value
@@ -183,6 +197,8 @@ def loads_once(text: bytes) -> Any:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object without a key that is there twice: which of the two is meant, nobody knows."""
+    if len(pairs) > MAX_KEYS:
+        raise InvalidInput(f"a JSON object here has at most {MAX_KEYS} fields, not {len(pairs)}")
     fields: dict[str, Any] = {}
     for name, value in pairs:
         if name in fields:
@@ -199,7 +215,14 @@ async def _parse_form(
     headers: Headers, body: bytes, max_items: int
 ) -> tuple[list[tuple[str, str]], Files]:
     _, parameters = parse_options_header(headers["content-type"])
-    end = b"--" + parameters.get(b"boundary", b"") + b"--"
+    if parameters.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
+        raise UnsupportedMedia("the names and fields of a form are taken as UTF-8 alone")
+    if not parameters.get(b"boundary"):
+        raise MalformedBody(
+            "multipart/form-data needs its boundary in the Content-Type: let the HTTP library set "
+            "this header"
+        )
+    end = b"--" + parameters[b"boundary"] + b"--"
     if body and end not in body:
         raise MalformedBody("the multipart body is cut off: it lacks its closing boundary")
     parser = _InMemoryParser(

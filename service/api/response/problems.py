@@ -50,6 +50,7 @@ from service.errors import (
     WrongDtype,
     WrongShape,
 )
+from service.metrics import Metrics
 
 __all__ = [
     "PROBLEMS",
@@ -178,8 +179,8 @@ def unexpected(error: Exception, scope: Scope) -> ServerFault:
     return ServerFault("an unexpected error; the log has it under this request_id")
 
 
-def add_problem_handlers(app: FastAPI) -> None:
-    """Turn every error that leaves a route of `app` into a problem document."""
+def add_problem_handlers(app: FastAPI, metrics: Metrics) -> None:
+    """Turn every error that leaves a route of `app` into a problem document, and count it."""
 
     async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, IafvaeError)  # noqa: S101 - registered for it alone
@@ -188,6 +189,7 @@ def add_problem_handlers(app: FastAPI) -> None:
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
         translated = _translate(error, request)
+        metrics.request("", "", problem_of(translated).type, seconds=0.0)
         return problem_response(translated, request.scope, error.headers)
 
     async def validation(request: Request, error: Exception) -> Response:
@@ -202,6 +204,11 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 def _translate(error: HTTPException, request: Request) -> IafvaeError:
     path = request.url.path
+    if error.status_code in (404, 405) and path.endswith(":predict"):
+        return NotFound(
+            "KServe's v1 protocol is not spoken here: POST /v2/models/MODEL.score/infer, or "
+            "/v1/score; /docs lists what there is"
+        )
     if error.status_code == 404:
         return NotFound(f"there is nothing at {path[:200]}; /docs lists what there is")
     if error.status_code == 405:

@@ -69,3 +69,14 @@ def test_damage_is_told(encoding, damage):
 )
 def test_only_what_is_named_is_used(accept, encoding):
     assert accepted_encoding(accept) == encoding
+
+
+def test_members_of_gzip_follow_each_other():
+    """As `cat a.gz b.gz` and parallel compressors make them."""
+    body = gzip.compress(TEXT) + gzip.compress(b"and more")
+    assert decompress(body, "gzip", 10**6) == TEXT + b"and more"
+    assert decompress(body, "x-gzip", 10**6) == TEXT + b"and more"
+    with pytest.raises(PayloadTooLarge):
+        decompress(body, "gzip", len(TEXT) + 7)
+    with pytest.raises(MalformedBody, match="members"):
+        decompress(gzip.compress(b"") * 1000, "gzip", 10**6)

@@ -1,0 +1,111 @@
+"""Bodies that are cheap to send and were dear to parse: refused, and the event loop goes on.
+
+The longest stall is measured with a bare coroutine on the loop of the application, in seconds of
+its thread's processor, which no busy neighbour changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import time
+
+import pytest
+
+MANY = 2**20 - 8
+JSON = {"content-type": "application/json"}
+LONGEST_STALL_SECONDS = 0.25
+
+
+def form(charset, value=b"x"):
+    part = b'--b\r\nContent-Disposition: form-data; name="m%d-"\r\n\r\n%b\r\n'
+    body = b"".join(part % (i, value) for i in range(30)) + b"--b--\r\n"
+    return body, {"content-type": f"multipart/form-data; boundary=b; charset={charset}"}
+
+
+ATTACKS = {
+    "a list of a million groups": (
+        *("/v1/sample", b'{"keep":[' + b",".join([b"0"] * MANY) + b"]}", JSON),
+        413,
+    ),
+    "a list of many groups beside latents": (
+        "/v1/sample",
+        b'{"prior_eps":[[0,0,0]],"keep":[' + b",".join([b'""'] * 100_000) + b"]}",
+        JSON,
+        422,
+    ),
+    "a million fields": (
+        "/v1/decode",
+        b"{" + b",".join(b'"%x":0' % i for i in range(MANY)) + b"}",
+        JSON,
+        413,
+    ),
+    "many fields": (
+        "/v1/decode",
+        b"{" + b",".join(b'"%x":0' % i for i in range(100_000)) + b"}",
+        JSON,
+        422,
+    ),
+    "a form in punycode": ("/v1/score", *form("punycode", b"x-" + b"a" * 65_400), 415),
+    "a form of long fields": ("/v1/score", *form("utf-8", b"x" * 65_400), 400),
+    "a content type of semicolons": (
+        *("/v1/score", b"x", {"content-type": "multipart/form-data" + ";" * 60_000}),
+        422,
+    ),
+    "a query of 60 kB": ("/v1/sample?" + "&".join(["seed=1"] * 8000), b"", {}, 422),
+    "a million numbers of /v2": (
+        "/v2/models/tiny.score/infer",
+        b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[65535,1,4,4],"data":['
+        + b",".join([b"0"] * MANY)
+        + b"]}]}",
+        JSON,
+        413,
+    ),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_the_event_loop_goes_on(server, attack, packed):
+    path, body, headers, status = ATTACKS[attack]
+    if packed:
+        body, headers = gzip.compress(body, 1), headers | {"content-encoding": "gzip"}
+    watch = server.run(begin(longest_stall()))
+    answer = server.post(path, content=body, headers=headers)
+    stall = server.run(end(watch))
+    assert answer.status_code == status, answer.text[:300]
+    assert stall < LONGEST_STALL_SECONDS
+
+
+async def longest_stall():
+    """The longest time between two turns of the event loop, until it is cancelled."""
+    longest, last = 0.0, time.thread_time()
+    while True:
+        try:
+            await asyncio.sleep(0.001)
+        except asyncio.CancelledError:
+            return longest
+        now = time.thread_time()
+        longest, last = max(longest, now - last), now
+
+
+async def begin(work):
+    return asyncio.ensure_future(work)
+
+
+async def end(task):
+    task.cancel()
+    return await task
+
+
+def test_a_form_without_boundary_and_an_ampersand_too_many(server, problem):
+    answer = server.post("/v1/score", content=b"x", headers={"content-type": "multipart/form-data"})
+    assert "boundary" in problem(answer, 400, "malformed-body")
+    assert server.post("/v1/sample?n=1&").status_code == 200
+
+
+def test_other_protocols_are_told_where_to_go(server, problem):
+    answer = server.post("/v1/models/tiny:predict", json={"instances": []})
+    assert "/v2/models/MODEL.score/infer" in problem(answer, 404, "not-found")
+    labels = {"operation": "", "model": "", "outcome": "not-found"}
+    assert server.metric("iafvae_requests_total", **labels) >= 1
