@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 
 __all__ = ["Metrics", "ModelMetrics"]
 
-disable_created_metrics()  # a series for each series, which nobody asks for
+disable_created_metrics()  # type: ignore[no-untyped-call] # a series for each series, which nobody asks for
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 Count = Callable[..., None]

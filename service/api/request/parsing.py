@@ -45,6 +45,7 @@ MAX_FIELD_BYTES = 2**12
 MAX_JSON_VALUES = 2**17
 MAX_JSON_OPTIONS = 2**10  # values of a body that has no payload, or of one option
 MAX_KEYS = 64  # of a JSON object
+MAX_COLONS = 2**13
 SEVERAL = ("temperature", "resample", "keep", "seeds")  # may be given more than once in a query
 
 
@@ -171,6 +172,8 @@ def _parse_json(body: bytes, payload: str | None, max_items: int) -> tuple[dict[
         raise PayloadTooLarge(
             f"the JSON body has some {values} values, {most} are taken: send fewer{other}"
         )
+    if body.count(b":") > MAX_COLONS:  # of fields, and of data: URLs
+        raise PayloadTooLarge("the JSON body has more fields than any request takes")
     fields = loads_once(body)
     if not isinstance(fields, dict):
         raise MalformedBody('the body must be a JSON object, such as {"n": 4}')

@@ -44,6 +44,12 @@ ATTACKS = {
         "/v1/decode",
         b"{" + b",".join(b'"%x":0' % i for i in range(100_000)) + b"}",
         JSON,
+        413,
+    ),
+    "a few thousand fields": (
+        "/v1/decode",
+        b"{" + b",".join(b'"%x":0' % i for i in range(5_000)) + b"}",
+        JSON,
         422,
     ),
     "a form in punycode": ("/v1/score", *form("punycode", b"x-" + b"a" * 65_400), 415),
