@@ -9,6 +9,7 @@ waits for what is. What is small is decoded at once, on the event loop.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import pickle
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service import errors
 from service.codecs.headers import Header, read_header
 from service.codecs.images import (
     Fit,
@@ -44,6 +46,7 @@ FILES_A_JOB = 16  # then another caller has its turn
 MAX_CORES = 8
 MAX_BYTES = 2**30  # of a process, beyond what it has when it starts
 IDLE_SECONDS = 60.0  # then all processes but one end
+MAX_SAID_BYTES = 2**20  # of JSON
 PIPE_BYTES, PIECE_BYTES = 2**20, 2**16
 
 
@@ -134,7 +137,7 @@ class DecoderPool:
         worker = await self._worker()
         self._busy.add(worker)
         try:
-            answer: Fitted | Exception = await worker.ask(job)
+            answer = _answer(*await worker.ask(job))
         except BaseException as error:
             await worker.kill()
             if not isinstance(error, (asyncio.IncompleteReadError, ConnectionError)):
@@ -245,7 +248,7 @@ class _Worker:
     def is_alive(self) -> bool:
         return self._process.returncode is None
 
-    async def ask(self, job: object) -> Any:
+    async def ask(self, job: object) -> tuple[dict[str, Any], bytes]:
         buffers: list[pickle.PickleBuffer] = []
         first = pickle.dumps(job, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers.append)
         parts = [memoryview(first), *(buffer.raw() for buffer in buffers)]
@@ -254,8 +257,13 @@ class _Worker:
             for start in range(0, len(part), PIECE_BYTES):
                 self._jobs.write(part[start : start + PIECE_BYTES])
                 await self._jobs.drain()
+        return json.loads(await self._part(MAX_SAID_BYTES)), await self._part(MAX_BYTES)
+
+    async def _part(self, most: int) -> bytes:
         (length,) = LENGTH.unpack(await self._answers.readexactly(LENGTH.size))
-        return pickle.loads(await self._answers.readexactly(length))  # noqa: S301 - our own
+        if length > most:
+            raise ConnectionError("the decoder says what no decoder would")
+        return await self._answers.readexactly(length)
 
     def end(self) -> None:
         if self.is_alive:
@@ -290,6 +298,18 @@ def _work(files: Sequence[bytes], names: Sequence[str], headers: list[Header]) -
         work += header.pixels * header.passes
         parts -= header.parts
     return work
+
+
+def _answer(said: dict[str, Any], pixels: bytes) -> Fitted | IafvaeError:
+    """What a worker says; an error for what none of ours would."""
+    if "error" in said:
+        kind = getattr(errors, str(said["error"]), None)
+        known = isinstance(kind, type) and issubclass(kind, IafvaeError)
+        return (kind if known else UndecodableImage)(str(said["detail"]))  # type: ignore[misc]
+    images = np.frombuffer(pixels, np.uint8).reshape(said["shape"])
+    return Fitted(
+        images, np.array(said["altered"], np.bool_), tuple(said["notes"]), said["decoded"]
+    )
 
 
 def _plain(shape: ImageShape) -> ImageSize:

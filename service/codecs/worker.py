@@ -2,12 +2,14 @@
 
 A job comes on the standard input: how many parts it has, how long each is, and the parts, a pickle
 of the arguments of `images.fit_files` or `images.fit_array`, then its buffers. Their answer, or
-error, goes out as a length and a pickle. Ends with its input, and takes at most BYTES of memory
-beyond what it begins with.
+error, goes out as JSON and pixels, each after its length: what has met hostile files is not
+believed enough to be unpickled. Ends with its input, and takes at most BYTES of memory beyond what
+it begins with.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import struct
@@ -16,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from service.codecs.fitting import Fitted
 from service.errors import IafvaeError, PayloadTooLarge
 
 __all__ = ["LENGTH", "main"]
@@ -37,8 +40,9 @@ def main() -> None:
     functions: dict[str, Callable[..., Any]] = {"files": fit_files, "array": fit_array}
     while (job := _read(jobs)) is not None:
         name, arguments = job
-        answer = pickle.dumps(_outcome(functions[name], arguments), pickle.HIGHEST_PROTOCOL)
-        answers.write(LENGTH.pack(len(answer)) + answer)
+        for part in _parts(_outcome(functions[name], arguments)):
+            answers.write(LENGTH.pack(len(part)))
+            answers.write(part)
         answers.flush()
 
 
@@ -52,7 +56,22 @@ def _read(jobs: BinaryIO) -> tuple[str, tuple[Any, ...]] | None:
     return job
 
 
-def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _parts(outcome: Fitted | IafvaeError) -> tuple[bytes, bytes]:
+    """JSON and pixels."""
+    said: dict[str, Any]
+    if isinstance(outcome, IafvaeError):
+        said = {"error": type(outcome).__name__, "detail": str(outcome)}
+        return json.dumps(said).encode(), b""
+    said = {
+        "shape": outcome.images.shape,
+        "altered": outcome.altered.tolist(),
+        "notes": outcome.notes,
+        "decoded": outcome.decoded,
+    }
+    return json.dumps(said).encode(), outcome.images.tobytes()
+
+
+def _outcome(function: Callable[..., Fitted], arguments: tuple[Any, ...]) -> Fitted | IafvaeError:
     try:
         return function(*arguments)
     except IafvaeError as error:
