@@ -47,6 +47,8 @@ MAX_CORES = 8
 MAX_BYTES = 2**30  # of a process, beyond what it has when it starts
 IDLE_SECONDS = 60.0  # then all processes but one end
 MAX_SAID_BYTES = 2**20  # of JSON
+# What a worker that died, or is not itself any more, comes to.
+STRANGE = (asyncio.IncompleteReadError, ConnectionError, ValueError, KeyError, TypeError)
 PIPE_BYTES, PIECE_BYTES = 2**20, 2**16
 
 
@@ -140,7 +142,7 @@ class DecoderPool:
             answer = _answer(*await worker.ask(job))
         except BaseException as error:
             await worker.kill()
-            if not isinstance(error, (asyncio.IncompleteReadError, ConnectionError)):
+            if not isinstance(error, STRANGE):
                 raise
             self._refuse_if_closed()
             raise UndecodableImage(
