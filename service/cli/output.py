@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from service.bundle import Bundle, load_bundle, manifest_to_json
-from service.engine.options import Provider
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["print_scores", "show_bundle", "verify_bundle"]
+__all__ = ["print_scores", "show_bundle"]
 
 Row = dict[str, Any]
 
@@ -94,20 +93,6 @@ def _cells(row: Row) -> list[Text]:
 
 def _text(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
-
-
-def verify_bundle(path: Path, *, canaries: bool, provider: Provider) -> str:
-    """One line that says what was checked. Raises BundleError."""
-    bundle = load_bundle(path)
-    manifest = bundle.manifest
-    checked = f"{len(manifest.files)} files agree with the manifest"
-    if canaries:
-        from service.engine.onnxruntime_engine import Engine
-
-        engine = Engine(bundle, provider=provider)
-        engine.warm()
-        checked += f", canaries agree on {engine.provider}"
-    return f"{path}: {manifest.name} {manifest.version} ({bundle.hash[:12]}) is sound: {checked}"
 
 
 def show_bundle(path: Path, *, as_json: bool) -> None:

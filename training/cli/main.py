@@ -22,7 +22,8 @@ app = typer.Typer(
     "likelihood, and export them for the service.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
 
 # Commands that have a module of their own.
@@ -67,8 +68,8 @@ def export(
     published unless they agree. Figures of earlier `evaluate`, `bound` and `evaluate-anomaly`
     calls of the same weights go into the bundle, with the curve of the training.
 
-    [bold]Example[/bold]
-
+    \b
+    Example:
       iafvae-train export runs/mnist --out bundles/mnist
     """
     from training.export.run import export_run
@@ -111,8 +112,8 @@ def strip(
     optimiser, which is close to an uninterrupted run, not equal to it. A full checkpoint holds
     four numbers a weight; stripped it holds two, with --ema-only one, with --bf16 too a half.
 
-    [bold]Example[/bold]
-
+    \b
+    Example:
       iafvae-train strip runs/paper --ema-only --out carried/paper
     """
     from training.runs.strip import size_in_bytes, strip_run

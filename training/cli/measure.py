@@ -156,10 +156,9 @@ def evaluate(options: EvaluateOptions) -> None:
     models on the validation split; the test split is for final figures. A bundle is measured
     through the engine that serves it, with the same noise, and gives the same figures.
 
-    [bold]Examples[/bold]
-
+    \b
+    Examples:
       iafvae-train evaluate runs/mnist --split test --importance-samples 128
-
       iafvae-train evaluate --bundle bundles/mnist --limit 1000
     """
     weights = options.check()
@@ -220,14 +219,11 @@ def evaluate_anomaly(options: AnomalyOptions) -> None:
     AUROC below 0.5 says that the score has it backwards, which is a known failure of
     likelihoods. After Ctrl-C the same command goes on where it stopped.
 
-    [bold]Examples[/bold]
-
+    \b
+    Examples:
       iafvae-train evaluate-anomaly runs/fashion --against mnist,constants
-
       iafvae-train evaluate-anomaly runs/cifar --images 0 --against mnist,fashion-mnist,noisy:50
-
       iafvae-train evaluate-anomaly runs/fashion --pair runs/mnist
-
       iafvae-train evaluate-anomaly --bundle bundles/mnist --out results
     """
     from training.evaluate.anomaly import AnomalyPlan, measure_anomaly
@@ -276,10 +272,9 @@ def bound(options: BoundOptions) -> None:
     the images and over the draws, KL, active units, nats of each latent. After Ctrl-C the same
     command goes on where it stopped.
 
-    [bold]Examples[/bold]
-
+    \b
+    Examples:
       iafvae-train bound runs/mnist --k 1,16,128,1000 --images 2000
-
       iafvae-train bound --bundle bundles/mnist --k 1,16 --limit 500 --out results
     """
     from training.evaluate.bound import BoundPlan, measure_bound
@@ -316,10 +311,9 @@ def curve(
     Minutes are those of the steps, by the speeds that a run records; slices add up. Writes
     curve.png and curve.json. `export` draws a run's curve for its card by itself.
 
-    [bold]Examples[/bold]
-
+    \b
+    Examples:
       iafvae-train curve runs/mnist
-
       iafvae-train curve runs/diagonal runs/iaf --out results
     """
     from training.evaluate.curve import curve_document, curve_picture

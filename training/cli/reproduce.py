@@ -32,7 +32,7 @@ app = typer.Typer(
     "the paper's figures beside ours: OUT/NAME.md, .json and .png. After an interruption, or at "
     "the end of its minutes, the same command goes on where it stopped.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
 )
 
 
@@ -110,10 +110,9 @@ def _table1(options: TableOptions) -> None:
 
     Rows: diagonal, iaf-2x320, iaf-2x1920, iaf-4x1920, iaf-8x1920.
 
-    [bold]Examples[/bold]
-
+    \b
+    Examples:
       iafvae-train reproduce table1 --out runs/table1 --epochs 70 --rows diagonal,iaf-2x320
-
       iafvae-train reproduce table1 --out runs/table1 --row-minutes 60 --budget-minutes 20
     """
     if not _redrawn(options, "table1"):
@@ -128,8 +127,8 @@ def _table3(options: LadderTableOptions) -> None:
     Rows: DEPTH-DIRECTION-iafH-location and DEPTH-DIRECTION-iafH, of depth 4 or 8, direction
     bottom-up or bidirectional, H = 0 or 1 hidden layers. In one --out with table4 they share runs.
 
-    [bold]Example[/bold]
-
+    \b
+    Example:
       iafvae-train reproduce table3 --out runs/ladders --row-minutes 30 --rows '4-*'
     """
     if not _redrawn(options, "table3"):
@@ -144,10 +143,9 @@ def _table4(options: LadderTableOptions) -> None:
     Rows: DEPTH-DIRECTION-POSTERIOR; posteriors diagonal, iaf0 (linear), iaf1 (one hidden layer);
     bidirectional also iaf2 (two hidden layers) and iaf1x2 (one, two steps).
 
-    [bold]Examples[/bold]
-
+    \b
+    Examples:
       iafvae-train reproduce table4 --out runs/ladders --row-minutes 30 --rows '4-*,8-*'
-
       iafvae-train reproduce table4 --out runs/tiny --channels 16 --z-channels 4 --row-minutes 5
     """
     if not _redrawn(options, "table4"):
@@ -162,8 +160,8 @@ def _figure7(options: Figure7Options) -> None:
     Rows: lambda-0, lambda-0.125, ... as --free-bits lists them. A point is recorded after each
     epoch and after each slice.
 
-    [bold]Example[/bold]
-
+    \b
+    Example:
       iafvae-train reproduce figure7 --out runs/figure7 --free-bits 0,0.25,1 --row-minutes 30
     """
     from training.reproduce.measures import LayerNats
@@ -183,8 +181,8 @@ def _figure1(options: Figure1Options) -> None:
     Fits a diagonal Gaussian and an IAF posterior; integrates over the latents on a grid, so that
     log p(x) and the divergences are exact. About two minutes on one core.
 
-    [bold]Example[/bold]
-
+    \b
+    Example:
       iafvae-train reproduce figure1 --out runs/figure1
     """
     from training.reproduce.toy_run import ToyReproduction
