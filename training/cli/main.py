@@ -62,7 +62,7 @@ def export(
         bool, typer.Option(help="Without it no images are needed, and there are no p-values.")
     ] = True,
 ) -> None:
-    """Write a run as a bundle of ONNX graphs for `iafvae serve`.
+    """Write a run as a bundle for `iafvae serve`.
 
     The graphs are compared with the model through the service's own engine first; nothing is
     published unless they agree. Figures of earlier `evaluate`, `bound` and `evaluate-anomaly`
@@ -106,7 +106,9 @@ def strip(
         bool, typer.Option("--bf16", help="Keep the averaged weights in bfloat16, rounded.")
     ] = False,
 ) -> None:
-    """Copy a run's newest checkpoint without the optimiser's state, for carrying.
+    """Copy a run without the optimiser's state.
+
+    Of its checkpoints the newest alone, for carrying.
 
     What it writes is a run: it is evaluated and exported as any other, and resumed with a fresh
     optimiser, which is close to an uninterrupted run, not equal to it. A full checkpoint holds
