@@ -105,7 +105,9 @@ def show_bundle(path: Path, *, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(show_header=False, box=None)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for _ in range(2):
+        table.add_column(overflow="fold")
     for name, value in _facts(bundle):
         table.add_row(Text(name, style="bold"), Text(value))
     Console().print(table)
