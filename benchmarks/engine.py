@@ -1,7 +1,7 @@
 """What a bundle's graphs cost in the engine, and what share of the machine's peak they reach.
 
     python benchmarks/engine.py [--bundles DIR ...] [--operations sample score]
-                                [--batches 1 8 32 64]
+                                [--batches 1 8 32 64] [--backends onnxruntime openvino]
                                 [--seconds 0.5] [--rounds 5] [--profile] [--json FILE]
 
 For each bundle, graph, batch and backend: microseconds an image, FLOP/s (products alone), their
