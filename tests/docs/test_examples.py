@@ -83,7 +83,9 @@ def test_programs_and_targets_exist(page, pages):
         assert target in targets, target
     for program, line in re.findall(r"python (benchmarks/\w+\.py)([^`]*)", text):
         source = (ROOT / program).read_text(encoding="utf-8")
-        source += "".join(p.read_text(encoding="utf-8") for p in (ROOT / program).parent.glob("*.py"))
+        source += "".join(
+            p.read_text(encoding="utf-8") for p in (ROOT / program).parent.glob("*.py")
+        )
         for option in re.findall(r"(--[a-z-]+)", line):
             assert f'"{option}"' in source, f"{program} {option}"
 

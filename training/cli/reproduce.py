@@ -29,8 +29,8 @@ __all__ = ["app"]
 
 app = typer.Typer(
     help="Reproduce the paper's tables and figures. Trains what is missing, measures it, and "
-    "writes the paper's figures beside ours: OUT/NAME.md, .json and .png. After an interruption, or at "
-    "the end of its minutes, the same command goes on where it stopped.",
+    "writes the paper's figures beside ours: OUT/NAME.md, .json and .png. After an interruption, "
+    "or at the end of its minutes, the same command goes on where it stopped.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
