@@ -65,7 +65,7 @@ def serve(
     ] = None,
     models: Annotated[
         Path | None,
-        typer.Option(help="A bundle, or a directory of bundles [default: the shipped one]."),
+        typer.Option(help="A bundle, or a directory of bundles [default: those that ship]."),
     ] = None,
     provider: ProviderName = None,
     log_format: Annotated[

@@ -30,7 +30,9 @@ Paths = Annotated[
 ]
 BundlePath = Annotated[
     Path | None,
-    typer.Option("--bundle", "-b", help="Bundle to use [default: IAFVAE_MODELS, or the shipped]."),
+    typer.Option(
+        "--bundle", "-b", help="Bundle to use [default: IAFVAE_MODELS, or one that ships]."
+    ),
 ]
 Url = Annotated[
     str | None, typer.Option(help="Ask the server at this URL instead of computing here.")

@@ -113,9 +113,9 @@ def _furnish(directory: Path) -> None:
     """What a reader has: the commands in .venv, the checkout's folders, pictures of his own."""
     bin_ = directory / ".venv" / "bin"
     bin_.mkdir(parents=True)
-    for name, code in COMMANDS.items():
-        script = bin_ / name
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{code}" "$@"\n')
+    for name, code in {**COMMANDS, "python": ""}.items():
+        script, start = bin_ / name, f'-c "{code}" ' if code else ""
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {start}"$@"\n')
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
     for name in ("service", "training", "model", "deploy", "docs"):
         (directory / name).symlink_to(ROOT / name)
