@@ -9,7 +9,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all check format train clean
+.PHONY: help serve install-train docs test test-all check format train clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
@@ -26,9 +26,13 @@ $(VENV)/serve: $(VENV)/made pyproject.toml constraints.txt
 	$(PIP) --editable .
 	@touch $@
 
+$(VENV)/train: $(VENV)/made pyproject.toml constraints.txt
+	$(PIP) --editable '.[train]'
+	@touch $@ $(VENV)/serve
+
 $(VENV)/dev: $(VENV)/made pyproject.toml constraints.txt
 	$(PIP) --editable '.[train,test,dev]'
-	@touch $@ $(VENV)/serve
+	@touch $@ $(VENV)/train $(VENV)/serve
 
 serve: $(VENV)/serve ## Install what the service needs and serve the bundle that ships (HOST, PORT)
 	$(BIN)/iafvae serve --host $(HOST) --port $(PORT)
@@ -49,7 +53,12 @@ format: $(VENV)/dev ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-train: $(VENV)/dev ## Train the MNIST model (DATA_DIR: where the digits are, or are downloaded to)
+docs: $(VENV)/serve ## Write the pages that are generated
+	$(BIN)/iafvae settings --markdown > docs/settings.md
+
+install-train: $(VENV)/train ## Install what training needs (torch and the rest of the extra)
+
+train: $(VENV)/train ## Train the MNIST model (DATA_DIR: where the digits are, or are downloaded to)
 	$(BIN)/iafvae-train fit --preset mnist --out runs/mnist $(if $(DATA_DIR),--data-dir $(DATA_DIR))
 
 clean: ## Remove the environment and caches

@@ -88,8 +88,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
-    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535, description="0 takes a free port")] = 8000
+    host: Annotated[str, Field(min_length=1, description="address to listen on")] = "127.0.0.1"
+    port: Annotated[
+        int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    ] = 8000
     models: Annotated[Path, Field(description="a bundle, or a directory of bundles")] = (
         SHIPPED_MODELS
     )
@@ -132,7 +134,9 @@ class Settings(BaseSettings):
         Field(description="addresses or networks of proxies whose X-Forwarded-* are believed"),
     ] = ()
 
-    max_body_bytes: Count = 32 * 2**20
+    max_body_bytes: Annotated[
+        Count, Field(description="of one request's body, before and after decompression")
+    ] = 32 * 2**20
     max_buffered_bytes: Annotated[
         Count, Field(description="of all bodies that are held at once; above it: 429")
     ] = 512 * 2**20
@@ -145,25 +149,36 @@ class Settings(BaseSettings):
     max_stream_n: Annotated[
         Count, Field(description="images drawn by one request whose answer is streamed (npy)")
     ] = 1_000_000
-    max_importance_samples: Count = 1024
+    max_importance_samples: Annotated[Count, Field(description="the largest K")] = 1024
     max_rows: Annotated[Count, Field(description="images times importance samples")] = 16_384
-    max_queue_rows: Annotated[Count, Field(description="above it: 429")] = 32_768
+    max_queue_rows: Annotated[Count, Field(description="rows that may wait; above it: 429")] = (
+        32_768
+    )
     max_in_flight: Annotated[
         Count,
         Field(description="requests to operations at once; above it: 429, with the body unread"),
     ] = 4096
-    max_batch_rows: Count = 256
+    max_batch_rows: Annotated[
+        Count, Field(description="rows computed at once, if the engine takes so many")
+    ] = 256
 
-    body_timeout_seconds: Annotated[Seconds, Field(gt=0)] = 30.0
+    body_timeout_seconds: Annotated[
+        Seconds, Field(gt=0, description="a body that takes longer to come: 408")
+    ] = 30.0
     timeout_seconds: Annotated[Seconds, Field(gt=0, description="deadline of a request")] = 60.0
     drain_delay_seconds: Annotated[
         Seconds, Field(description="after SIGTERM: /readyz says 503, requests are still served")
     ] = 0.0
     drain_seconds: Annotated[Seconds, Field(description="for what is in flight at the end")] = 20.0
 
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["text", "json"] = "text"
-    access_log: bool = False
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Field(description="debug, info, warning or error; logs go to standard error"),
+    ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"], Field(description="text for people, json for collectors")
+    ] = "text"
+    access_log: Annotated[bool, Field(description="a line for each request")] = False
 
     @property
     def engine(self) -> EngineOptions:

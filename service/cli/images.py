@@ -59,17 +59,17 @@ def sample(
     model: ModelName = None,
     provider: ProviderName = None,
 ) -> None:
-    """Draw images, or variations of some: keep a part of their latents, draw the rest anew.
+    """Draw images, or variations of given ones.
+
+    Variations keep a part of the latents and draw the rest anew.
 
     More than 1024 images into an .npy file are written as they are computed, in little memory.
 
+    \b
     Examples:
-
-        iafvae sample -n 64 --seed 0 -o sheet.png
-
-        iafvae sample -n 100000 -t 0.8 -o samples.npy --url http://127.0.0.1:8000
-
-        iafvae sample -n 16 --prior-eps one.npy --keep z20 -o variations.png
+      iafvae sample -n 64 --seed 0 -o sheet.png
+      iafvae sample -n 100000 -t 0.8 -o samples.npy --url http://127.0.0.1:8000
+      iafvae sample -n 16 --prior-eps one.npy --keep z20 -o variations.png
     """
     from service.cli import files
     from service.cli import inputs as commands
@@ -129,15 +129,16 @@ def score(
     model: ModelName = None,
     provider: ProviderName = None,
 ) -> None:
-    """Score images: log-likelihood in nats, bits per dimension, p-value.
+    """Score images: log-likelihood and p-value.
+
+    Log-likelihoods are in nats and, by their number of pixels and colours, in bits.
 
     Files that cannot be scored are listed with the reason; the exit code is then 1.
 
+    \b
     Examples:
-
-        iafvae score digit.png
-
-        iafvae score photos/ --resize --convert --csv > scores.csv
+      iafvae score digit.png
+      iafvae score photos/ --resize --convert --csv > scores.csv
     """
     from service.cli import inputs as commands
     from service.cli import output as reports
@@ -174,13 +175,14 @@ def encode(
     model: ModelName = None,
     provider: ProviderName = None,
 ) -> None:
-    """Encode images to latents; without a seed at the posterior's centre (eps = 0).
+    """Encode images to latents.
 
+    Without a seed at the posterior's centre (eps = 0).
+
+    \b
     Examples:
-
-        iafvae encode digits/ -o latents.npy
-
-        iafvae encode digit.png --prior-eps -o one.npy
+      iafvae encode digits/ -o latents.npy
+      iafvae encode digit.png --prior-eps -o one.npy
     """
     from service.cli import files
     from service.cli import inputs as commands
@@ -212,9 +214,9 @@ def reconstruct(
 ) -> None:
     """Send images through their latents and back.
 
+    \b
     Example:
-
-        iafvae reconstruct digits/ -o reconstructions.png
+      iafvae reconstruct digits/ -o reconstructions.png
     """
     from service.cli import files
     from service.cli import inputs as commands
@@ -235,7 +237,7 @@ def interpolate(
     ] = None,
     seeds: Annotated[
         list[int] | None,
-        typer.Option("--from-seed", min=0, max=2**63 - 1, help="An end that this seed draws."),
+        typer.Option("--from-seed", min=0, help="An end that this seed draws."),
     ] = None,
     n: Annotated[int, typer.Option("-n", min=2, help="How many images, both ends included.")] = 8,
     seed: SeedOption = None,
@@ -251,15 +253,16 @@ def interpolate(
     model: ModelName = None,
     provider: ProviderName = None,
 ) -> None:
-    """Go from one image to another, on a great circle in the prior's noise.
+    """Go from one image to another.
+
+    The way is a great circle in the prior's noise.
 
     The ends are two image files, two seeds, or a file and a seed.
 
+    \b
     Examples:
-
-        iafvae interpolate three.png eight.png -n 10 -o way.png
-
-        iafvae interpolate --from-seed 1 --from-seed 2 -o way.png
+      iafvae interpolate three.png eight.png -n 10 -o way.png
+      iafvae interpolate --from-seed 1 --from-seed 2 -o way.png
     """
     from service.cli import files
     from service.cli import inputs as commands

@@ -18,12 +18,13 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="iafvae",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
-bundle_app = typer.Typer(no_args_is_help=True, help="Check and show bundles.")
+bundle_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Check and show bundles."
+)
 app.add_typer(bundle_app, name="bundle")
 
 
@@ -44,13 +45,12 @@ def _root(
 ) -> None:
     """Density models of images: draw, score, encode, serve.
 
+    \b
     Examples:
-
-        iafvae serve
-
-        iafvae sample -n 64 --seed 0 -o sheet.png
-
-        iafvae score photos/ --resize --csv > scores.csv
+      iafvae serve
+      iafvae sample -n 64 --seed 0 -o sheet.png
+      iafvae score photos/ --resize --csv > scores.csv
+      iafvae doctor
     """
 
 
@@ -65,7 +65,7 @@ def serve(
     ] = None,
     models: Annotated[
         Path | None,
-        typer.Option(help="A bundle, or a directory of bundles [default: the shipped one]."),
+        typer.Option(help="A bundle, or a directory of bundles [default: those that ship]."),
     ] = None,
     provider: ProviderName = None,
     log_format: Annotated[
@@ -77,11 +77,10 @@ def serve(
     Every setting is also an environment variable, such as IAFVAE_PORT; options win. SIGTERM turns
     /readyz to 503, finishes what is in flight, and exits with 0.
 
+    \b
     Examples:
-
-        iafvae serve --port 9000
-
-        iafvae serve --models runs/bundles --provider cuda --host 0.0.0.0
+      iafvae serve --port 9000
+      iafvae serve --models runs/bundles --provider cuda --host 0.0.0.0
     """
     from service.server.run import serve as run
     from service.settings import load_settings
@@ -122,11 +121,10 @@ def key(
     The file that IAFVAE_KEYS_FILE names has a line for each key: its SHA-256 and a name. A running
     server reads the file again when it changes. The key itself is nowhere: it is shown once.
 
+    \b
     Examples:
-
-        iafvae key ada
-
-        iafvae key ada --file keys.txt
+      iafvae key ada
+      iafvae key ada --file keys.txt
     """
     from service.api.security.keys import append_line, key_line, new_key
 
@@ -142,19 +140,86 @@ def key(
     typer.echo(line)
 
 
+@app.command()
+@reported
+def settings(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/settings.md: the defaults alone.")
+    ] = False,
+) -> None:
+    """Show every setting: in force, default, meaning.
+
+    \b
+    Examples:
+      iafvae settings
+      IAFVAE_PORT=9000 iafvae settings --json
+    """
+    from service.cli import settings as table
+
+    if as_markdown:
+        typer.echo(table.markdown_page(), nl=False)
+        return
+    from service.settings import load_settings
+
+    table.print_settings(load_settings(), as_json=as_json)
+
+
+@app.command()
+@reported
+def doctor(
+    models: Annotated[
+        Path | None, typer.Option(help="A bundle, or a directory [default: IAFVAE_MODELS].")
+    ] = None,
+    provider: ProviderName = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what this machine has, and what is missing.
+
+    That is: versions, cores, each bundle, which provider computes and why, address, keys.
+
+    The exit code is 1 where `iafvae serve` would not start, or would leave a bundle out.
+
+    \b
+    Examples:
+      iafvae doctor
+      iafvae doctor --provider cuda --models bundles
+    """
+    from service.cli.doctor import examine, print_findings
+    from service.settings import load_settings
+
+    findings = list(examine(load_settings(models=models, provider=provider)))
+    print_findings(findings, as_json=as_json)
+    if any(one.state == "missing" for one in findings):
+        raise typer.Exit(1)
+
+
 @bundle_app.command()
 @reported
 def verify(
-    path: Annotated[Path, typer.Argument(help="Directory of the bundle.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Bundles, or directories of bundles.")
+    ],
     canaries: Annotated[
         bool, typer.Option(help="Also compute the canaries' answers on this machine.")
     ] = True,
     provider: ProviderName = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check a bundle: every hash and shape, and that this machine computes what it should."""
-    from service.cli import output as reports
+    """Check bundles: hashes, shapes, and what this machine computes.
 
-    typer.echo(reports.verify_bundle(path, canaries=canaries, provider=provider or "auto"))
+    One that is not sound does not keep the others from being checked; the exit code is then 1.
+
+    \b
+    Examples:
+      iafvae bundle verify service/bundles
+      iafvae bundle verify bundles/a bundles/b --no-canaries
+    """
+    from service.cli.verify import print_checks, verify_bundles
+
+    checks = verify_bundles(paths, canaries=canaries, provider=provider or "auto")
+    if not print_checks(checks, as_json=as_json):
+        raise typer.Exit(1)
 
 
 @bundle_app.command()

@@ -30,7 +30,9 @@ Paths = Annotated[
 ]
 BundlePath = Annotated[
     Path | None,
-    typer.Option("--bundle", "-b", help="Bundle to use [default: IAFVAE_MODELS, or the shipped]."),
+    typer.Option(
+        "--bundle", "-b", help="Bundle to use [default: IAFVAE_MODELS, or one that ships]."
+    ),
 ]
 Url = Annotated[
     str | None, typer.Option(help="Ask the server at this URL instead of computing here.")
@@ -42,7 +44,7 @@ ProviderName = Annotated[
     Provider | None,
     typer.Option(help="cuda demands a GPU, auto takes one [default: IAFVAE_PROVIDER, or auto]."),
 ]
-SeedOption = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of the noise, below 2^63.")]
 Resize = Annotated[bool, typer.Option("--resize", help="Resize images of another size.")]
 Convert = Annotated[bool, typer.Option("--convert", help="Convert colour images to grey.")]
 OutputKind = Annotated[

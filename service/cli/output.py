@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from service.bundle import Bundle, load_bundle, manifest_to_json
-from service.engine.options import Provider
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["print_scores", "show_bundle", "verify_bundle"]
+__all__ = ["print_scores", "show_bundle"]
 
 Row = dict[str, Any]
 
@@ -96,20 +95,6 @@ def _text(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def verify_bundle(path: Path, *, canaries: bool, provider: Provider) -> str:
-    """One line that says what was checked. Raises BundleError."""
-    bundle = load_bundle(path)
-    manifest = bundle.manifest
-    checked = f"{len(manifest.files)} files agree with the manifest"
-    if canaries:
-        from service.engine.onnxruntime_engine import Engine
-
-        engine = Engine(bundle, provider=provider)
-        engine.warm()
-        checked += f", canaries agree on {engine.provider}"
-    return f"{path}: {manifest.name} {manifest.version} ({bundle.hash[:12]}) is sound: {checked}"
-
-
 def show_bundle(path: Path, *, as_json: bool) -> None:
     """The manifest as JSON, or what people ask of it as a table."""
     bundle = load_bundle(path)
@@ -120,7 +105,9 @@ def show_bundle(path: Path, *, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(show_header=False, box=None)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for _ in range(2):
+        table.add_column(overflow="fold")
     for name, value in _facts(bundle):
         table.add_row(Text(name, style="bold"), Text(value))
     Console().print(table)

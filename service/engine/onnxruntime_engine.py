@@ -49,7 +49,7 @@ from service.engine.sessions import (
 )
 from service.errors import ProviderUnavailable
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "gpu_problem"]
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class Engine(EngineBase):
         """The provider that a session really got, after one was made."""
         if demand == "cpu":
             return "cpu"
-        problem = _gpu_problem()
+        problem = gpu_problem()
         if problem is None:
             try:
                 self._create("sample", "cuda")
@@ -153,8 +153,8 @@ class Engine(EngineBase):
                 return "cuda"
         if demand == "cuda":
             raise ProviderUnavailable(
-                f"cuda was demanded but {problem}: install iafvae[cuda] on a machine with an"
-                " NVIDIA GPU and its driver, or set the provider to auto or cpu"
+                f"cuda was demanded but {problem}: on a machine with an NVIDIA GPU and its driver"
+                " pip install '.[cuda]' -c constraints.txt, or set the provider to auto or cpu"
             )
         logger.info("computing on the CPU: %s", problem)
         return "cpu"
@@ -198,7 +198,7 @@ class Engine(EngineBase):
         return self._files[name]
 
 
-def _gpu_problem() -> str | None:
+def gpu_problem() -> str | None:
     """Why a GPU is out of the question; asking ONNX Runtime alone is not enough (it names CUDA
     always)."""
     if CUDA not in ort.get_available_providers():

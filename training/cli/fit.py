@@ -195,25 +195,26 @@ class FitOptions(RuntimeOptions, CallOptions, RecipeOptions):
 
 @with_options(FitOptions)
 def fit(options: FitOptions) -> None:
-    """Train a model; Ctrl-C saves and stops, --resume goes on exactly.
+    """Train a model.
+
+    Ctrl-C saves and stops, --resume goes on exactly.
 
     Under torchrun the processes share every batch, and get the numbers of one process.
 
-    [bold]Examples[/bold]
-
+    \b
+    Examples:
       iafvae-train fit --preset mnist --out runs/mnist
-
       iafvae-train fit --resume --out runs/mnist
-
-      iafvae-train fit --resume --epochs 170 --decay-fraction 0.15 --out runs/mnist
-
-      iafvae-train fit --preset cifar10-small --set model.levels=[2,2,2] --out runs/ladder
-
-      iafvae-train fit --preset fashion-mnist --data folder:photos --size 32 --out runs/photos
-
-      iafvae-train fit --preset cifar10-small --budget-minutes 60 --out runs/small
-
-      torchrun --nproc-per-node 8 -m training fit --preset cifar10-paper --out runs/paper
+      iafvae-train fit --resume --epochs 170 --decay-fraction 0.15 --out \\
+        runs/mnist
+      iafvae-train fit --preset cifar10-small --set model.levels=[2,2,2] \\
+        --out runs/ladder
+      iafvae-train fit --preset fashion-mnist --data folder:photos \\
+        --size 32 --out runs/photos
+      iafvae-train fit --preset cifar10-small --budget-minutes 60 --out \\
+        runs/small
+      torchrun --nproc-per-node 8 -m training fit --preset cifar10-paper \\
+        --out runs/paper
     """
     from training.fit.distributed import joined  # torch takes seconds to import
     from training.fit.fit import fit as run_fit

@@ -22,7 +22,8 @@ app = typer.Typer(
     "likelihood, and export them for the service.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
 
 # Commands that have a module of their own.
@@ -61,14 +62,14 @@ def export(
         bool, typer.Option(help="Without it no images are needed, and there are no p-values.")
     ] = True,
 ) -> None:
-    """Write a run as a bundle of ONNX graphs for `iafvae serve`.
+    """Write a run as a bundle for `iafvae serve`.
 
     The graphs are compared with the model through the service's own engine first; nothing is
     published unless they agree. Figures of earlier `evaluate`, `bound` and `evaluate-anomaly`
     calls of the same weights go into the bundle, with the curve of the training.
 
-    [bold]Example[/bold]
-
+    \b
+    Example:
       iafvae-train export runs/mnist --out bundles/mnist
     """
     from training.export.run import export_run
@@ -105,14 +106,16 @@ def strip(
         bool, typer.Option("--bf16", help="Keep the averaged weights in bfloat16, rounded.")
     ] = False,
 ) -> None:
-    """Copy a run's newest checkpoint without the optimiser's state, for carrying.
+    """Copy a run without the optimiser's state.
+
+    Of its checkpoints the newest alone, for carrying.
 
     What it writes is a run: it is evaluated and exported as any other, and resumed with a fresh
     optimiser, which is close to an uninterrupted run, not equal to it. A full checkpoint holds
     four numbers a weight; stripped it holds two, with --ema-only one, with --bf16 too a half.
 
-    [bold]Example[/bold]
-
+    \b
+    Example:
       iafvae-train strip runs/paper --ema-only --out carried/paper
     """
     from training.runs.strip import size_in_bytes, strip_run

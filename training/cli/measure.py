@@ -150,16 +150,17 @@ class BoundOptions(ResultOptions):
 
 @with_options(EvaluateOptions)
 def evaluate(options: EvaluateOptions) -> None:
-    """Measure a run's likelihood: ELBO, IW-K bound, KL per group, active units.
+    """Measure a run's likelihood.
+
+    That is: ELBO, IW-K bound, KL of each group, active units.
 
     Writes the figures as JSON into the run directory too, where `export` finds them. Choose
     models on the validation split; the test split is for final figures. A bundle is measured
     through the engine that serves it, with the same noise, and gives the same figures.
 
-    [bold]Examples[/bold]
-
+    \b
+    Examples:
       iafvae-train evaluate runs/mnist --split test --importance-samples 128
-
       iafvae-train evaluate --bundle bundles/mnist --limit 1000
     """
     weights = options.check()
@@ -212,7 +213,9 @@ def evaluate(options: EvaluateOptions) -> None:
 
 @with_options(AnomalyOptions)
 def evaluate_anomaly(options: AnomalyOptions) -> None:
-    """Can the model tell other images from its own? AUROC, AUPR, FPR at 95% TPR of its scores.
+    """Say whether scores tell other images from its own.
+
+    By AUROC, AUPR and the false-positive rate at 95% recall of each score.
 
     Scores held-out images of the model's own data and of other sets, each made to its shape, and
     writes the figures of each score with bootstrap intervals, histograms of the likelihood and
@@ -220,14 +223,12 @@ def evaluate_anomaly(options: AnomalyOptions) -> None:
     AUROC below 0.5 says that the score has it backwards, which is a known failure of
     likelihoods. After Ctrl-C the same command goes on where it stopped.
 
-    [bold]Examples[/bold]
-
+    \b
+    Examples:
       iafvae-train evaluate-anomaly runs/fashion --against mnist,constants
-
-      iafvae-train evaluate-anomaly runs/cifar --images 0 --against mnist,fashion-mnist,noisy:50
-
+      iafvae-train evaluate-anomaly runs/cifar --images 0 --against \\
+        mnist,fashion-mnist,noisy:50
       iafvae-train evaluate-anomaly runs/fashion --pair runs/mnist
-
       iafvae-train evaluate-anomaly --bundle bundles/mnist --out results
     """
     from training.evaluate.anomaly import AnomalyPlan, measure_anomaly
@@ -269,18 +270,20 @@ def evaluate_anomaly(options: AnomalyOptions) -> None:
 
 @with_options(BoundOptions)
 def bound(options: BoundOptions) -> None:
-    """How the bound on log p(x) tightens with K, and what each latent is used for.
+    """Say how the bound on log p(x) tightens with K.
+
+    And what each latent is used for.
 
     One pass: the first draws of the largest K give every smaller one (nested), on the same
     images, which for a binary model are drawn once to black and white. With standard errors over
     the images and over the draws, KL, active units, nats of each latent. After Ctrl-C the same
     command goes on where it stopped.
 
-    [bold]Examples[/bold]
-
+    \b
+    Examples:
       iafvae-train bound runs/mnist --k 1,16,128,1000 --images 2000
-
-      iafvae-train bound --bundle bundles/mnist --k 1,16 --limit 500 --out results
+      iafvae-train bound --bundle bundles/mnist --k 1,16 --limit 500 \\
+        --out results
     """
     from training.evaluate.bound import BoundPlan, measure_bound
     from training.evaluate.bound_report import bound_markdown, bound_picture, bound_table
@@ -311,15 +314,16 @@ def curve(
         typer.Option(help="A directory for the results; default, of one run: the run's."),
     ] = None,
 ) -> None:
-    """Draw the validation bound against minutes of training, of one run or of several.
+    """Draw the validation bound against minutes.
+
+    Of one run, or of several together.
 
     Minutes are those of the steps, by the speeds that a run records; slices add up. Writes
     curve.png and curve.json. `export` draws a run's curve for its card by itself.
 
-    [bold]Examples[/bold]
-
+    \b
+    Examples:
       iafvae-train curve runs/mnist
-
       iafvae-train curve runs/diagonal runs/iaf --out results
     """
     from training.evaluate.curve import curve_document, curve_picture

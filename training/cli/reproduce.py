@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Train what is missing of one of the paper's tables or figures, measure it, and write "
-    "the paper's figures beside ours: OUT/NAME.md, .json and .png. After an interruption, or at "
-    "the end of its minutes, the same command goes on where it stopped.",
+    help="Reproduce the paper's tables and figures. Trains what is missing, measures it, and "
+    "writes the paper's figures beside ours: OUT/NAME.md, .json and .png. After an interruption, "
+    "or at the end of its minutes, the same command goes on where it stopped.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
 )
 
 
@@ -106,15 +106,18 @@ def _table(experiment: Experiment, options: TableOptions, importance_samples: in
 @app.command("table1")
 @with_options(TableOptions)
 def _table1(options: TableOptions) -> None:
-    """MNIST: a diagonal posterior against IAF of growing depth and width.
+    """MNIST: a diagonal posterior against IAF.
+
+    Of growing depth and width.
 
     Rows: diagonal, iaf-2x320, iaf-2x1920, iaf-4x1920, iaf-8x1920.
 
-    [bold]Examples[/bold]
-
-      iafvae-train reproduce table1 --out runs/table1 --epochs 70 --rows diagonal,iaf-2x320
-
-      iafvae-train reproduce table1 --out runs/table1 --row-minutes 60 --budget-minutes 20
+    \b
+    Examples:
+      iafvae-train reproduce table1 --out runs/table1 --epochs 70 --rows \\
+        diagonal,iaf-2x320
+      iafvae-train reproduce table1 --out runs/table1 --row-minutes 60 \\
+        --budget-minutes 20
     """
     if not _redrawn(options, "table1"):
         _table(table1(options.overrides()), options, importance_samples=128)
@@ -123,14 +126,15 @@ def _table1(options: TableOptions) -> None:
 @app.command("table3")
 @with_options(LadderTableOptions)
 def _table3(options: LadderTableOptions) -> None:
-    """CIFAR-10: IAF that only shifts its latents against IAF that scales them too.
+    """CIFAR-10: IAF that shifts against IAF that scales, too.
 
     Rows: DEPTH-DIRECTION-iafH-location and DEPTH-DIRECTION-iafH, of depth 4 or 8, direction
     bottom-up or bidirectional, H = 0 or 1 hidden layers. In one --out with table4 they share runs.
 
-    [bold]Example[/bold]
-
-      iafvae-train reproduce table3 --out runs/ladders --row-minutes 30 --rows '4-*'
+    \b
+    Example:
+      iafvae-train reproduce table3 --out runs/ladders --row-minutes 30 \\
+        --rows '4-*'
     """
     if not _redrawn(options, "table3"):
         _table(table3(options.size, options.overrides()), options, importance_samples=1)
@@ -139,16 +143,19 @@ def _table3(options: LadderTableOptions) -> None:
 @app.command("table4")
 @with_options(LadderTableOptions)
 def _table4(options: LadderTableOptions) -> None:
-    """CIFAR-10: depth 4, 8, 12; bottom-up or bidirectional; diagonal, linear IAF, IAF.
+    """CIFAR-10: depths, directions and posteriors.
+
+    Depth 4, 8, 12; bottom-up or bidirectional; diagonal, linear IAF, IAF.
 
     Rows: DEPTH-DIRECTION-POSTERIOR; posteriors diagonal, iaf0 (linear), iaf1 (one hidden layer);
     bidirectional also iaf2 (two hidden layers) and iaf1x2 (one, two steps).
 
-    [bold]Examples[/bold]
-
-      iafvae-train reproduce table4 --out runs/ladders --row-minutes 30 --rows '4-*,8-*'
-
-      iafvae-train reproduce table4 --out runs/tiny --channels 16 --z-channels 4 --row-minutes 5
+    \b
+    Examples:
+      iafvae-train reproduce table4 --out runs/ladders --row-minutes 30 \\
+        --rows '4-*,8-*'
+      iafvae-train reproduce table4 --out runs/tiny --channels 16 \\
+        --z-channels 4 --row-minutes 5
     """
     if not _redrawn(options, "table4"):
         _table(table4(options.size, options.overrides()), options, importance_samples=1)
@@ -157,14 +164,17 @@ def _table4(options: LadderTableOptions) -> None:
 @app.command("figure7")
 @with_options(Figure7Options)
 def _figure7(options: Figure7Options) -> None:
-    """CIFAR-10: nats of every stochastic layer over the epochs, for several free-bits minima.
+    """CIFAR-10: nats of every layer, by free bits.
+
+    Over the epochs, for several minima.
 
     Rows: lambda-0, lambda-0.125, ... as --free-bits lists them. A point is recorded after each
     epoch and after each slice.
 
-    [bold]Example[/bold]
-
-      iafvae-train reproduce figure7 --out runs/figure7 --free-bits 0,0.25,1 --row-minutes 30
+    \b
+    Example:
+      iafvae-train reproduce figure7 --out runs/figure7 --free-bits \\
+        0,0.25,1 --row-minutes 30
     """
     from training.reproduce.measures import LayerNats
 
@@ -178,13 +188,15 @@ def _figure7(options: Figure7Options) -> None:
 @app.command("figure1")
 @with_options(Figure1Options)
 def _figure1(options: Figure1Options) -> None:
-    """A toy of four data points and two latents: how posteriors fill the prior.
+    """A toy: how posteriors fill the prior.
+
+    Four data points, two latents.
 
     Fits a diagonal Gaussian and an IAF posterior; integrates over the latents on a grid, so that
     log p(x) and the divergences are exact. About two minutes on one core.
 
-    [bold]Example[/bold]
-
+    \b
+    Example:
       iafvae-train reproduce figure1 --out runs/figure1
     """
     from training.reproduce.toy_run import ToyReproduction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import subprocess
@@ -146,6 +147,18 @@ def test_bundles_are_verified_and_shown(cli, tiny_bundle, tmp_path):
     manifest = json.loads(cli("bundle", "show", tiny_bundle, "--json").output)
     assert manifest["name"] == "tiny"
     assert str(tmp_path) in cli("bundle", "verify", tmp_path, code=1).output
+
+
+def test_many_bundles_are_verified_with_their_whole_hashes(cli, root, edition, put):
+    bad = put(edition("1.10.0"), root / "b")
+    (bad / "calibration.npz").write_bytes(b"")
+    text = cli("bundle", "verify", root, edition("1.9.0"), code=1).output
+    known = hashlib.sha256((root / "a" / "manifest.json").read_bytes()).hexdigest()
+    assert text.count(f"sha256 {known}") == 2
+    assert f"{bad}: NOT SOUND" in text
+    checks = json.loads(cli("bundle", "verify", root, "--json", "--no-canaries", code=1).output)
+    assert [check["sha256"] for check in checks] == [known, None]
+    assert "calibration.npz" in checks[1]["error"]
 
 
 @pytest.mark.parametrize(

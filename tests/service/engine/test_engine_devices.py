@@ -20,14 +20,14 @@ SHIPPED = Path(engine_module.__file__).parent.parent / "bundles" / "mnist"
 
 
 def test_demanding_a_gpu_without_it_names_the_remedy(tiny_bundle, monkeypatch):
-    monkeypatch.setattr(engine_module, "_gpu_problem", lambda: "there is no driver")
-    with pytest.raises(ProviderUnavailable, match=r"there is no driver.*iafvae\[cuda\]"):
+    monkeypatch.setattr(engine_module, "gpu_problem", lambda: "there is no driver")
+    with pytest.raises(ProviderUnavailable, match=r"there is no driver.*\.\[cuda\]"):
         Engine(load_bundle(tiny_bundle), provider="cuda")
 
 
 def test_a_silent_fallback_is_noticed(tiny_bundle, monkeypatch, caplog):
     """ONNX Runtime names CUDA as available and then computes on the CPU: the session tells."""
-    monkeypatch.setattr(engine_module, "_gpu_problem", lambda: None)
+    monkeypatch.setattr(engine_module, "gpu_problem", lambda: None)
     monkeypatch.setitem(engine_module.PROVIDERS, "cuda", ["CPUExecutionProvider"])
     bundle = load_bundle(tiny_bundle)
     with pytest.raises(ProviderUnavailable, match="fell back"):

@@ -28,5 +28,6 @@ def test_help_needs_no_torch() -> None:
 def test_without_torch_it_says_what_to_install() -> None:
     result = run("evaluate", "somewhere")
     assert result.returncode == 1
-    assert "iafvae[train]" in result.stderr
+    assert "make install-train" in result.stderr
+    assert "pip install '.[train]' -c constraints.txt" in result.stderr
     assert "Traceback" not in result.stderr

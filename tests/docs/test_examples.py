@@ -1,0 +1,117 @@
+"""What README, docs and deploy print is what happens: every command, every output, every link."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from service.cli.main import app as iafvae
+from training.cli.main import app as iafvae_train
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
+KINDS = {"run", "output", "serve", "parse", "not run"}
+APPS = {"iafvae": iafvae, "iafvae-train": iafvae_train}
+LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)|(?:src|href)=\"([^\"]+)\"")
+
+names = [str(page.relative_to(ROOT)) for page in PAGES]
+every_page = pytest.mark.parametrize("page", PAGES, ids=names)
+
+
+@every_page
+def test_every_block_says_how_it_is_run(page, pages):
+    for block in pages.blocks(page):
+        if block.language in pages.CODE:
+            assert block.kind in KINDS, block.where
+        if block.kind == "not run":
+            assert len(block.how) > len("not run: why"), block.where
+        if block.kind == "parse":
+            assert any(map(invocation, pages.commands(block.text))), block.where
+
+
+@every_page
+@pytest.mark.timeout(600)
+def test_examples_run_and_print_what_is_shown(page, pages, place):
+    for block in pages.blocks(page):
+        if block.kind == "run":
+            done = place.run(block.language, block.text)
+            code = int(block.how.rpartition("exit ")[2]) if "exit" in block.how else 0
+            assert done.returncode == code, f"{block.where}\n{done.stdout}\n{done.stderr}"
+        elif block.kind == "serve":
+            place.serve(block.text)
+        elif block.kind == "output":
+            shown = f"{block.where} shows\n{block.text}\nprinted was\n{place.printed}"
+            assert pages.agree(place.printed, block.text), shown
+
+
+def invocation(command: str) -> tuple[str, list[str]] | None:
+    """The program of ours that a command line starts, and its arguments."""
+    words = shlex.split(re.split(r"\s(?:\|\|?|&&|>>?|2>|&)(?:\s|$)", command)[0])
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+    if "-m" in words and "training" in words:
+        return "iafvae-train", words[words.index("training") + 1 :]
+    name = words[0].rpartition("/")[2] if words else ""
+    return (name, words[1:]) if name in APPS else None
+
+
+@every_page
+def test_commands_and_options_exist(page, pages):
+    """An unknown command or option is an error before `--help` answers."""
+    for block in pages.blocks(page):
+        if block.language != "sh":
+            continue
+        checked = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True)
+        assert checked.returncode == 0, f"{block.where}: {checked.stderr}"
+        for command in pages.commands(block.text):
+            if (found := invocation(command)) is not None:
+                name, arguments = found
+                result = CliRunner().invoke(APPS[name], [*arguments, "--help"])
+                assert result.exit_code == 0, f"{block.where}: {command}\n{result.output}"
+
+
+@every_page
+def test_programs_and_targets_exist(page, pages):
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"^make ([a-z-]+)", text, re.MULTILINE):
+        assert target in targets, target
+    for program, line in re.findall(r"python (benchmarks/\w+\.py)([^`]*)", text):
+        source = (ROOT / program).read_text(encoding="utf-8")
+        source += "".join(
+            p.read_text(encoding="utf-8") for p in (ROOT / program).parent.glob("*.py")
+        )
+        for option in re.findall(r"(--[a-z-]+)", line):
+            assert f'"{option}"' in source, f"{program} {option}"
+
+
+@every_page
+def test_variables_are_settings(page):
+    from service.settings import Settings
+
+    others = {"IAFVAE_KEY", "IAFVAE_DATA_DIR"}
+    known = others | {f"IAFVAE_{name.upper()}" for name in Settings.model_fields}
+    named = set(re.findall(r"\bIAFVAE_[A-Z_]*[A-Z]\b(?!\*)", page.read_text(encoding="utf-8")))
+    assert named <= known, named - known
+
+
+@every_page
+def test_links_lead_somewhere(page):
+    for match in LINK.finditer(page.read_text(encoding="utf-8")):
+        target = match[1] or match[3]
+        if target and not re.match(r"https?://|mailto:", target):
+            assert (page.parent / target).exists(), target
+
+
+def test_outputs_agree_by_numbers(pages):
+    assert pages.agree("log p -83.52 nats\n", "log p  -83.521 nats")
+    assert not pages.agree("log p -83.52 nats\n", "log p -84.1 nats")
+    assert not pages.agree("a.png 0.4\n", "b.png 0.4")
+    assert pages.agree("a\nb\nc 1.0\nd\n", "a\n...\nc 1.0\nd\n")
+    assert not pages.agree("a\nb\nc 1.0\n", "a\n...\nc 2.0\n")
+    assert not pages.agree("sha256 12ab", "sha256 12ac")
