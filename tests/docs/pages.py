@@ -8,8 +8,8 @@
     <!-- example: not run: WHY --> neither; says why
 
 Blocks of one page share a directory, in order, and a server on the bundles that ship. Kept
-libraries were tried on paper first: sybil has no server, no shell and no tolerant outputs, and
-pytest-examples and mktestdocs know neither outputs of shells nor commands that are only parsed.
+libraries (sybil, pytest-examples, mktestdocs) are made for Python's own examples, not for shells,
+servers and outputs that may differ in their last digits.
 """
 
 from __future__ import annotations
