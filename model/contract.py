@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.densities import Likelihood
+from model.flows.prior import Prior
 from model.layers import fold_weight_norm
 from model.objective import ElboTerms
 
@@ -74,7 +75,12 @@ def repeated(t: Tensor, times: int) -> Tensor:
 
 
 class DensityModel(nn.Module, ABC):
-    """A variational autoencoder; `x [B, C, H, W]` is in its likelihood's units."""
+    """A variational autoencoder; `x [B, C, H, W]` is in its likelihood's units.
+
+    `prior` is that of the top group.
+    """
+
+    prior: Prior
 
     def __init__(self, config: ModelConfig, layout: LatentLayout, likelihood: Likelihood) -> None:
         super().__init__()
