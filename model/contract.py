@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.densities import Likelihood
-from model.flows.prior import Prior
+from model.flows.prior import Prior, StandardNormal
 from model.layers import fold_weight_norm
 from model.objective import ElboTerms
 
@@ -87,6 +87,7 @@ class DensityModel(nn.Module, ABC):
         self.config = config
         self.layout = layout
         self.likelihood = likelihood
+        self.prior = StandardNormal()
 
     @property
     def kl_groups(self) -> tuple[str, ...]:
@@ -106,13 +107,15 @@ class DensityModel(nn.Module, ABC):
     def infer(self, features: Features, eps: Tensor) -> Inference:
         """Draw from q(z|x), with the likelihood's parameters at that z."""
 
-    @abstractmethod
     def prior_data(self, features: Features, eps: Tensor) -> Tensor:
         """A draw of the top group from q(z|x), `[B, D_top]`, as the flow of a prior gives it out.
 
         That is z itself, or in a ladder (z - mean) / scale of the top layer's Gaussian: what a
         prior's density is fitted to.
         """
+        top = self.layout.groups[0].size
+        data: Tensor = self.prior(self.infer(features, eps).prior_eps[:, :top])
+        return data
 
     @abstractmethod
     def generate(self, eps: Tensor, temperature: Tensor) -> Tensor:

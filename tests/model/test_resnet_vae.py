@@ -164,8 +164,8 @@ def test_rows_of_one_image_share_its_features(inference: str) -> None:
 
 
 def test_a_shuffled_head_gives_each_map_four_pixels() -> None:
-    """Pixel (2i + a, 2j + b) of map p is output 4p + 2a + b of one product of the maps at (i, j)."""
-    model, x, eps = prepared(CONFIGS["pixels shuffled, odd sizes"])
+    """Pixel (2i + a, 2j + b) is number 2a + b of the products of the maps at (i, j)."""
+    model, _, _ = prepared(CONFIGS["pixels shuffled, odd sizes"])
     h = torch.randn(2, 6, 7, 6)
     got = model.head(h)
     conv = model.head.conv.conv
