@@ -183,11 +183,29 @@ TINY: dict[str, ModelConfig] = {
 }
 
 
+def broad(config: ModelConfig) -> tuple[DensityModel, Tensor]:
+    """A model whose posterior is broader than its prior: weights of finite variance."""
+    model, x, _ = prepared(config, rows=64)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".g"):
+                parameter.mul_(0.3)
+        if isinstance(config, ConvVaeConfig):
+            model.log_scale.bias.fill_(0.7)
+            return model, x
+        for layer in model.up.values():
+            layer.parts.conv.bias[2:4] = 0.7  # the log-scales
+        for layer in model.down.values():
+            layer.parts.conv.bias[2:4] = 0
+            layer.parts.conv.g[2:4] *= 0.1
+    return model, x
+
+
 @pytest.mark.parametrize("name", TINY)
 @torch.no_grad()
 def test_importance_weights_average_to_the_marginal(name: str) -> None:
     """p(x) by quadrature over the prior's noise, through `generate`; the weights by `infer`."""
-    model, x, _ = prepared(TINY[name], rows=64)
+    model, x = broad(TINY[name])
     grid = torch.linspace(-7, 7, 141, dtype=torch.float64)
     eps = torch.cartesian_prod(grid, grid)
     params = model.generate(eps, torch.ones(len(eps), 1).double())
