@@ -25,6 +25,10 @@ class BottomUpVae(ResnetVae):
         """Give the stem's maps, `[B, h, H/2, W/2]`."""
         return (self._stem_maps(x),)
 
+    def prior_data(self, features: Features, eps: Tensor) -> Tensor:
+        """See `DensityModel`."""
+        return self._top_standardised(self._way_up(features[0], eps)[0].z)
+
     def infer(self, features: Features, eps: Tensor) -> Inference:
         """See `DensityModel`."""
         draws = self._way_up(features[0], eps)
@@ -33,7 +37,9 @@ class BottomUpVae(ResnetVae):
         for spec, draw in zip(self.specs, draws, strict=True):
             layer = self._down(spec)
             parts = layer.parts(h)
-            layers.append(self._posterior(spec).against_prior(draw, *prior_of(parts)))
+            layers.append(
+                self._posterior(spec).against_prior(draw, *prior_of(parts), self._prior(spec))
+            )
             h = layer.residual(h, draw.z, parts["state"])
         return joined(layers, self.head(h))
 

@@ -24,6 +24,7 @@ from model.posteriors import (
     PlanarPosterior,
     PosteriorConfig,
 )
+from model.priors import PRIORS, CouplingPrior, PriorConfig, StandardNormalPrior
 from model.validation import (
     ConfigError,
     construct,
@@ -40,6 +41,8 @@ SCALES: tuple[str, ...] = ("scalar", "channel", "pixel")
 Direction = Literal["bidirectional", "bottom_up"]
 DIRECTIONS: tuple[str, ...] = ("bidirectional", "bottom_up")
 Gain = Literal["linear", "exp", "exp_third"]
+Head = Literal["transposed", "shuffle"]
+HEADS: tuple[str, ...] = ("transposed", "shuffle")
 GAINS: tuple[str, ...] = ("linear", "exp", "exp_third")
 
 
@@ -47,6 +50,14 @@ def _require_image_shape(shape: tuple[int, int, int]) -> None:
     require(
         len(shape) == 3 and all(n >= 1 for n in shape),
         f"image_shape must be (channels, height, width), not {shape}",
+    )
+
+
+def _require_prior(prior: object) -> None:
+    kind = getattr(prior, "kind", prior)
+    require(
+        isinstance(prior, tuple(PRIORS.values())),
+        f"prior is one of {', '.join(PRIORS)}, not {kind}",
     )
 
 
@@ -73,6 +84,7 @@ class ConvVaeConfig:
     hidden: int = 450
     latent_dim: int = 32
     posterior: FlatPosterior = field(default_factory=IafPosterior)
+    prior: PriorConfig = field(default_factory=StandardNormalPrior)
 
     def __post_init__(self) -> None:
         _require_image_shape(self.image_shape)
@@ -89,6 +101,7 @@ class ConvVaeConfig:
         require(self.hidden >= 1, f"hidden must be positive, not {self.hidden}")
         require(self.latent_dim >= 1, f"latent_dim must be positive, not {self.latent_dim}")
         _require_posterior(self.posterior, FLAT_POSTERIORS, self.kind)
+        _require_prior(self.prior)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the configuration as plain JSON values, each part with its `kind`."""
@@ -107,6 +120,8 @@ class ResnetVaeConfig:
     "logistic_mixture", whose scales always come from the network. `residual_scale` multiplies
     every residual branch. `gain` is how weight norm's gains are stored: "linear" g; "exp" exp(g);
     "exp_third" exp(g) with g initialised to a third of its logarithm, as the authors' code does.
+    `prior` is that of the top layer's noise. `head` gives the pixels: "transposed", a transposed
+    5x5 convolution; "shuffle", a 1x1 convolution to four times the maps and a pixel shuffle.
     """
 
     kind: ClassVar[str] = "resnet_vae"
@@ -119,8 +134,10 @@ class ResnetVaeConfig:
     levels: tuple[int, ...] = (20,)
     inference: Direction = "bidirectional"
     posterior: MapPosterior = field(default_factory=ConvIafPosterior)
+    prior: PriorConfig = field(default_factory=StandardNormalPrior)
     residual_scale: float = 0.1
     gain: Gain = "linear"
+    head: Head = "transposed"
 
     def __post_init__(self) -> None:
         _require_image_shape(self.image_shape)
@@ -128,6 +145,7 @@ class ResnetVaeConfig:
         require_choice("scale", self.scale, SCALES)
         require_choice("inference", self.inference, DIRECTIONS)
         require_choice("gain", self.gain, GAINS)
+        require_choice("head", self.head, HEADS)
         require(self.mixtures >= 1, f"mixtures must be positive, not {self.mixtures}")
         require(self.channels >= 1, f"channels must be positive, not {self.channels}")
         require(self.z_channels >= 1, f"z_channels must be positive, not {self.z_channels}")
@@ -142,6 +160,7 @@ class ResnetVaeConfig:
             self.residual_scale > 0, f"residual_scale must be positive, not {self.residual_scale}"
         )
         _require_posterior(self.posterior, MAP_POSTERIORS, self.kind)
+        _require_prior(self.prior)
 
     @property
     def depth(self) -> int:
@@ -173,8 +192,9 @@ def _build(registry: Mapping[str, type[Any]], values: Mapping[str, Any], what: s
         f"{what} of kind {kind!r} has no field {', '.join(unknown)}; it has "
         f"{', '.join(sorted(known)) or 'none'}",
     )
-    if "posterior" in given:
-        given["posterior"] = _build(POSTERIORS, given["posterior"], f"{what}.posterior")
+    parts: dict[str, Mapping[str, type[Any]]] = {"posterior": POSTERIORS, "prior": PRIORS}
+    for part in parts.keys() & given:
+        given[part] = _build(parts[part], given[part], f"{what}.{part}")
     return construct(cls, given, what)
 
 
@@ -245,10 +265,12 @@ __all__ = [
     "ConvIafPosterior",
     "ConvVaeConfig",
     "CouplingPosterior",
+    "CouplingPrior",
     "DiagonalPosterior",
     "Direction",
     "FlatPosterior",
     "Gain",
+    "Head",
     "IafPosterior",
     "LikelihoodKind",
     "LinearIafPosterior",
@@ -256,8 +278,10 @@ __all__ = [
     "ModelConfig",
     "PlanarPosterior",
     "PosteriorConfig",
+    "PriorConfig",
     "ResnetVaeConfig",
     "ScaleKind",
+    "StandardNormalPrior",
     "config_from_dict",
     "construct",
     "preset",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.densities import Likelihood
+from model.flows.prior import Prior, StandardNormal
 from model.layers import fold_weight_norm
 from model.objective import ElboTerms
 
@@ -57,8 +58,9 @@ class LatentLayout:
 class Inference:
     """One draw from the posterior and what the model computed on the way.
 
-    `z [B, D]`; `prior_eps [B, D]` = (z - prior mean) / prior scale, group by group;
-    `kl [B, F]` in nats, log q(z|x) - log p(z) of each part; `params`, the likelihood's.
+    `z [B, D]`; `prior_eps [B, D]`, the noise that the prior makes it of: (z - prior mean) / prior
+    scale, group by group, through the inverse flow where the prior is one; `kl [B, F]` in nats,
+    log q(z|x) - log p(z) of each part; `params`, the likelihood's.
     """
 
     z: Tensor
@@ -67,14 +69,25 @@ class Inference:
     params: Tensor
 
 
+def repeated(t: Tensor, times: int) -> Tensor:
+    """`[B, ...] -> [times * B, ...]`, all rows once, then all again."""
+    return t.repeat(times, *[1] * (t.dim() - 1))
+
+
 class DensityModel(nn.Module, ABC):
-    """A variational autoencoder; `x [B, C, H, W]` is in its likelihood's units."""
+    """A variational autoencoder; `x [B, C, H, W]` is in its likelihood's units.
+
+    `prior` is that of the top group.
+    """
+
+    prior: Prior
 
     def __init__(self, config: ModelConfig, layout: LatentLayout, likelihood: Likelihood) -> None:
         super().__init__()
         self.config = config
         self.layout = layout
         self.likelihood = likelihood
+        self.prior = StandardNormal()
 
     @property
     def kl_groups(self) -> tuple[str, ...]:
@@ -94,9 +107,22 @@ class DensityModel(nn.Module, ABC):
     def infer(self, features: Features, eps: Tensor) -> Inference:
         """Draw from q(z|x), with the likelihood's parameters at that z."""
 
+    def prior_data(self, features: Features, eps: Tensor) -> Tensor:
+        """A draw of the top group from q(z|x), `[B, D_top]`, as the flow of a prior gives it out.
+
+        That is z itself, or in a ladder (z - mean) / scale of the top layer's Gaussian: what a
+        prior's density is fitted to.
+        """
+        top = self.layout.groups[0].size
+        data: Tensor = self.prior(self.infer(features, eps).prior_eps[:, :top])
+        return data
+
     @abstractmethod
     def generate(self, eps: Tensor, temperature: Tensor) -> Tensor:
-        """Likelihood parameters at z = prior mean + T * prior scale * eps, T `[B, G]` >= 0."""
+        """Likelihood parameters at z = prior mean + prior scale * f(T * eps), T `[B, G]` >= 0.
+
+        f is the prior's flow in the top group, else the identity.
+        """
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
@@ -112,9 +138,17 @@ class DensityModel(nn.Module, ABC):
         return ElboTerms(self.likelihood.log_prob(inference.params, x), inference.kl)
 
     def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """Give `log_px_z [B]` and `kl [B, F]`, in nats, of one draw for each image."""
-        terms = self.elbo_terms(x, self.bottom_up(x), eps)
-        return terms.log_px_z, terms.kl
+        """Give `log_px_z [B]` and `kl [B, F]`, in nats, of one draw for each image.
+
+        Of eps `[K, B, D]`, K draws for each that share its features: `[K, B]` and `[K, B, F]`.
+        """
+        if eps.dim() == 2:
+            terms = self.elbo_terms(x, self.bottom_up(x), eps)
+            return terms.log_px_z, terms.kl
+        draws, images, _ = eps.shape
+        rows = tuple(repeated(feature, draws) for feature in self.bottom_up(x))
+        terms = self.elbo_terms(repeated(x, draws), rows, eps.flatten(0, 1))
+        return terms.log_px_z.view(draws, images), terms.kl.view(draws, images, -1)
 
     def fold(self) -> Self:
         """A copy in evaluation mode with weight norm and masks folded into plain weights."""

@@ -22,6 +22,7 @@ from model.densities import (
     standard_normal_log_prob,
 )
 from model.flows.flow import build_flow
+from model.flows.prior import build_prior
 from model.layers import Linear
 
 # Posterior means and log-scales start near 0: q begins close to the prior.
@@ -84,7 +85,7 @@ class _Decoder(nn.Module):
 
 
 class ConvVae(DensityModel):
-    """One Gaussian layer z ~ N(0, I) under a ResNet decoder, q(z|x) a flow (Appendix B)."""
+    """One layer z, N(0, I) or a flow's, under a ResNet decoder, q(z|x) a flow (Appendix B)."""
 
     config: ConvVaeConfig
 
@@ -96,6 +97,7 @@ class ConvVae(DensityModel):
         self.mean = Linear(config.hidden, config.latent_dim, init_scale=POSTERIOR_INIT_SCALE)
         self.log_scale = Linear(config.hidden, config.latent_dim, init_scale=POSTERIOR_INIT_SCALE)
         self.flow = build_flow(config.posterior, config.latent_dim, config.hidden)
+        self.prior = build_prior(config.prior, config.latent_dim)
         self.decoder = _Decoder(config, likelihood.parameter_channels)
 
     def bottom_up(self, x: Tensor) -> Features:
@@ -105,17 +107,28 @@ class ConvVae(DensityModel):
         return mean, log_scale, *self.flow.condition(h)
 
     def infer(self, features: Features, eps: Tensor) -> Inference:
-        """Algorithm 1 of the paper; the only group's prior is standard normal."""
+        """Algorithm 1 of the paper, and the prior's density by its inverse."""
+        mean, log_scale, *_ = features
+        z_0, z, log_det = self._posterior(features, eps)
+        log_q = gaussian_log_prob(z_0, mean, log_scale).sum(dim=1, keepdim=True) - log_det
+        prior_eps, prior_log_det = self.prior.inverse(z)
+        log_p = standard_normal_log_prob(prior_eps).sum(dim=1, keepdim=True) + prior_log_det
+        return Inference(z=z, prior_eps=prior_eps, kl=log_q - log_p, params=self.decoder(z))
+
+    def _posterior(self, features: Features, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z_0, z and the flow's log-determinant."""
         mean, log_scale, *conditions = features
         z_0 = mean + torch.exp(log_scale) * eps
-        z, log_det = self.flow(z_0, tuple(conditions))
-        log_q = gaussian_log_prob(z_0, mean, log_scale).sum(dim=1, keepdim=True) - log_det
-        log_p = standard_normal_log_prob(z).sum(dim=1, keepdim=True)
-        return Inference(z=z, prior_eps=z, kl=log_q - log_p, params=self.decoder(z))
+        return z_0, *self.flow(z_0, tuple(conditions))
+
+    def prior_data(self, features: Features, eps: Tensor) -> Tensor:
+        """Give z."""
+        _, z, _ = self._posterior(features, eps)
+        return z
 
     def generate(self, eps: Tensor, temperature: Tensor) -> Tensor:
-        """Decode T * eps: the prior's mean is 0 and its scale 1."""
-        return self.decode(temperature * eps)
+        """Decode f(T * eps)."""
+        return self.decode(self.prior(temperature * eps))
 
     def decode(self, z: Tensor) -> Tensor:
         """Give the likelihood's parameters `[B, P, H, W]`."""

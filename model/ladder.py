@@ -12,6 +12,7 @@ from model.config import ResnetVaeConfig
 from model.contract import Inference
 from model.densities import at_least_float32
 from model.flows.flow import build_conv_flow, conv_context_channels
+from model.flows.prior import Prior
 from model.ladder_layers import Double, PartedConv, Parts, Residual, Subsample
 from model.layers import Conv, ConvTranspose
 
@@ -181,14 +182,20 @@ class LayerPosterior(nn.Module):
         z, log_det = self.flow(z_0, conditions)
         return Draw(z, eps, log_scale, log_det)
 
-    def against_prior(self, draw: Draw, mean: Tensor, log_scale: Tensor) -> LayerInference:
-        """Compare a draw with the prior N(mean, exp(log_scale)^2), `[B or 1, z, H, W]` each.
+    def against_prior(
+        self, draw: Draw, mean: Tensor, log_scale: Tensor, prior: Prior
+    ) -> LayerInference:
+        """Compare a draw with the prior: z = mean + exp(log_scale) f(prior_eps), f the flow of
+        `prior`; mean and log_scale are `[B or 1, z, H, W]`.
 
-        log q(z_0) = -log_scale_q - eps^2 / 2 and log p(z) = -log_scale_p - prior_eps^2 / 2, both
-        up to log(2 pi) / 2, which cancels.
+        log q(z_0) = -log_scale_q - eps^2 / 2 and log p(z) = -log_scale_p - prior_eps^2 / 2 +
+        log|det d prior_eps / d f|, both up to log(2 pi) / 2, which cancels.
         """
-        prior_eps = (draw.z - mean) * torch.exp(-log_scale)
+        standardised = (draw.z - mean) * torch.exp(-log_scale)
+        prior_eps, prior_log_det = prior.inverse(standardised)
         squares = prior_eps * prior_eps - draw.eps * draw.eps
         terms = log_scale - draw.log_scale + 0.5 * squares
         kl = self.flow.sum_parts(terms) - draw.log_det
+        if not prior.elementwise:
+            kl = kl.sum(dim=1, keepdim=True) - prior_log_det
         return LayerInference(draw.z.flatten(1), prior_eps.flatten(1), kl)

@@ -73,7 +73,8 @@ class LogisticMixture:
         return bin_centre(x)
 
     def _components(self, params: Tensor) -> _Components:
-        logits, *rest = torch.split(at_least_float32(params), self.mixtures, dim=1)
+        # Planes: cut along the channels, maps in channels_last would be strided.
+        logits, *rest = torch.split(at_least_float32(params).contiguous(), self.mixtures, dim=1)
         c = self.channels
         centres = logits.new_tensor(self._centres).view(1, -1, 1, 1)
         pairs = [(colour, other) for colour in range(c) for other in range(colour)]
@@ -89,7 +90,7 @@ class LogisticMixture:
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         """Log-probability of the levels x, `[B]`."""
-        components = self._components(params)
+        components, x = self._components(params), x.contiguous()
         total = components.log_weight
         values: list[Tensor] = []
         for colour in range(self.channels):

@@ -15,7 +15,8 @@ class ElboTerms:
     """The parts of the evidence lower bound for one draw of the latents, in nats.
 
     `log_px_z [B]` is log p(x|z); `kl [B, F]` the Monte-Carlo log q(z|x) - log p(z) of each
-    free-bits part. A single draw of `kl` may be negative; its expectation may not.
+    free-bits part. A single draw of `kl` may be negative; its expectation may not. Of K draws an
+    image: `[K, B]` and `[K, B, F]`.
     """
 
     log_px_z: Tensor
@@ -24,7 +25,7 @@ class ElboTerms:
     @property
     def elbo(self) -> Tensor:
         """Lower bound on log p(x), `[B]`, higher is better (paper, eq. 2)."""
-        return self.log_px_z - self.kl.sum(dim=1)
+        return self.log_px_z - self.kl.sum(dim=-1)
 
     @property
     def log_weight(self) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from model.config import ResnetVaeConfig
 from model.contract import DensityModel, Features, Inference, LatentGroup, LatentLayout
 from model.densities import at_least_float32, build_likelihood
+from model.flows.prior import Prior, StandardNormal, build_prior
 from model.heads import build_head
 from model.ladder import (
     INIT_SCALE,
@@ -67,6 +68,8 @@ class ResnetVae(DensityModel):
         self.down = nn.ModuleDict(
             {spec.name: DownLayer(spec, config, bidirectional=bidirectional) for spec in specs}
         )
+        self.prior = build_prior(config.prior, groups[0].size)
+        self.gaussian = StandardNormal()
         self.head = build_head(config, likelihood.parameter_channels)
 
     @abstractmethod
@@ -81,7 +84,8 @@ class ResnetVae(DensityModel):
             layer = self._down(spec)
             parts = layer.parts(h)
             mean, log_scale = prior_of(parts)
-            z = mean + warmth[:, group : group + 1] * torch.exp(log_scale) * eps_l
+            warm = warmth[:, group : group + 1] * eps_l
+            z = mean + torch.exp(log_scale) * self._prior(spec)(warm)
             h = layer.residual(h, z, parts["state"])
         params: Tensor = self.head(h)
         return params
@@ -96,11 +100,14 @@ class ResnetVae(DensityModel):
         return params
 
     def group_kl(self, kl: Tensor) -> Tensor:
-        """Add the parts of each layer, which stand side by side: `[B, G F] -> [B, G]`."""
+        """Add the parts of each layer, which stand side by side: `[B, F] -> [B, G]`."""
         layers = len(self.specs)
         if kl.shape[1] == layers:
             return kl
-        return kl.view(-1, layers, kl.shape[1] // layers).sum(dim=2)
+        if self.prior.elementwise:
+            return kl.view(-1, layers, kl.shape[1] // layers).sum(dim=2)
+        below = kl[:, 1:].view(len(kl), layers - 1, -1).sum(dim=2)
+        return torch.cat([kl[:, :1], below], dim=1)  # a flow's density has one part
 
     def fold(self) -> Self:
         """See `DensityModel`; what the top state alone determines becomes a constant."""
@@ -120,6 +127,9 @@ class ResnetVae(DensityModel):
         """The maps above the top layer, one vector everywhere, `[1, h, H, W]`."""
         return self.top.view(1, -1, 1, 1).expand(1, -1, *self.specs[0].size)
 
+    def _prior(self, spec: LayerSpec) -> Prior:
+        return self.prior if spec.top else self.gaussian
+
     def _up(self, spec: LayerSpec) -> UpLayer:
         return cast("UpLayer", self.up[spec.name])
 
@@ -137,6 +147,11 @@ class ResnetVae(DensityModel):
 
     def _stem_maps(self, x: Tensor) -> Tensor:
         return at_least_float32(self.stem(self.likelihood.network_input(x)))
+
+    def _top_standardised(self, z: Tensor) -> Tensor:
+        """(z - mean) / scale of the top layer's Gaussian, `[B, D_top]`."""
+        mean, log_scale = prior_of(self._down(self.specs[0]).parts(self._top_state()))
+        return ((z - mean) * torch.exp(-log_scale)).flatten(1)
 
 
 class BidirectionalVae(ResnetVae):
@@ -157,6 +172,14 @@ class BidirectionalVae(ResnetVae):
                 h = layer.residual(h, parts["state"])
         return tuple(reversed(features))
 
+    def prior_data(self, features: Features, eps: Tensor) -> Tensor:
+        """See `DensityModel`; nothing below the top layer is computed."""
+        spec, eps_l = next(self._groups(eps))
+        parts = self._down(spec).parts(self._top_state())
+        return self._top_standardised(
+            self._posterior(spec)(features[0] + parts["posterior"], eps_l).z
+        )
+
     def infer(self, features: Features, eps: Tensor) -> Inference:
         """See `DensityModel`: posterior maps of both ways are added, means and log-scales too."""
         h = self._top_state()
@@ -165,6 +188,6 @@ class BidirectionalVae(ResnetVae):
             layer, posterior = self._down(spec), self._posterior(spec)
             parts = layer.parts(h)
             draw = posterior(shares + parts["posterior"], eps_l)
-            layers.append(posterior.against_prior(draw, *prior_of(parts)))
+            layers.append(posterior.against_prior(draw, *prior_of(parts), self._prior(spec)))
             h = layer.residual(h, draw.z, parts["state"])
         return joined(layers, self.head(h))

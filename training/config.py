@@ -21,7 +21,8 @@ from model.config import (
     require,
 )
 
-Schedule = Literal["constant", "cosine", "trapezoid"]
+Schedule = Literal["constant", "cosine", "trapezoid", "budget"]
+SCHEDULES: tuple[str, ...] = get_args(Schedule)
 Switch = Literal["auto", "on", "off"]
 
 # Epochs of a run that its minutes end: more than any run takes, so that it never ends by itself.
@@ -49,9 +50,12 @@ class OptimConfig:
     The learning rate rises linearly over `warmup_steps` (at most a tenth of the run); then it is
     constant, or follows a cosine to zero at the last step, or ("trapezoid") stays and falls
     linearly to zero over the last `decay_fraction` of all steps (0: never), so that a run can be
-    lengthened until the fall begins.
+    lengthened until the fall begins. "budget" is a trapezoid whose fall lies in the last part of
+    a call's minutes (`--budget-minutes`), however many steps that is.
     A step whose gradient norm is not finite, or above `skip_factor` times its running mean, is
-    skipped (0: only the former). `batch_size` counts all images of a step, over all processes;
+    skipped (0: only the former); a gradient that is taken is cut to a norm of `clip_norm` (0: as
+    it is). A flow of the prior learns at `prior_rate` times the learning rate, with a penalty
+    `prior_weight_decay` of its own. `batch_size` counts all images of a step, over all processes;
     `accumulate` divides them into so many micro-batches, computed one after another. Under free
     bits each micro-batch has a mean of its own, so that it is another objective.
     """
@@ -63,15 +67,18 @@ class OptimConfig:
     schedule: Schedule = "trapezoid"
     decay_fraction: float = 0.4
     weight_decay: float = 0.0
+    prior_rate: float = 0.25
+    prior_weight_decay: float = 0.0
     ema_decay: float = 0.999
     skip_factor: float = 10.0
+    clip_norm: float = 0.0
     accumulate: int = 1
 
     def __post_init__(self) -> None:
         require(self.kind in ("adamax", "adam"), f"optim.kind is adamax or adam, not {self.kind!r}")
         require(
-            self.schedule in ("constant", "cosine", "trapezoid"),
-            f"optim.schedule is constant, cosine or trapezoid, not {self.schedule!r}",
+            self.schedule in SCHEDULES,
+            f"optim.schedule is one of {', '.join(SCHEDULES)}, not {self.schedule!r}",
         )
         require(
             math.isfinite(self.learning_rate) and self.learning_rate > 0,
@@ -90,10 +97,9 @@ class OptimConfig:
             f"optim.decay_fraction must be in [0, 1], not {self.decay_fraction}",
         )
         require(0 <= self.ema_decay < 1, f"optim.ema_decay must be in [0, 1), not {self.ema_decay}")
-        require(
-            0 <= self.weight_decay < math.inf,
-            f"optim.weight_decay must be finite and >= 0, not {self.weight_decay}",
-        )
+        for name in ("weight_decay", "prior_weight_decay", "prior_rate", "clip_norm"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"optim.{name} must be finite and >= 0, not {value}")
         require(
             self.skip_factor == 0 or self.skip_factor > 1,
             f"optim.skip_factor must be 0 (off) or above 1, not {self.skip_factor}",
@@ -102,13 +108,18 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long, from which seed, towards which objective."""
+    """How long, from which seed, towards which objective.
+
+    With `importance_samples` K > 1 that is the importance-weighted bound of K draws an image
+    (Burda et al. 2016), to which neither free bits nor the KL's warm-up apply.
+    """
 
     epochs: int = 100
     seed: int = 0
     free_bits_nats: float = 0.0
     kl_warmup_epochs: float = 5.0
     kl_warmup_start: float = 0.1
+    importance_samples: int = 1
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"train.epochs must be at least 1, not {self.epochs}")
@@ -116,6 +127,10 @@ class TrainConfig:
         for name in ("free_bits_nats", "kl_warmup_epochs"):
             value = getattr(self, name)
             require(0 <= value < math.inf, f"train.{name} must be finite and >= 0, not {value}")
+        require(
+            self.importance_samples >= 1,
+            f"train.importance_samples must be at least 1, not {self.importance_samples}",
+        )
         require(0 <= self.kl_warmup_start <= 1, "train.kl_warmup_start must be in [0, 1]")
 
 

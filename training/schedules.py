@@ -1,6 +1,7 @@
 """What changes from step to step: the learning rate and the weight of the KL penalty.
 
-Each is a function of the configuration and the step alone, so that a resumed run needs no state.
+Each is a function of the configuration and the step, so that a resumed run needs no state; the
+schedule "budget" alone also looks at the call's minutes.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from training.config import OptimConfig, TrainConfig
 __all__ = ["kl_weight_at", "learning_rate_at", "rewarming_at"]
 
 
-def learning_rate_at(config: OptimConfig, step: int, total_steps: int) -> float:
+def learning_rate_at(config: OptimConfig, step: int, total_steps: int, spent: float = 0.0) -> float:
     """The learning rate of step `step` (from 0) of `total_steps`.
 
     The warm-up takes at most a tenth of the run: a short one would else end before it learns.
+    `spent` is the share of the call's minutes that is over, in [0, 1], 0 where there is no limit.
     """
     rate = config.learning_rate
     warmup = min(config.warmup_steps, total_steps // 10)
@@ -23,6 +25,8 @@ def learning_rate_at(config: OptimConfig, step: int, total_steps: int) -> float:
         return rate * (step + 1) / warmup
     if config.schedule == "constant":
         return rate
+    if config.schedule == "budget":
+        return rate * min(1.0, max(0.0, 1 - spent) / max(1e-9, config.decay_fraction))
     if config.schedule == "cosine":
         span = max(1, total_steps - warmup)
         return rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / span))

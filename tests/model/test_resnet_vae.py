@@ -45,6 +45,8 @@ CONFIGS = {
     "binary": GREY,
     "binary, bottom-up": replace(GREY, inference="bottom_up"),
     "three levels, odd sizes": replace(GREY, image_shape=(1, 13, 11), levels=(1, 2, 1)),
+    "pixels shuffled": replace(COLOUR, head="shuffle", scale="pixel"),
+    "pixels shuffled, odd sizes": replace(GREY, image_shape=(1, 13, 11), head="shuffle"),
     "one layer": replace(COLOUR, levels=(1,)),
     "one layer, bottom-up": replace(COLOUR, levels=(1,), inference="bottom_up"),
     "gains as logarithms": replace(COLOUR, gain="exp"),
@@ -159,6 +161,20 @@ def test_rows_of_one_image_share_its_features(inference: str) -> None:
     log_px_z, kl = model(x[owner], eps)
     torch.testing.assert_close(terms.log_px_z, log_px_z)
     torch.testing.assert_close(terms.kl, kl)
+
+
+def test_a_shuffled_head_gives_each_map_four_pixels() -> None:
+    """Pixel (2i + a, 2j + b) is number 2a + b of the products of the maps at (i, j)."""
+    model, _, _ = prepared(CONFIGS["pixels shuffled, odd sizes"])
+    h = torch.randn(2, 6, 7, 6)
+    got = model.head(h)
+    conv = model.head.conv.conv
+    products = torch.einsum("oc,nchw->nohw", conv.weight()[:, :, 0, 0], torch.nn.functional.elu(h))
+    for row in range(13):
+        for column in range(11):
+            k = 2 * (row % 2) + column % 2
+            wanted = products[:, k, row // 2, column // 2] + conv.bias[k]
+            torch.testing.assert_close(got[:, 0, row, column], wanted)
 
 
 def test_sizes_of_the_levels() -> None:

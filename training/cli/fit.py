@@ -77,17 +77,26 @@ class RecipeOptions:
         typer.Option(help="Steps over which the learning rate rises (400, or a tenth of the run)."),
     ] = None
     optimizer: Annotated[str | None, typer.Option(help="adamax or adam.")] = None
-    schedule: Annotated[str | None, typer.Option(help="trapezoid, cosine or constant.")] = None
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="trapezoid, cosine, constant, or budget: a trapezoid that falls at the end of "
+            "--budget-minutes."
+        ),
+    ] = None
     decay_fraction: Annotated[
         float | None,
         typer.Option(
             help="Over which part of the run, at its end, the rate of a trapezoid falls to zero: "
-            "0 (never) to 1 (0.4)."
+            "0 (never) to 1 (0.4). Of a budget: over which part of its minutes."
         ),
     ] = None
     weight_decay: Annotated[float | None, typer.Option(help="L2 penalty of the optimiser (0).")] = (
         None
     )
+    clip_norm: Annotated[
+        float | None, typer.Option(help="Cut gradients to this norm (0: leave them).")
+    ] = None
     ema_decay: Annotated[
         float | None, typer.Option(help="Polyak averaging of the weights (0.999).")
     ] = None
@@ -96,6 +105,13 @@ class RecipeOptions:
     ] = None
     kl_warmup_epochs: Annotated[
         float | None, typer.Option(help="Epochs over which the KL's weight rises to 1 (5).")
+    ] = None
+    importance_samples: Annotated[
+        int | None,
+        typer.Option(
+            help="Train on the importance-weighted bound of so many draws an image, without free "
+            "bits (1: the ELBO)."
+        ),
     ] = None
     seed: Annotated[
         int | None, typer.Option(help="Of the weights, the order, the binarisation, the noise (0).")
@@ -112,8 +128,8 @@ class RecipeOptions:
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the run in --out, as it was configured; only --epochs and "
-            "--decay-fraction may differ, and the number of processes.",
+            help="Go on with the run in --out, as it was configured; only --epochs, "
+            "--decay-fraction and --importance-samples may differ, and the number of processes.",
         ),
     ] = False
 
@@ -124,7 +140,8 @@ class RecipeOptions:
         begun = self.resume and self.preset is None
         base = read_config(self.out) if begun else run_preset(self.preset or "mnist")
         config = with_settings(overridden(base, self._overrides()), self.settings or [])
-        if self.decay_fraction is not None and config.optim.schedule != "trapezoid":
+        falls = config.optim.schedule in ("trapezoid", "budget")
+        if self.decay_fraction is not None and not falls:
             raise ConfigError(
                 f"--decay-fraction is the fall of a trapezoid: the schedule "
                 f"{config.optim.schedule} has none"

@@ -65,7 +65,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Scores:
-    """k draws for n images: `log_px_z [k, n]`, `kl [k, n, G]`, in nats; `z [k, n, D]` or None."""
+    """k draws for n images: `log_px_z [k, n]`, `kl [k, n, G]`, in nats; `z [k, n, D]` or None.
+
+    Where the prior is a flow, the top group of `z` is given in the prior's noise, N(0, I).
+    """
 
     log_px_z: Tensor
     kl: Tensor
@@ -141,7 +144,11 @@ class ModelScorer:
         inference = self.model.infer(rows, eps.flatten(0, 1).to(self.device))
         log_px_z = self.model.likelihood.log_prob(inference.params, _repeat(x, k))
         kl = self.model.group_kl(inference.kl.double())
-        return Scores(log_px_z.view(k, n), kl.view(k, n, -1), inference.z.view(k, n, -1))
+        z = inference.z
+        if not self.model.prior.elementwise:
+            top = self.model.layout.groups[0].size
+            z = torch.cat([inference.prior_eps[:, :top], z[:, top:]], dim=1)
+        return Scores(log_px_z.view(k, n), kl.view(k, n, -1), z.view(k, n, -1))
 
     @contextmanager
     def exactly(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from training.data import epoch_order
 
 __all__ = [
     "STREAM_INIT",
+    "STREAM_PRIOR",
     "STREAM_TRAIN",
     "STREAM_VALIDATION",
     "Batches",
@@ -23,8 +24,8 @@ __all__ = [
     "step_generator",
 ]
 
-# Generators are seeded per step; the stream keeps training, initialisation and validation apart.
-STREAM_TRAIN, STREAM_INIT, STREAM_VALIDATION = 0, 1, 2
+# Generators are seeded per step; the stream keeps training, initialisation and so on apart.
+STREAM_TRAIN, STREAM_INIT, STREAM_VALIDATION, STREAM_PRIOR = 0, 1, 2, 3
 
 
 def step_generator(device: torch.device, seed: int, stream: int, step: int) -> torch.Generator:

@@ -33,7 +33,7 @@ from training.runs.history import rate_note, read_environment, with_call
 from training.runs.metrics import Recorder
 from training.runs.provenance import fit_command, git_revision, processor
 
-__all__ = ["FitResult", "environment_of", "fit"]
+__all__ = ["FitResult", "environment_of", "fit", "run_images"]
 
 ACCUMULATED_FREE_BITS = (
     "note: with --accumulate each micro-batch of {rows} images has its own mean under free bits: "
@@ -59,7 +59,7 @@ class FitResult:
     start_seconds: float = 0.0
 
 
-def _images(
+def run_images(
     config: RunConfig, data_dir: Path | None, tell: Callable[[str], None]
 ) -> list[ImageData]:
     """The images to train on and to choose by; `tell` hears what a folder holds."""
@@ -107,7 +107,7 @@ def fit(
         raise TrainingError(f"--budget-minutes must not be negative, not {budget_minutes}")
     data_dir = known_data_dir(run_dir, data_dir)
     notes = Console(stderr=True, quiet=console.quiet, soft_wrap=True, highlight=False)
-    train, validation = world.machine_by_machine(lambda: _images(config, data_dir, notes.print))
+    train, validation = world.machine_by_machine(lambda: run_images(config, data_dir, notes.print))
     config = _fitted(config, train, world)
     world.from_first(lambda: open_run(run_dir, config, resume=resume))
     trainer = Trainer(config, runtime, train, world)

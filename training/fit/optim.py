@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,15 +29,36 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, bool]]] = {
 }
 
 
-def build_optimizer(
-    config: OptimConfig, parameters: Iterable[nn.Parameter]
-) -> torch.optim.Optimizer:
-    """Adamax or Adam (Kingma & Ba 2015) at the configured rate; the schedule is set each step."""
+PRIOR = "prior."  # what the names of a prior's parameters begin with
+
+
+def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Adamax or Adam (Kingma & Ba 2015); `set_rate` gives it the rate of a step.
+
+    The parameters of a prior's flow are a group with a rate and a weight decay of their own.
+    """
     cls, fastest = OPTIMIZERS[config.kind]
+    named = list(model.named_parameters())
+    prior = [parameter for name, parameter in named if name.startswith(PRIOR)]
+    others = [parameter for name, parameter in named if not name.startswith(PRIOR)]
+    groups = [
+        {"params": others, "factor": 1.0, "weight_decay": config.weight_decay},
+        {
+            "params": prior,
+            "factor": config.prior_rate,
+            "weight_decay": config.prior_weight_decay,
+        },
+    ]
     optimizer: torch.optim.Optimizer = cls(
-        list(parameters), lr=config.learning_rate, weight_decay=config.weight_decay, **fastest
+        [group for group in groups if group["params"]], lr=config.learning_rate, **fastest
     )
     return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let the next step be at this rate, times each group's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["factor"] * rate
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

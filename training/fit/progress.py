@@ -48,6 +48,11 @@ class Budget:
         return 0.0 if math.isnan(self._since) else (time.monotonic() - self._since) / 60
 
     @property
+    def share(self) -> float:
+        """The part of it that is over, in [0, 1]; 0 where there is no limit."""
+        return min(1.0, self.spent / self.minutes) if self.minutes else 0.0
+
+    @property
     def spent_up(self) -> bool:
         """Whether it is over: never before it began, nor where there is no limit."""
         begun = not math.isnan(self._since)

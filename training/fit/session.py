@@ -67,7 +67,8 @@ class Session:
         reason, saved_at = "done", time.monotonic()
         with interrupts.watched(), self._observer(budget) as observer:
             try:
-                for reason in self.trainer.run(observer, stop, self.validation):
+                steps = self.trainer.run(observer, stop, self.validation, lambda: budget.share)
+                for reason in steps:
                     age = time.monotonic() - saved_at
                     if age < LEAST_AGE_SECONDS.get(reason, -math.inf):
                         continue

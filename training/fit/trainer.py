@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from model import build_model
 from model.layers import data_dependent_init
-from model.objective import ElboTerms, free_bits_objective
+from model.objective import ElboTerms, free_bits_objective, importance_weighted_bound
 from training.config import UNENDING_EPOCHS, RunConfig, Runtime
 from training.data import ImageData
 from training.errors import TrainingError
@@ -42,6 +42,7 @@ from training.fit.optim import (
     build_optimizer,
     load_optimizer_tensors,
     optimizer_tensors,
+    set_rate,
 )
 from training.fit.progress import Observer
 from training.fit.validate import validate
@@ -76,11 +77,12 @@ class Trainer:
         self.total_steps = config.train.epochs * self.steps_per_epoch
         self.model = self.backend.place(build_model(config.model))
         self.step = self.optimizer_since = 0
+        self.spent = 0.0  # of the call's minutes, a share on which all processes agree
         self.guard = StepGuard(config.optim.skip_factor)
         self._initialize()
         self.average = copy.deepcopy(self.model).eval()
         self.ema = Ema(self.model, self.average, config.optim.ema_decay)
-        self.optimizer = build_optimizer(config.optim, self.model.parameters())
+        self.optimizer = build_optimizer(config.optim, self.model)
         self.parallel: nn.Module = world.parallel(self.model, self.backend.device)
         self.forward: nn.Module = self.backend.compile(self.parallel, self.total_steps)
         self.settled = world.size <= 2
@@ -127,12 +129,18 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             step = self._agreed(self._backward(), wish)
         if step.taken:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self._learning_rate(self.step)
+            self._clip(step.norm)
+            set_rate(self.optimizer, self._learning_rate(self.step))
             self.optimizer.step()
             self.ema.update(self.guard.taken)
         self.step += 1
         return step
+
+    def _clip(self, norm: float) -> None:
+        limit = self.config.optim.clip_norm
+        if limit and norm > limit:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, limit / norm)
 
     def _settle(self) -> None:
         """Compute gradients once for nothing, before the first step of three processes or more.
@@ -148,7 +156,7 @@ class Trainer:
     def _learning_rate(self, step: int) -> float:
         config, total = self.config.optim, self.total_steps
         warmth = rewarming_at(config, step, self.optimizer_since, total)
-        return warmth * learning_rate_at(config, step, total)
+        return warmth * learning_rate_at(config, step, total, self.spent)
 
     def _backward(self) -> Tensor:
         """Gradients of the step's loss; gives `[3]`: loss, ELBO and KL, means in nats."""
@@ -157,10 +165,10 @@ class Trainer:
         flips = config.data.horizontal_flips
         # The numbers of the whole batch are drawn once, and each micro-batch takes its rows.
         x = self.backend.layout(presented(self.model, pixels, generator, flips=flips))
-        eps = noise(self.model, len(pixels), generator)
+        eps = self._noise(len(pixels), generator)
         weight = kl_weight_at(config.train, self.step, self.steps_per_epoch)
         parts = [
-            self._backward_micro(x[rows], eps[rows], weight, last=rows is self.micro[-1])
+            self._backward_micro(x[rows], eps[..., rows, :], weight, last=rows is self.micro[-1])
             for rows in self.micro
         ]
         return torch.stack(parts).mean(dim=0)
@@ -169,11 +177,22 @@ class Trainer:
         with unsynchronised(self.parallel, last=last):
             with self.backend.autocast():
                 terms = ElboTerms(*self.forward(x, eps))
-            minimum = self.config.train.free_bits_nats
-            loss = -free_bits_objective(terms, minimum, weight, self.world.batch_mean)
+            loss = -self._objective(terms, weight)
             (loss / len(self.micro)).backward()  # type: ignore[no-untyped-call]
-        parts = (loss.detach(), terms.elbo.detach().mean(), terms.kl.detach().sum(dim=1).mean())
+        parts = (loss.detach(), terms.elbo.detach().mean(), terms.kl.detach().sum(dim=-1).mean())
         return torch.stack([part.double() for part in parts])
+
+    def _noise(self, count: int, generator: torch.Generator) -> Tensor:
+        """`[B, D]`, or `[K, B, D]` where the objective takes K draws of each image."""
+        draws = self.config.train.importance_samples
+        eps = noise(self.model, draws * count, generator)
+        return eps if draws == 1 else eps.view(draws, count, -1)
+
+    def _objective(self, terms: ElboTerms, weight: float) -> Tensor:
+        if terms.log_px_z.dim() == 2:
+            return importance_weighted_bound(terms.log_weight).mean()
+        minimum = self.config.train.free_bits_nats
+        return free_bits_objective(terms, minimum, weight, self.world.batch_mean)
 
     def _agreed(self, parts: Tensor, wish: str) -> Step:
         """The whole batch's figures, the decision that they lead to, and everybody's wishes."""
@@ -181,8 +200,10 @@ class Trainer:
             [p.grad for p in self.model.parameters() if p.grad is not None]
         )
         wishes = parts.new_tensor([wish == reason for reason in WISHES])
-        shared = self.world.mean(torch.cat([parts, norm.double()[None], wishes]))
-        loss, elbo, kl, size, *wished = shared.tolist()  # the one time that the device is awaited
+        more = parts.new_tensor([self.spent])
+        shared = self.world.mean(torch.cat([parts, norm.double()[None], more, wishes]))
+        # The one time that the device is awaited:
+        loss, elbo, kl, size, self.spent, *wished = shared.tolist()
         taken = self.guard.allows(loss, size)
         stop = next((reason for reason, votes in zip(WISHES, wished, strict=True) if votes), "")
         return Step(loss, elbo, kl, size, taken, stop)
@@ -192,12 +213,17 @@ class Trainer:
         return validate(self.average, data, self.backend, self.world)
 
     def run(
-        self, observer: Observer, stop: Callable[[], str], validation: ImageData
+        self,
+        observer: Observer,
+        stop: Callable[[], str],
+        validation: ImageData,
+        spent: Callable[[], float] = lambda: 0.0,
     ) -> Iterator[str]:
         """Train to the end, yielding a reason each time a checkpoint is due.
 
         `stop` is asked before each step and gives a reason to stop now, or an empty string; of
-        several processes all stop after the step at which one had a reason. Yields "step" from
+        several processes all stop after the step at which one had a reason. `spent` tells the share
+        of the call's minutes that is over, for the schedule "budget". Yields "step" from
         time to time within an epoch, "epoch" after each, that reason when it stops early, and
         "done" after the last step. Speeds are of steps alone: what is done between two yields,
         and validation, is not counted.
@@ -208,6 +234,7 @@ class Trainer:
             if reason := wish if self.world.alone else agreed:
                 yield reason
                 return
+            self.spent = spent()
             agreed, broken = self._step(observer, window, wish, stop)
             if broken:
                 yield broken

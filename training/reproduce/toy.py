@@ -83,7 +83,7 @@ def fit_toy(
     x = data_points().repeat(DRAWS, 1, 1, 1)
     with torch.no_grad(), data_dependent_init(model):
         model(x, torch.randn(len(x), 2, generator=noise))
-    optimizer = build_optimizer(OPTIM, model.parameters())
+    optimizer = build_optimizer(OPTIM, model)
     for step in range(steps):
         log_px_z, kl = model(x, torch.randn(len(x), 2, generator=noise))
         log_px_z, kl = log_px_z.mean(), kl.sum(dim=1).mean()

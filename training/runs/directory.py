@@ -26,8 +26,9 @@ __all__ = [
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
 DATA_DIR_FILE = ".data-dir"  # of this machine alone: no copy or bundle of the run has it
-# How long a run is and when its rate falls may be thought over while it goes on.
-MAY_CHANGE = {("train", "epochs"), ("optim", "decay_fraction")}
+# How long a run is, when its rate falls and how tight its bound is may be thought over while it
+# goes on.
+MAY_CHANGE = {("train", "epochs"), ("train", "importance_samples"), ("optim", "decay_fraction")}
 
 
 def write_config(run_dir: Path, config: RunConfig, environment: Mapping[str, Any]) -> None:
@@ -86,15 +87,19 @@ def open_run(run_dir: Path, config: RunConfig, *, resume: bool) -> None:
 
 
 def _check_same(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
-    train = replace(before.train, epochs=now.train.epochs)
+    train = replace(
+        before.train,
+        epochs=now.train.epochs,
+        importance_samples=now.train.importance_samples,
+    )
     optim = replace(before.optim, decay_fraction=now.optim.decay_fraction)
     if not now.train.free_bits_nats:  # micro-batches then add up to the same step
         optim = replace(optim, accumulate=now.optim.accumulate)
     if replace(before, preset=now.preset, train=train, optim=optim) != now:
         raise TrainingError(
             f"{run_dir} was started with another configuration ({_difference(before, now)}); only "
-            "--epochs and --decay-fraction may change at a resume, and --accumulate where there "
-            "are no free bits"
+            "--epochs, --importance-samples and --decay-fraction may change at a resume, and "
+            "--accumulate where there are no free bits"
         )
 
 

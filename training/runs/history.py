@@ -17,7 +17,7 @@ from training.runs.directory import CONFIG_FILE
 from training.runs.provenance import resume_command
 from training.schedules import learning_rate_at
 
-__all__ = ["one_line", "rate_note", "read_environment", "with_call"]
+__all__ = ["one_line", "rate_note", "read_environment", "with_call", "with_command"]
 
 Environment = Mapping[str, Any]
 
@@ -59,6 +59,12 @@ def with_call(
     if changed or command != resume_command(config, config):
         calls.append({"step": step, "command": command, **changed})
     return {**environment, "command": one_line(calls), "calls": calls}
+
+
+def with_command(previous: Environment, step: int, command: str) -> dict[str, Any]:
+    """`environment` after a command that changed the run's weights at `step` otherwise."""
+    calls = [*_calls(previous), {"step": step, "command": command}]
+    return {**previous, "command": one_line(calls), "calls": calls}
 
 
 def _calls(previous: Environment) -> list[dict[str, Any]]:

@@ -35,8 +35,10 @@ OPTIONS = {
     "--decay-fraction": ("optim", "decay_fraction"),
     "--weight-decay": ("optim", "weight_decay"),
     "--ema-decay": ("optim", "ema_decay"),
+    "--clip-norm": ("optim", "clip_norm"),
     "--free-bits": ("train", "free_bits_nats"),
     "--kl-warmup-epochs": ("train", "kl_warmup_epochs"),
+    "--importance-samples": ("train", "importance_samples"),
     "--seed": ("train", "seed"),
 }
 # Other fields that follow from the images or have an option of another form.

@@ -33,8 +33,10 @@ CHANGED = {
     "decay_fraction": 0.25,
     "weight_decay": 0.01,
     "ema_decay": 0.9,
+    "clip_norm": 0.5,
     "free_bits_nats": 0.5,
     "kl_warmup_epochs": 2.5,
+    "importance_samples": 3,
     "seed": 3,
 }
 

@@ -1,0 +1,114 @@
+"""`iafvae-train fit-prior`: a flow for a trained model's prior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from model.config import CouplingPrior
+from training.cli.options import DataDir, console, errors, with_options
+from training.config import Runtime
+from training.fit.signals import EXIT_CODES, Interrupts
+
+if TYPE_CHECKING:
+    from training.fit.prior_run import PriorResult
+
+__all__ = ["fit_prior"]
+
+SHAPE = CouplingPrior()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorOptions:
+    """Of which run, for how long, and the flow's size."""
+
+    run: Annotated[Path, typer.Argument(help="A run directory, or one checkpoint in it.")]
+    out: Annotated[Path, typer.Option(help="The run directory to write, new or empty.")]
+    minutes: Annotated[float, typer.Option(help="How long to fit.")] = 2.0
+    couplings: Annotated[
+        int | None, typer.Option(help=f"Couplings of the flow ({SHAPE.couplings}).", min=1)
+    ] = None
+    width: Annotated[
+        int | None, typer.Option(help=f"Of its hidden layers ({SHAPE.hidden[0]}).", min=1)
+    ] = None
+    seed: Annotated[int, typer.Option(help="Of the weights and the draws.", min=0)] = 0
+    data_dir: DataDir = None
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0
+
+    def prior(self) -> CouplingPrior | None:
+        """The flow that is asked for; None: the run's own, or the default."""
+        if self.couplings is None and self.width is None:
+            return None
+        width = self.width or SHAPE.hidden[0]
+        return CouplingPrior(couplings=self.couplings or SHAPE.couplings, hidden=(width, width))
+
+
+@with_options(PriorOptions)
+def fit_prior(options: PriorOptions) -> None:
+    """Fit a coupling flow as the prior of a trained run's top latents; the rest stays as it is.
+
+    It is fitted to latents of the training images, and the weights that are best on latents of the
+    validation images are kept. What it writes is a run, which `fit --resume` trains on with all its
+    parts, and `evaluate` and `export` take. Given a run that has a flow, it goes on from that one.
+    Ctrl-C ends it early, with what it has.
+
+    [bold]Example[/bold]
+
+      iafvae-train fit-prior runs/mnist --minutes 2 --out runs/mnist-flow
+
+      iafvae-train fit --resume --epochs 300 --out runs/mnist-flow
+    """
+    from training.fit.prior import PriorObserver, PriorPlan  # torch takes seconds to import
+    from training.fit.prior_run import fit_prior as run_fit_prior
+
+    plan = PriorPlan(minutes=options.minutes, seed=options.seed)
+    interrupts = Interrupts()
+    columns = (
+        TextColumn("fitting the prior"),
+        BarColumn(),
+        TextColumn("step {task.fields[step]}  {task.fields[gain]}"),
+        TimeRemainingColumn(),
+    )
+    with (
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+        interrupts.watched(),
+    ):
+        task = progress.add_task("prior", total=options.minutes, step=0, gain="")
+
+        class Shown(PriorObserver):
+            def stop(self) -> str:
+                return interrupts.reason
+
+            def step(self, step: int, spent_minutes: float) -> None:
+                progress.update(task, completed=spent_minutes, step=step)
+
+            def checked(self, gain_nats: float) -> None:
+                progress.update(task, gain=f"{gain_nats:+.3f} nats over N(0, 1)")
+
+        result = run_fit_prior(
+            options.run,
+            options.out,
+            plan,
+            prior=options.prior(),
+            runtime=Runtime(device=options.device, threads=options.threads),
+            data_dir=options.data_dir,
+            tell=lambda text: errors.print(text, soft_wrap=True, highlight=False),
+            observer=Shown(),
+        )
+    console.print(_ending(options.out, result), soft_wrap=True, highlight=False)
+    raise typer.Exit(EXIT_CODES.get(result.reason, 0))
+
+
+def _ending(out: Path, result: PriorResult) -> str:
+    before, after = result.before, result.after
+    return (
+        f"{result.reason}: validation ELBO {before['elbo_nats']:.2f} -> {after['elbo_nats']:.2f} "
+        f"nats, KL {before['kl_nats']:.2f} -> {after['kl_nats']:.2f}\n"
+        f"{out}: {result.path.name}; train it on with: iafvae-train fit --resume --epochs N --out "
+        f"{out}"
+    )

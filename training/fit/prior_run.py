@@ -1,0 +1,161 @@
+"""`iafvae-train fit-prior`: a run whose model has a flow for its prior, made of a trained run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model import build_model
+from model.config import CouplingPrior, PriorConfig
+from model.contract import DensityModel
+from training.config import RunConfig, Runtime
+from training.errors import TrainingError
+from training.fit.device import prepare
+from training.fit.distributed import World
+from training.fit.fit import run_images
+from training.fit.prior import SILENT, PriorObserver, PriorPlan, fit_flow
+from training.fit.validate import validate
+from training.runs.checkpoint import STATE_FILE, Checkpoint, load_run, save_checkpoint
+from training.runs.directory import (
+    known_data_dir,
+    read_config,
+    remember_data_dir,
+    write_config,
+)
+from training.runs.history import read_environment, with_command
+from training.runs.metrics import METRICS_FILE
+
+__all__ = ["PriorResult", "fit_prior"]
+
+WRITING = ".writing-"
+FLOW = "prior."  # what the names of its weights begin with
+
+
+@dataclass(frozen=True)
+class PriorResult:
+    """Why the fit ended ("done", "SIGINT" or "SIGTERM"), what it is worth, and where it is.
+
+    `before` and `after`: the averaged model's figures on the validation split, one draw an image.
+    """
+
+    reason: str
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    path: Path
+
+
+def fit_prior(
+    run: Path,
+    out: Path,
+    plan: PriorPlan,
+    *,
+    prior: CouplingPrior | None = None,
+    runtime: Runtime,
+    data_dir: Path | None = None,
+    tell: Callable[[str], None],
+    observer: PriorObserver = SILENT,
+) -> PriorResult:
+    """Fit a flow to the averaged model of `run` and write it, whole, as the new run `out`.
+
+    `out` is evaluated, exported and gone on with as any run; its optimiser starts afresh. `tell`
+    hears what a folder of images holds. A run that has a flow already goes on from it, unless
+    `prior` asks for one of another shape. Raises `TrainingError` where `run` is none or `out` is
+    taken.
+    """
+    run_dir = run.parent.parent if (run / STATE_FILE).is_file() else run
+    before = read_config(run_dir)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise TrainingError(f"{out} is not empty: give another --out")
+    data_dir = known_data_dir(run_dir, data_dir)
+    train, validation = run_images(before, data_dir, tell)
+    _, trained, checkpoint = load_run(run)
+    config = _with_flow(before, prior)
+    backend = prepare(replace(runtime, compile="off", bf16="off"))
+    torch.manual_seed(plan.seed)
+    model = backend.place(_grown(trained, config)).eval()
+
+    def figures(of: DensityModel) -> dict[str, float]:
+        return validate(of, validation, backend, World())
+
+    bare = figures(backend.place(trained))
+    reason = fit_flow(
+        model,
+        train,
+        validation,
+        plan,
+        backend,
+        flips=config.data.horizontal_flips,
+        observer=observer,
+    )
+    command = _command(config.model.prior, plan)
+    environment = with_command(read_environment(run_dir), checkpoint.step, command)
+    path = _publish(out, run_dir, checkpoint, model, config, environment, data_dir)
+    return PriorResult(reason, bare, figures(model), path)
+
+
+def _with_flow(config: RunConfig, prior: CouplingPrior | None) -> RunConfig:
+    has = config.model.prior
+    wanted = prior or (has if isinstance(has, CouplingPrior) else CouplingPrior())
+    return replace(config, model=replace(config.model, prior=wanted))
+
+
+def _grown(trained: DensityModel, config: RunConfig) -> DensityModel:
+    """The model of `config` with all weights of `trained`, but for those of another flow."""
+    model = build_model(config.model)
+    same = trained.config.prior == config.model.prior
+    weights = {n: t for n, t in trained.state_dict().items() if same or not n.startswith(FLOW)}
+    model.load_state_dict({**model.state_dict(), **weights})
+    return model
+
+
+def _command(prior: PriorConfig, plan: PriorPlan) -> str:
+    """What makes this of a run, for those who read its history."""
+    shape = ""
+    if isinstance(prior, CouplingPrior) and prior != CouplingPrior():
+        shape = f"--couplings {prior.couplings} --width {prior.hidden[0]} "
+    return (
+        f"iafvae-train fit-prior RUN {shape}--minutes {plan.minutes:g} --seed {plan.seed} --out RUN"
+    )
+
+
+def _publish(
+    out: Path,
+    run_dir: Path,
+    checkpoint: Checkpoint,
+    model: DensityModel,
+    config: RunConfig,
+    environment: Mapping[str, object],
+    data_dir: Path | None,
+) -> Path:
+    """Write the run beside its place, then rename it."""
+    flow = {n: t for n, t in model.state_dict().items() if n.startswith(FLOW)}
+    averaged = dict(model.named_parameters())
+    staging = out.with_name(f"{WRITING}{out.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        path = save_checkpoint(
+            staging,
+            checkpoint.step,
+            model_state={**_bare(checkpoint.model), **flow},
+            ema_state=averaged if checkpoint.ema else {},
+            optim_tensors={},
+            state=checkpoint.state,
+        )
+        write_config(staging, config, environment)
+        remember_data_dir(staging, data_dir)
+        if (run_dir / METRICS_FILE).is_file():
+            shutil.copyfile(run_dir / METRICS_FILE, staging / METRICS_FILE)
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return out / path.relative_to(staging)
+
+
+def _bare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(FLOW)}
