@@ -102,10 +102,10 @@ def verify_bundle(path: Path, *, canaries: bool, provider: Provider) -> str:
     manifest = bundle.manifest
     checked = f"{len(manifest.files)} files agree with the manifest"
     if canaries:
-        from service.engine.onnxruntime_engine import Engine
+        from service.engine import make_engine
+        from service.engine.options import EngineOptions
 
-        engine = Engine(bundle, provider=provider)
-        engine.warm()
+        engine = make_engine(bundle, EngineOptions(provider=provider))
         checked += f", canaries agree on {engine.provider}"
     return f"{path}: {manifest.name} {manifest.version} ({bundle.hash[:12]}) is sound: {checked}"
 
