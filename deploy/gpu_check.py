@@ -521,8 +521,10 @@ def training(check: Check) -> None:
     from training.config import Runtime, for_images, run_preset
     from training.data import ImageData
     from training.fit.trainer import Trainer
+    from training.runs.directory import read_config
 
-    config = run_preset(check.options.train)
+    named = Path(check.options.train)
+    config = read_config(named) if named.is_dir() else run_preset(check.options.train)
     config = for_images(config, config.model.image_shape)
     batch = config.optim.batch_size
     shape = (max(512, 4 * batch), *config.model.image_shape)
@@ -601,7 +603,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=15.0, help="for everything (15)")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement (1)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--train", default="cifar10-paper", metavar="PRESET")
+    parser.add_argument("--train", default="cifar10-paper", metavar="PRESET or RUN")
     parser.add_argument("--train-minutes", type=float, default=3.0, help="of training (3)")
     parser.add_argument("--json", type=Path, help="also write the findings here")
     return parser.parse_args(given)

@@ -12,6 +12,7 @@ import pytest
 
 from service.engine.hardware import cuda_driver_problem
 
+pytestmark = pytest.mark.timeout(400)  # a service and a training step, beside others' tests
 FILE = Path(__file__).parents[2] / "deploy" / "gpu_check.py"
 
 
