@@ -32,8 +32,8 @@ def warm_engine(bundle: Bundle, options: EngineOptions) -> EngineBase:
             problem = str(error)
     if options.provider == "cuda":
         raise ProviderUnavailable(
-            f"cuda was demanded but {problem}: install iafvae[cuda] on a machine with an"
-            " NVIDIA GPU and its driver, or set the provider to auto or cpu"
+            f"cuda was demanded but {problem}: on a machine with an NVIDIA GPU and its driver"
+            " pip install '.[cuda]' -c constraints.txt, or set the provider to auto or cpu"
         )
     logger.info("computing on the CPU: %s", problem)
     return _warm(Engine(bundle, options))

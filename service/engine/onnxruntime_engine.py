@@ -199,7 +199,7 @@ def placed_tensor(shape: Sequence[int], dtype: str, memory: str, device: int) ->
     return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), kind, memory, device)
 
 
-def gpu_problem(device: int) -> str | None:
+def gpu_problem(device: int = 0) -> str | None:
     """Why GPU number `device` is out of the question, or None; asking ONNX Runtime alone is not
     enough (it names CUDA always)."""
     if CUDA not in ort.get_available_providers():
