@@ -120,6 +120,8 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_REQUIRE_CUDA="cuda>=13.0"
 COPY --from=dependencies-cuda /opt/iafvae /opt/iafvae
 COPY --from=service /staged/cuda /
+# `docker run --rm --gpus all --entrypoint python iafvae:cuda /opt/iafvae/gpu_check.py`
+COPY --chmod=0644 deploy/gpu_check.py /opt/iafvae/gpu_check.py
 RUN env --unset=PYTHONDONTWRITEBYTECODE \
     python -c "import service.server.run, service.cli.local, service.cli.output"
 ARG REVISION=unknown

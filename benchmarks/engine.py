@@ -139,7 +139,6 @@ def measure(args: argparse.Namespace) -> dict[Case, Found]:
 
 def _engine(bundle: Bundle, form: Form, rows: int) -> EngineBase:
     engine = make_engine(bundle, EngineOptions(provider="cpu", max_rows=rows, form=form))
-    engine.warm()
     return engine
 
 

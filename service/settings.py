@@ -109,6 +109,14 @@ class Settings(BaseSettings):
     provider: Annotated[
         Provider, Field(description="auto: CUDA where it works; cuda is a demand")
     ] = "auto"
+    device: Annotated[int, Field(ge=0, description="which GPU, as CUDA counts them")] = 0
+    gpu_bucket: Annotated[
+        Count | None,
+        Field(
+            description="pad every batch of a GPU to so many rows: the same bytes whatever the "
+            "batch; absent: to a few sizes"
+        ),
+    ] = None
     load_seconds: Annotated[
         Seconds, Field(gt=0, description="a bundle that takes longer to load is refused")
     ] = 600.0
@@ -183,7 +191,7 @@ class Settings(BaseSettings):
     @property
     def engine(self) -> EngineOptions:
         """What computes, as far as it is the operator's choice."""
-        return EngineOptions(provider=self.provider)
+        return EngineOptions(provider=self.provider, device=self.device, gpu_bucket=self.gpu_bucket)
 
     @classmethod
     def settings_customise_sources(

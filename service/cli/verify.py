@@ -58,7 +58,6 @@ def _verify(path: Path, *, canaries: bool, provider: Provider) -> Check:
         computed = None
         if canaries:
             engine = make_engine(bundle, EngineOptions(provider=provider))
-            engine.warm()
             computed = engine.provider
             engine.close()
     except (BundleError, IafvaeError) as error:

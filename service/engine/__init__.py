@@ -14,11 +14,12 @@ __all__ = ["make_engine"]
 
 
 def make_engine(bundle: Bundle, options: EngineOptions) -> EngineBase:
-    """The engine of `bundle`; not warm yet.
+    """The engine of `bundle`, warm.
 
-    Raises ProviderUnavailable where what `options` demand is not there, and BundleError where the
-    graphs cannot be loaded.
+    With ``auto`` a GPU is used where all of it works: where it does not, the reason is logged and
+    the CPU computes. Raises ProviderUnavailable where ``cuda`` is demanded and not there, and
+    BundleError where the graphs cannot be loaded or known answers are not reproduced.
     """
-    from service.engine.onnxruntime_engine import Engine
+    from service.engine.choice import warm_engine
 
-    return Engine(bundle, options)
+    return warm_engine(bundle, options)

@@ -13,7 +13,7 @@ from service.errors import InvalidInput, PayloadTooLarge, WrongDtype, WrongShape
 if TYPE_CHECKING:
     from service.bundle.graphs import GraphSpec, TensorSpec
 
-__all__ = ["Arrays", "check", "pad", "trim", "zeros"]
+__all__ = ["Arrays", "check", "halves", "pad", "trim", "zeros"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -62,6 +62,23 @@ def trim(graph: GraphSpec, outputs: list[NDArray[Any]], sizes: Mapping[str, int]
     """Outputs by name without the rows that `pad` appended."""
     named = zip(graph.outputs, outputs, strict=True)
     return {t.name: array[: sizes[_rows_of(t)]] for t, array in named}
+
+
+def halves(
+    graph: GraphSpec, arrays: Mapping[str, NDArray[Any]], sizes: Mapping[str, int]
+) -> list[Arrays]:
+    """`arrays` as two batches of half the rows; each has the images that its rows are of."""
+    ragged = "owner" in arrays
+    rows = sizes["R" if ragged else "N"]
+    parts = []
+    for start, stop in ((0, rows // 2), (rows // 2, rows)):
+        half = {t.name: arrays[t.name][start:stop] for t in graph.inputs}
+        if ragged:
+            images, owner = np.unique(half["owner"], return_inverse=True)
+            half |= {t.name: arrays[t.name][images] for t in graph.inputs if _rows_of(t) == "N"}
+            half["owner"] = owner.astype(np.int64)
+        parts.append(half)
+    return parts
 
 
 def _rows_of(tensor: TensorSpec) -> str:

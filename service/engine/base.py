@@ -8,24 +8,35 @@ anything is served, and the bytes of a row do not depend on its batch.
 from __future__ import annotations
 
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import Bundle, BundleError
-from service.engine.arrays import Arrays, check, pad, trim, zeros
+from service.bundle.graphs import GraphSpec
+from service.engine.arrays import Arrays, check, halves, pad, trim, zeros
 from service.engine.options import EngineOptions
 from service.engine.padding import Buckets, Padding
 from service.engine.self_check import canary_problem, invariant
-from service.errors import DeviceFault, EngineFailure, IafvaeError
+from service.errors import EngineFailure, IafvaeError
 
-__all__ = ["EngineBase", "translate"]
+__all__ = ["BatchTooLarge", "EngineBase"]
 
 logger = logging.getLogger(__name__)
 
-DEVICE_WORDS = ("cuda", "cublas", "cudnn", "out of memory", "bad_alloc", "failed to allocate")
+# ONNX Runtime's arena, the CUDA runtime (2 is cudaErrorMemoryAllocation), cuBLAS and cuDNN.
+OUT_OF_MEMORY = re.compile(
+    r"[Ff]ailed to allocate memory|Available memory of \d+ is smaller|bad_alloc|bad allocation"
+    r"|CUDA failure 2:|_ALLOC(ATION)?_FAILED"
+)
+
+
+class BatchTooLarge(EngineFailure):
+    """There is no memory for a batch of so many rows; nothing is broken."""
 
 
 class EngineBase(ABC):
@@ -49,7 +60,7 @@ class EngineBase(ABC):
         self.invariant = False
 
     def settle(self, default_rows: int) -> None:
-        """Called by an engine that knows what it computes on; default_rows: its largest batch."""
+        """Called by an engine when the rest is known; default_rows: its largest batch."""
         canaries = [len(a) for c in self.bundle.canaries.values() for a in c["in"].values()]
         self.max_rows = max(self.options.max_rows or default_rows, *canaries)
         self.padding = self.paddings()[0]
@@ -73,9 +84,9 @@ class EngineBase(ABC):
     def run(self, operation: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
         """Outputs of `operation` by name; inputs as the bundle's manifest states them.
 
-        Thread-safe. Raises WrongShape, WrongDtype, InvalidInput or PayloadTooLarge for inputs
-        that do not fit the graph, EngineFailure where the run fails and DeviceFault where the
-        device does.
+        Thread-safe. A batch that memory does not hold is computed in halves. Raises WrongShape,
+        WrongDtype, InvalidInput or PayloadTooLarge for inputs that do not fit the graph,
+        EngineFailure where the run fails and DeviceFault where the device does.
         """
         return self._run(operation, arrays, self.padding, self.max_rows)
 
@@ -89,13 +100,7 @@ class EngineBase(ABC):
         Raises BundleError where the canaries' outputs are not reproduced on this machine.
         """
         self._check_canaries()
-        self.padding, self.invariant = self._choose_padding()
-        if not self.invariant:
-            logger.warning(
-                "rows of %s depend on their batch on this machine: the same seed may give other"
-                " last bits in other company; export the model with widths of multiples of 16",
-                self.bundle.manifest.name,
-            )
+        self.padding, self.invariant = self.choose_padding()
         if isinstance(self.padding, Buckets):
             self._warm_buckets(self.padding)
 
@@ -105,6 +110,7 @@ class EngineBase(ABC):
             try:
                 got = self._run(operation, canary["in"], self.padding, self.max_rows)
                 problem = canary_problem(got, canary["out"], spec.rtol, spec.atol)
+                problem = problem or self.answer_problem(got, canary["out"])
             except IafvaeError as error:
                 problem = str(error)
             if problem:
@@ -114,7 +120,12 @@ class EngineBase(ABC):
                     " provider"
                 )
 
-    def _choose_padding(self) -> tuple[Padding, bool]:
+    def answer_problem(self, got: Arrays, wanted: Arrays) -> str | None:  # noqa: ARG002
+        """What else a kind of engine asks of its answers than the manifest's tolerances."""
+        return None
+
+    def choose_padding(self) -> tuple[Padding, bool]:
+        """The first policy in which rows do not depend on their batch, and whether there is one."""
         graphs = self.bundle.manifest.graphs
         candidates = self.paddings()
         for padding in candidates:
@@ -124,6 +135,11 @@ class EngineBase(ABC):
 
             if invariant(graphs, run, self.max_rows):
                 return padding, True
+        logger.warning(
+            "rows of %s depend on their batch on this machine: the same seed may give other"
+            " last bits in other company; export the model with widths of multiples of 16",
+            self.bundle.manifest.name,
+        )
         return candidates[-1], False
 
     def _warm_buckets(self, buckets: Buckets) -> None:
@@ -147,16 +163,37 @@ class EngineBase(ABC):
             outputs = self.compute(operation, feed, shape)
         except (IafvaeError, BundleError):
             raise
-        except MemoryError as error:
-            raise DeviceFault(f"out of memory in {operation}") from error
         except Exception as error:  # the runtime's exceptions have no common base
-            raise translate(operation, error) from error
-        return trim(graph, outputs, sizes)
+            fault = self.fault(operation, error)
+            if not isinstance(fault, BatchTooLarge) or not _shrinks(padding, sizes):
+                raise fault from error
+            logger.warning("%s: computed in halves", fault)
+        else:
+            return trim(graph, outputs, sizes)
+        return self._run_halves(operation, graph, arrays, padding, max_rows)
+
+    def _run_halves(
+        self,
+        operation: str,
+        graph: GraphSpec,
+        arrays: Mapping[str, NDArray[Any]],
+        padding: Padding,
+        max_rows: int,
+    ) -> Arrays:
+        sizes = check(graph, arrays, max_rows)
+        parts = [
+            self._run(operation, half, padding, max_rows) for half in halves(graph, arrays, sizes)
+        ]
+        return {t.name: np.concatenate([part[t.name] for part in parts]) for t in graph.outputs}
+
+    def fault(self, operation: str, error: Exception) -> IafvaeError:
+        """What a failure of a run was: a batch that was too large, or rows that cannot be."""
+        if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+            return BatchTooLarge(f"out of memory in {operation}: {error}")
+        return EngineFailure(f"{operation} failed: {error}")
 
 
-def translate(operation: str, error: Exception) -> IafvaeError:
-    """A failure of a run, or of the device if it speaks of one."""
-    text = str(error)
-    if any(word in text.lower() for word in DEVICE_WORDS):
-        return DeviceFault(f"the device failed in {operation}: {text}")
-    return EngineFailure(f"{operation} failed: {text}")
+def _shrinks(padding: Padding, sizes: Mapping[str, int]) -> bool:
+    """Whether fewer rows are computed in a smaller shape."""
+    rows = max(sizes.values())
+    return rows > 1 and padding.size(1) < padding.size(rows)

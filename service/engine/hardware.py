@@ -46,19 +46,31 @@ def give_memory_back() -> None:
         trim(0)
 
 
-def cuda_driver_problem() -> str | None:
-    """Why there is no CUDA device to use, or None where there is one."""
+def cuda_driver_problem(device: int = 0, cuda: str = "0.0") -> str | None:
+    """Why GPU number `device` cannot be used by libraries of the version `cuda`, or None."""
     name = "nvcuda.dll" if WINDOWS else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(name)
     except OSError:
         return f"the NVIDIA driver ({name}) is not installed"
-    if driver.cuInit(0) != 0:
-        return "the NVIDIA driver finds no usable device"
-    count = ctypes.c_int(0)
-    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "the NVIDIA driver finds no device"
+    if (status := driver.cuInit(0)) != 0:
+        return f"the NVIDIA driver finds no usable device (cuInit gives {status})"
+    version, count = ctypes.c_int(0), ctypes.c_int(0)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    has, needed = divmod(version.value // 10, 100), _numbers(cuda)
+    if has < needed:
+        return (
+            f"the NVIDIA driver knows CUDA up to {has[0]}.{has[1]} and {cuda} is needed: install a"
+            " newer driver"
+        )
+    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value <= device:
+        return f"the NVIDIA driver finds {count.value} devices, and none of number {device}"
     return None
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    major, minor, *_ = *version.split("."), "0"
+    return int(major), int(minor)
 
 
 def library_problem(cuda_major: str) -> str | None:

@@ -1,10 +1,10 @@
-"""The engine on ONNX Runtime, and the only importer of onnxruntime.
+"""The engine on ONNX Runtime's CPU, how its sessions are made, and the only importer of
+onnxruntime.
 
 On CPU one session of one thread an operation is shared by as many callers as there are cores:
-several one-thread runs in flight beat one run of many threads, and cost less. On a GPU a session
-remembers the plan of one shape, so batches are padded to few sizes, and each size of each
-operation has a session of its own. A bundle holds each graph in two forms: the CPU's is written
-in what its kernels are fast at. What a session is made of are the bytes that were verified.
+several one-thread runs in flight beat one run of many threads, and cost less. A bundle holds each
+graph in two forms: the CPU's is written in what its kernels are fast at. What a session is made of
+are the bytes that were verified.
 
 The bytes of a row must not depend on its batch. Measured on ONNX Runtime's CPU kernels:
 convolutions and matrix products never do (also for one row), but element-wise functions (Elu,
@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,45 +38,112 @@ from service.bundle import Bundle, BundleError
 from service.engine.arrays import Arrays
 from service.engine.base import EngineBase
 from service.engine.hardware import cuda_driver_problem, library_problem
-from service.engine.options import EngineOptions, Provider
-from service.engine.padding import Buckets, Padding, RowBlocks
-from service.engine.sessions import (
-    BoundSessions,
-    Session,
-    Sessions,
-    SharedSessions,
-    shape_key,
-)
+from service.engine.options import EngineOptions, Form
+from service.engine.padding import Padding, RowBlocks
 from service.errors import ProviderUnavailable
 
-__all__ = ["Engine", "gpu_problem"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["CPU", "CUDA", "Engine", "Session", "Sessions", "gpu_problem", "placed_tensor"]
 
 # A batch of 8 rows has nearly all that batching gives on a CPU; small ones keep small requests
 # quick.
 CPU_ROWS = 32
-GPU_ROWS = 256
-GPU_BUCKETS = (16, 64)  # and the largest batch
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-CUDA_OPTIONS = {
-    "use_tf32": "0",  # on by default
-    # A plan is found in milliseconds, and again whenever a session's shape changes: with one
-    # shape a session, once.
-    "cudnn_conv_algo_search": "HEURISTIC",
-    "arena_extend_strategy": "kSameAsRequested",
-}
-PROVIDERS: dict[str, list[Any]] = {"cpu": [CPU], "cuda": [(CUDA, CUDA_OPTIONS), CPU]}
+NO_FALLBACK = "session.disable_cpu_ep_fallback"
+
+
+class Session(Protocol):
+    """What is needed of ``onnxruntime.InferenceSession``."""
+
+    def run(self, outputs: list[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Compute from and to arrays of the host."""
+        ...
+
+    def io_binding(self) -> Any:
+        """An empty ``onnxruntime.IOBinding``."""
+        ...
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        """Compute from and to what `binding` names."""
+        ...
+
+    def get_providers(self) -> list[str]:
+        """Which providers it has, in order."""
+        ...
+
+    def get_provider_options(self) -> dict[str, dict[str, str]]:
+        """What each provider was really told."""
+        ...
+
+
+class Sessions:
+    """Makes sessions of a bundle's graphs; holds the files meanwhile, until `clear`."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._files: dict[str, bytes] = {}
+
+    def clear(self) -> None:
+        """Let go of the files."""
+        self._files.clear()
+
+    def make(
+        self,
+        operation: str,
+        form: Form,
+        *,
+        threads: int = 1,
+        cuda: Mapping[str, str] | None = None,
+        shape: Mapping[str, int] | None = None,
+    ) -> Session:
+        """A session of an operation's graph.
+
+        cuda: options of the CUDA provider, which then computes every node or there is no session;
+        None for the CPU; shape: sizes of ``N`` and ``R`` where they are fixed. Raises BundleError
+        where the graph cannot be loaded so, and ProviderUnavailable where something else than
+        what was asked for would compute it.
+        """
+        graph = self._bundle.manifest.graphs[operation]
+        file = graph.cpu if form == "cpu" else graph.portable
+        weights = self._bundle.manifest.weights_file
+        model, blob = self._read(file), self._read(weights)
+        options = _session_options(threads, shape)
+        # From memory: ONNX Runtime maps a weights file, and a mapped file that is overwritten in
+        # place ends the process (SIGBUS). It copies what it keeps.
+        options.add_external_initializers_from_files_in_memory(
+            [Path(weights).name], [blob], [len(blob)]
+        )
+        providers: list[Any] = [CPU] if cuda is None else [(CUDA, dict(cuda))]
+        if cuda is not None:
+            options.add_session_config_entry(NO_FALLBACK, "1")
+        try:
+            # Without ONNX Runtime's own fallback, which computes elsewhere and by other means.
+            session: Session = ort.InferenceSession(
+                model, options, providers=providers, enable_fallback=0
+            )
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
+            raise BundleError(
+                f"bundle {self._bundle.path}: {file}: ONNX Runtime {ort.__version__} cannot"
+                f" load it ({error}); export the bundle again"
+            ) from error
+        if cuda is not None:
+            _check_provider(session, cuda)
+        return session
+
+    def _read(self, name: str) -> bytes:
+        """A file of the bundle, held while sessions are made of it."""
+        if name not in self._files:
+            self._files[name] = self._bundle.read(name)
+        return self._files[name]
 
 
 class Engine(EngineBase):
-    """Runs the graphs of one bundle with ONNX Runtime; `changes` replace fields of `options`.
+    """Runs the graphs of one bundle on the CPU; `changes` replace fields of `options`.
 
-    Raises BundleError for graphs that it cannot load, and ProviderUnavailable for a provider that
-    is not there.
+    Raises BundleError for graphs that it cannot load.
     """
 
     backend = "onnxruntime"
+    provider = "cpu"
 
     def __init__(
         self,
@@ -85,132 +152,76 @@ class Engine(EngineBase):
         **changes: Any,
     ) -> None:
         super().__init__(bundle, replace(options or EngineOptions(), **changes))
-        self._files: dict[str, bytes] = {}
-        self.provider = self._found(self.options.provider)
-        self._sessions: Sessions
-        if self.provider == "cpu":
-            self._sessions = SharedSessions(self._session)
-        else:
-            self._sessions = self.bound_sessions("cuda")
-        self.concurrency = self._sessions.concurrency
-        self.settle(CPU_ROWS if self.provider == "cpu" else GPU_ROWS)
+        self._sessions = Sessions(bundle)
+        self._lock = threading.Lock()
+        self.sessions: dict[str, Session] = {}
+        self.settle(CPU_ROWS)
 
     def paddings(self) -> Sequence[Padding]:
-        """On CPU blocks of rows from the manifest's up; on a GPU few buckets, then one alone."""
-        if self.provider == "cpu":
-            stated = self.bundle.manifest.row_block
-            return [RowBlocks(block) for block in (1, 2, 4, 8, 16) if block >= stated]
-        steps = sorted({min(size, self.max_rows) for size in (*GPU_BUCKETS, self.max_rows)})
-        return [Buckets(tuple(steps)), Buckets((self.max_rows,))]
+        """Blocks of rows from the manifest's up."""
+        stated = self.bundle.manifest.row_block
+        return [RowBlocks(block) for block in (1, 2, 4, 8, 16) if block >= stated]
 
-    def compute(self, operation: str, feed: Arrays, shape: Mapping[str, int]) -> list[NDArray[Any]]:
-        """Outputs of `operation`, by the session for it."""
-        return self._sessions.run(operation, self.bundle.manifest.graphs[operation], feed, shape)
+    def compute(
+        self,
+        operation: str,
+        feed: Arrays,
+        shape: Mapping[str, int],  # noqa: ARG002 - any shape will do
+    ) -> list[NDArray[Any]]:
+        """Outputs of `operation`, by the session that all threads share."""
+        session = self.sessions.get(operation)
+        if session is None:
+            with self._lock:
+                session = self.sessions.get(operation) or self._session(operation)
+                self.sessions[operation] = session
+        outputs = self.bundle.manifest.graphs[operation].outputs
+        return session.run([tensor.name for tensor in outputs], feed)
 
     def warm(self) -> None:
-        """Make ready; what was tried on the way and is not served holds no memory afterwards."""
+        """Make ready; the files are not held any longer."""
         super().warm()
-        if isinstance(self._sessions, BoundSessions):
-            self._sessions.keep(self._planned())
-        self._files.clear()
+        self._sessions.clear()
 
     def close(self) -> None:
         """Free the sessions; a further run makes them anew."""
+        self.sessions.clear()
         self._sessions.clear()
-        self._files.clear()
-
-    def bound_sessions(self, device: str) -> BoundSessions:
-        """Sessions of one shape each on ONNX Runtime's device "cuda", or on "cpu" to try them."""
-
-        def value(shape: tuple[int, ...], dtype: str) -> Any:
-            return ort.OrtValue.ortvalue_from_shape_and_type(
-                list(shape), np.dtype(dtype).type, device, 0
-            )
-
-        return BoundSessions(self._session, value)
-
-    def _planned(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Every session that serving needs, by operation and shape."""
-        if not isinstance(self.padding, Buckets):
-            return []
-        return [
-            (operation, shape_key(shape))
-            for operation, graph in self.bundle.manifest.graphs.items()
-            for shape in self.padding.shapes({str(t.shape[0]) for t in graph.inputs})
-        ]
-
-    def _found(self, demand: Provider) -> str:
-        """The provider that a session really got, after one was made."""
-        if demand == "cpu":
-            return "cpu"
-        problem = gpu_problem()
-        if problem is None:
-            try:
-                self._create("sample", "cuda")
-            except (BundleError, ProviderUnavailable) as error:
-                problem = str(error)
-            else:
-                return "cuda"
-        if demand == "cuda":
-            raise ProviderUnavailable(
-                f"cuda was demanded but {problem}: on a machine with an NVIDIA GPU and its driver"
-                " pip install '.[cuda]' -c constraints.txt, or set the provider to auto or cpu"
-            )
-        logger.info("computing on the CPU: %s", problem)
-        return "cpu"
 
     def _session(self, operation: str) -> Session:
-        return self._create(operation, self.provider)
-
-    def _create(self, operation: str, provider: str) -> Session:
-        manifest, file = self.bundle.manifest, self._graph_file(operation, provider)
-        model, blob = self._read(file), self._read(manifest.weights_file)
-        options = _session_options(self.options.threads)
-        # From memory: ONNX Runtime maps a weights file, and a mapped file that is overwritten in
-        # place ends the process (SIGBUS). It copies what it keeps.
-        options.add_external_initializers_from_files_in_memory(
-            [Path(manifest.weights_file).name], [blob], [len(blob)]
+        return self._sessions.make(
+            operation, self.options.form or "cpu", threads=self.options.threads
         )
-        try:
-            # Without ONNX Runtime's own fallback, which computes elsewhere and by other means.
-            session: Session = ort.InferenceSession(
-                model, options, providers=PROVIDERS[provider], enable_fallback=0
-            )
-        except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise BundleError(
-                f"bundle {self.bundle.path}: {file}: ONNX Runtime {ort.__version__} cannot"
-                f" load it ({error}); export the bundle again"
-            ) from error
-        if provider == "cuda" and CUDA not in session.get_providers():
-            raise ProviderUnavailable("ONNX Runtime fell back to another provider")
-        return session
-
-    def _graph_file(self, operation: str, provider: str) -> str:
-        """The operation's graph in the form that was chosen, else in the provider's."""
-        graph = self.bundle.manifest.graphs[operation]
-        form = self.options.form or ("cpu" if provider == "cpu" else "portable")
-        return graph.cpu if form == "cpu" else graph.portable
-
-    def _read(self, name: str) -> bytes:
-        """A file of the bundle, held while sessions are made of it."""
-        if name not in self._files:
-            self._files[name] = self.bundle.read(name)
-        return self._files[name]
 
 
-def gpu_problem() -> str | None:
-    """Why a GPU is out of the question; asking ONNX Runtime alone is not enough (it names CUDA
-    always)."""
+def placed_tensor(shape: Sequence[int], dtype: str, memory: str, device: int) -> Any:
+    """An uninitialised ``onnxruntime.OrtValue`` in the memory of "cuda" or "cpu"."""
+    kind = np.dtype(dtype).type
+    return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), kind, memory, device)
+
+
+def gpu_problem(device: int = 0) -> str | None:
+    """Why GPU number `device` is out of the question, or None; asking ONNX Runtime alone is not
+    enough (it names CUDA always)."""
     if CUDA not in ort.get_available_providers():
         return "this build of ONNX Runtime has no CUDA provider"
-    if problem := cuda_driver_problem():
+    wanted = str(ort.cuda_version)
+    if problem := cuda_driver_problem(device, wanted):
         return problem
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
         ort.preload_dlls()
-    return library_problem(str(ort.cuda_version).split(".", maxsplit=1)[0])
+    return library_problem(wanted.split(".", maxsplit=1)[0])
 
 
-def _session_options(threads: int) -> Any:
+def _check_provider(session: Session, wanted: Mapping[str, str]) -> None:
+    if session.get_providers()[0] != CUDA:
+        raise ProviderUnavailable("ONNX Runtime fell back to another provider")
+    told = session.get_provider_options()[CUDA]
+    for name, value in wanted.items():
+        if told.get(name) != value:
+            raise ProviderUnavailable(f"ONNX Runtime took {name}={told.get(name)} for {value}")
+
+
+def _session_options(threads: int, shape: Mapping[str, int] | None) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -218,7 +229,10 @@ def _session_options(threads: int) -> Any:
     options.use_deterministic_compute = True
     options.log_severity_level = 3
     # A plan is remembered for every shape that was met: with ragged batches, memory without end.
-    options.enable_mem_pattern = False
+    options.enable_mem_pattern = shape is not None
+    # With fixed sizes what computes shapes is folded away: on a GPU it would be left to the CPU.
+    for name, size in (shape or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
     for pool in ("intra", "inter"):
         # Spinning threads quadruple the CPU that a little-used server costs.
         options.add_session_config_entry(f"session.{pool}_op.allow_spinning", "0")

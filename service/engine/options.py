@@ -18,10 +18,14 @@ class EngineOptions:
 
     provider: ``auto`` uses CUDA where it really works, ``cuda`` demands it (ProviderUnavailable
     otherwise), ``cpu`` never tries; threads: of one run on CPU; max_rows: largest batch, None for
-    the engine's default; form: which of a bundle's graphs, None for the provider's.
+    the engine's default; form: which of a bundle's graphs, None for the provider's; device: which
+    GPU, as CUDA counts them; gpu_bucket: the one size to which a GPU's batches are padded, None for
+    a few sizes.
     """
 
     provider: Provider = "auto"
     threads: int = 1
     max_rows: int | None = None
     form: Form | None = None
+    device: int = 0
+    gpu_bucket: int | None = None

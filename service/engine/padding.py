@@ -45,8 +45,8 @@ class RowBlocks:
 class Buckets:
     """The smallest of `sizes` (ascending) that holds the rows.
 
-    A batch has no more images than rows, so only such pairs of buckets are shapes to prepare; one
-    that has gets as many rows as images.
+    Pairs of images and rows are kept few, each is a session to prepare: a batch that has more
+    images than rows gets as many rows, one that has far fewer gets images for the bucket below.
     """
 
     sizes: tuple[int, ...]
@@ -60,6 +60,7 @@ class Buckets:
         shape = {name: self.size(rows) for name, rows in sizes.items()}
         if "R" in shape and "N" in shape:
             shape["R"] = max(shape["R"], shape["N"])
+            shape["N"] = max(shape["N"], self._below(shape["R"]))
         return shape
 
     def shapes(self, dims: Collection[str]) -> list[dict[str, int]]:
@@ -70,6 +71,8 @@ class Buckets:
         return [
             {"N": images, "R": rows}
             for rows in descending
-            for images in descending
-            if images <= rows
+            for images in sorted({rows, self._below(rows)}, reverse=True)
         ]
+
+    def _below(self, size: int) -> int:
+        return self.sizes[max(0, self.sizes.index(size) - 1)]

@@ -38,11 +38,6 @@ def assemble(
     """
     streams = workers or max(1, available_cores() // options.threads)
     engine = make_engine(bundle, options)
-    try:
-        engine.warm()
-    except BaseException:
-        engine.close()
-        raise
     logger.info("%s computes with %s on %s", bundle.manifest.name, engine.backend, engine.provider)
     concurrent = engine.concurrency
     scheduler = Scheduler(

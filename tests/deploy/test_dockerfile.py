@@ -89,12 +89,16 @@ def test_cuda_is_what_a_build_without_a_target_makes(stages):
     assert stages["cpu"].base == stages["cuda"].base == "runtime"
 
 
+CHECKS = {"cpu": [], "cuda": ["--chmod=0644 deploy/gpu_check.py /opt/iafvae/gpu_check.py"]}
+
+
 @pytest.mark.parametrize("target", TARGETS)
-def test_an_image_takes_only_its_environment_its_service_and_the_healthcheck(stages, target):
+def test_an_image_takes_only_its_environment_its_service_and_the_checks(stages, target):
     assert steps(stages, target, "COPY") == [
         "--chmod=0644 deploy/healthcheck.py /opt/iafvae/healthcheck.py",
         f"--from=dependencies-{target} /opt/iafvae /opt/iafvae",
         f"--from=service /staged/{target} /",
+        *CHECKS[target],
     ]
     assert not steps(stages, target, "ADD")
     assert not any("pip" in run.split() or "apt-get" in run for run in steps(stages, target, "RUN"))

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from model.contract import DensityModel, Features
 from service.bundle import Bundle
-from service.engine.onnxruntime_engine import Engine
-from service.engine.options import Provider
+from service.engine import make_engine
+from service.engine.options import EngineOptions, Provider
 
 __all__ = ["BundleScorer", "Facts", "ModelScorer", "Scorer", "Scores"]
 
@@ -177,8 +177,8 @@ class BundleScorer:
         latent = LIVE_LATENTS * FLOAT32 * manifest.latent.dim
         image = FLOAT32 * manifest.image.dims
         rows = CPU_ROWS // 4
-        self.engine = Engine(bundle, provider=provider, threads=threads, max_rows=rows)
-        self.engine.warm()
+        options = EngineOptions(provider=provider, threads=threads, max_rows=rows)
+        self.engine = make_engine(bundle, options)
         self.facts = Facts(
             image_shape=manifest.image.shape,
             likelihood=manifest.likelihood.kind,

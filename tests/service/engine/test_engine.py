@@ -12,6 +12,7 @@ from service.bundle import BundleError, load_bundle
 from service.engine import base as engine_base
 from service.engine import make_engine
 from service.engine.hardware import cuda_driver_problem
+from service.engine.onnxruntime_engine import Engine
 from service.engine.options import EngineOptions
 from service.engine.padding import RowBlocks
 
@@ -23,7 +24,7 @@ GPU = [
 ]
 OPTIONS = {
     "onnxruntime": EngineOptions(provider="cpu"),
-    "cuda": EngineOptions(provider="cuda", max_rows=64),
+    "cuda": EngineOptions(provider="cuda", gpu_bucket=64),
 }
 BACKENDS = [
     "onnxruntime",
@@ -39,8 +40,7 @@ def make(tiny_bundle):
     def get(backend, name):
         if (backend, name) not in made:
             bundle = load_bundle(tiny_bundle if name == "tiny" else SHIPPED)
-            made[backend, name] = engine = make_engine(bundle, OPTIONS[backend])
-            engine.warm()
+            made[backend, name] = make_engine(bundle, OPTIONS[backend])
         return made[backend, name]
 
     return get
@@ -141,18 +141,18 @@ def test_canaries_that_this_machine_does_not_reproduce(tiny_bundle, backend):
     with pytest.raises(
         BundleError, match=r"canaries\.npz: encode on this machine's \w+: z differs"
     ):
-        make_engine(bundle, options).warm()
+        make_engine(bundle, options)
     bundle = load_bundle(tiny_bundle)
     bundle.canaries["sample"]["out"]["draw"][:] ^= 255
     with pytest.raises(BundleError, match=r"100\.0% of draw differs"):
-        make_engine(bundle, options).warm()
+        make_engine(bundle, options)
 
 
 def test_a_graph_that_does_not_load(tiny, tiny_model, tmp_path, backend, monkeypatch):
     monkeypatch.setattr(tiny, "_graph", lambda *arguments: _NoGraph())
     bundle = tiny.write_tiny_bundle(tmp_path / "bad", tiny_model)
     with pytest.raises(BundleError, match=r"\.onnx: ONNX Runtime .* cannot load it"):
-        make_engine(bundle, OPTIONS[backend]).warm()
+        make_engine(bundle, OPTIONS[backend])
 
 
 class _NoGraph:
@@ -169,7 +169,7 @@ def test_closing_frees_and_the_next_run_loads_again(tiny_bundle, backend, model_
 
 
 def test_no_padding_helps_a_backend_that_is_not_repeatable(tiny_bundle, monkeypatch, caplog):
-    engine = make_engine(load_bundle(tiny_bundle), EngineOptions(provider="cpu"))
+    engine = Engine(load_bundle(tiny_bundle), EngineOptions(provider="cpu"))
     monkeypatch.setattr(engine_base, "invariant", lambda *arguments: False)
     engine.warm()
     assert not engine.invariant

@@ -8,7 +8,6 @@ import pytest
 from service.bundle import load_bundle
 from service.engine.onnxruntime_engine import Engine
 from service.errors import (
-    DeviceFault,
     EngineFailure,
     InvalidInput,
     PayloadTooLarge,
@@ -63,19 +62,35 @@ class Session:
 
 
 @pytest.mark.parametrize(
-    ("error", "expected"),
+    "error",
     [
-        (RuntimeError("CUDNN failure 4"), DeviceFault),
-        (RuntimeError("CUDA error 700: an illegal memory access"), DeviceFault),
-        (RuntimeError("Failed to allocate memory for requested buffer"), DeviceFault),
-        (MemoryError(), DeviceFault),
-        (RuntimeError("indices element out of data bounds"), EngineFailure),
+        RuntimeError("CUDNN failure 4"),
+        RuntimeError("CUDA error 700: an illegal memory access"),
+        RuntimeError("Failed to allocate memory for requested buffer"),
+        MemoryError(),
+        RuntimeError("indices element out of data bounds"),
     ],
 )
-def test_faults_of_the_device_are_told_from_failures_of_a_run(
-    tiny_bundle, error, expected, model_bench
-):
+def test_a_cpu_is_never_lost(tiny_bundle, error, model_bench):
+    """Whatever an error says, the next batch may be computed: the process stays."""
     engine = Engine(load_bundle(tiny_bundle), provider="cpu")
-    engine._sessions.sessions["score"] = Session(error)
-    with pytest.raises(expected, match="score"):
+    engine.sessions["score"] = Session(error)
+    with pytest.raises(EngineFailure, match="score"):
         engine.run("score", model_bench.inputs(engine.bundle, "score", 2))
+
+
+def test_a_batch_that_memory_does_not_hold_is_computed_in_halves(engine, model_bench, monkeypatch):
+    given = model_bench.inputs(engine.bundle, "score", 30, 20)
+    expected, compute, tried = engine.run("score", given), engine.compute, []
+
+    def scarce(operation, feed, shape):
+        tried.append(shape["R"])
+        if shape["R"] > 16:
+            raise MemoryError
+        return compute(operation, feed, shape)
+
+    monkeypatch.setattr(engine, "compute", scarce)
+    got = engine.run("score", given)
+    assert tried == [32, 16, 16]
+    for name, array in expected.items():
+        assert got[name].tobytes() == array.tobytes()

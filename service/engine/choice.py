@@ -1,0 +1,48 @@
+"""Which engine computes: the GPU's where it was demanded or really works, else the CPU's."""
+
+from __future__ import annotations
+
+import logging
+from typing import TypeVar
+
+from service.bundle import Bundle, BundleError
+from service.engine.base import EngineBase
+from service.engine.cuda_engine import CudaEngine
+from service.engine.onnxruntime_engine import Engine, gpu_problem
+from service.engine.options import EngineOptions
+from service.errors import IafvaeError, ProviderUnavailable
+
+__all__ = ["warm_engine"]
+
+logger = logging.getLogger(__name__)
+AnyEngine = TypeVar("AnyEngine", bound=EngineBase)
+
+
+def warm_engine(bundle: Bundle, options: EngineOptions) -> EngineBase:
+    """See `service.engine.make_engine`."""
+    if options.provider == "cpu":
+        return _warm(Engine(bundle, options))
+    problem = gpu_problem(options.device)
+    if problem is None:
+        try:
+            return _warm(CudaEngine(bundle, options))
+        except (BundleError, IafvaeError) as error:
+            if options.provider == "cuda":
+                raise
+            problem = str(error)
+    if options.provider == "cuda":
+        raise ProviderUnavailable(
+            f"cuda was demanded but {problem}: on a machine with an NVIDIA GPU and its driver"
+            " pip install '.[cuda]' -c constraints.txt, or set the provider to auto or cpu"
+        )
+    logger.info("computing on the CPU: %s", problem)
+    return _warm(Engine(bundle, options))
+
+
+def _warm(engine: AnyEngine) -> AnyEngine:
+    try:
+        engine.warm()
+    except BaseException:
+        engine.close()
+        raise
+    return engine

@@ -1,0 +1,242 @@
+"""The engine on one GPU, through ONNX Runtime's CUDA provider. No GPU has run it yet:
+`deploy/gpu_check.py` is the command that shows it on one.
+
+One thread owns the device: CUDA's libraries keep handles and workspaces for each thread that ever
+ran. Batches are padded to few bucket sizes. Each bucket of each operation has a session whose
+sizes are fixed, so that cuDNN plans once and every node is the device's, and inputs and outputs
+that stay where they are on it; all of them are warmed before the first request.
+
+What is computed is float32 and the same from run to run: TF32 is off, and known answers are
+compared so closely that it would be noticed; kernels are deterministic; plans come from cuDNN's
+heuristics, not from timings. Another bucket may have other kernels and so other last bits. Where
+that matters one bucket can be fixed (`EngineOptions.gpu_bucket`). `precision` says which it was.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundle import Bundle
+from service.bundle.graphs import GraphSpec
+from service.engine.arrays import Arrays, pad, trim
+from service.engine.base import BatchTooLarge, EngineBase
+from service.engine.onnxruntime_engine import Session, Sessions, placed_tensor
+from service.engine.options import EngineOptions
+from service.engine.padding import Buckets, Padding
+from service.engine.self_check import canary_problem, float32_problem
+from service.errors import DeviceFault, IafvaeError
+
+__all__ = ["CudaEngine", "cuda_options"]
+
+GPU_ROWS = 256
+BUCKETS = (16, 64)  # and the largest batch
+Memory = Literal["cuda", "cpu"]
+Key = tuple[str, tuple[int, ...]]  # an operation, and its sizes in the order N, R
+
+
+def cuda_options(device: int) -> dict[str, str]:
+    """What the CUDA provider is told."""
+    return {
+        "device_id": str(device),
+        "use_tf32": "0",  # on by default
+        # By timing, the default, two processes may choose two kernels with other last bits.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+
+
+class CudaEngine(EngineBase):
+    """Runs the portable graphs of one bundle on one GPU; `changes` replace fields of `options`.
+
+    memory: ``cpu`` goes the same ways in the host's memory, which is how they are tested. Raises
+    BundleError for graphs that cannot be computed wholly on the device.
+    """
+
+    backend = "onnxruntime"
+    concurrency = False
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: EngineOptions | None = None,
+        memory: Memory = "cuda",
+        **changes: Any,
+    ) -> None:
+        options = replace(options or EngineOptions(), **changes)
+        super().__init__(bundle, replace(options, max_rows=options.gpu_bucket or options.max_rows))
+        self.provider = self._memory = memory
+        self._files = Sessions(bundle)
+        self._owner = _Owner()
+        self.bound: dict[Key, _Bound] = {}
+        self.settle(GPU_ROWS)
+        self.precision += f"; buckets={','.join(map(str, self._sizes()))}"
+
+    def paddings(self) -> Sequence[Padding]:
+        """The buckets: few, or the one that was asked for."""
+        return [Buckets(self._sizes())]
+
+    def choose_padding(self) -> tuple[Padding, bool]:
+        """Of one bucket rows are shown not to depend on their batch; of several nothing is said."""
+        if len(self._sizes()) == 1:
+            return super().choose_padding()
+        return self.paddings()[0], False
+
+    def answer_problem(self, got: Arrays, wanted: Arrays) -> str | None:
+        """Whether less than float32 computed them."""
+        return float32_problem(got, wanted)
+
+    def compute(self, operation: str, feed: Arrays, shape: Mapping[str, int]) -> list[NDArray[Any]]:
+        """Outputs of `operation`, computed by the thread that owns the device."""
+        outputs: list[NDArray[Any]] = self._owner.call(self._compute, operation, feed, shape)
+        return outputs
+
+    def warm(self) -> None:
+        """Every session, and known answers; the files are not held any longer."""
+        super().warm()
+        self._files.clear()
+
+    def fault(self, operation: str, error: Exception) -> IafvaeError:
+        """Too large a batch, or a device that no longer gives a known answer, or bad rows."""
+        fault = super().fault(operation, error)
+        if isinstance(fault, BatchTooLarge):
+            return fault
+        problem = self._device_problem(operation)
+        if problem is None:
+            return fault
+        return DeviceFault(f"the device failed in {operation} ({error}), and then: {problem}")
+
+    def close(self) -> None:
+        """Free the sessions; a further run makes them anew."""
+        self._owner.call(self.bound.clear)
+        self._owner.stop()
+        self._files.clear()
+
+    def _sizes(self) -> tuple[int, ...]:
+        if self.options.gpu_bucket is not None:
+            return (self.max_rows,)
+        return tuple(sorted({min(size, self.max_rows) for size in (*BUCKETS, self.max_rows)}))
+
+    def _compute(
+        self, operation: str, feed: Arrays, shape: Mapping[str, int]
+    ) -> list[NDArray[Any]]:
+        key = operation, tuple(shape[name] for name in sorted(shape))
+        bound = self.bound.get(key)
+        if bound is None:
+            bound = self.bound[key] = self._bind(operation, shape)
+        return bound.run(feed)
+
+    def _bind(self, operation: str, shape: Mapping[str, int]) -> _Bound:
+        device = self.options.device
+        cuda = cuda_options(device) if self._memory == "cuda" else None
+        session = self._session(operation, shape, cuda)
+
+        def place(sizes: tuple[int, ...], dtype: str) -> Any:
+            return placed_tensor(sizes, dtype, self._memory, device if cuda else 0)
+
+        return _Bound(session, self.bundle.manifest.graphs[operation], shape, place)
+
+    def _session(
+        self, operation: str, shape: Mapping[str, int], cuda: Mapping[str, str] | None
+    ) -> Session:
+        return self._files.make(operation, self.options.form or "portable", cuda=cuda, shape=shape)
+
+    def _device_problem(self, operation: str) -> str | None:
+        """Why a known answer is not given any longer: errors of a lost device stay with it."""
+        graph, canary = self.bundle.manifest.graphs[operation], self.bundle.canaries[operation]
+        spec = self.bundle.manifest.canaries
+        sizes = {str(t.shape[0]): len(canary["in"][t.name]) for t in graph.inputs}
+        shape = self.padding.shape(sizes)
+        try:
+            outputs = self.compute(operation, pad(graph, canary["in"], shape), shape)
+        except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer
+            return str(error)
+        got = trim(graph, outputs, sizes)
+        return canary_problem(got, canary["out"], spec.rtol, spec.atol) or self.answer_problem(
+            got, canary["out"]
+        )
+
+
+class _Bound:
+    """A session whose inputs and outputs stay where they are: nothing is allocated for a batch."""
+
+    def __init__(
+        self,
+        session: Session,
+        graph: GraphSpec,
+        shape: Mapping[str, int],
+        place: Callable[[tuple[int, ...], str], Any],
+    ) -> None:
+        self.session, self._binding = session, session.io_binding()
+
+        def placed(tensor: Any) -> Any:
+            sizes = tuple(shape[d] if isinstance(d, str) else d for d in tensor.shape)
+            return place(sizes, tensor.dtype)
+
+        self._inputs = {t.name: placed(t) for t in graph.inputs}
+        self._outputs = {t.name: placed(t) for t in graph.outputs}
+        for name, tensor in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, tensor)
+        for name, tensor in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, tensor)
+
+    def run(self, feed: Arrays) -> list[NDArray[Any]]:
+        """Copy in, compute, copy out."""
+        for name, tensor in self._inputs.items():
+            tensor.update_inplace(np.ascontiguousarray(feed[name]))
+        self.compute()
+        return [_own(tensor.numpy()) for tensor in self._outputs.values()]
+
+    def compute(self) -> None:
+        """Once more, of what lies in the inputs."""
+        self.session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+
+
+def _own(array: NDArray[Any]) -> NDArray[Any]:
+    """On a CPU it may be a view of what the next batch overwrites."""
+    return array if array.flags.owndata else array.copy()
+
+
+class _Owner:
+    """The one thread that touches the device; started at the first call, and again after `stop`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] | None = None
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What `function` gives or raises, there."""
+        done: Future[Any] = Future()
+        with self._lock:
+            if self._calls is None:
+                self._calls = queue.SimpleQueue()
+                work = threading.Thread(target=_serve, args=(self._calls,), daemon=True)
+                work.name = "gpu-owner"
+                work.start()
+            self._calls.put((done, lambda: function(*arguments)))
+        return done.result()
+
+    def stop(self) -> None:
+        """End the thread when it has done what was asked before."""
+        with self._lock:
+            if self._calls is not None:
+                self._calls.put(None)
+            self._calls = None
+
+
+def _serve(calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> None:
+    while (call := calls.get()) is not None:
+        done, function = call
+        try:
+            done.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - it is raised where it was asked
+            done.set_exception(error)
+        del call, done, function  # or a session would live until the next call

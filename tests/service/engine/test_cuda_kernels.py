@@ -1,0 +1,103 @@
+"""Every node of every portable graph has a CUDA kernel for its types, so that none is left to the
+CPU; the kernels are those that ONNX Runtime itself registers."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import service
+
+TABLE = json.loads(Path(__file__).with_name("cuda_kernels.json").read_text())
+SHIPPED = sorted((Path(service.__file__).parent / "bundles").glob("*/portable/*.onnx"))
+NAMES = {"float32": "float", "float64": "double"}  # what ONNX calls float and double
+
+
+def types(proto):
+    """Element type of every tensor, as ONNX names it."""
+    whole = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True).graph
+    codes = {t.name: t.data_type for t in whole.initializer}
+    for value in (*whole.value_info, *whole.input, *whole.output):
+        codes[value.name] = value.type.tensor_type.elem_type
+    named = {k: helper.tensor_dtype_to_np_dtype(code).name for k, code in codes.items()}
+    return {k: NAMES.get(name, name) for k, name in named.items()}
+
+
+def constraints(schema, node, found):
+    """Type parameter of the operator -> the type that this node has there."""
+    bound = {}
+    sides = ((schema.inputs, node.input), (schema.outputs, node.output))
+    for formal, names in sides:
+        for place, name in enumerate(names):
+            if name:
+                bound[formal[min(place, len(formal) - 1)].type_str] = found[name]
+    return bound
+
+
+def lacking(proto):
+    """Nodes without a kernel, as "name: operator and types"."""
+    opset = next(o.version for o in proto.opset_import if o.domain == "")
+    found, without = types(proto), []
+    for node in proto.graph.node:
+        schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+        bound = constraints(schema, node, found)
+        if not any(
+            takes(kernel, schema.since_version, bound)
+            for kernel in TABLE["kernels"].get(node.op_type, ())
+        ):
+            without.append(f"{node.name}: {node.op_type} {bound}")
+    return without
+
+
+def takes(kernel, since, bound):
+    """As ONNX Runtime's registry looks kernels up: an open end means the same definition only."""
+    if kernel["since"] != since and not (
+        kernel["until"] is not None and kernel["since"] < since <= kernel["until"]
+    ):
+        return False
+    return all(bound[k] in allowed for k, allowed in kernel["types"].items() if k in bound)
+
+
+def test_the_table_is_of_the_version_that_is_installed():
+    assert version(TABLE["runtime"]) == TABLE["version"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_bundles_that_ship(path):
+    assert lacking(onnx.load(path, load_external_data=False)) == []
+
+
+@pytest.mark.parametrize("kind", ["conv", "ladder"])
+def test_models_that_are_exported_now(kind, request):
+    bundle = request.getfixturevalue(kind).bundle
+    graphs = bundle.manifest.graphs
+    for graph in graphs.values():
+        proto = onnx.load_from_string(bundle.read(graph.portable))
+        assert lacking(proto) == [], graph.portable
+
+
+def test_every_bundle_has_all_its_portable_graphs():
+    assert len(SHIPPED) >= 12
+
+
+def model(kind, dtype, **attributes):
+    value = helper.make_tensor_value_info
+    node = helper.make_node(kind, ["x", "x"], ["y"], name="node", **attributes)
+    out = TensorProto.BOOL if kind == "GreaterOrEqual" else dtype
+    graph = helper.make_graph([node], "g", [value("x", dtype, ["N"])], [value("y", out, ["N"])])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_what_has_no_kernel_is_seen():
+    """uint8 is compared by no CUDA kernel, which cost a copy to the host and back."""
+    assert lacking(model("GreaterOrEqual", TensorProto.UINT8)) == [
+        "node: GreaterOrEqual {'T': 'uint8', 'T1': 'bool'}"
+    ]
+    assert lacking(model("GreaterOrEqual", TensorProto.FLOAT)) == []
+    mod = model("Mod", TensorProto.UINT8)
+    assert lacking(mod) == ["node: Mod {'T': 'uint8'}"]
