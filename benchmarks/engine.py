@@ -138,8 +138,7 @@ def measure(args: argparse.Namespace) -> dict[Case, Found]:
 
 
 def _engine(bundle: Bundle, form: Form, rows: int) -> EngineBase:
-    engine = make_engine(bundle, EngineOptions(provider="cpu", max_rows=rows, form=form))
-    return engine
+    return make_engine(bundle, EngineOptions(provider="cpu", max_rows=rows, form=form))
 
 
 def _runs(
