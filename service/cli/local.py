@@ -25,7 +25,7 @@ __all__ = ["LocalClient"]
 T = TypeVar("T")
 SCORE_COLUMNS = (
     *("log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats"),
-    *("effective_sample_size", "p_value", "anomalous", "status"),
+    *("effective_sample_size", "p_value", "status", "evidence"),
 )
 
 
@@ -114,19 +114,24 @@ class LocalClient:
         importance_samples: int | None,
         seed: int | None,
         alpha: float | None,
+        fdr: float | None = None,
     ) -> ScoreTable:
         """Log-likelihoods of `images` and how unusual they are."""
         scores = self._run(
-            self._model.score(images, importance_samples=importance_samples, seed=seed, alpha=alpha)
+            self._model.score(
+                images, importance_samples=importance_samples, seed=seed, alpha=alpha, fdr=fdr
+            )
         )
         return ScoreTable(
             **{name: getattr(scores, name) for name in SCORE_COLUMNS},
             **scores.resolved,
+            anomalous=np.array(scores.anomalous, np.bool_),
+            discovery=np.array(scores.discovery, np.bool_),
             altered=np.zeros(len(images), np.bool_),
             model=self._model.name,
             version=self._model.version,
             notes=list(scores.notes),
-            decided=~np.isnan(scores.p_value),
+            decided=np.array([each is not None for each in scores.anomalous], np.bool_),
         )
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:

@@ -153,10 +153,13 @@ class AsyncClient:
         importance_samples: int | None = None,
         seed: int | None = None,
         alpha: float | None = None,
+        fdr: float | None = None,
     ) -> ScoreTable:
         """Log-likelihoods and p-values of `images` uint8 [n, H, W] or [n, C, H, W]."""
         return await self._do(
-            calls.score(images, importance_samples=importance_samples, seed=seed, alpha=alpha)
+            calls.score(
+                images, importance_samples=importance_samples, seed=seed, alpha=alpha, fdr=fdr
+            )
         )
 
     async def sheet(

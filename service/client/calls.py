@@ -150,9 +150,11 @@ def score(
     importance_samples: int | None,
     seed: int | None,
     alpha: float | None,
+    fdr: float | None,
 ) -> Call[ScoreTable]:
     """Log-likelihoods and p-values."""
-    options = {"importance_samples": importance_samples, "seed": seed, "alpha": alpha}
+    options: dict[str, Any] = {"importance_samples": importance_samples, "seed": seed}
+    options |= {"alpha": alpha, "fdr": fdr}
     return Call(
         path="/v1/score",
         options=options,

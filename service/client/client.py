@@ -168,10 +168,13 @@ class Client:
         importance_samples: int | None = None,
         seed: int | None = None,
         alpha: float | None = None,
+        fdr: float | None = None,
     ) -> ScoreTable:
         """Log-likelihoods and p-values of `images` uint8 [n, H, W] or [n, C, H, W]."""
         return self._do(
-            calls.score(images, importance_samples=importance_samples, seed=seed, alpha=alpha)
+            calls.score(
+                images, importance_samples=importance_samples, seed=seed, alpha=alpha, fdr=fdr
+            )
         )
 
     def sheet(

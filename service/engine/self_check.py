@@ -74,11 +74,9 @@ def _cut(inputs: Arrays, start: int, stop: int, spare: int) -> Arrays:
     """Rows start to stop. Images may be more than rows: then `spare` further ones come along."""
     if "owner" not in inputs:
         return {name: array[start:stop] for name, array in inputs.items()}
-    return {
-        "image": inputs["image"][start : stop + spare],
-        "owner": np.arange(stop - start, dtype=np.int64),
-        "eps": inputs["eps"][start:stop],
-    }
+    images = {n: inputs[n][start : stop + spare] for n in ("image", "u_image") if n in inputs}
+    owner = np.arange(stop - start, dtype=np.int64)
+    return {**images, "owner": owner, "eps": inputs["eps"][start:stop]}
 
 
 def _random_inputs(graph: GraphSpec, rows: int) -> Arrays:

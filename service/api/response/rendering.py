@@ -163,13 +163,18 @@ def _results(
     scores: Scores, altered: NDArray[np.bool_], kl_groups: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     columns = [getattr(scores, name) for name in SCORE_FIELDS]
-    rows = _rows(np.column_stack([*columns, scores.kl_nats]))
-    flags = zip(scores.anomalous.tolist(), scores.status, altered.tolist(), strict=True)
+    rows = _rows(np.column_stack([*columns, scores.kl_nats, *scores.evidence.values()]))
+    flags = zip(
+        scores.anomalous, scores.discovery, scores.status, altered.tolist(), strict=True
+    )
+    kl, evidence = len(SCORE_FIELDS), len(SCORE_FIELDS) + len(kl_groups)
     results = []
-    for numbers, (anomalous, status, changed) in zip(rows, flags, strict=True):
+    for numbers, (anomalous, discovery, status, changed) in zip(rows, flags, strict=True):
         result: dict[str, Any] = dict(zip(SCORE_FIELDS, numbers, strict=False))
-        result["anomalous"], result["status"], result["altered"] = anomalous, status, changed
-        result["kl_nats"] = dict(zip(kl_groups, numbers[len(SCORE_FIELDS) :], strict=True))
+        result["anomalous"], result["discovery"] = anomalous, discovery
+        result["status"], result["altered"] = status, changed
+        result["kl_nats"] = dict(zip(kl_groups, numbers[kl:evidence], strict=True))
+        result["evidence"] = dict(zip(scores.evidence, numbers[evidence:], strict=True))
         results.append(result)
     return results
 

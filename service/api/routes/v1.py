@@ -124,7 +124,9 @@ async def score(request: OperationRequest, options: Annotated[ScoreOptions, Quer
     if request.media_type == NPY:  # the log-likelihoods alone: nothing else is computed for it
         values = await model.log_likelihood(fitted.images, **asked)
         return render_log_likelihoods(values, fitted=fitted)
-    scores = await model.score(fitted.images, alpha=options.alpha, **asked)
+    scores = await model.score(
+        fitted.images, alpha=options.alpha, fdr=options.fdr, altered=fitted.altered, **asked
+    )
     return render_scores(scores, _who(model), fitted=fitted, kl_groups=manifest.kl_groups)
 
 
