@@ -43,7 +43,8 @@ class Bundle:
     """A verified bundle.
 
     hash: SHA-256 (hex) of manifest.json, which holds every other file's, so it names the whole
-    bundle; reference: what verdicts compare with; canaries: operation -> ``{"in": {input: array}, "out": {output: array}}``.
+    bundle; reference: what verdicts compare with; canaries: operation -> ``{"in": {input: array},
+    "out": {output: array}}``.
     """
 
     path: Path
@@ -195,7 +196,10 @@ def _read_calibration(path: Path, manifest: Manifest) -> Reference | None:
         found = Reference.of(arrays, names, samples, manifest.image.shape[1:])
     except ValueError as error:
         raise _refuse(path, spec.file, str(error)) from None
-    for name, have, said in (("usual", found.usual, spec.images), ("fit", found.fit, spec.fit_images)):
+    for name, have, said in (
+        ("usual", found.usual, spec.images),
+        ("fit", found.fit, spec.fit_images),
+    ):
         if len(have) != said:
             raise _refuse(path, spec.file, f"{name} has {len(have)} images, not {said}")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from service.api.response.streaming import piece_rows
 from service.bundle import BundleError, manifest_to_json
 from service.client import Computed, ScoreTable
+from service.codecs.overlay import overlay
+from service.codecs.png import encode_png
 from service.engine.options import Provider
 from service.operations.model import Model, Output
 from service.operations.results import Result
@@ -133,6 +136,22 @@ class LocalClient:
             notes=list(scores.notes),
             decided=np.array([each is not None for each in scores.anomalous], np.bool_),
         )
+
+    def anomaly_map(self, images: NDArray[np.uint8], *, seed: int | None = None) -> Computed:
+        """Where `images` are unusual, float32 [n, H, W]."""
+        found = self._run(self._model.anomaly_map(images, seed=seed, boxes=0))
+        return self._computed(found.maps, found)
+
+    def anomaly_picture(self, images: NDArray[np.uint8], *, seed: int | None = None) -> bytes:
+        """A PNG of `images` under their maps."""
+        return encode_png(overlay(images, self.anomaly_map(images, seed=seed).array))
+
+    def anomaly_boxes(
+        self, images: NDArray[np.uint8], *, seed: int | None = None, boxes: int = 3
+    ) -> list[list[dict[str, Any]]]:
+        """The largest boxes of each of `images`."""
+        found = self._run(self._model.anomaly_map(images, seed=seed, boxes=boxes))
+        return [[asdict(box) for box in each] for each in found.boxes]
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run(work)

@@ -446,14 +446,20 @@ class Model:
         return _images(job, {"output": output, "seed": seed}, coded, notes)
 
     async def _judged(
-        self, log_likelihood: NDArray[np.float64], work: ScoreWork, caller: str, deadline: float | None
+        self,
+        log_likelihood: NDArray[np.float64],
+        work: ScoreWork,
+        caller: str,
+        deadline: float | None,
     ) -> tuple[Judgement | None, tuple[float, float]]:
         """What the reference says of the images of `work`, and seconds of queue and of compute;
         nothing where its K has no calibration."""
         reference, images = self.bundle.reference, work.images
         if reference is None or work.samples not in reference.distances:
             return None, (0.0, 0.0)
-        asked = EvidenceWork(rows=len(images), image_count=len(images), images=images, seed=work.seed)
+        asked = EvidenceWork(
+            rows=len(images), image_count=len(images), images=images, seed=work.seed
+        )
         job = await self.scheduler.submit(asked, caller=caller, deadline=deadline)
         measured = measured_of(
             {work.samples: log_likelihood},

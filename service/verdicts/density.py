@@ -60,7 +60,8 @@ class Marginals:
         with np.errstate(invalid="ignore", over="ignore"):
             below = np.minimum(values - first, 0.0) * self._low
             above = np.maximum(values - last, 0.0) * self._high
-            return np.clip(inside + below + above, -FARTHEST, FARTHEST)
+            found: F64 = np.clip(inside + below + above, -FARTHEST, FARTHEST)
+        return found
 
 
 class Neighbours:
@@ -84,4 +85,5 @@ class Neighbours:
         rows = (self._marginals(values) - self._centre) @ self._whiten
         squares = np.square(rows).sum(axis=1)[:, None] + self._squares - 2.0 * rows @ self._points.T
         nearest = np.partition(squares, self.count - 1, axis=1)[:, : self.count]
-        return np.maximum(nearest, 0.0).mean(axis=1)
+        distances: F64 = np.maximum(nearest, 0.0).mean(axis=1)
+        return distances

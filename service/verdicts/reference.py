@@ -141,7 +141,10 @@ class Reference:
         n, m, columns = len(self.usual), len(self.fit), len(self.names)
         side = min(BOX, *size)
         boxed = (size[0] - side + 1, size[1] - side + 1)
-        shapes = [("fit", self.fit, (m, columns)), ("usual", self.usual, (n, columns))]
+        shapes: list[tuple[str, F32, tuple[int, ...]]] = [
+            ("fit", self.fit, (m, columns)),
+            ("usual", self.usual, (n, columns)),
+        ]
         for name, array in self.places.items():
             shapes.append((name, array, size if name.startswith("place") else boxed))
         for k in self.scores:

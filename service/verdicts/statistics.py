@@ -45,11 +45,13 @@ def boxes(residual: NDArray[np.float32]) -> F64:
     whole = _sums(ringed, side + 2)
     inner = _sums(ringed[:, 1:-1, 1:-1], side)
     ring = (whole - inner) / ((side + 2) ** 2 - side**2)
-    return inner / side**2 - RING * ring
+    found: F64 = inner / side**2 - RING * ring
+    return found
 
 
 def _sums(values: F64, side: int) -> F64:
     """Sums over all squares of `side`."""
     total = np.pad(values, ((0, 0), (1, 0), (1, 0))).cumsum(axis=1).cumsum(axis=2)
     rows = total[:, side:] - total[:, :-side]
-    return rows[:, :, side:] - rows[:, :, :-side]
+    found: F64 = rows[:, :, side:] - rows[:, :, :-side]
+    return found

@@ -55,8 +55,10 @@ def test_graph_contract_is_the_table(tiny):
             "z:float32['N', 3] prior_eps:float32['N', 3]",
         ),
         "score": (
-            "image:uint8['N', 1, 4, 4] owner:int64['R'] eps:float32['R', 3]"
-            " u_image:float32['N', 16]",
+            (
+                "image:uint8['N', 1, 4, 4] owner:int64['R'] eps:float32['R', 3] "
+                "u_image:float32['N', 16]"
+            ),
             "log_weight:float32['R'] log_px_z:float32['R'] kl:float32['R', 1]",
         ),
         "evidence": (

@@ -10,7 +10,12 @@ from service.verdicts.density import DEVIATIONS, FARTHEST, KNOTS, Marginals, Nei
 
 RNG = np.random.default_rng(0)
 USUAL = np.column_stack(
-    [RNG.exponential(size=3000), RNG.normal(size=3000) ** 3, RNG.integers(0, 9, 3000), np.ones(3000)]
+    [
+        RNG.exponential(size=3000),
+        RNG.normal(size=3000) ** 3,
+        RNG.integers(0, 9, 3000),
+        np.ones(3000),
+    ]
 )
 
 
@@ -49,8 +54,8 @@ def test_distances_are_the_mean_of_the_nearest_whitened_rows():
     z = marginals(fit)
     covariance = np.cov(z.T) + 0.01 * np.eye(4)
     root = np.linalg.cholesky(np.linalg.inv(covariance))  # any root of the inverse gives the same
-    found, _ = neighbors.NearestNeighbors(n_neighbors=10).fit(z @ root).kneighbors(
-        marginals(asked) @ root
+    found, _ = (
+        neighbors.NearestNeighbors(n_neighbors=10).fit(z @ root).kneighbors(marginals(asked) @ root)
     )
     np.testing.assert_allclose(Neighbours(fit)(asked), np.square(found).mean(axis=1), rtol=1e-6)
 
