@@ -12,7 +12,7 @@ from training.export.findings import Findings
 __all__ = ["calibration_text", "model_card"]
 
 LIKELIHOODS = {
-    "bernoulli": "independent binary pixels; a grey pixel is drawn, with its level as the chance of white",
+    "bernoulli": "independent binary pixels; a grey pixel is drawn, its level the chance of white",
     "discretized_logistic": "a logistic density integrated over the 256 levels of each subpixel",
     "logistic_mixture": "a mixture of logistic densities for each pixel, integrated over the 256 "
     "levels of its colours, each colour given those before it",
@@ -164,8 +164,8 @@ def calibration_text(
             "alarms with 95% confidence."
         )
     return text + (
-        f": about {alpha:.1%} of usual images are, and at p <= {certified:.4f} at most so many, with "
-        "95% confidence over calibration sets."
+        f": about {alpha:.1%} of usual images are, and at p <= {certified:.4f} at most so many, "
+        "with 95% confidence over calibration sets."
     )
 
 

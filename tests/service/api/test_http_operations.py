@@ -12,7 +12,7 @@ from PIL import Image
 
 from service.api.response.schemas import EncodeResponse, ImagesResponse, ScoreResponse
 from service.codecs.npy import decode_npy, encode_npy
-from service.noise import Purpose, image_keys, normal
+from service.noise import Purpose, image_keys, normal, uniform
 
 NPY = {"content-type": "application/x-npy"}
 
