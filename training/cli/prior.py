@@ -50,14 +50,16 @@ class PriorOptions:
 
 @with_options(PriorOptions)
 def fit_prior(options: PriorOptions) -> None:
-    """Fit a coupling flow as the prior of a trained run's top latents; the rest stays as it is.
+    """Fit a coupling flow as the prior of a trained run.
+
+    It is of the top latents; the rest stays as it is.
 
     It is fitted to latents of the training images, and the weights that are best on latents of the
     validation images are kept. What it writes is a run, which `fit --resume` trains on with all its
     parts, and `evaluate` and `export` take. Given a run that has a flow, it goes on from that one.
     Ctrl-C ends it early, with what it has.
 
-    [bold]Example[/bold]
+    Example:
 
       iafvae-train fit-prior runs/mnist --minutes 2 --out runs/mnist-flow
 

@@ -81,9 +81,11 @@ def test_a_machine_that_will_serve(cli, tiny_bundle):
 
 
 def test_why_it_computes_on_the_cpu(cli, tiny_bundle, monkeypatch):
+    from service.engine import choice
     from service.engine import onnxruntime_engine as engine
 
-    monkeypatch.setattr(engine, "gpu_problem", lambda: "there is no driver")
+    for module in (engine, choice):
+        monkeypatch.setattr(module, "gpu_problem", lambda _device=0: "there is no driver")
     lines = found(cli, "--models", tiny_bundle)
     assert lines["computes"] == ("ok", "cpu: IAFVAE_PROVIDER=auto, and there is no driver")
     state, text = found(cli, "--models", tiny_bundle, "--provider", "cuda", code=1)["model"]
