@@ -161,8 +161,9 @@ class ModelManager:
     def pin(self, name: str, version: str | None) -> Change:
         """Let `version` answer for `name`, or the newest (None). Raises UnknownModel."""
         self._registry.pin(name, version)
-        logger.info("%s answers for %s", version or "the newest version", name)
-        return _change("chosen", self._registry.find(name))
+        answering = self._registry.find(name)
+        logger.info("%s answers for %s", answering.version, answering.name)
+        return _change("chosen", answering)
 
     async def stop(self) -> None:
         """End what is under way: what it was loading is dropped."""

@@ -190,8 +190,14 @@ class Registry:
         self.default = name
 
     def pin(self, name: str, version: str | None) -> None:
-        """Let `version` answer for `name`; None: the newest again. Raises UnknownModel."""
-        self.find(name, version)
+        """Let `version` answer for `name` (also ``name@version``); None: the newest again.
+
+        Raises UnknownModel, and InvalidInput for two versions.
+        """
+        model = self.find(name, version)
+        if "@" in name:
+            version = model.version
+        name = model.name
         pins = {key: value for key, value in self._pins.items() if key != name}
         self._settle(self._table, pins if version is None else pins | {name: version})
 

@@ -54,14 +54,11 @@ class ModelStore:
 
     def paths(self) -> dict[str, Path]:
         """Directories that hold a manifest, by name, in order. Raises OSError."""
-        if self._single:
-            here = (self.root / MANIFEST).is_file()
-            return {self.root.resolve().name: self.root} if here else {}
-        return {path.name: path for path in _survey(self.root)[0]}
+        return self._entries()[0]
 
     def strange(self) -> dict[str, str]:
         """Entries that may be bundles but cannot be looked at: name -> why. Raises OSError."""
-        return {} if self._single else _survey(self.root)[1]
+        return self._entries()[1]
 
     def look(self, directory: str) -> Found:
         """The bundle in `directory`, as it is now. Raises UnknownBundle."""
@@ -80,13 +77,21 @@ class ModelStore:
             present=frozenset(paths),
         )
 
-    def fingerprints(self) -> dict[str, Fingerprint]:
-        """What each bundle looks like now; one that changes while it is looked at is left out.
+    def survey(self) -> tuple[dict[str, Fingerprint | None], dict[str, str]]:
+        """What each bundle looks like now, None where it changes meanwhile; and `strange`.
 
         Raises OSError where the directory cannot be listed.
         """
-        seen = {name: _fingerprint(path) for name, path in self.paths().items()}
-        return {name: found for name, found in seen.items() if found is not None}
+        paths, strange = self._entries()
+        return {name: _fingerprint(path) for name, path in paths.items()}, strange
+
+    def _entries(self) -> tuple[dict[str, Path], dict[str, str]]:
+        """`paths` and `strange`, from one listing."""
+        if self._single:
+            here = (self.root / MANIFEST).is_file()
+            return ({self.root.resolve().name: self.root} if here else {}), {}
+        bundles, strange = _survey(self.root)
+        return {path.name: path for path in bundles}, strange
 
     def open(self, path: Path) -> Model:
         """Verify, load and warm the bundle at `path`: its canaries are computed on this machine.

@@ -33,7 +33,9 @@ class Watcher:
         self._manager, self._registry = manager, registry
         self._before: dict[str, Fingerprint] = {}
         self._missed: set[str] = set()
-        self._said: dict[str, str] = {}
+        self._strange: set[str] = set()
+        self._said: dict[str, str] = {}  # at this look, and at the last one
+        self._said_before: dict[str, str] = {}
 
     async def run(self, seconds: float) -> None:
         """Look every `seconds`, until cancelled."""
@@ -47,30 +49,32 @@ class Watcher:
 
     async def look(self) -> None:
         """Do what the difference to the last look asks for."""
+        self._said_before, self._said = self._said, {}
         try:
-            now = await asyncio.to_thread(self._manager.store.fingerprints)
-            present = await asyncio.to_thread(self._note_strange, set(now))
+            found, strange = await asyncio.to_thread(self._manager.store.survey)
         except OSError as error:
             self._say("", f"the models cannot be listed ({error.strerror}); what is loaded stays")
             return
+        self._note_strange(strange)
+        now = {name: looks for name, looks in found.items() if looks is not None}
         for directory, looks in now.items():
             at_rest = looks == self._before.get(directory)
             if at_rest and looks != self._manager.attempted.get(directory):
                 await self._load(directory)
         self._before = now
         if now:
-            await self._forget(present)
+            await self._forget({*found, *strange})
         else:
             self._say("", "there is no bundle at all any more; what is loaded stays")
 
-    def _note_strange(self, seen: set[str]) -> set[str]:
-        """Say what cannot be looked at; gives the names of all that is there."""
-        store = self._manager.store
-        strange = store.strange()
+    def _note_strange(self, strange: dict[str, str]) -> None:
+        """Say what cannot be looked at; what can be again is tried again, changed or not."""
         for name, reason in strange.items():
             self._registry.failed[name] = reason
-            self._say(name, f"{store.root / name} {reason}; it is left alone")
-        return seen | strange.keys() | store.paths().keys()
+            self._say(name, f"{self._manager.store.root / name} {reason}; it is left alone")
+        for name in self._strange - strange.keys():
+            self._manager.attempted.pop(name, None)
+        self._strange = set(strange)
 
     async def _load(self, directory: str) -> None:
         try:
@@ -112,7 +116,7 @@ class Watcher:
             self._say(directory, f"the directory {directory} has gone; {error}")
 
     def _say(self, subject: str, text: str) -> None:
-        """Log it, but not at every look."""
-        if self._said.get(subject) != text:
+        """Log it, but not again at every look while it lasts."""
+        if self._said_before.get(subject) != text:
             logger.warning("%s", text)
         self._said[subject] = text

@@ -57,7 +57,7 @@ def _add_loading(router: APIRouter, manager: ModelManager) -> None:
 
 def _add_choosing(router: APIRouter, manager: ModelManager) -> None:
     @router.post("/{name}/default", summary="Answer with this model where none is named")
-    async def default(name: Name) -> Change:
+    async def default(name: Annotated[str, Path(description="A loaded model.")]) -> Change:
         """Until the process ends; IAFVAE_DEFAULT_MODEL says it for good."""
         return manager.choose(name)
 

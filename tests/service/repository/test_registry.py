@@ -109,6 +109,22 @@ def test_a_pinned_version_answers_until_it_is_unpinned(load):
     assert registry.find("tiny").runtime.bundle.manifest.version == "1.10.0"
 
 
+def test_a_pin_may_name_its_version_in_the_reference(load):
+    async def main():
+        registry = registry_of(load("1.9.0"), load("1.10.0"))
+        registry.pin("tiny@1.9.0", None)
+        assert registry.find("tiny").version == "1.9.0"
+        assert registry.pinned("tiny") == "1.9.0"
+        with pytest.raises(InvalidInput, match="give one"):
+            registry.pin("tiny@1.9.0", "1.10.0")
+        registry.pin("tiny", None)
+        registry.exchange([registry.find("tiny@1.9.0")])
+        await registry.wait_retired()
+        assert registry.versions("tiny") == ("1.10.0",)
+
+    asyncio.run(main())
+
+
 def test_another_default(load):
     registry = registry_of(load("1.9.0"), load("3", name="other"))
     assert registry.find().runtime.name == "tiny", "the first that came"

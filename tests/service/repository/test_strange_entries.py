@@ -63,6 +63,27 @@ def test_while_it_is_watched(watched, root, edition, put, caplog):
     assert watched.registry.failed == {}
 
 
+def test_what_comes_back_as_it_was_is_not_called_failed_any_longer(
+    watched, root, edition, put, caplog
+):
+    put(edition("2.0.0"), root / ".release")
+    (root / "b").symlink_to(".release")
+    watched.looks(2)
+    assert watched.loaded == {"a": "1.9.0", "b": "2.0.0"}
+    runtime = watched.registry.in_directory("b").runtime
+    for _ in range(2):
+        (root / ".release").rename(root / ".away")
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "iafvae"):
+            watched.looks(3)
+        assert watched.registry.failed == {"b": "is a link to nothing"}
+        assert caplog.text.count("is a link to nothing") == 1, "at each outage, and once"
+        (root / ".away").rename(root / ".release")
+        watched.looks(2)
+        assert watched.registry.failed == {}
+        assert watched.registry.in_directory("b").runtime is runtime
+
+
 def test_an_error_of_one_does_not_keep_the_others(watched, root, edition, put, monkeypatch):
     put(edition("2.0.0"), root / "z")
     put(edition("1.10.0"), root / "b")

@@ -155,7 +155,7 @@ def test_a_link_that_is_turned_is_followed(sites, serve, root, edition, put):
 def test_it_goes_on_after_an_unforeseen_error(serve, root, edition, put, monkeypatch, caplog):
     client = serve(models=root, watch_seconds=0.02)
     store = client.app.state.manager.store
-    looked, fail = store.fingerprints, [True]
+    looked, fail = store.survey, [True]
 
     def once():
         if fail:
@@ -163,7 +163,7 @@ def test_it_goes_on_after_an_unforeseen_error(serve, root, edition, put, monkeyp
             raise RuntimeError("a file system with a mind of its own")
         return looked()
 
-    monkeypatch.setattr(store, "fingerprints", once)
+    monkeypatch.setattr(store, "survey", once)
     put(edition("1.10.0"), root / "b")
     for _ in range(500):
         if client.get("/v1/models/tiny").json()["version"] == "1.10.0":

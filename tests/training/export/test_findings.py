@@ -60,7 +60,8 @@ def anomaly(images=50, value=0.25):
         "flagged": {"p_value": 0.5, "typicality": 0.25},
         "histogram": [1, 2, 1],
     }
-    area = {"value": value, "standard_error": 0.01}
+    figure = {"log_likelihood": {"value": value, "interval": [value - 0.02, value + 0.02]}}
+    detection = {"auroc": figure, "aupr": figure, "fpr95": figure}
     return {
         "kind": "anomaly",
         "model": "somebodys-run",
@@ -72,11 +73,11 @@ def anomaly(images=50, value=0.25):
         "alpha": 0.01,
         "scores": {"log_likelihood": {"anomalous": "low", "meaning": "the bound"}},
         "own": described,
-        "sets": [{**described, "name": "digits", "auroc": {"log_likelihood": area}}],
+        "sets": [{**described, "name": "digits", **detection}],
         "histogram_edges": [0.0, 1.0, 2.0, 3.0],
         "histogram_scale": None,
         "protocol": "Told how, too.",
-        "command": "iafvae-train anomaly RUN",
+        "command": "iafvae-train evaluate-anomaly RUN",
         **IDENTITY,
     }
 
