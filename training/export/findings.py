@@ -47,7 +47,7 @@ def gather(run_dir: Path, identity: Mapping[str, Any], name: str) -> Findings:
     if anomaly := _newest(run_dir, "anomaly", identity):
         from training.evaluate.anomaly_report import anomaly_markdown, anomaly_picture
 
-        sections["failures"] = anomaly_markdown(anomaly).strip()
+        sections["failures"] = anomaly_markdown({**anomaly, "model": name}).strip()
         pictures["anomaly.png"] = anomaly_picture({**anomaly, "model": name})
     if (drawn := _curve(run_dir, int(identity["step"]), name)) is not None:
         sections["curve"], pictures["curve.png"] = drawn
