@@ -58,7 +58,8 @@ class Likelihood(Protocol):
 class Bernoulli:
     """Independent binary pixels; the parameters are logits.
 
-    x is 0 or 1; as uint8 that is 0 or 255, and any other pixel is thresholded at 128.
+    x is 0 or 1; as uint8 that is 0 or 255. A grey pixel is a probability, see `binarised`; where
+    there is no noise to draw it with, it is thresholded at 128.
     """
 
     kind = "bernoulli"
@@ -71,6 +72,11 @@ class Bernoulli:
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """Threshold uint8 pixels at 128."""
         return (pixels >= self.threshold).float()
+
+    def binarised(self, pixels: Tensor, u: Tensor) -> Tensor:
+        """1 where uint8 pixels / 255 > `u [B, CHW]`, uniform in [0, 1): each with its grey level
+        as the chance. Black and white stay what they are."""
+        return (pixels.float() / 255 > u.view_as(pixels)).float()
 
     def network_input(self, x: Tensor) -> Tensor:
         """Move {0, 1} to {-1/2, 1/2}."""

@@ -42,7 +42,10 @@ DESCRIPTION = (
     "(arXiv:1606.04934). Errors are RFC 9457 problem documents with a stable `type`."
 )
 OPERATIONS = frozenset(
-    {"sample", "score", "encode", "decode", "reconstruct", "interpolate", "infer"}
+    {
+        *("sample", "score", "anomaly_map", "encode", "decode", "reconstruct", "interpolate"),
+        "infer",
+    }
 )
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Estimates", "estimate", "log_likelihoods", "p_values", "statuses"]
+__all__ = ["Estimates", "estimate", "log_likelihoods"]
 
 F64 = NDArray[np.float64]
 
@@ -31,6 +31,11 @@ class Estimates:
     standard_error_nats: F64
     effective_sample_size: F64
 
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """Where the estimates are numbers, bool ``[n]``."""
+        return np.isfinite(self.log_likelihood_nats) & np.isfinite(self.elbo_nats)
+
 
 def estimate(log_weight: NDArray[np.floating]) -> Estimates:
     """Estimates from ``log_weight`` ``[n, K]`` in nats."""
@@ -39,7 +44,7 @@ def estimate(log_weight: NDArray[np.floating]) -> Estimates:
     if k == 1:
         one = lw[:, 0]
         return Estimates(one, one, np.full(n, np.nan), np.ones(n))
-    with np.errstate(all="ignore"):  # infinite weights give no numbers, which statuses say
+    with np.errstate(all="ignore"):  # infinite weights give no numbers, which `finite` says
         top = lw.max(axis=1)
         w = np.exp(lw - np.where(np.isfinite(top), top, 0.0)[:, None])  # [n, K], largest 1
         mean = w.mean(axis=1)
@@ -56,28 +61,3 @@ def log_likelihoods(log_weight: NDArray[np.floating]) -> F64:
     if log_weight.shape[1] == 1:
         return log_weight[:, 0].astype(np.float64)
     return estimate(log_weight).log_likelihood_nats
-
-
-def p_values(scores: F64, reference: NDArray[np.float32] | None) -> F64:
-    """How rare so low a score is among the reference: ``(1 + #{r <= s}) / (1 + n)``, ``[n]``.
-
-    reference: sorted scores of images that were set aside; without it, no numbers. Adding one makes
-    the p-value valid: under exchangeability ``P(p <= a) <= a``. Scores are compared as float32,
-    which is what the reference holds.
-    """
-    if reference is None:
-        return np.full(len(scores), np.nan)
-    with np.errstate(over="ignore"):
-        as_low = np.searchsorted(reference, scores.astype(np.float32), side="right")
-    p = (1.0 + as_low) / (1.0 + len(reference))
-    # Minus infinity is below everything; what is no number, or plus infinity, is no score.
-    return np.where(np.isnan(scores) | (scores == np.inf), np.nan, p)
-
-
-def statuses(estimates: Estimates, calibrated: bool) -> list[str]:
-    """For each image "ok", "not_calibrated" (no p-value) or "non_finite" (an estimate is no
-    number).
-    """
-    usual = "ok" if calibrated else "not_calibrated"
-    sound = np.isfinite(estimates.log_likelihood_nats) & np.isfinite(estimates.elbo_nats)
-    return [usual if fine else "non_finite" for fine in sound.tolist()]

@@ -15,7 +15,7 @@ rows in one expression, was measured: slower at every number of rows.)
 Layout: the key is ``(seed, domain)``, domain = 2 * purpose + distribution. A row of B blocks (four
 words of 64 bits) has the counters ``place * B + 1`` to ``place * B + B`` in words 0 and 1 of the
 counter, and its group in word 2. For `Purpose.SAMPLE` the place is the stream and the group the
-draw, for `Purpose.IMAGE` the other way round. A row's words are read as 32-bit ones, low
+draw, for the others the other way round. A row's words are read as 32-bit ones, low
 half first.
 
 Bits of float32 `log`, `sin` and `cos` are the same on x86 processors from AVX2 on, where NumPy has
@@ -54,6 +54,7 @@ class Purpose(IntEnum):
 
     SAMPLE = 0  # streams are positions: image 0, 1, 2, ... of a request
     IMAGE = 1  # streams are `image_keys`: noise that belongs to an image
+    PIXELS = 2  # the same: which of an image's grey pixels a binary model sees as white
 
 
 def image_keys(images: NDArray[np.uint8]) -> U64:

@@ -73,6 +73,7 @@ def export_conv(out: Path) -> ExportedConv:
             out,
             DETAILS,
             calibration=ImageData(pixels(40), "mnist", "calibration"),
+            fit=ImageData(pixels(30, seed=2), "mnist", "validation"),
             examples=ImageData(pixels(9, seed=1), "mnist", "test"),
         )
     return ExportedConv(model, graphs, bundle)

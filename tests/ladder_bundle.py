@@ -51,6 +51,6 @@ def export_ladder(config: ResnetVaeConfig, out: Path, *, calibrated: bool) -> Ex
     model = ladder(config)
     data = ImageData(pixels(config, CALIBRATION_IMAGES, seed=9), "noise", "calibration")
     details = BundleDetails(name="ladder", description="For tests.")
-    return ExportedLadder(
-        model, export_bundle(model, out, details, calibration=data if calibrated else None)
-    )
+    fit = ImageData(pixels(config, CALIBRATION_IMAGES, seed=8), "noise", "validation")
+    given = {"calibration": data, "fit": fit} if calibrated else {"calibration": None}
+    return ExportedLadder(model, export_bundle(model, out, details, **given))

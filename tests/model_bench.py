@@ -46,12 +46,13 @@ def inputs(bundle, operation, rows, images=None, seed=0):
     images = images or rows
     made = {}
     for tensor in bundle.manifest.graphs[operation].inputs:
-        shape = (images if tensor.name == "image" else rows, *tensor.shape[1:])
+        of_image = tensor.name in {"image", "u_image"}
+        shape = (images if of_image else rows, *tensor.shape[1:])
         if tensor.dtype == "uint8":
             made[tensor.name] = rng.integers(0, 256, shape, dtype=np.uint8)
         elif tensor.dtype == "int64":
             made[tensor.name] = rng.integers(0, images, shape)
-        elif tensor.name in {"u", "temperature"}:
+        elif tensor.name in {"u", "u_image", "temperature"}:
             made[tensor.name] = rng.random(shape, dtype=np.float32)
         else:
             made[tensor.name] = rng.standard_normal(shape).astype(np.float32)

@@ -23,8 +23,10 @@ from service.bundle import (
     graph_contract,
     write_bundle,
 )
+from service.verdicts.reference import Measured, Reference, measured_of
 
 CALIBRATED = (1, 16, 64)
+FIT_IMAGES = 150
 
 IMAGE = ImageSpec(channels=CHANNELS, height=SIDE, width=SIDE, levels=256)
 LATENT = LatentSpec(dim=D, groups=(LatentGroup(name="z", channels=D, height=1, width=1),))
@@ -36,6 +38,8 @@ TWO_GROUPS = LatentSpec(
     ),
 )
 LIKELIHOOD = LikelihoodSpec(kind="bernoulli", uniforms=PIXELS)
+STATISTICS = ("log_px_z", "residual/all")
+OPERATIONS = ("sample", "decode", "encode", "score", "evidence")
 
 
 def spread(latent: LatentSpec) -> np.ndarray:
@@ -46,7 +50,7 @@ def spread(latent: LatentSpec) -> np.ndarray:
 
 def tiny_manifest(latent: LatentSpec = LATENT, **changes: Any) -> dict[str, Any]:
     """The manifest of the tiny bundle without ``files``."""
-    contract = graph_contract(IMAGE, latent, LIKELIHOOD)
+    contract = graph_contract(IMAGE, latent, LIKELIHOOD, STATISTICS)
     tensors = {
         operation: {
             side: [
@@ -58,16 +62,17 @@ def tiny_manifest(latent: LatentSpec = LATENT, **changes: Any) -> dict[str, Any]
         for operation, graph in contract.items()
     }
     fields: dict[str, Any] = {
-        "schema_version": 2,
+        "schema_version": 3,
         "name": "tiny",
         "version": "1.2.3",
         "description": "linear-Gaussian model for tests",
         "license": "MIT",
         "image": {"channels": CHANNELS, "height": SIDE, "width": SIDE, "levels": 256},
-        "preprocessing": {"kind": "threshold", "threshold": 128},
+        "preprocessing": {"kind": "binarize"},
         "likelihood": {"kind": "bernoulli", "uniforms": PIXELS},
         "latent": {"dim": D, "groups": [vars(group) for group in latent.groups]},
         "kl_groups": [group.name for group in latent.groups],
+        "statistics": list(STATISTICS),
         "graphs": {
             op: {"portable": f"{op}.onnx", "cpu": f"{op}.onnx", **sides}
             for op, sides in tensors.items()
@@ -87,8 +92,11 @@ def tiny_manifest(latent: LatentSpec = LATENT, **changes: Any) -> dict[str, Any]
         "calibration": {
             "file": "calibration.npz",
             "images": CALIBRATION_IMAGES,
+            "fit_images": FIT_IMAGES,
             "split": "calibration",
             "seed": 0,
+            "date": "2026-01-31",
+            "fitted": False,
         },
         "canaries": {"file": "canaries.npz", "rtol": 1e-4, "atol": 1e-4},
         "evaluation": [
@@ -134,7 +142,10 @@ def canaries(model: TinyModel, latent: LatentSpec = LATENT) -> dict[str, np.ndar
             "owner": owner,
             "eps": rng.standard_normal((5, D)).astype(f32),
         },
+        "evidence": {"image": images},
     }
+    for reader in ("encode", "score", "evidence"):
+        inputs[reader]["u_image"] = rng.random((3, PIXELS)).astype(f32)
     arrays: dict[str, np.ndarray] = {}
     for operation, given in inputs.items():
         for name, array in given.items():
@@ -157,14 +168,14 @@ def write_tiny_bundle(
     """Write the tiny bundle; `changes` replace fields of its manifest."""
     model = model or TinyModel.create()
     blob, layout = _pack(model)
-    calibration = {f"log_likelihood_nats_k{k}": model.calibration(k) for k in CALIBRATED}
+    calibration = reference(model).arrays()
     contents: dict[str, Any] = {
         "weights.bin": blob,
         "calibration.npz": lambda path: np.savez(path, **calibration),
         "canaries.npz": lambda path: np.savez(path, **canaries(model, latent)),
         "MODEL_CARD.md": b"# tiny\n",
     }
-    for operation in ("sample", "decode", "encode", "score"):
+    for operation in OPERATIONS:
         contents[f"{operation}.onnx"] = _graph(operation, model, layout, latent).SerializeToString()
     listed = [
         {"name": k, "dtype": "float32", "shape": list(model.weights[k].shape)}
@@ -174,6 +185,22 @@ def write_tiny_bundle(
     return write_bundle(
         destination, tiny_manifest(latent, **{"weights": listed, **changes}), contents
     )
+
+
+def reference(model: TinyModel) -> Reference:
+    """What verdicts compare with, by the oracle."""
+    fit, usual = (
+        measured(model, model.images(count, seed=seed), seed + 1)
+        for count, seed in ((FIT_IMAGES, 7), (CALIBRATION_IMAGES, 1))
+    )
+    return Reference.made((*STATISTICS, "largest_box"), fit, usual)
+
+
+def measured(model: TinyModel, images: np.ndarray, seed: int) -> Measured:
+    """What the oracle says of images, at noise of NumPy's."""
+    bounds = {k: model.bound(images, k, seed) for k in CALIBRATED}
+    evidence = {name: a.astype(np.float32) for name, a in model.evidence(images).items()}
+    return measured_of(bounds, evidence, images, binary=True)
 
 
 def _pack(model: TinyModel) -> tuple[bytes, dict[str, tuple[int, int]]]:
@@ -209,9 +236,11 @@ RENDER = [
     ("Reshape", "flat_draw pixel_shape", "draw"),
 ]
 BOTTOM_UP = [
-    ("GreaterOrEqual", "image threshold", "on"),
-    ("Reshape", "on flat_shape", "flat_on"),
-    ("Cast", "flat_on", "x"),
+    ("Cast", "image", "levels"),
+    ("Div", "levels full", "shares"),
+    ("Reshape", "shares flat_shape", "flat_shares"),
+    ("Greater", "flat_shares u_image", "on"),
+    ("Cast", "on", "x"),
     ("MatMul", "x A", "xA"),
     ("Add", "xA a", "q_mean"),
 ]
@@ -257,19 +286,37 @@ NODES = {
         ("Sub", "log_px_z kl_flat", "log_weight"),
         ("MatMul", "kl_terms gather", "kl"),
     ],
+    "evidence": [
+        *BOTTOM_UP,
+        ("Identity", "q_mean", "z"),
+        *DECODER,
+        ("Mul", "x logits", "x_logits"),
+        ("Softplus", "logits", "partition"),
+        ("Sub", "x_logits partition", "log_px_z_parts"),
+        ("MatMul", "log_px_z_parts ones", "log_px_z"),
+        ("Sigmoid", "logits", "flat_mean"),
+        ("Sub", "x flat_mean", "flat_residual"),
+        ("Reshape", "flat_residual map_shape", "residual"),
+        ("Mul", "flat_residual flat_residual", "squares"),
+        ("MatMul", "squares average", "mean_square"),
+        ("Concat", "log_px_z mean_square", "statistics"),
+    ],
 }
 
 
 def _graph(
     operation: str, model: TinyModel, layout: dict[str, tuple[int, int]], latent: LatentSpec
 ) -> onnx.ModelProto:
-    spec = graph_contract(IMAGE, latent, LIKELIHOOD)[operation]
+    spec = graph_contract(IMAGE, latent, LIKELIHOOD, STATISTICS)[operation]
     used = {name for _, names, _ in NODES[operation] for name in names.split()}
     constants = {
         "pixel_shape": np.array([-1, CHANNELS, SIDE, SIDE]),
         "flat_shape": np.array([-1, PIXELS]),
         "axis": np.array([1]),
-        "threshold": np.array(128, dtype=np.uint8),
+        "full": np.array(255.0, dtype=np.float32),
+        "map_shape": np.array([-1, SIDE, SIDE]),
+        "ones": np.ones((PIXELS, 1), dtype=np.float32),
+        "average": np.full((PIXELS, 1), 1.0 / PIXELS, dtype=np.float32),
         "white": np.array(255, dtype=np.uint8),
         "black": np.array(0, dtype=np.uint8),
         "half": np.array(0.5, dtype=np.float32),
@@ -289,5 +336,9 @@ def _graph(
 
 
 def _node(kind: str, inputs: str, output: str) -> onnx.NodeProto:
-    attributes: dict[str, Any] = {"Cast": {"to": TensorProto.FLOAT}, "ReduceSum": {"keepdims": 0}}
+    attributes: dict[str, Any] = {
+        "Cast": {"to": TensorProto.FLOAT},
+        "ReduceSum": {"keepdims": 0},
+        "Concat": {"axis": 1},
+    }
     return helper.make_node(kind, inputs.split(), [output], **attributes.get(kind, {}))

@@ -4,7 +4,7 @@ It is the independent oracle: nothing of the service or of ONNX is in it.
 
     prior      z ~ N(m0, s0^2),  three latents, one group
     likelihood x ~ Bernoulli(sigmoid(z W + b)) over 1x4x4 pixels
-    posterior  z ~ N(x A + a, s^2), x = 1 where pixel >= 128
+    posterior  z ~ N(x A + a, s^2), x = 1 where pixel / 255 > u
 """
 
 from __future__ import annotations
@@ -59,26 +59,47 @@ class TinyModel:
     ) -> dict[str, np.ndarray]:
         return self.decode(self.prior_mean + temperature * self.prior_scale * eps, u)
 
-    def posterior_mean(self, image: np.ndarray) -> np.ndarray:
-        x = (image >= 128).reshape(len(image), -1).astype(np.float64)
-        return x @ self.A + self.a
+    def posterior_mean(self, image: np.ndarray, u_image: np.ndarray | float = 0.5) -> np.ndarray:
+        return binary(image, u_image) @ self.A + self.a
 
-    def encode(self, image: np.ndarray, eps: np.ndarray) -> dict[str, np.ndarray]:
-        z = self.posterior_mean(image) + self.scale * eps
+    def encode(
+        self, image: np.ndarray, eps: np.ndarray, u_image: np.ndarray | float = 0.5
+    ) -> dict[str, np.ndarray]:
+        z = self.posterior_mean(image, u_image) + self.scale * eps
         prior_eps = (z - self.prior_mean) / self.prior_scale
         return {"z": z.astype(np.float32), "prior_eps": prior_eps.astype(np.float32)}
 
-    def score(self, image: np.ndarray, owner: np.ndarray, eps: np.ndarray) -> dict[str, np.ndarray]:
-        z = self.posterior_mean(image)[owner] + self.scale * eps.astype(np.float64)
-        x = (image >= 128).reshape(len(image), -1)[owner]
+    def score(
+        self,
+        image: np.ndarray,
+        owner: np.ndarray,
+        eps: np.ndarray,
+        u_image: np.ndarray | float = 0.5,
+    ) -> dict[str, np.ndarray]:
+        z = self.posterior_mean(image, u_image)[owner] + self.scale * eps.astype(np.float64)
         p = special.expit(z @ self.W + self.b)
-        log_px_z = stats.bernoulli.logpmf(x, p).sum(axis=1)
-        kl = self.kl_terms(image, owner, eps).sum(axis=1)
+        log_px_z = stats.bernoulli.logpmf(binary(image, u_image)[owner], p).sum(axis=1)
+        kl = self.kl_terms(image, owner, eps, u_image).sum(axis=1)
         return {"log_weight": log_px_z - kl, "log_px_z": log_px_z, "kl": kl[:, None]}
 
-    def kl_terms(self, image: np.ndarray, owner: np.ndarray, eps: np.ndarray) -> np.ndarray:
+    def evidence(
+        self, image: np.ndarray, u_image: np.ndarray | float = 0.5
+    ) -> dict[str, np.ndarray]:
+        x = binary(image, u_image)
+        p = special.expit(self.posterior_mean(image, u_image) @ self.W + self.b)
+        columns = stats.bernoulli.logpmf(x, p).sum(axis=1), np.square(x - p).mean(axis=1)
+        residual = (x - p).reshape(-1, SIDE, SIDE)
+        return {"residual": residual, "statistics": np.column_stack(columns)}
+
+    def kl_terms(
+        self,
+        image: np.ndarray,
+        owner: np.ndarray,
+        eps: np.ndarray,
+        u_image: np.ndarray | float = 0.5,
+    ) -> np.ndarray:
         """log q - log p of each latent, ``[R, D]``."""
-        mean = self.posterior_mean(image)[owner]
+        mean = self.posterior_mean(image, u_image)[owner]
         z = mean + self.scale * eps.astype(np.float64)
         log_p = stats.norm.logpdf(z, self.prior_mean, self.prior_scale)
         return stats.norm.logpdf(z, mean, self.scale) - log_p
@@ -93,8 +114,16 @@ class TinyModel:
     def calibration(self, samples: int) -> np.ndarray:
         """Sorted IW scores of calibration images. The noise here is NumPy's, not the service's."""
         images = self.images(CALIBRATION_IMAGES, seed=1)
-        owner = np.repeat(np.arange(CALIBRATION_IMAGES), samples)
-        eps = np.random.default_rng(2).standard_normal((len(owner), D))
+        return np.sort(self.bound(images, samples, seed=2)).astype(np.float32)
+
+    def bound(self, images: np.ndarray, samples: int, seed: int) -> np.ndarray:
+        """IW scores of images at noise of NumPy's, ``[n]``."""
+        owner = np.repeat(np.arange(len(images)), samples)
+        eps = np.random.default_rng(seed).standard_normal((len(owner), D))
         log_weight = self.score(images, owner, eps)["log_weight"].reshape(-1, samples)
-        scores = special.logsumexp(log_weight, axis=1) - np.log(samples)
-        return np.sort(scores).astype(np.float32)
+        return special.logsumexp(log_weight, axis=1) - np.log(samples)
+
+
+def binary(image: np.ndarray, u_image: np.ndarray | float) -> np.ndarray:
+    """What the model sees, float64 ``[n, PIXELS]``."""
+    return (image.reshape(len(image), -1) / np.float32(255) > u_image).astype(np.float64)

@@ -7,6 +7,7 @@ and the loader of bundles compare with it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
@@ -62,6 +63,11 @@ class LikelihoodSpec(Record):
 
     kind: Literal["bernoulli", "discretized_logistic", "logistic_mixture"]
     uniforms: Positive
+
+    @property
+    def binary(self) -> bool:
+        """Whether pixels are black or white: a grey one is a probability."""
+        return self.kind == "bernoulli"
 
 
 class LatentGroup(Record):
@@ -135,16 +141,19 @@ class GraphSpec(Record):
 
 
 def graph_contract(
-    image: ImageSpec, latent: LatentSpec, likelihood: LikelihoodSpec
+    image: ImageSpec, latent: LatentSpec, likelihood: LikelihoodSpec, statistics: Sequence[str]
 ) -> dict[str, GraphSpec]:
     """What each operation's graph takes and gives: N images, R importance-sample rows.
 
-    D latents, G groups (columns of temperature and of ``kl``) and U uniforms are fixed.
+    D latents, G groups (columns of temperature and of ``kl``), U uniforms and the S `statistics` of
+    ``evidence`` are fixed. A model of binary pixels takes uniform noise with every image: a pixel
+    is white where ``image / 255 > u_image``.
     """
     d, g, u = latent.dim, len(latent.groups), likelihood.uniforms
     pixels = image.shape
     rendered = (_f32("mean", "N", *pixels), _tensor("draw", "uint8", "N", *pixels))
     picture = _tensor("image", "uint8", "N", *pixels)
+    grey = (_f32("u_image", "N", image.dims),) if likelihood.binary else ()
     return {
         "sample": _graph(
             "sample",
@@ -153,12 +162,19 @@ def graph_contract(
         ),
         "decode": _graph("decode", (_f32("z", "N", d), _f32("u", "N", u)), rendered),
         "encode": _graph(
-            "encode", (picture, _f32("eps", "N", d)), (_f32("z", "N", d), _f32("prior_eps", "N", d))
+            "encode",
+            (picture, _f32("eps", "N", d), *grey),
+            (_f32("z", "N", d), _f32("prior_eps", "N", d)),
         ),
         "score": _graph(
             "score",
-            (picture, _tensor("owner", "int64", "R"), _f32("eps", "R", d)),
+            (picture, _tensor("owner", "int64", "R"), _f32("eps", "R", d), *grey),
             (_f32("log_weight", "R"), _f32("log_px_z", "R"), _f32("kl", "R", g)),
+        ),
+        "evidence": _graph(
+            "evidence",
+            (picture, *grey),
+            (_f32("residual", "N", *pixels[1:]), _f32("statistics", "N", len(statistics))),
         ),
     }
 

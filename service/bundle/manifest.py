@@ -42,26 +42,18 @@ __all__ = [
     "manifest_to_json",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # A plain name, or one in a folder of graphs, cannot lead out of the directory on any system.
 FILE_NAME = re.compile(r"((portable|cpu)/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 MAX_ROW_BLOCK = 16
-OPERATIONS = ("sample", "decode", "encode", "score")
+OPERATIONS = ("sample", "decode", "encode", "score", "evidence")
 
 
 class PreprocessingSpec(Record):
-    """What the graph does to pixels first: pixels from `threshold` up count as 1, or nothing."""
+    """What the graph does to pixels first: nothing, or a grey pixel becomes white with its level
+    (of 255) as the chance, where ``image / 255 > u_image``."""
 
-    kind: Literal["threshold", "none"]
-    threshold: int | None = None
-
-    @model_validator(mode="after")
-    def _agrees(self) -> Self:
-        if self.kind == "threshold" and not (self.threshold and 1 <= self.threshold <= 255):
-            raise ValueError("threshold must be from 1 to 255 where kind is 'threshold'")
-        if self.kind == "none" and self.threshold is not None:
-            raise ValueError("threshold must be absent where kind is 'none'")
-        return self
+    kind: Literal["binarize", "none"]
 
 
 class ScoringSpec(Record):
@@ -81,12 +73,19 @@ class ScoringSpec(Record):
 
 
 class CalibrationSpec(Record):
-    """Sorted scores of images that were set aside, at importance-sample noise of `seed`."""
+    """What is known of images that were set aside, at importance-sample noise of `seed`.
+
+    images: among which others are ranked; fit_images: of which the density of the statistics was
+    made; fitted: whether they were fitted to the model's size, as `resize` does.
+    """
 
     file: str
     images: Positive
+    fit_images: Positive
     split: str
     seed: int
+    date: str
+    fitted: bool
 
 
 class CanarySpec(Record):
@@ -147,6 +146,7 @@ class Manifest(Record):
     likelihood: LikelihoodSpec
     latent: LatentSpec
     kl_groups: tuple[str, ...]
+    statistics: tuple[str, ...]
     graphs: dict[str, GraphSpec]
     weights_file: str
     weights: tuple[WeightSpec, ...]
@@ -200,6 +200,10 @@ class Manifest(Record):
             raise ValueError("kl_groups must name as many groups as latent.groups")
         if len(set(self.kl_groups)) != len(self.kl_groups):
             raise ValueError("kl_groups must have different names")
+        if not self.statistics or len(set(self.statistics)) != len(self.statistics):
+            raise ValueError("statistics must have different names, at least one")
+        if (self.preprocessing.kind == "binarize") != self.likelihood.binary:
+            raise ValueError("preprocessing.kind is 'binarize' for a bernoulli likelihood alone")
         _check_graphs(self)
         _check_file_names(self)
         _check_weights(self)
@@ -207,7 +211,9 @@ class Manifest(Record):
 
 
 def _check_graphs(manifest: Manifest) -> None:
-    contract = graph_contract(manifest.image, manifest.latent, manifest.likelihood)
+    contract = graph_contract(
+        manifest.image, manifest.latent, manifest.likelihood, manifest.statistics
+    )
     if set(manifest.graphs) != set(contract):
         raise ValueError(f"graphs must be {', '.join(contract)}")
     for operation, wanted in contract.items():

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from service.bundle.graphs import TensorSpec
 from service.bundle.manifest import FileRecord, Manifest, manifest_from_json
+from service.verdicts.reference import Reference
+from service.verdicts.statistics import host_names
 
 __all__ = ["MANIFEST", "Bundle", "BundleError", "load_bundle"]
 
@@ -41,15 +43,21 @@ class Bundle:
     """A verified bundle.
 
     hash: SHA-256 (hex) of manifest.json, which holds every other file's, so it names the whole
-    bundle; calibration: number of importance samples -> sorted scores in nats, float32
-    ``[images]``; canaries: operation -> ``{"in": {input: array}, "out": {output: array}}``.
+    bundle; reference: what verdicts compare with; canaries: operation -> ``{"in": {input: array},
+    "out": {output: array}}``.
     """
 
     path: Path
     manifest: Manifest
     hash: str
-    calibration: dict[int, NDArray[np.float32]]
+    reference: Reference | None
     canaries: dict[str, dict[str, Arrays]]
+
+    @property
+    def calibration(self) -> dict[int, NDArray[np.float32]]:
+        """Number of importance samples -> log-likelihoods of the calibration images in nats,
+        float32 ``[images]``, ascending."""
+        return {} if self.reference is None else self.reference.scores
 
     def read(self, name: str) -> bytes:
         """The bytes of a listed file, which are still those that were verified.
@@ -81,7 +89,7 @@ def load_bundle(path: Path | str) -> Bundle:
         path=path,
         manifest=manifest,
         hash=digest,
-        calibration=_read_calibration(path, manifest),
+        reference=_read_calibration(path, manifest),
         canaries=_read_canaries(path, manifest),
     )
 
@@ -177,21 +185,24 @@ def _read_arrays(path: Path, name: str) -> Arrays:
         raise _refuse(path, name, f"cannot be read as arrays ({error})") from error
 
 
-def _read_calibration(path: Path, manifest: Manifest) -> dict[int, NDArray[np.float32]]:
-    if manifest.calibration is None:
-        return {}
-    name = manifest.calibration.file
-    arrays = _read_arrays(path, name)
+def _read_calibration(path: Path, manifest: Manifest) -> Reference | None:
+    spec = manifest.calibration
+    if spec is None:
+        return None
+    names = (*manifest.statistics, *host_names(binary=manifest.likelihood.binary))
     samples = manifest.scoring.calibrated_importance_samples
-    wanted = {f"log_likelihood_nats_k{k}": k for k in samples}
-    if set(arrays) != set(wanted):
-        raise _refuse(path, name, f"holds {sorted(arrays)}, the manifest demands {sorted(wanted)}")
-    for key, scores in arrays.items():
-        if scores.dtype != np.float32 or scores.shape != (manifest.calibration.images,):
-            raise _refuse(path, name, f"{key} must be float32 [{manifest.calibration.images}]")
-        if not np.isfinite(scores).all() or (np.diff(scores) < 0).any():
-            raise _refuse(path, name, f"{key} must be finite and sorted")
-    return {wanted[key]: scores for key, scores in arrays.items()}
+    arrays = _read_arrays(path, spec.file)
+    try:
+        found = Reference.of(arrays, names, samples, manifest.image.shape[1:])
+    except ValueError as error:
+        raise _refuse(path, spec.file, str(error)) from None
+    for name, have, said in (
+        ("usual", found.usual, spec.images),
+        ("fit", found.fit, spec.fit_images),
+    ):
+        if len(have) != said:
+            raise _refuse(path, spec.file, f"{name} has {len(have)} images, not {said}")
+    return found
 
 
 def _read_canaries(path: Path, manifest: Manifest) -> dict[str, dict[str, Arrays]]:

@@ -19,7 +19,7 @@ from service.codecs.npy import encode_npy, npy_prefix
 from service.codecs.png import contact_sheet, encode_png
 from service.errors import InvalidInput
 
-__all__ = ["write_array", "write_images", "write_pairs", "write_stream"]
+__all__ = ["write_array", "write_bytes", "write_images", "write_pairs", "write_stream"]
 
 
 @contextmanager
@@ -72,6 +72,11 @@ def write_stream(pieces: Iterator[NDArray[np.uint8]], n: int, out: Path) -> None
             if index == 0:
                 file.write(npy_prefix("|u1", (n, *piece.shape[1:])))
             file.write(piece.tobytes())
+
+
+def write_bytes(data: bytes, out: Path) -> None:
+    """A file."""
+    _write(out, data)
 
 
 def _write(out: Path, data: bytes) -> None:

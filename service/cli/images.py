@@ -23,7 +23,7 @@ from service.cli.options import (
     reported,
 )
 
-__all__ = ["encode", "interpolate", "reconstruct", "sample", "score"]
+__all__ = ["anomaly_map", "encode", "interpolate", "reconstruct", "sample", "score"]
 
 
 @reported
@@ -117,19 +117,30 @@ def score(
     alpha: Annotated[
         float | None, typer.Option(min=0, max=1, help="Anomalous if the p-value is at most this.")
     ] = None,
+    fdr: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Also say which are discoveries: at most this share is false."
+        ),
+    ] = None,
     resize: Resize = False,
     convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     fail_on_anomalous: Annotated[
-        bool, typer.Option("--fail-on-anomalous", help="Exit with 3 if an image is anomalous.")
+        bool,
+        typer.Option(
+            "--fail-on-anomalous",
+            help="Exit with 3 if an image is anomalous, with 4 if none is known to be, but one "
+            "could not be decided.",
+        ),
     ] = False,
     bundle: BundlePath = None,
     url: Url = None,
     model: ModelName = None,
     provider: ProviderName = None,
 ) -> None:
-    """Score images: log-likelihood and p-value.
+    """Score images: log-likelihood, p-value, verdict.
 
     Log-likelihoods are in nats and, by their number of pixels and colours, in bits.
 
@@ -148,13 +159,60 @@ def score(
     with commands.open_backend(bundle, url, model, provider) as backend:
         fit = commands.Fit(resize=resize, convert=convert)
         rows = commands.score_files(
-            backend, paths, fit, importance_samples=importance_samples, seed=seed, alpha=alpha
+            backend,
+            paths,
+            fit,
+            importance_samples=importance_samples,
+            seed=seed,
+            alpha=alpha,
+            fdr=fdr,
         )
     reports.print_scores(rows, "json" if as_json else "csv" if as_csv else "table")
     if any("error" in row for row in rows):
         raise typer.Exit(1)
     if fail_on_anomalous and any(row["anomalous"] for row in rows):
         raise typer.Exit(3)
+    if fail_on_anomalous and any(row["anomalous"] is None for row in rows):
+        raise typer.Exit(4)
+
+
+@reported
+def anomaly_map(
+    paths: Paths,
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", help="FILE.png: images under their maps; FILE.npy: numbers."),
+    ] = Path("anomalies.png"),
+    seed: SeedOption = None,
+    resize: Resize = False,
+    convert: Convert = False,
+    bundle: BundlePath = None,
+    url: Url = None,
+    model: ModelName = None,
+    provider: ProviderName = None,
+) -> None:
+    """Show where images are unlike what the model expects of each.
+
+    In standard deviations of what is usual at each pixel: red is brighter than expected, blue
+    darker, on one scale for all images. An .npy file is float32 [n, H, W].
+
+    Example:
+
+        iafvae anomaly-map photos/ --resize -o anomalies.png
+    """
+    from service.cli import files
+    from service.cli import inputs as commands
+
+    with commands.open_backend(bundle, url, model, provider) as backend:
+        images = commands.read_all(backend, paths, commands.Fit(resize=resize, convert=convert))
+        if out.suffix == ".png":
+            files.write_bytes(backend.anomaly_picture(images, seed=seed), out)
+        else:
+            maps = commands.in_chunks(
+                images, lambda part: backend.anomaly_map(part, seed=seed).array
+            )
+            files.write_array(maps, out)
+    typer.echo(f"{out}: maps of {len(images)} images", err=True)
 
 
 @reported

@@ -17,6 +17,7 @@ from service.codecs.images import Fit, PixelLimits, fit_files
 from service.codecs.npy import decode_npy
 from service.engine.options import Provider
 from service.errors import IafvaeError, InvalidInput
+from service.verdicts.decisions import discovered
 
 if TYPE_CHECKING:
     from service.cli.local import LocalClient
@@ -108,9 +109,13 @@ def score_files(
     importance_samples: int | None,
     seed: int | None,
     alpha: float | None,
+    fdr: float | None = None,
 ) -> list[Row]:
     """One row for each file, in order; a file that cannot be scored has a row with "error"."""
-    shape = _shape(backend)
+    manifest = backend.model()["manifest"]
+    shape = ImageSpec(**manifest["image"])
+    calibration = manifest["calibration"]
+    strange = calibration is not None and not calibration["fitted"]
     rows: list[Row] = []
     files = find_images(paths)
     for start in range(0, len(files), CHUNK):
@@ -125,12 +130,21 @@ def score_files(
                 seed=seed,
                 alpha=alpha,
             )
-            scored = _rows(table, [altered for _, altered in good])
+            scored = _rows(table, [altered for _, altered in good], strange)
         for path, one in zip(part, read, strict=True):
             rows.append(
                 {"file": str(path)} | ({"error": one} if isinstance(one, str) else next(scored))
             )
+    if fdr is not None:
+        _discover([row for row in rows if "error" not in row], fdr)
     return rows
+
+
+def _discover(rows: list[Row], fdr: float) -> None:
+    """Say which of all files are discoveries, whatever requests they were sent in."""
+    values = [math.nan if row["p_value"] is None else row["p_value"] for row in rows]
+    for row, found in zip(rows, discovered(np.array(values), fdr), strict=True):
+        row["discovery"] = found
 
 
 def _read_one(path: Path, shape: ImageSpec, fit: Fit) -> tuple[NDArray[np.uint8], bool] | str:
@@ -141,8 +155,11 @@ def _read_one(path: Path, shape: ImageSpec, fit: Fit) -> tuple[NDArray[np.uint8]
     return fitted.images[0], bool(fitted.altered[0])
 
 
-def _rows(table: ScoreTable, altered: list[bool]) -> Iterator[Row]:
+def _rows(table: ScoreTable, altered: list[bool], strange: bool) -> Iterator[Row]:
+    """strange: no calibration image was altered, so that it says nothing of those that are."""
     for i in range(len(table)):
+        undecided = altered[i] and strange and table.status[i] == "ok"
+        decided = table.decided[i] and not undecided
         yield {
             "log_likelihood_nats": _number(table.log_likelihood_nats[i]),
             "bits_per_dim": _number(table.bits_per_dim[i]),
@@ -150,9 +167,9 @@ def _rows(table: ScoreTable, altered: list[bool]) -> Iterator[Row]:
             "standard_error_nats": _number(table.standard_error_nats[i]),
             "effective_sample_size": _number(table.effective_sample_size[i]),
             "p_value": _number(table.p_value[i]),
-            "anomalous": bool(table.anomalous[i]),
+            "anomalous": bool(table.anomalous[i]) if decided else None,
             "altered": altered[i],
-            "status": table.status[i],
+            "status": "altered" if undecided else table.status[i],
             "estimator": table.estimator,
             "importance_samples": table.importance_samples,
             "seed": table.seed,

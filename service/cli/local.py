@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from service.api.response.streaming import piece_rows
 from service.bundle import BundleError, manifest_to_json
 from service.client import Computed, ScoreTable
+from service.codecs.overlay import overlay
+from service.codecs.png import encode_png
 from service.engine.options import Provider
 from service.operations.model import Model, Output
 from service.operations.results import Result
@@ -25,7 +28,7 @@ __all__ = ["LocalClient"]
 T = TypeVar("T")
 SCORE_COLUMNS = (
     *("log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats"),
-    *("effective_sample_size", "p_value", "anomalous", "status"),
+    *("effective_sample_size", "p_value", "status", "evidence"),
 )
 
 
@@ -114,20 +117,41 @@ class LocalClient:
         importance_samples: int | None,
         seed: int | None,
         alpha: float | None,
+        fdr: float | None = None,
     ) -> ScoreTable:
         """Log-likelihoods of `images` and how unusual they are."""
         scores = self._run(
-            self._model.score(images, importance_samples=importance_samples, seed=seed, alpha=alpha)
+            self._model.score(
+                images, importance_samples=importance_samples, seed=seed, alpha=alpha, fdr=fdr
+            )
         )
         return ScoreTable(
             **{name: getattr(scores, name) for name in SCORE_COLUMNS},
             **scores.resolved,
+            anomalous=np.array(scores.anomalous, np.bool_),
+            discovery=np.array(scores.discovery, np.bool_),
             altered=np.zeros(len(images), np.bool_),
             model=self._model.name,
             version=self._model.version,
             notes=list(scores.notes),
-            decided=~np.isnan(scores.p_value),
+            decided=np.array([each is not None for each in scores.anomalous], np.bool_),
         )
+
+    def anomaly_map(self, images: NDArray[np.uint8], *, seed: int | None = None) -> Computed:
+        """Where `images` are unusual, float32 [n, H, W]."""
+        found = self._run(self._model.anomaly_map(images, seed=seed, boxes=0))
+        return self._computed(found.maps, found)
+
+    def anomaly_picture(self, images: NDArray[np.uint8], *, seed: int | None = None) -> bytes:
+        """A PNG of `images` under their maps."""
+        return encode_png(overlay(images, self.anomaly_map(images, seed=seed).array))
+
+    def anomaly_boxes(
+        self, images: NDArray[np.uint8], *, seed: int | None = None, boxes: int = 3
+    ) -> list[list[dict[str, Any]]]:
+        """The largest boxes of each of `images`."""
+        found = self._run(self._model.anomaly_map(images, seed=seed, boxes=boxes))
+        return [[asdict(box) for box in each] for each in found.boxes]
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run(work)

@@ -99,6 +99,7 @@ def serve(
 for _command in (
     cli_images.sample,
     cli_images.score,
+    cli_images.anomaly_map,
     cli_images.encode,
     cli_images.reconstruct,
     cli_images.interpolate,

@@ -77,10 +77,12 @@ def _cells(row: Row) -> list[Text]:
     if "error" in row:
         return [Text(row["file"]), *[Text()] * 4, Text("not scored, see below", style="red")]
     verdict = "anomalous" if row["anomalous"] else "ordinary"
-    if row["p_value"] is None:
-        verdict = row["status"].replace("_", " ")
-    if row["altered"]:
+    if row["anomalous"] is None:
+        verdict = "no decision: " + row["status"].replace("_", " ")
+    elif row["altered"]:
         verdict += " (altered image)"
+    if row.get("discovery"):
+        verdict += ", discovery"
     return [
         Text(row["file"]),
         Text(_text(row["log_likelihood_nats"], ".2f")),

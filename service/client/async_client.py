@@ -153,11 +153,28 @@ class AsyncClient:
         importance_samples: int | None = None,
         seed: int | None = None,
         alpha: float | None = None,
+        fdr: float | None = None,
     ) -> ScoreTable:
         """Log-likelihoods and p-values of `images` uint8 [n, H, W] or [n, C, H, W]."""
         return await self._do(
-            calls.score(images, importance_samples=importance_samples, seed=seed, alpha=alpha)
+            calls.score(
+                images, importance_samples=importance_samples, seed=seed, alpha=alpha, fdr=fdr
+            )
         )
+
+    async def anomaly_map(self, images: NDArray[np.uint8], *, seed: int | None = None) -> Computed:
+        """Where `images` are unusual: `array` is float32 [n, H, W], in standard deviations."""
+        return await self._do(calls.anomaly_map(images, seed=seed))
+
+    async def anomaly_picture(self, images: NDArray[np.uint8], *, seed: int | None = None) -> bytes:
+        """A PNG of `images` under their maps, on one scale for all."""
+        return await self._do(calls.anomaly_picture(images, seed=seed))
+
+    async def anomaly_boxes(
+        self, images: NDArray[np.uint8], *, seed: int | None = None, boxes: int = 3
+    ) -> list[list[dict[str, Any]]]:
+        """The largest boxes of each of `images`: left, top, side, deviations, p_value."""
+        return await self._do(calls.anomaly_boxes(images, seed=seed, boxes=boxes))
 
     async def sheet(
         self,

@@ -19,6 +19,9 @@ __all__ = [
     "Call",
     "Output",
     "Pieces",
+    "anomaly_boxes",
+    "anomaly_map",
+    "anomaly_picture",
     "decode",
     "encode",
     "interpolate",
@@ -150,14 +153,44 @@ def score(
     importance_samples: int | None,
     seed: int | None,
     alpha: float | None,
+    fdr: float | None,
 ) -> Call[ScoreTable]:
     """Log-likelihoods and p-values."""
-    options = {"importance_samples": importance_samples, "seed": seed, "alpha": alpha}
+    options: dict[str, Any] = {"importance_samples": importance_samples, "seed": seed}
+    options |= {"alpha": alpha, "fdr": fdr}
     return Call(
         path="/v1/score",
         options=options,
         body=encode_npy(images),
         read=lambda answer: score_table(answer.json()),
+    )
+
+
+def anomaly_map(images: NDArray[np.uint8], *, seed: int | None) -> Call[Computed]:
+    """Where images are unusual, as numbers."""
+    return _computed("anomaly-map", encode_npy(images), seed=seed)
+
+
+def anomaly_picture(images: NDArray[np.uint8], *, seed: int | None) -> Call[bytes]:
+    """The same as one PNG."""
+    return Call(
+        path="/v1/anomaly-map",
+        options={"seed": seed},
+        body=encode_npy(images),
+        accept=PNG,
+        read=lambda answer: answer.content,
+    )
+
+
+def anomaly_boxes(
+    images: NDArray[np.uint8], *, seed: int | None, boxes: int
+) -> Call[list[list[dict[str, Any]]]]:
+    """The largest boxes of each image."""
+    return Call(
+        path="/v1/anomaly-map",
+        options={"seed": seed, "boxes": boxes},
+        body=encode_npy(images),
+        read=lambda answer: list(answer.json()["results"]),
     )
 
 

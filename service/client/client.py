@@ -168,11 +168,28 @@ class Client:
         importance_samples: int | None = None,
         seed: int | None = None,
         alpha: float | None = None,
+        fdr: float | None = None,
     ) -> ScoreTable:
         """Log-likelihoods and p-values of `images` uint8 [n, H, W] or [n, C, H, W]."""
         return self._do(
-            calls.score(images, importance_samples=importance_samples, seed=seed, alpha=alpha)
+            calls.score(
+                images, importance_samples=importance_samples, seed=seed, alpha=alpha, fdr=fdr
+            )
         )
+
+    def anomaly_map(self, images: NDArray[np.uint8], *, seed: int | None = None) -> Computed:
+        """Where `images` are unusual: `array` is float32 [n, H, W], in standard deviations."""
+        return self._do(calls.anomaly_map(images, seed=seed))
+
+    def anomaly_picture(self, images: NDArray[np.uint8], *, seed: int | None = None) -> bytes:
+        """A PNG of `images` under their maps, on one scale for all."""
+        return self._do(calls.anomaly_picture(images, seed=seed))
+
+    def anomaly_boxes(
+        self, images: NDArray[np.uint8], *, seed: int | None = None, boxes: int = 3
+    ) -> list[list[dict[str, Any]]]:
+        """The largest boxes of each of `images`: left, top, side, deviations, p_value."""
+        return self._do(calls.anomaly_boxes(images, seed=seed, boxes=boxes))
 
     def sheet(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -81,7 +82,10 @@ class Computed:
 class ScoreTable:
     """Scores of n images, as columns; what is not known (or not finite) is NaN.
 
-    `anomalous` is False also where the server could not decide; `decided` tells where it did.
+    `anomalous` is False also where the server could not decide; `decided` tells where it did, and
+    `status` why it did not. `discovery`: with `fdr` alone; `evidence`: the p-value of each
+    statistic, by name; `certified_alpha`: the threshold that holds `alpha` with 95% confidence over
+    calibration sets; `calibration`: name, number of images and date of what p-values refer to.
     """
 
     log_likelihood_nats: NDArray[np.float64]
@@ -101,6 +105,11 @@ class ScoreTable:
     version: str
     notes: list[str]
     decided: NDArray[np.bool_]
+    discovery: NDArray[np.bool_]
+    evidence: dict[str, NDArray[np.float64]]
+    certified_alpha: float | None = None
+    fdr: float | None = None
+    calibration: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.status)
@@ -123,6 +132,10 @@ class ScoreTable:
         return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def score_table(document: Mapping[str, Any]) -> ScoreTable:
     """The columns of a ``POST /v1/score`` answer in JSON."""
     results = document["results"]
@@ -138,12 +151,18 @@ def score_table(document: Mapping[str, Any]) -> ScoreTable:
         effective_sample_size=column("effective_sample_size"),
         p_value=column("p_value"),
         anomalous=np.array([r["anomalous"] for r in results], np.bool_),
+        discovery=np.array([r.get("discovery") for r in results], np.bool_),
+        evidence={
+            name: np.array([_nan(r["evidence"][name]) for r in results], np.float64)
+            for name in (results[0].get("evidence", {}) if results else {})
+        },
         altered=np.array([r["altered"] for r in results], np.bool_),
         status=[r["status"] for r in results],
         estimator=document["estimator"],
         importance_samples=document["importance_samples"],
         seed=document["seed"],
         alpha=document["alpha"],
+        **{name: document.get(name) for name in ("certified_alpha", "fdr", "calibration")},
         model=document["model"],
         version=document["version"],
         notes=document["notes"],

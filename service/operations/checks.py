@@ -51,10 +51,10 @@ def drawn_seed() -> int:
     return secrets.randbelow(DRAWN_SEEDS)
 
 
-def alpha(value: float) -> float:
+def alpha(value: float, name: str = "alpha") -> float:
     """`value` if it lies between 0 and 1."""
     if not 0.0 <= value <= 1.0:
-        raise InvalidInput(f"alpha must be from 0 to 1, not {value}")
+        raise InvalidInput(f"{name} must be from 0 to 1, not {value}")
     return value
 
 

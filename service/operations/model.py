@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import estimators
-from service.bundle import Bundle, load_bundle
+from service.bundle import Bundle, CalibrationSpec, load_bundle
 from service.engine.base import EngineBase
 from service.engine.options import EngineOptions
 from service.errors import InvalidInput
@@ -29,24 +29,40 @@ from service.noise import Purpose, image_keys
 from service.operations import checks
 from service.operations.latents import GreatCircle, edited, first_eps, resampled_groups
 from service.operations.load import assemble
-from service.operations.results import Images, Latents, LogLikelihoods, Rendered, Scores
+from service.operations.results import (
+    AnomalyMaps,
+    Images,
+    Latents,
+    LogLikelihoods,
+    Rendered,
+    Scores,
+)
 from service.scheduler.jobs import Job
 from service.scheduler.scheduler import Scheduler, SchedulerObserver
 from service.scheduler.work import (
     DecodeWork,
     EncodeWork,
+    EvidenceWork,
     NoiseKeys,
     Pixels,
     Positions,
     SampleWork,
     ScoreWork,
 )
+from service.verdicts.conformal import certified_alpha
+from service.verdicts.decisions import decide, discovered, fdr_notes
+from service.verdicts.reference import Judgement, measured_of
 
 __all__ = ["Model", "Output"]
 
 Output = Literal["mean", "draw"]
 U8 = NDArray[np.uint8]
 AT_ZERO = "encoded at eps = 0, the centre of the posterior: give a seed to draw from it"
+ONE_LATENT = (
+    "this model has one latent group: the map shows what its latents cannot say of the image, and "
+    "nothing that they reproduce"
+)
+INLINE_IMAGES = 4  # more are judged beside the event loop
 DRAWN_WITH_0 = "pixels drawn with seed 0, as none was given"
 
 
@@ -257,23 +273,31 @@ class Model:
         importance_samples: int | None = None,
         seed: int | None = None,
         alpha: float | None = None,
+        fdr: float | None = None,
+        altered: NDArray[np.bool_] | None = None,
         caller: str = "",
         deadline: float | None = None,
     ) -> Scores:
         """Log-likelihoods of `images` uint8 ``[n, C, H, W]`` and how unusual they are.
 
-        What is left out is the bundle's own: K, seed 0, alpha.
+        What is left out is the bundle's own: K, seed 0, alpha. fdr: the share of false ones among
+        the discoveries of all `images` together; altered: which were resized or converted.
         """
         scoring = self.manifest.scoring
         level = scoring.alpha if alpha is None else checks.alpha(alpha)
+        fdr = None if fdr is None else checks.alpha(fdr, "fdr")
         work = self._weighing(images, importance_samples, seed)
         job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
         log_weight = job.arrays["log_weight"].reshape(len(images), -1)  # [n, K]
         kl = job.arrays["kl"].reshape(*log_weight.shape, -1)  # [n, K, G]
         k = work.samples
         found = estimators.estimate(log_weight)
-        reference = self.bundle.calibration.get(k)
-        p_value = estimators.p_values(found.log_likelihood_nats, reference)
+        judged, later = await self._judged(found.log_likelihood_nats, work, caller, deadline)
+        spec = self.manifest.calibration if judged is not None else None
+        n = None if spec is None else spec.images
+        p_value = np.full(len(images), np.nan) if judged is None else judged.p_value
+        strangers = None if spec is None or spec.fitted else altered
+        anomalous, status = decide(p_value, found.finite, strangers, level, n)
         estimator = "elbo" if k == 1 else "importance_weighted"
         return Scores(
             log_likelihood_nats=found.log_likelihood_nats,
@@ -283,8 +307,10 @@ class Model:
             standard_error_nats=found.standard_error_nats,
             effective_sample_size=found.effective_sample_size,
             p_value=p_value,
-            anomalous=p_value <= level,
-            status=estimators.statuses(found, reference is not None),
+            anomalous=anomalous,
+            discovery=discovered(p_value, fdr),
+            status=status,
+            evidence={} if judged is None else judged.parts,
             kl_nats=kl.mean(axis=1, dtype=np.float64) if k > 1 else kl[:, 0].astype(np.float64),
             estimator=estimator,
             importance_samples=k,
@@ -295,7 +321,46 @@ class Model:
                 "importance_samples": k,
                 "seed": work.seed,
                 "alpha": level,
+                "certified_alpha": None if n is None else certified_alpha(level, n),
+                "fdr": fdr,
+                "calibration": _calibration(spec),
             },
+            notes=fdr_notes(len(images), fdr, n),
+            queue_seconds=job.queue_seconds + later[0],
+            compute_seconds=job.compute_seconds + later[1],
+        )
+
+    async def anomaly_map(
+        self,
+        images: U8,
+        *,
+        seed: int | None = None,
+        boxes: int = 3,
+        caller: str = "",
+        deadline: float | None = None,
+    ) -> AnomalyMaps:
+        """Where `images` uint8 ``[n, C, H, W]`` are unlike what the model expects of each.
+
+        seed: of a binary model's pixels; boxes: how many of the largest, at most. Raises
+        InvalidInput where the bundle was not calibrated: nothing says then what is usual.
+        """
+        reference = self.bundle.reference
+        if reference is None:
+            raise InvalidInput(
+                f"{self.name} was exported without calibration, so nothing says what is usual at a "
+                "pixel: calibrate it with 'iafvae-train calibrate'"
+            )
+        checks.images(images, self.manifest.image)
+        seed = self.manifest.scoring.default_seed if seed is None else checks.seed(seed)
+        work = EvidenceWork(rows=len(images), image_count=len(images), images=images, seed=seed)
+        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        residual = job.arrays["residual"]
+        return AnomalyMaps(
+            maps=reference.map(residual),
+            boxes=reference.largest_boxes(residual, boxes),
+            seed=seed,
+            resolved={"seed": seed, "calibration": _calibration(self.manifest.calibration)},
+            notes=(ONE_LATENT,) if len(self.manifest.latent.groups) == 1 else (),
             queue_seconds=job.queue_seconds,
             compute_seconds=job.compute_seconds,
         )
@@ -381,6 +446,34 @@ class Model:
         notes = _notes(seed, output, encoded=coded is not None)
         return _images(job, {"output": output, "seed": seed}, coded, notes)
 
+    async def _judged(
+        self,
+        log_likelihood: NDArray[np.float64],
+        work: ScoreWork,
+        caller: str,
+        deadline: float | None,
+    ) -> tuple[Judgement | None, tuple[float, float]]:
+        """What the reference says of the images of `work`, and seconds of queue and of compute;
+        nothing where its K has no calibration."""
+        reference, images = self.bundle.reference, work.images
+        if reference is None or work.samples not in reference.distances:
+            return None, (0.0, 0.0)
+        asked = EvidenceWork(
+            rows=len(images), image_count=len(images), images=images, seed=work.seed
+        )
+        job = await self.scheduler.submit(asked, caller=caller, deadline=deadline)
+        measured = measured_of(
+            {work.samples: log_likelihood},
+            job.arrays,
+            images,
+            binary=self.manifest.likelihood.binary,
+        )
+        if len(images) <= INLINE_IMAGES:
+            judged = reference.judge(work.samples, measured)
+        else:
+            judged = await asyncio.to_thread(reference.judge, work.samples, measured)
+        return judged, (job.queue_seconds, job.compute_seconds)
+
     def _weighing(self, images: U8, importance_samples: int | None, seed: int | None) -> ScoreWork:
         scoring = self.manifest.scoring
         k = scoring.default_importance_samples
@@ -413,6 +506,11 @@ class Model:
         chosen = None if seed is None else checks.seed(seed)
         work = EncodeWork(rows=len(images), image_count=len(images), images=images, seed=chosen)
         return await self.scheduler.submit(work, caller=caller, deadline=deadline)
+
+
+def _calibration(spec: CalibrationSpec | None) -> dict[str, Any] | None:
+    """What an answer says of the images that it compares with."""
+    return None if spec is None else {"name": spec.split, "images": spec.images, "date": spec.date}
 
 
 def _images(

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Images", "Latents", "LogLikelihoods", "Rendered", "Result", "Scores"]
+from service.verdicts.reference import Box
+
+__all__ = ["AnomalyMaps", "Images", "Latents", "LogLikelihoods", "Rendered", "Result", "Scores"]
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -59,11 +61,12 @@ class Latents(Result):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Scores(Result):
-    """Float64 ``[n]`` but for `status`, `anomalous` (bool) and `kl_nats` (``[n, G]``).
+    """Float64 ``[n]`` but for `kl_nats` (``[n, G]``) and lists.
 
-    standard_error_nats is no number at one importance sample; p_value where `importance_samples`
-    was not calibrated, and `anomalous` is False there. status: "ok", "not_calibrated",
-    "non_finite".
+    standard_error_nats is no number at one importance sample, p_value where `importance_samples`
+    was not calibrated. anomalous: None where no decision is possible, for the reason in `status`,
+    "ok" or a key of `service.verdicts.decisions.REASONS`; discovery: with `fdr` alone; evidence:
+    the p-value ``[n]`` of each statistic, by name.
     """
 
     log_likelihood_nats: F64
@@ -72,12 +75,23 @@ class Scores(Result):
     standard_error_nats: F64
     effective_sample_size: F64
     p_value: F64
-    anomalous: NDArray[np.bool_]
+    anomalous: list[bool | None]
+    discovery: list[bool | None]
     status: list[str]
+    evidence: dict[str, F64]
     kl_nats: F64
     estimator: str
     importance_samples: int
     alpha: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AnomalyMaps(Result):
+    """Float32 ``[n, H, W]`` in deviations of what is usual at each pixel, and the largest `boxes`
+    of each image."""
+
+    maps: F32
+    boxes: list[list[Box]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

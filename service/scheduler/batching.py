@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from service.engine.arrays import Arrays
 from service.noise import Purpose, image_keys, normal, uniform
-from service.scheduler.work import DecodeWork, EncodeWork, NoiseKeys, SampleWork, ScoreWork
+from service.scheduler.work import (
+    DecodeWork,
+    EncodeWork,
+    EvidenceWork,
+    NoiseKeys,
+    SampleWork,
+    ScoreWork,
+)
 
 if TYPE_CHECKING:
     from service.bundle import Manifest
@@ -130,15 +137,28 @@ class DecodeBatcher(_Render):
         return {"z": _join([work.z[a:b] for work, a, b in pieces]), "u": self._u(pieces)}
 
 
-class EncodeBatcher:
-    """Rows of `EncodeWork`."""
+class _Reader:
+    """What encode, score and evidence share: images in, for a binary model with noise."""
 
     def __init__(self, graph: GraphSpec, dim: int) -> None:
         self.row_bytes = _row_bytes(graph)
         self._dim = dim
+        self._grey = any(tensor.name == "u_image" for tensor in graph.inputs)
+
+    def _read(self, images: U8, seeds: U64, keys: U64 | None = None) -> Arrays:
+        """Inputs that are made of `images` and their `seeds` ``[N]`` alone."""
+        if not self._grey:
+            return {"image": images}
+        keys = image_keys(images) if keys is None else keys
+        noise = uniform(seeds, keys, 0, images[0].size, Purpose.PIXELS)
+        return {"image": images, "u_image": noise}
+
+
+class EncodeBatcher(_Reader):
+    """Rows of `EncodeWork`."""
 
     def assemble(self, pieces: Sequence[Piece[EncodeWork]]) -> Arrays:
-        """Images, and noise that is theirs wherever they stand; zeros without a seed."""
+        """Images, and noise that is theirs wherever they stand; eps = 0 without a seed."""
         images = _join([work.images[a:b] for work, a, b in pieces])
         eps = np.zeros((len(images), self._dim), dtype=np.float32)
         seeded = [
@@ -150,27 +170,36 @@ class EncodeBatcher:
             seeds, streams, purposes = _stack([keys for _, keys in seeded])
             noise = normal(seeds, streams, 0, self._dim, purposes)
             eps[_rows([rows for rows, _ in seeded])] = noise
-        return {"image": images, "eps": eps}
+        return {"eps": eps, **self._read(images, _seeds(pieces, [b - a for _, a, b in pieces]))}
 
     def split(self, pieces: Sequence[Piece[EncodeWork]], outputs: Arrays) -> list[Arrays]:
         """Both outputs."""
         return [{name: a[rows] for name, a in outputs.items()} for rows in _places(pieces)]
 
 
-class ScoreBatcher:
-    """Rows of `ScoreWork`: an image rides once with all its rows that are in the batch."""
+class EvidenceBatcher(_Reader):
+    """Rows of `EvidenceWork`."""
 
-    def __init__(self, graph: GraphSpec, dim: int) -> None:
-        self.row_bytes = _row_bytes(graph)
-        self._dim = dim
+    def assemble(self, pieces: Sequence[Piece[EvidenceWork]]) -> Arrays:
+        """Images."""
+        images = _join([work.images[a:b] for work, a, b in pieces])
+        return self._read(images, _seeds(pieces, [b - a for _, a, b in pieces]))
+
+    def split(self, pieces: Sequence[Piece[EvidenceWork]], outputs: Arrays) -> list[Arrays]:
+        """Both outputs."""
+        return [{name: a[rows] for name, a in outputs.items()} for rows in _places(pieces)]
+
+
+class ScoreBatcher(_Reader):
+    """Rows of `ScoreWork`: an image rides once with all its rows that are in the batch."""
 
     def assemble(self, pieces: Sequence[Piece[ScoreWork]]) -> Arrays:
         """Images, the owner of every row, and noise that is the image's and the sample's."""
         # One sample an image is what most ask for, often one image each: no arrays per piece.
         single = all(work.samples == 1 for work, _, _ in pieces)
-        images, owners, columns = (_single if single else _several)(pieces)
-        eps = normal(*columns, self._dim, Purpose.IMAGE)
-        return {"image": images, "owner": owners, "eps": eps}
+        images, owners, (seeds, keys, draws) = (_single if single else _several)(pieces)
+        eps = normal(seeds[owners], keys[owners], draws, self._dim, Purpose.IMAGE)
+        return {"owner": owners, "eps": eps, **self._read(images, seeds, keys)}
 
     def split(self, pieces: Sequence[Piece[ScoreWork]], outputs: Arrays) -> list[Arrays]:
         """What estimates are made of; ``log_px_z`` is ``log_weight`` plus the sum of ``kl``."""
@@ -183,18 +212,17 @@ Owned = tuple[U8, NDArray[np.int64], tuple[U64, U64, U64]]
 
 def _single(pieces: Sequence[Piece[ScoreWork]]) -> Owned:
     """As `_several`, for works of one sample an image: rows are images."""
-    seeds = np.array([work.seed for work, _, _ in pieces], dtype=np.uint64)
-    seeds = np.repeat(seeds, [stop - start for _, start, stop in pieces])
     images = _join([work.images[start:stop] for work, start, stop in pieces])
     rows = len(images)
+    seeds = _seeds(pieces, [stop - start for _, start, stop in pieces])
     draws = np.zeros(rows, dtype=np.uint64)
     return images, np.arange(rows, dtype=np.int64), (seeds, image_keys(images), draws)
 
 
 def _several(pieces: Sequence[Piece[ScoreWork]]) -> Owned:
-    """Images ``[N, C, H, W]``, the owner of each row ``[R]``, and for its noise the rows' seeds,
-    keys and draws."""
-    images, owners, keys, draws, seeds = [], [], [], [], []
+    """Images ``[N, C, H, W]``, the owner of each row ``[R]``, and for their noise the images' seeds
+    and keys and the rows' draws."""
+    images, owners, draws = [], [], []
     offset = 0
     for work, start, stop in pieces:
         first, last = start // work.samples, (stop - 1) // work.samples + 1
@@ -202,11 +230,11 @@ def _several(pieces: Sequence[Piece[ScoreWork]]) -> Owned:
         image, sample = np.divmod(rows, work.samples)
         images.append(work.images[first:last])
         owners.append(image + (offset - first))
-        keys.append(image_keys(images[-1])[image - first])
         draws.append(sample.astype(np.uint64))
-        seeds.append(np.full(stop - start, work.seed, dtype=np.uint64))
         offset += last - first
-    return _join(images), _join(owners), (_join(seeds), _join(keys), _join(draws))
+    seeds = _seeds(pieces, [len(each) for each in images])
+    joined = _join(images)
+    return joined, _join(owners), (seeds, image_keys(joined), _join(draws))
 
 
 def batchers(manifest: Manifest) -> dict[str, Batcher]:
@@ -217,6 +245,7 @@ def batchers(manifest: Manifest) -> dict[str, Batcher]:
         "decode": DecodeBatcher(graphs["decode"], uniforms),
         "encode": EncodeBatcher(graphs["encode"], dim),
         "score": ScoreBatcher(graphs["score"], dim),
+        "evidence": EvidenceBatcher(graphs["evidence"], dim),
     }
 
 
@@ -226,6 +255,11 @@ def _as_pixels(mean: F32) -> U8:
     np.nan_to_num(pixels, copy=False)
     np.clip(pixels, 0, 255, out=pixels)
     return pixels.astype(np.uint8)
+
+
+def _seeds(pieces: Sequence[Piece[Any]], images: Sequence[int]) -> U64:
+    """The seed of every image ``[N]``, of which each piece has so many; 0 where a work has none."""
+    return np.repeat(np.array([work.seed or 0 for work, _, _ in pieces], dtype=np.uint64), images)
 
 
 def _places(pieces: Sequence[Piece[Any]]) -> list[slice]:

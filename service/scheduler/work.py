@@ -17,6 +17,7 @@ from service.noise import Purpose
 __all__ = [
     "DecodeWork",
     "EncodeWork",
+    "EvidenceWork",
     "Noise",
     "NoiseKeys",
     "Pixels",
@@ -164,3 +165,14 @@ class ScoreWork:
     seed: int
     samples: int
     operation: ClassVar[str] = "score"
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class EvidenceWork:
+    """What one pass at eps = 0 finds in `images`; seed: of the noise of a binary model's pixels."""
+
+    rows: int
+    image_count: int
+    images: U8  # [n, C, H, W]
+    seed: int
+    operation: ClassVar[str] = "evidence"

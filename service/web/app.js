@@ -164,11 +164,13 @@ function showScore({ results: [result], alpha, importance_samples, estimator }) 
   const p = result.p_value;
   const words = p === null
     ? "No p-value: this K is not calibrated"
+    : result.anomalous === null
+      ? `No decision (${result.status.replaceAll("_", " ")}): p = ${format(p, 4)}`
     : result.anomalous
       ? `Anomalous: p = ${format(p, 4)}`
       : `Ordinary: p = ${format(p, 4)}`;
   $("verdict").textContent = result.status === "non_finite" ? "The score is not finite" : words;
-  $("verdict").className = `verdict ${p === null ? "" : result.anomalous ? "bad" : "good"}`;
+  $("verdict").className = `verdict ${result.anomalous === null ? "" : result.anomalous ? "bad" : "good"}`;
   $("scale-alpha").style.left = onScale(alpha);
   $("scale-mark").hidden = p === null;
   if (p !== null) $("scale-mark").style.left = onScale(p);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress
@@ -16,6 +16,9 @@ from training.cli.options import DataDir, Weights, console, errors, one_of
 from training.cli.prior import fit_prior
 from training.cli.reproduce import app as reproduce
 from training.errors import TrainingError
+
+if TYPE_CHECKING:
+    from service.bundle import Bundle
 
 app = typer.Typer(
     name="iafvae-train",
@@ -89,9 +92,47 @@ def export(
             calibrate=calibration,
             progress=progress,
         )
+    _warn_of_few(bundle)
     console.print(
         f"{bundle.path}  {bundle.manifest.name} {bundle.manifest.version}\n"
         f"serve it with: iafvae serve --models {bundle.path}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="A bundle directory.")],
+    data: Annotated[
+        str, typer.Option(help="A folder of images that are usual, or a data set's name.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the new version goes; default: in its place.")
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option(help="The new version; default: the last number and one.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Give a bundle a new calibration, without training: a new version of it.
+
+    Of a data set, its validation and calibration images are taken; of a folder, every image: half
+    make the density of the statistics, the other half are those among which others are ranked.
+
+    [bold]Example[/bold]
+
+      iafvae-train calibrate bundles/photos --data reviewed/
+    """
+    from training.export.recalibrate import recalibrate
+
+    with Progress(console=errors, disable=not errors.is_terminal) as progress:
+        made = recalibrate(
+            bundle, out or bundle, data, version=version, data_dir=data_dir, progress=progress
+        )
+    _warn_of_few(made)
+    console.print(
+        f"{made.path}  {made.manifest.name} {made.manifest.version}",
         highlight=False,
         soft_wrap=True,
     )
@@ -125,6 +166,20 @@ def strip(
     path = strip_run(run, out, ema_only=ema_only, bf16=bf16)
     megabytes = size_in_bytes(path) / 1e6
     console.print(f"{out}: {path.name}, {megabytes:.1f} MB", highlight=False, soft_wrap=True)
+
+
+def _warn_of_few(bundle: Bundle) -> None:
+    """Say on the terminal where nothing can ever be called anomalous."""
+    from service.verdicts.decisions import alpha_reachable
+
+    spec, alpha = bundle.manifest.calibration, bundle.manifest.scoring.alpha
+    if spec is not None and not alpha_reachable(alpha, spec.images):
+        errors.print(
+            f"{spec.images} images rank nothing as low as {alpha:g}, so that no decision is ever "
+            "possible there: calibrate on more, or ask with a larger alpha",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def _place() -> str:

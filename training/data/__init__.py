@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from training.data.cifar import IMAGE_SHAPE, read_cifar10
 from training.data.folder import FolderOptions, decode, survey
 from training.data.idx import ARCHIVES, read_images
-from training.data.images import ImageData, binarize, drawn_pixels
+from training.data.images import FOLDER_NAME, ImageData, binarize, drawn_pixels
 from training.data.splits import SPLITS, Split, cifar10_indices, epoch_order, split_indices
 from training.errors import DataError
 
@@ -89,7 +89,7 @@ def load_splits(
 
 def public_name(name: str) -> str:
     """A data set's name for reports and bundles: without the path of somebody's folder."""
-    return "a folder of images" if name.startswith(FOLDER_PREFIX) else name
+    return FOLDER_NAME if name.startswith(FOLDER_PREFIX) else name
 
 
 def folder_path(name: str, data_dir: Path | None = None) -> Path:

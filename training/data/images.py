@@ -7,7 +7,9 @@ from numpy.typing import NDArray
 
 from training.errors import DataError
 
-__all__ = ["ImageData", "binarize", "drawn_pixels"]
+FOLDER_NAME = "a folder of images"
+
+__all__ = ["FOLDER_NAME", "ImageData", "binarize", "drawn_pixels"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,11 @@ class ImageData:
     pixels: NDArray[np.uint8]
     name: str
     split: str
+
+    @property
+    def fitted(self) -> bool:
+        """Whether images of other sizes were fitted to the model's: those of a folder are."""
+        return self.name == FOLDER_NAME
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4:

@@ -336,7 +336,7 @@ def _protocol(
     reference: NDArray[np.float32] | None,
 ) -> str:
     pixels = (
-        "Pixels from 128 up count as white, the others as black, as the service reads them."
+        "A grey pixel is drawn to white with its level as the chance, as the service draws it."
         if likelihood == "bernoulli"
         else "The 8-bit pixels as they are."
     )

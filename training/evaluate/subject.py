@@ -18,7 +18,7 @@ from service.bundle import Bundle, BundleError, load_bundle
 from training.data import DATASETS, FOLDER_PREFIX, ImageData, Split, load_dataset
 from training.errors import EvaluationError
 from training.evaluate.run import run_images
-from training.evaluate.scorers import BundleScorer, ModelScorer, Scorer
+from training.evaluate.scorers import BundleScorer, ModelScorer, Scorer, pixel_noise
 from training.fit.device import choose_device
 from training.runs.checkpoint import Weights, load_run, weights_used
 from training.runs.directory import known_data_dir
@@ -130,7 +130,10 @@ def bundle_subject(
 
     def centre(pixels: Pixels) -> Array:
         eps = np.zeros((len(pixels), scorer.facts.dim), np.float32)
-        outputs = scorer.engine.run("encode", {"image": pixels, "eps": eps})
+        inputs: dict[str, NDArray[Any]] = {"image": pixels, "eps": eps}
+        if bundle.manifest.likelihood.binary:
+            inputs["u_image"] = pixel_noise(pixels)
+        outputs = scorer.engine.run("encode", inputs)
         found: Array = outputs["prior_eps"].astype(np.float64)
         return found
 

@@ -1,32 +1,41 @@
-"""The reference for p-values: scores of images that the model was neither trained nor tested on.
+"""The reference for verdicts: what the model says of images that it was not trained on.
 
-They are computed by the service's engine from the service's noise, a function of (seed, the
-image's pixels, draw), so a test image and a reference image of the same distribution have
-exchangeable scores, and the rank of one among the others is uniform. Pixels go in as they are:
+Everything is computed by the service's engine from the service's noise, a function of (seed, the
+image's pixels, draw), so a test image and a reference image of the same distribution are
+exchangeable, and the rank of one among the others is uniform. Pixels go in as they are:
 preprocessing is the graph's.
 """
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import Manifest
-from service.estimators import estimate
-from service.noise import Purpose, image_keys, normal
+from service.estimators import log_likelihoods
+from service.noise import Purpose, image_keys, normal, uniform
+from service.verdicts.reference import Measured, Reference, measured_of
+from service.verdicts.statistics import host_names
 from training.errors import ExportError
 
 __all__ = [
     "IMPORTANCE_SAMPLES",
     "ScoringEngine",
-    "calibration_arrays",
-    "importance_weighted_scores",
+    "halves",
+    "measure",
+    "reference_of",
 ]
 
 IMPORTANCE_SAMPLES = (1, 16, 64)
+# Of the fit set, at most: a bound at more samples lies so near that its density will do, and a
+# p-value is valid whatever the density.
+FIT_SAMPLES = 16
+LEAST = 5  # images of either set: fewer have no density and no smallest p-value worth the name
+HALVING_KEY = 13
 
 
 class ScoringEngine(Protocol):
@@ -39,7 +48,7 @@ class ScoringEngine(Protocol):
         ...
 
 
-def importance_weighted_scores(
+def measure(
     engine: ScoringEngine,
     manifest: Manifest,
     pixels: NDArray[np.uint8],
@@ -47,43 +56,106 @@ def importance_weighted_scores(
     importance_samples: Sequence[int] = IMPORTANCE_SAMPLES,
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
-) -> dict[int, NDArray[np.float32]]:
-    """K -> log-likelihood estimates in nats, float32 [N], of images uint8 [N, C, H, W].
+) -> Measured:
+    """Log-likelihoods and evidence of images uint8 [N, C, H, W], as the service computes them.
 
     log (1/K) sum_k w_k (Burda et al. 2016, arXiv:1509.00519) from draws 0 .. K-1, so all K share
     their first draws, as the service's answers do. `advance` is called after every image.
     """
-    draws = max(importance_samples)
     keys = image_keys(pixels)
+    draws = np.arange(max(importance_samples))
+    binary = manifest.likelihood.binary
 
-    def log_weights(index: int) -> NDArray[np.float64]:
-        streams = np.full(draws, keys[index], np.uint64)
-        eps = normal(seed, streams, np.arange(draws), manifest.latent.dim, Purpose.IMAGE)
+    def inputs(index: int) -> dict[str, NDArray[Any]]:
+        found: dict[str, NDArray[Any]] = {"image": pixels[index : index + 1]}
+        if binary:
+            key, dims = keys[index : index + 1], manifest.image.dims
+            found["u_image"] = uniform(seed, key, 0, dims, Purpose.PIXELS)
+        return found
+
+    def one(index: int) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
+        given = inputs(index)
+        streams = np.full(len(draws), keys[index], np.uint64)
+        eps = normal(seed, streams, draws, manifest.latent.dim, Purpose.IMAGE)
         parts = []
-        for first in range(0, draws, engine.max_rows):
+        for first in range(0, len(draws), engine.max_rows):
             rows = eps[first : first + engine.max_rows]
             owner = np.zeros(len(rows), np.int64)
-            image = pixels[index : index + 1]
-            outputs = engine.run("score", {"image": image, "owner": owner, "eps": rows})
+            outputs = engine.run("score", {**given, "owner": owner, "eps": rows})
             parts.append(outputs["log_weight"].astype(np.float64))
+        found = engine.run("evidence", given)
         advance()
-        return np.concatenate(parts)
+        return np.concatenate(parts), found
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # a run of the engine uses one core
-        rows = np.stack(list(pool.map(log_weights, range(len(pixels)))))  # [N, K]
-    bounds = {k: estimate(rows[:, :k]).log_likelihood_nats for k in importance_samples}
-    return {k: bound.astype(np.float32) for k, bound in bounds.items()}
+        results = list(pool.map(one, range(len(pixels))))
+    weights = np.stack([log_weight for log_weight, _ in results])  # [N, K]
+    evidence = {
+        name: np.concatenate([found[name] for _, found in results]) for name in results[0][1]
+    }
+    bounds = {k: log_likelihoods(weights[:, :k]) for k in importance_samples}
+    return measured_of(bounds, evidence, pixels, binary=binary)
 
 
-def calibration_arrays(scores: Mapping[int, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """The arrays of `calibration.npz`: each K's scores, ascending.
+def halves(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Two disjoint sets of images, of which the first is no larger, by a fixed rule."""
+    raw = np.random.Philox(key=np.array([HALVING_KEY, 0], np.uint64)).random_raw(len(pixels))
+    order = np.argsort(raw, kind="stable")
+    middle = len(pixels) // 2
+    return pixels[np.sort(order[:middle])], pixels[np.sort(order[middle:])]
 
-    Raises `ExportError` where a score is not finite: such a reference ranks nothing.
+
+def reference_of(
+    engine: ScoringEngine,
+    manifest: Manifest,
+    fit: NDArray[np.uint8],
+    calibration: NDArray[np.uint8],
+    *,
+    importance_samples: Sequence[int] = IMPORTANCE_SAMPLES,
+    seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
+) -> Reference:
+    """What verdicts compare with, of two disjoint sets of images uint8 [N, C, H, W].
+
+    Raises `ExportError` where they are too few, all the same, of another shape, or where the model
+    has no finite score for one: such a reference ranks nothing.
     """
-    for k, values in scores.items():
+    for pixels in (fit, calibration):
+        _check(pixels, manifest)
+    few = [k for k in importance_samples if k <= FIT_SAMPLES] or [min(importance_samples)]
+    sets = [
+        measure(engine, manifest, pixels, importance_samples=ks, seed=seed, advance=advance)
+        for pixels, ks in ((fit, few), (calibration, importance_samples))
+    ]
+    for each in sets:
+        _check_finite(each)
+    known = sets[0].log_likelihood
+    scores = {k: known[max(j for j in few if j <= k)] for k in importance_samples}
+    names = (*manifest.statistics, *host_names(binary=manifest.likelihood.binary))
+    return Reference.made(names, replace(sets[0], log_likelihood=scores), sets[1])
+
+
+def _check(pixels: NDArray[np.uint8], manifest: Manifest) -> None:
+    if pixels.shape[1:] != manifest.image.shape:
+        raise ExportError(
+            f"The model is for images {list(manifest.image.shape)}, these are "
+            f"{list(pixels.shape[1:])}: calibrate on images of its own kind."
+        )
+    if len(pixels) < LEAST:
+        raise ExportError(
+            f"{2 * LEAST} images are needed to calibrate at the least, half of them for the "
+            "density of the statistics: thousands make a good reference."
+        )
+    if len(np.unique(image_keys(pixels))) < LEAST:
+        raise ExportError("The calibration images are all the same, or nearly: they rank nothing.")
+
+
+def _check_finite(measured: Measured) -> None:
+    for k, values in measured.log_likelihood.items():
         if bad := int((~np.isfinite(values)).sum()):
             raise ExportError(
                 f"{bad} of {len(values)} calibration images have no finite score at K = {k}: "
                 "the model cannot be calibrated. Train it further, or export without calibration."
             )
-    return {f"log_likelihood_nats_k{k}": np.sort(values) for k, values in scores.items()}
+    if not (np.isfinite(measured.statistics).all() and np.isfinite(measured.residual).all()):
+        raise ExportError("The calibration images' statistics are not finite: train it further.")

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from service.bundle import Manifest
+from service.verdicts.conformal import certified_alpha
 from training.data.licences import data_note
 from training.export.findings import Findings
 
-__all__ = ["model_card"]
+__all__ = ["calibration_text", "model_card"]
 
 LIKELIHOODS = {
-    "bernoulli": "independent binary pixels; grey images are thresholded at 128 inside the graphs",
+    "bernoulli": "independent binary pixels; a grey pixel is drawn, its level the chance of white",
     "discretized_logistic": "a logistic density integrated over the 256 levels of each subpixel",
     "logistic_mixture": "a mixture of logistic densities for each pixel, integrated over the 256 "
     "levels of its colours, each colour given those before it",
@@ -28,8 +30,8 @@ LIMITS = (
     "what it learned, with the faults and the one-sidedness of the images it learned from."
 )
 BINARY_LIMITS = (
-    "It knows black and white: grey is thresholded before it is scored, so that what happens "
-    "within the dark or within the bright levels is invisible to it."
+    "It knows black and white: a grey pixel is drawn to one of them before it is scored, by noise "
+    "that belongs to the image, as in training."
 )
 FINDINGS = Findings()
 
@@ -132,18 +134,38 @@ def _figures(manifest: Manifest) -> str:
 def _calibration(manifest: Manifest) -> str:
     spec = manifest.calibration
     if spec is None:
-        return "None: the service answers no p-values."
-    samples = ", ".join(str(k) for k in manifest.scoring.calibrated_importance_samples)
-    smallest = 1 / (spec.images + 1)
-    return (
-        f"`p_value` is the rank of a score among those of {spec.images} images ({spec.split}), at "
-        f"K = {samples} importance samples and seed {spec.seed}; the smallest possible is "
-        f"{smallest:.1g}. An image is called anomalous at p <= {manifest.scoring.alpha}"
-        + (
-            "."
-            if smallest <= manifest.scoring.alpha
-            else ", which so few cannot tell: no image ever is. Calibrate on more."
+        return "None: the service answers no p-values and calls nothing anomalous."
+    scoring = manifest.scoring
+    return calibration_text(
+        spec.images,
+        spec.model_dump(),
+        scoring.calibrated_importance_samples,
+        scoring.alpha,
+    )
+
+
+def calibration_text(
+    images: int, spec: Mapping[str, Any], samples: Sequence[int], alpha: float
+) -> str:
+    """What p-values refer to, and what they can and cannot promise."""
+    smallest, certified = 1 / (images + 1), certified_alpha(alpha, images)
+    text = (
+        f"`p_value` says how far an image's statistics (likelihood, its parts, latents, residuals, "
+        f"pixels) lie from those of usual images: its rank among {images} images ({spec['split']}, "
+        f"{spec['date']}), with a density made of {spec['fit_images']} others, at K = "
+        f"{', '.join(map(str, samples))} importance samples and seed {spec['seed']}. The smallest "
+        f"possible is {smallest:.1g}. An image is called anomalous at p <= {alpha:g}"
+    )
+    if smallest > alpha:
+        return text + ", which so few cannot tell: no decision ever is. Calibrate on more."
+    if certified is None:
+        return text + (
+            "; over calibration sets of so few images, no threshold holds that rate of false "
+            "alarms with 95% confidence."
         )
+    return text + (
+        f": about {alpha:.1%} of usual images are, and at p <= {certified:.4f} at most so many, "
+        "with 95% confidence over calibration sets."
     )
 
 

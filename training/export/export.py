@@ -11,6 +11,7 @@ import io
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,9 @@ from service.engine.onnxruntime_engine import Engine
 from service.noise import NOISE_VERSION
 from training.data import ImageData
 from training.errors import ExportError
-from training.export.calibrate import (
-    IMPORTANCE_SAMPLES,
-    calibration_arrays,
-    importance_weighted_scores,
-)
+from training.export.calibrate import IMPORTANCE_SAMPLES, halves, reference_of
 from training.export.card import model_card
+from training.export.evidence import statistic_names
 from training.export.findings import Findings
 from training.export.graphs import (
     OPSET,
@@ -55,7 +53,7 @@ from training.export.graphs import (
 from training.export.parity import PARITY_ROWS, check_parity, graph_inputs, torch_outputs
 from training.plots import png_bytes, reconstruction_sheet, sample_sheet
 
-__all__ = ["BundleDetails", "export_bundle", "refuse_strangers"]
+__all__ = ["BundleDetails", "calibrated", "export_bundle", "refuse_strangers"]
 
 CALIBRATION_FILE = "calibration.npz"
 CANARIES_FILE = "canaries.npz"
@@ -94,13 +92,15 @@ def export_bundle(
     details: BundleDetails,
     *,
     calibration: ImageData | None,
+    fit: ImageData | None = None,
     examples: ImageData | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Write `model` to the bundle directory `out` and return it as a server would load it.
 
-    `calibration` are the images that p-values will refer to (None: no p-values), `examples` those
-    shown with their reconstructions. Raises `ExportError`, with nothing written at `out`, where
+    `calibration` are the images that p-values will refer to (None: no p-values), `fit` those that
+    the density of the statistics is made of (None: half of `calibration`), `examples` those shown
+    with their reconstructions. Raises `ExportError`, with nothing written at `out`, where
     the graphs disagree with the model or the bundle with its own rules.
     """
     refuse_strangers(out)
@@ -120,7 +120,7 @@ def export_bundle(
             for each in (engine, Engine(draft, provider="cpu", form="portable")):
                 check_parity(each, draft.manifest, modules, images)
             if calibration is not None:
-                contents[CALIBRATION_FILE] = _calibrate(fields, engine, calibration, progress)
+                contents[CALIBRATION_FILE] = calibrated(fields, engine, calibration, fit, progress)
         contents |= _pictures(folded, examples) | dict(details.findings.pictures)
         card = model_card(
             _manifest(fields, contents),
@@ -171,32 +171,39 @@ def _pictures(folded: DensityModel, examples: ImageData | None) -> Contents:
     return pictures
 
 
-def _calibrate(
-    fields: dict[str, Any], engine: Engine, images: ImageData, progress: Progress | None
+def calibrated(
+    fields: dict[str, Any],
+    engine: Engine,
+    images: ImageData,
+    fit: ImageData | None,
+    progress: Progress | None,
 ) -> bytes:
-    """The calibration file, computed by the draft's engine; what it holds goes into `fields`."""
-    task = progress.add_task("calibrating", total=len(images)) if progress is not None else None
+    """The calibration file, computed by a bundle's engine; what it holds goes into `fields`.
 
-    def advance() -> None:
-        if progress is not None and task is not None:
-            progress.advance(task)
-
-    scores = importance_weighted_scores(
+    Without images to `fit` the density to, half of `images` are taken for it.
+    """
+    pixels = halves(images.pixels) if fit is None else (fit.pixels, images.pixels)
+    progress = progress or Progress(disable=True)
+    task = progress.add_task("calibrating", total=sum(map(len, pixels)))
+    reference = reference_of(
         engine,
         engine.bundle.manifest,
-        images.pixels,
+        *pixels,
         importance_samples=IMPORTANCE_SAMPLES,
         seed=CALIBRATION_SEED,
-        advance=advance,
+        advance=lambda: progress.advance(task),
     )
     fields["scoring"]["calibrated_importance_samples"] = list(IMPORTANCE_SAMPLES)
     fields["calibration"] = {
         "file": CALIBRATION_FILE,
-        "images": len(images),
+        "images": reference.images,
+        "fit_images": len(reference.fit),
         "split": f"{images.name} {images.split}",
         "seed": CALIBRATION_SEED,
+        "date": datetime.now(UTC).date().isoformat(),
+        "fitted": images.fitted,
     }
-    return _npz(calibration_arrays(scores))
+    return _npz(reference.arrays())
 
 
 def _parameter_count(model: DensityModel) -> int:
@@ -213,9 +220,8 @@ def _manifest_fields(
     groups = tuple(LatentGroup(**asdict(group)) for group in model.layout.groups)
     latent = LatentSpec(dim=model.layout.dim, groups=groups)
     likelihood = LikelihoodSpec(kind=model.likelihood.kind, uniforms=model.likelihood.uniforms)  # type: ignore[arg-type]
-    graphs = graph_contract(image, latent, likelihood)
-    threshold = getattr(model.likelihood, "threshold", None)
-    kind = {"kind": "none"} if threshold is None else {"kind": "threshold", "threshold": threshold}
+    statistics = statistic_names(model)
+    graphs = graph_contract(image, latent, likelihood, statistics)
     fields: dict[str, Any] = _json_values(
         {
             "schema_version": SCHEMA_VERSION,
@@ -224,10 +230,11 @@ def _manifest_fields(
             "description": details.description,
             "license": details.license,
             "image": image.model_dump(),
-            "preprocessing": kind,
+            "preprocessing": {"kind": "binarize" if likelihood.binary else "none"},
             "likelihood": likelihood.model_dump(),
             "latent": latent.model_dump(),
             "kl_groups": model.kl_groups,
+            "statistics": statistics,
             "graphs": {name: graph.model_dump() for name, graph in graphs.items()},
             "weights_file": WEIGHTS_FILE,
             "weights": (),

@@ -1,4 +1,4 @@
-"""A density model as the four ONNX graphs of a bundle in two forms, over one file of weights.
+"""A density model as the five ONNX graphs of a bundle in two forms, over one file of weights.
 
 Each graph holds only what its operation needs: torch's exporter drops what no output depends on.
 Weights that several graphs share are written once, at offsets aligned to pages so that they can be
@@ -20,7 +20,9 @@ from onnxscript import opset20 as op
 from torch import Tensor, nn
 
 from model.contract import DensityModel
+from model.densities import Bernoulli
 from service.bundle import WeightSpec
+from training.export.evidence import evidence
 from training.export.passes import for_any_device, for_cpu
 from training.export.passes.widths import row_block
 
@@ -39,15 +41,33 @@ class GraphModule(nn.Module):
     """One operation of a model as a function of arrays; the graph's inputs are `forward`'s."""
 
     outputs: ClassVar[tuple[str, ...]]
-    dynamic: ClassVar[Mapping[str, str]]  # input -> name of its first dimension
+    inputs: ClassVar[Mapping[str, str]]  # input -> name of its first dimension
+    reads_images: ClassVar[bool] = False
 
     def __init__(self, model: DensityModel) -> None:
         super().__init__()
         self.model = model
 
+    @property
+    def dynamic(self) -> dict[str, str]:
+        """The first dimension's name of every input, with what a binary model takes besides."""
+        grey = self.reads_images and isinstance(self.model.likelihood, Bernoulli)
+        return {**self.inputs, **({"u_image": "N"} if grey else {})}
+
     def example(self) -> tuple[Tensor, ...]:
         """Inputs of the right shapes, with N = 2 images and R = 3 rows."""
+        grey = (torch.zeros(2, self.model.dims),) if "u_image" in self.dynamic else ()
+        return (*self._example(), *grey)
+
+    def _example(self) -> tuple[Tensor, ...]:
         raise NotImplementedError
+
+    def _x(self, image: Tensor, u_image: Tensor | None) -> Tensor:
+        """What the likelihood reads: the levels, or for binary pixels draws of them."""
+        likelihood = self.model.likelihood
+        if isinstance(likelihood, Bernoulli) and u_image is not None:
+            return likelihood.binarised(image, u_image)
+        return likelihood.from_pixels(image)
 
     def _render(self, params: Tensor, u: Tensor) -> Rendered:
         likelihood = self.model.likelihood
@@ -67,10 +87,9 @@ class SampleGraph(GraphModule):
     """eps [N, D], temperature [N, G], u [N, U] -> mean f32 and draw u8 [N, C, H, W]."""
 
     outputs = ("mean", "draw")
-    dynamic: ClassVar = {"eps": "N", "temperature": "N", "u": "N"}
+    inputs: ClassVar = {"eps": "N", "temperature": "N", "u": "N"}
 
-    def example(self) -> tuple[Tensor, ...]:
-        """See `GraphModule`."""
+    def _example(self) -> tuple[Tensor, ...]:
         return self._eps(2), torch.ones(2, len(self.model.layout.groups)), self._u()
 
     def forward(self, eps: Tensor, temperature: Tensor, u: Tensor) -> Rendered:
@@ -82,10 +101,9 @@ class DecodeGraph(GraphModule):
     """z [N, D], u [N, U] -> mean f32 and draw u8 [N, C, H, W]."""
 
     outputs = ("mean", "draw")
-    dynamic: ClassVar = {"z": "N", "u": "N"}
+    inputs: ClassVar = {"z": "N", "u": "N"}
 
-    def example(self) -> tuple[Tensor, ...]:
-        """See `GraphModule`."""
+    def _example(self) -> tuple[Tensor, ...]:
         return self._eps(2), self._u()
 
     def forward(self, z: Tensor, u: Tensor) -> Rendered:
@@ -94,42 +112,66 @@ class DecodeGraph(GraphModule):
 
 
 class EncodeGraph(GraphModule):
-    """image u8 [N, C, H, W], eps [N, D] -> z and prior_eps, both [N, D]."""
+    """image u8 [N, C, H, W], eps [N, D] (u_image [N, CHW]) -> z and prior_eps, both [N, D]."""
 
     outputs = ("z", "prior_eps")
-    dynamic: ClassVar = {"image": "N", "eps": "N"}
+    inputs: ClassVar = {"image": "N", "eps": "N"}
+    reads_images = True
 
-    def example(self) -> tuple[Tensor, ...]:
-        """See `GraphModule`."""
+    def _example(self) -> tuple[Tensor, ...]:
         return self._image(), self._eps(2)
 
-    def forward(self, image: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, eps: Tensor, u_image: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Draw latents from the posterior."""
-        x = self.model.likelihood.from_pixels(image)
+        x = self._x(image, u_image)
         inference = self.model.infer(self.model.bottom_up(x), eps)
         return inference.z, inference.prior_eps
 
 
 class ScoreGraph(GraphModule):
-    """image u8 [N, C, H, W], owner i64 [R], eps [R, D] -> log_weight, log_px_z [R], kl [R, G].
+    """image u8 [N, C, H, W], owner i64 [R], eps [R, D] (u_image [N, CHW])
+    -> log_weight, log_px_z [R], kl [R, G].
 
     Row r is one importance sample of image owner[r]; the bottom-up network runs once per image.
     """
 
     outputs = ("log_weight", "log_px_z", "kl")
-    dynamic: ClassVar = {"image": "N", "owner": "R", "eps": "R"}
+    inputs: ClassVar = {"image": "N", "owner": "R", "eps": "R"}
+    reads_images = True
 
-    def example(self) -> tuple[Tensor, ...]:
-        """See `GraphModule`."""
+    def _example(self) -> tuple[Tensor, ...]:
         return self._image(), torch.tensor([0, 1, 1]), self._eps(3)
 
-    def forward(self, image: Tensor, owner: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, owner: Tensor, eps: Tensor, u_image: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Importance weights in nats and their parts."""
-        x = self.model.likelihood.from_pixels(image)
+        x = self._x(image, u_image)
         features = self.model.bottom_up(x)
         rows = tuple(feature.index_select(0, owner) for feature in features)
         terms = self.model.elbo_terms(x.index_select(0, owner), rows, eps)
         return terms.log_weight, terms.log_px_z, self.model.group_kl(terms.kl)
+
+
+class EvidenceGraph(GraphModule):
+    """image u8 [N, C, H, W] (u_image [N, CHW]) -> residual [N, H, W], statistics [N, S].
+
+    One pass at eps = 0, see `training.export.evidence`.
+    """
+
+    outputs = ("residual", "statistics")
+    inputs: ClassVar = {"image": "N"}
+    reads_images = True
+
+    def _example(self) -> tuple[Tensor, ...]:
+        return (self._image(),)
+
+    def forward(self, image: Tensor, u_image: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Where images are unlike what the model expects, and how."""
+        x = self._x(image, u_image)
+        return evidence(self.model, x, x if u_image is not None else image.float() / 255)
 
 
 def graph_modules(folded: DensityModel) -> dict[str, GraphModule]:
@@ -139,6 +181,7 @@ def graph_modules(folded: DensityModel) -> dict[str, GraphModule]:
         "decode": DecodeGraph,
         "encode": EncodeGraph,
         "score": ScoreGraph,
+        "evidence": EvidenceGraph,
     }
     return {operation: kind(folded).eval() for operation, kind in kinds.items()}
 

@@ -41,12 +41,16 @@ def graph_inputs(manifest: Manifest, images: NDArray[np.uint8], seed: int) -> di
         return normal(seed, np.arange(rows, dtype=np.uint64), draw, latent)
 
     u = uniform(seed, np.arange(n, dtype=np.uint64), 0, uniforms)
+    grey = {}
+    if manifest.likelihood.binary:
+        grey["u_image"] = uniform(seed, np.arange(n, dtype=np.uint64), 1, manifest.image.dims)
     temperature = np.linspace(0, 1.5, n * len(manifest.kl_groups), dtype=np.float32)
     return {
         "sample": {"eps": eps(n, 0), "temperature": temperature.reshape(n, -1), "u": u},
         "decode": {"z": eps(n, 1), "u": u},
-        "encode": {"image": images, "eps": eps(n, 2)},
-        "score": {"image": images, "owner": owner, "eps": eps(len(owner), 3)},
+        "encode": {"image": images, "eps": eps(n, 2), **grey},
+        "score": {"image": images, "owner": owner, "eps": eps(len(owner), 3), **grey},
+        "evidence": {"image": images, **grey},
     }
 
 
@@ -95,11 +99,8 @@ def _rows(arrays: Arrays, part: slice) -> Arrays:
     if "owner" not in arrays:
         return {name: array[part] for name, array in arrays.items()}
     images, owner = np.unique(arrays["owner"][part], return_inverse=True)
-    return {
-        "image": arrays["image"][images],
-        "owner": owner.astype(np.int64),
-        "eps": arrays["eps"][part],
-    }
+    found = {name: arrays[name][images] for name in ("image", "u_image") if name in arrays}
+    return {**found, "owner": owner.astype(np.int64), "eps": arrays["eps"][part]}
 
 
 def _difference(key: str, rows: int, got: NDArray[Any], wanted: NDArray[Any]) -> float:

@@ -22,7 +22,7 @@ from training.runs.provenance import fit_command, git_revision, processor
 
 __all__ = ["export_run", "training_facts"]
 
-SHOWN: tuple[Split, ...] = ("calibration", "test")
+SHOWN: tuple[Split, ...] = ("validation", "calibration", "test")
 
 
 def export_run(
@@ -65,6 +65,7 @@ def export_run(
         out,
         details,
         calibration=images.get("calibration"),
+        fit=images.get("validation"),
         examples=images.get("test"),
         progress=progress,
     )

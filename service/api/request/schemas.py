@@ -22,6 +22,7 @@ from pydantic import (
 from service.errors import InvalidInput
 
 __all__ = [
+    "AnomalyMapOptions",
     "DecodeOptions",
     "EncodeOptions",
     "ImageOptions",
@@ -130,6 +131,26 @@ class ScoreOptions(ImageOptions):
         float | None,
         Field(gt=0, lt=1, description="An image is anomalous if its p-value is at most alpha."),
     ] = None
+    fdr: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            lt=1,
+            description="Also say which images of this request are discoveries: at most about this "
+            "share of them is false (Benjamini and Hochberg).",
+        ),
+    ] = None
+
+
+class AnomalyMapOptions(ImageOptions):
+    """``POST /v1/anomaly-map``"""
+
+    seed: Annotated[
+        Seed | None, Field(description="Of a binary model's pixels; absent: the default, 0.")
+    ] = None
+    boxes: Annotated[
+        int, Field(ge=0, le=16, description="How many of the largest boxes JSON lists.")
+    ] = 3
 
 
 class PosteriorOptions(ImageOptions):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -17,10 +18,25 @@ from starlette.responses import Response
 from service.codecs import JSON, NPY, PNG
 from service.codecs.fitting import Fitted
 from service.codecs.npy import encode_npy
+from service.codecs.overlay import overlay
 from service.codecs.png import contact_sheet, encode_png, png_base64
-from service.operations.results import Images, Latents, LogLikelihoods, Result, Scores
+from service.operations.results import (
+    AnomalyMaps,
+    Images,
+    Latents,
+    LogLikelihoods,
+    Result,
+    Scores,
+)
 
-__all__ = ["Answer", "render_images", "render_latents", "render_log_likelihoods", "render_scores"]
+__all__ = [
+    "Answer",
+    "render_anomaly_maps",
+    "render_images",
+    "render_latents",
+    "render_log_likelihoods",
+    "render_scores",
+]
 
 
 class Answer(Response):
@@ -134,6 +150,28 @@ def render_scores(
     )
 
 
+def render_anomaly_maps(
+    result: AnomalyMaps, media_type: str, who: dict[str, Any], *, fitted: Fitted
+) -> Answer:
+    """Deviations as npy float32 [n, H, W], over the images as PNG; the largest boxes as JSON."""
+    finite = np.asarray(np.isfinite(result.maps).all(axis=(1, 2)))
+    if media_type == NPY:
+        body = encode_npy(result.maps)
+    elif media_type == PNG:
+        body = encode_png(overlay(fitted.images, result.maps))
+    else:
+        body = _json({"results": _boxes(result)} | who | _said(result, fitted))
+    return Answer(body, media_type, result, fitted=fitted, non_finite=int((~finite).sum()))
+
+
+def _boxes(result: AnomalyMaps) -> list[list[dict[str, Any]]]:
+    fields = [[asdict(box) for box in boxes] for boxes in result.boxes]
+    for box in (each for boxes in fields for each in boxes):
+        for name in ("deviations", "p_value"):
+            box[name] = box[name] if math.isfinite(box[name]) else None
+    return fields
+
+
 def render_log_likelihoods(result: LogLikelihoods, *, fitted: Fitted) -> Answer:
     """Log-likelihoods as npy float32 [n]."""
     return Answer(
@@ -163,13 +201,16 @@ def _results(
     scores: Scores, altered: NDArray[np.bool_], kl_groups: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     columns = [getattr(scores, name) for name in SCORE_FIELDS]
-    rows = _rows(np.column_stack([*columns, scores.kl_nats]))
-    flags = zip(scores.anomalous.tolist(), scores.status, altered.tolist(), strict=True)
+    rows = _rows(np.column_stack([*columns, scores.kl_nats, *scores.evidence.values()]))
+    flags = zip(scores.anomalous, scores.discovery, scores.status, altered.tolist(), strict=True)
+    kl, evidence = len(SCORE_FIELDS), len(SCORE_FIELDS) + len(kl_groups)
     results = []
-    for numbers, (anomalous, status, changed) in zip(rows, flags, strict=True):
+    for numbers, (anomalous, discovery, status, changed) in zip(rows, flags, strict=True):
         result: dict[str, Any] = dict(zip(SCORE_FIELDS, numbers, strict=False))
-        result["anomalous"], result["status"], result["altered"] = anomalous, status, changed
-        result["kl_nats"] = dict(zip(kl_groups, numbers[len(SCORE_FIELDS) :], strict=True))
+        result["anomalous"], result["discovery"] = anomalous, discovery
+        result["status"], result["altered"] = status, changed
+        result["kl_nats"] = dict(zip(kl_groups, numbers[kl:evidence], strict=True))
+        result["evidence"] = dict(zip(scores.evidence, numbers[evidence:], strict=True))
         results.append(result)
     return results
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.api.request.schemas import Output
 
 __all__ = [
+    "AnomalyMapResponse",
     "EncodeResponse",
     "FailedBundle",
     "ImagesResponse",
@@ -80,12 +81,42 @@ class ScoreResult(BaseModel):
     ]
     p_value: Annotated[
         float | None,
-        Field(description="Share of calibration images that score as low; null if K has none."),
+        Field(
+            description="(1 + calibration images that lie as far from usual ones) / (1 + all), by "
+            "all statistics together; null if K has no calibration."
+        ),
     ]
-    anomalous: bool
-    status: Literal["ok", "not_calibrated", "non_finite"]
+    anomalous: Annotated[
+        bool | None,
+        Field(description="p_value <= alpha; null: no decision is possible, status says why."),
+    ]
+    discovery: Annotated[
+        bool | None, Field(description="With fdr: by Benjamini and Hochberg over all images.")
+    ]
+    status: Annotated[
+        Literal["ok", "not_calibrated", "non_finite", "alpha_too_small", "altered"],
+        Field(
+            description="not_calibrated: K has no calibration; non_finite: an estimate is no "
+            "number; alpha_too_small: below 1 / (1 + calibration images); altered: the image was "
+            "resized or converted, and no calibration image was."
+        ),
+    ]
     altered: Annotated[bool, Field(description="The image was resized or converted first.")]
     kl_nats: Annotated[dict[str, float | None], Field(description="By latent group.")]
+    evidence: Annotated[
+        dict[str, float | None],
+        Field(description="The two-sided p-value of each statistic alone, by name."),
+    ]
+
+
+class Calibration(BaseModel):
+    """The images that p-values refer to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    images: int
+    date: str
 
 
 class ScoreResponse(Response):
@@ -96,6 +127,41 @@ class ScoreResponse(Response):
     importance_samples: int
     seed: int
     alpha: float
+    certified_alpha: Annotated[
+        float | None,
+        Field(
+            description="p_value <= this has at most alpha false alarms, with 95% confidence over "
+            "calibration sets; null: no threshold has."
+        ),
+    ]
+    fdr: float | None
+    calibration: Calibration | None
+
+
+class BoxResult(BaseModel):
+    """A square of an image that stands out, in pixels from the top left."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    left: int
+    top: int
+    side: int
+    deviations: Annotated[
+        float | None, Field(description="Of what is usual there; positive: brighter than expected.")
+    ]
+    p_value: Annotated[
+        float | None, Field(description="Among the largest boxes of calibration images.")
+    ]
+
+
+class AnomalyMapResponse(Response):
+    """Answer of anomaly-map."""
+
+    results: Annotated[
+        list[list[BoxResult]], Field(description="Of each image the largest boxes, largest first.")
+    ]
+    seed: int
+    calibration: Calibration
 
 
 class EncodeResponse(Response):

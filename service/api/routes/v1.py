@@ -16,6 +16,7 @@ from service.api.request.inputs import (
     pictures,
 )
 from service.api.request.schemas import (
+    AnomalyMapOptions,
     DecodeOptions,
     EncodeOptions,
     InterpolateOptions,
@@ -26,12 +27,14 @@ from service.api.request.schemas import (
 )
 from service.api.response.rendering import (
     Answer,
+    render_anomaly_maps,
     render_images,
     render_latents,
     render_log_likelihoods,
     render_scores,
 )
 from service.api.response.schemas import (
+    AnomalyMapResponse,
     EncodeResponse,
     ImagesResponse,
     Response,
@@ -127,8 +130,31 @@ async def score(request: OperationRequest, options: Annotated[ScoreOptions, Quer
     if request.media_type == NPY:  # the log-likelihoods alone: nothing else is computed for it
         values = await model.log_likelihood(fitted.images, **asked)
         return render_log_likelihoods(values, fitted=fitted)
-    scores = await model.score(fitted.images, alpha=options.alpha, **asked)
+    scores = await model.score(
+        fitted.images, alpha=options.alpha, fdr=options.fdr, altered=fitted.altered, **asked
+    )
     return render_scores(scores, _who(model), fitted=fitted, kl_groups=manifest.kl_groups)
+
+
+async def anomaly_map(
+    request: OperationRequest, options: Annotated[AnomalyMapOptions, Query()]
+) -> Answer:
+    """Where images are unlike what the model expects of each, in standard deviations of what is
+    usual at a pixel: npy float32 `[n,H,W]`, a PNG of the images under their maps on one scale for
+    all, or in JSON the largest boxes with their p-values."""
+    model = request.model
+    fitted = await pictures(request, options)
+    found = await model.anomaly_map(
+        fitted.images,
+        seed=options.seed,
+        boxes=options.boxes,
+        caller=request.caller,
+        deadline=request.deadline,
+    )
+    arguments = found, request.media_type, _who(model)
+    if found.maps.size <= INLINE_NUMBERS:
+        return render_anomaly_maps(*arguments, fitted=fitted)
+    return await request.beside(render_anomaly_maps, *arguments, fitted=fitted)
 
 
 async def reconstruct(
@@ -172,6 +198,7 @@ def operation_routes(shared: AppState) -> list[OperationRoute]:
     return [
         _route(shared, sample, "Draw images, or change some", SampleOptions, **given),
         _route(shared, score, "Log-likelihood and p-value of images", ScoreOptions, **images),
+        _route(shared, anomaly_map, "Where images are unusual", AnomalyMapOptions, **images),
         _route(shared, encode, "Latents of images", EncodeOptions, **images),
         _route(shared, decode, "Images of latents", DecodeOptions, payload="latents"),
         _route(
@@ -195,12 +222,15 @@ def operation_routes(shared: AppState) -> list[OperationRoute]:
 def _route(
     shared: AppState, endpoint: Any, summary: str, options: type[Options], **body: Any
 ) -> OperationRoute:
-    response: type[Response] = ImagesResponse
-    if endpoint is score or endpoint is encode:
-        response = ScoreResponse if endpoint is score else EncodeResponse
-    offers = IMAGE_OFFERS if response is ImagesResponse else NUMBER_OFFERS
+    answers: dict[Any, type[Response]] = {
+        score: ScoreResponse,
+        encode: EncodeResponse,
+        anomaly_map: AnomalyMapResponse,
+    }
+    response = answers.get(endpoint, ImagesResponse)
+    offers = NUMBER_OFFERS if endpoint in (score, encode) else IMAGE_OFFERS
     declared = documented_operation(endpoint, summary, options, response, offers, **body)
-    path = f"/v1/{endpoint.__name__}"
+    path = f"/v1/{endpoint.__name__.replace('_', '-')}"
     return OperationRoute(
         path, endpoint, shared, options=options, offers=offers, **body, **declared
     )

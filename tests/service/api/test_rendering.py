@@ -37,7 +37,9 @@ def scores():
         standard_error_nats=np.full(3, NAN),
         effective_sample_size=np.ones(3),
         p_value=np.array([0.5, NAN, NAN]),
-        anomalous=np.array([False, False, False]),
+        anomalous=[False, None, None],
+        discovery=[None, None, None],
+        evidence={"log_likelihood": np.array([0.25, NAN, NAN])},
         status=["ok", "non_finite", "non_finite"],
         estimator="elbo",
         importance_samples=1,
@@ -54,6 +56,8 @@ def test_scores(scores):
     assert [r["log_likelihood_nats"] for r in results] == [-1.5, None, None]
     assert [r["status"] for r in results] == ["ok", "non_finite", "non_finite"]
     assert [r["effective_sample_size"] for r in results] == [1.0, 1.0, 1.0]
+    assert [r["anomalous"] for r in results] == [False, None, None]
+    assert [r["evidence"] for r in results] == [{"log_likelihood": p} for p in (0.25, None, None)]
     assert results[0]["kl_nats"] == {"a": 1.0, "b": 2.0}
     assert results[1]["kl_nats"] == {"a": None, "b": 2.0}
     assert answer.non_finite == 2

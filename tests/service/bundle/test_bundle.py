@@ -39,7 +39,9 @@ def test_graph_contract_is_the_table(tiny):
             " ".join(f"{t.name}:{t.dtype}{list(t.shape)}" for t in graph.inputs),
             " ".join(f"{t.name}:{t.dtype}{list(t.shape)}" for t in graph.outputs),
         )
-        for operation, graph in graph_contract(tiny.IMAGE, tiny.LATENT, tiny.LIKELIHOOD).items()
+        for operation, graph in graph_contract(
+            tiny.IMAGE, tiny.LATENT, tiny.LIKELIHOOD, tiny.STATISTICS
+        ).items()
     }
     pixels = "mean:float32['N', 1, 4, 4] draw:uint8['N', 1, 4, 4]"
     assert got == {
@@ -49,12 +51,19 @@ def test_graph_contract_is_the_table(tiny):
         ),
         "decode": ("z:float32['N', 3] u:float32['N', 16]", pixels),
         "encode": (
-            "image:uint8['N', 1, 4, 4] eps:float32['N', 3]",
+            "image:uint8['N', 1, 4, 4] eps:float32['N', 3] u_image:float32['N', 16]",
             "z:float32['N', 3] prior_eps:float32['N', 3]",
         ),
         "score": (
-            "image:uint8['N', 1, 4, 4] owner:int64['R'] eps:float32['R', 3]",
+            (
+                "image:uint8['N', 1, 4, 4] owner:int64['R'] eps:float32['R', 3] "
+                "u_image:float32['N', 16]"
+            ),
             "log_weight:float32['R'] log_px_z:float32['R'] kl:float32['R', 1]",
+        ),
+        "evidence": (
+            "image:uint8['N', 1, 4, 4] u_image:float32['N', 16]",
+            "residual:float32['N', 4, 4] statistics:float32['N', 2]",
         ),
     }
 

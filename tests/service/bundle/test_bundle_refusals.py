@@ -83,12 +83,15 @@ def _two_groups_of_one_name(fields):
         (put([], "latent", "groups"), "dim must be the sum"),
         (_two_groups_of_one_name, "kl_groups must have different names"),
         (put("gaussian", "likelihood", "kind"), "must be one of"),
-        (put({"kind": "threshold"}, "preprocessing"), "threshold must be from 1"),
-        (put({"kind": "none", "threshold": 3}, "preprocessing"), "must be absent"),
+        (put({"kind": "threshold"}, "preprocessing"), "must be one of"),
+        (put({"kind": "none"}, "preprocessing"), "'binarize' for a bernoulli likelihood alone"),
+        (put(["a", "a"], "statistics"), "statistics must have different names"),
+        (put([], "statistics"), "statistics must have different names"),
         (put([], "graphs", "sample", "inputs"), "graphs.sample.inputs must be eps float32[N,3]"),
         (put(["M", 3], "graphs", "decode", "inputs", 0, "shape"), "graphs.decode.inputs must be"),
         (put("float16", "graphs", "decode", "inputs", 0, "dtype"), "must be one of"),
         (lambda f: f["graphs"].pop("encode"), "graphs must be sample, decode, encode, score"),
+        (lambda f: f["graphs"].pop("evidence"), "graphs must be sample, decode, encode, score"),
         (put("../sample.onnx", "graphs", "sample", "cpu"), "must be a plain name"),
         (put("cpu/../x.onnx", "graphs", "sample", "cpu"), "must be a plain name"),
         (put("other/x.onnx", "graphs", "sample", "portable"), "must be a plain name"),
@@ -214,7 +217,14 @@ def test_no_directory(tmp_path, path):
 
 
 def scores(**changes):
-    usual = {f"log_likelihood_nats_k{k}": np.arange(200, dtype=np.float32) for k in (1, 16, 64)}
+    f32 = np.float32
+    usual = {"fit": np.ones((150, 3), f32), "usual": np.ones((200, 3), f32)}
+    for k in (1, 16, 64):
+        for kind in ("log_likelihood_nats", "distance"):
+            usual[f"{kind}_k{k}"] = np.arange(200, dtype=f32)
+        usual[f"fit_log_likelihood_nats_k{k}"] = np.arange(150, dtype=f32)
+    usual |= {name: np.ones((4, 4), f32) for name in ("place_mean", "place_deviation")}
+    usual |= {name: np.ones((1, 1), f32) for name in ("box_mean", "box_deviation")}
     return npz(**{**usual, **changes})
 
 
@@ -225,9 +235,13 @@ def scores(**changes):
         (scores()[:500], "cannot be read as arrays"),
         (scores(extra=np.zeros(1)), "the manifest demands"),
         (scores(log_likelihood_nats_k1=np.zeros(3, np.float32)), r"must be float32 \[200\]"),
-        (scores(log_likelihood_nats_k1=np.zeros(200)), r"must be float32 \[200\]"),
+        (scores(log_likelihood_nats_k1=np.zeros(200)), "must be finite float32"),
+        (scores(usual=np.ones((199, 3), np.float32)), r"must be float32 \[199\]"),
+        (scores(fit=np.ones((149, 3), np.float32)), r"must be float32 \[149\]"),
+        (scores(fit=np.ones((150, 2), np.float32)), r"must be float32 \[150, 3\]"),
+        (scores(place_mean=np.ones((4, 3), np.float32)), r"must be float32 \[4, 4\]"),
         (scores(log_likelihood_nats_k1=-np.arange(200, dtype=np.float32)), "finite and sorted"),
-        (scores(log_likelihood_nats_k1=np.full(200, np.nan, np.float32)), "finite and sorted"),
+        (scores(log_likelihood_nats_k1=np.full(200, np.nan, np.float32)), "must be finite"),
     ],
 )
 def test_bad_calibration(copy, content, words):

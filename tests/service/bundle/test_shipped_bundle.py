@@ -55,7 +55,7 @@ def test_digits_score_far_above_noise_and_above_their_own_pixels_shuffled(digits
     assert digit.min() > static.max() + 100
     assert digit.min() > mixed.max()
     assert np.median(digit) > np.median(mixed) + 100
-    anomalous = answered.anomalous.reshape(3, 64)
+    anomalous = np.array(answered.anomalous, bool).reshape(3, 64)
     assert anomalous[1:].all()
     assert anomalous[0].sum() <= 5  # at alpha = 0.01 more than 5 of 64 has a probability of 4e-5
 

@@ -64,7 +64,7 @@ def test_noise_scores_far_below_real_images(shipped):
     answered = score(shipped, np.concatenate([real, noise]))
     bits = answered.bits_per_dim.reshape(2, 16)
     assert bits[0].max() < 8 < bits[1].min()  # 8 bits: all values equally likely
-    assert answered.anomalous[16:].all()
+    assert all(answered.anomalous[16:])
 
 
 def test_p_values_of_test_images_are_uniform(shipped):

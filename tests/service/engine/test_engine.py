@@ -17,7 +17,7 @@ from service.engine.options import EngineOptions
 from service.engine.padding import RowBlocks
 
 SHIPPED = Path(engine_base.__file__).parent.parent / "bundles" / "mnist"
-OPERATIONS = ("sample", "decode", "encode", "score")
+OPERATIONS = ("sample", "decode", "encode", "score", "evidence")
 GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(bool(cuda_driver_problem()), reason=str(cuda_driver_problem())),
@@ -92,7 +92,7 @@ def test_an_image_scores_the_same_beside_other_images(engine, model_bench):
         rows = np.flatnonzero(whole["owner"] == image)
         if len(rows):
             alone = {
-                "image": whole["image"][image : image + 1],
+                **{n: a[image : image + 1] for n, a in whole.items() if n in {"image", "u_image"}},
                 "owner": np.zeros(len(rows), dtype=np.int64),
                 "eps": whole["eps"][rows],
             }

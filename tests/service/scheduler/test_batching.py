@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.noise import Purpose, image_keys, normal
+from service.noise import Purpose, image_keys, normal, uniform
 from service.scheduler import batching
 from service.scheduler.batching import batchers
-from service.scheduler.work import DecodeWork, NoiseKeys, ScoreWork
+from service.scheduler.work import DecodeWork, EncodeWork, EvidenceWork, NoiseKeys, ScoreWork
 
 D = 3
 LATENTS = np.zeros((2, D), dtype=np.float32)
@@ -35,6 +35,31 @@ def test_batches_hold_each_image_once(loaded, tiny_model):
     outputs = {"log_weight": np.arange(15.0), "kl": np.zeros((15, 1)), "log_px_z": np.arange(15.0)}
     parts = batcher.split(pieces, outputs)
     assert [len(part["log_weight"]) for part in parts] == [11, 4]
+
+
+@pytest.mark.parametrize("operation", ["encode", "score", "evidence"])
+def test_grey_pixels_are_drawn_alike_in_any_company(loaded, operation):
+    """The noise is the seed's and the image's, wherever it stands and however it is split."""
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 4, 4), np.uint8)
+    batcher = batchers(loaded.bundle.manifest)[operation]
+
+    def work(part, seed):
+        kinds = {"encode": EncodeWork, "evidence": EvidenceWork}
+        if operation == "score":
+            n = len(part)
+            return ScoreWork(rows=2 * n, image_count=n, images=part, seed=seed, samples=2)
+        return kinds[operation](rows=len(part), image_count=len(part), images=part, seed=seed)
+
+    each = 2 if operation == "score" else 1
+    crowd = [(work(images[:3], 7), each, 3 * each), (work(images[2:], 9), 0, 3 * each)]
+    got = batcher.assemble(crowd)["u_image"]
+    expected = [
+        uniform(seed, image_keys(images[a:b]), 0, 16, Purpose.PIXELS)
+        for seed, a, b in ((7, 1, 3), (9, 2, 5))
+    ]
+    assert np.array_equal(got, np.concatenate(expected))
+    other = uniform(7, image_keys(images), 0, 16, Purpose.IMAGE)
+    assert not np.array_equal(got[:2], other[1:3])  # the noise that draws an image's pixels
 
 
 def test_means_alone_need_no_uniform_noise(loaded, monkeypatch):

@@ -10,28 +10,42 @@ from scipy import special, stats
 
 from service.bundle import load_bundle
 from service.engine.onnxruntime_engine import Engine
-from service.estimators import p_values
 from service.noise import Purpose, image_keys, normal
 from service.operations.model import Model
+from service.verdicts.conformal import upper
 from training.errors import ExportError
-from training.export.calibrate import calibration_arrays, importance_weighted_scores
+from training.export.calibrate import halves, measure, reference_of
 
 D = 3
-MANIFEST = SimpleNamespace(latent=SimpleNamespace(dim=D))
+MANIFEST = SimpleNamespace(
+    latent=SimpleNamespace(dim=D),
+    likelihood=SimpleNamespace(binary=False),
+    image=SimpleNamespace(shape=(1, 4, 4), dims=16),
+    statistics=("a", "b"),
+)
 
 
 class NoiseEngine:
-    """log w = the sum of the noise: every weight is log-normal, whatever the image."""
+    """log w = the sum of the noise: every weight is log-normal, whatever the image; the evidence
+    are an image's own pixels."""
 
     def __init__(self, max_rows=32):
         self.max_rows = max_rows
         self.rows = 0
 
     def run(self, operation, arrays):
+        if operation == "evidence":
+            levels = arrays["image"][:, 0].astype(np.float32) / 255
+            return {"residual": levels - 0.5, "statistics": levels[:, 0, :2]}
         assert operation == "score"
         assert len(arrays["owner"]) <= self.max_rows
         self.rows += len(arrays["owner"])
         return {"log_weight": arrays["eps"].sum(axis=1)}
+
+
+def scored(*args, **options):
+    """K -> log-likelihoods."""
+    return measure(*args, **options).log_likelihood
 
 
 def images(n, seed=0):
@@ -40,7 +54,7 @@ def images(n, seed=0):
 
 def test_every_k_uses_the_first_draws_of_the_images_own_noise():
     pixels, counted = images(5), []
-    scores = importance_weighted_scores(
+    scores = scored(
         NoiseEngine(),
         MANIFEST,
         pixels,
@@ -59,26 +73,55 @@ def test_every_k_uses_the_first_draws_of_the_images_own_noise():
 def test_the_engines_largest_batch_changes_nothing():
     pixels = images(3)
     few, many = NoiseEngine(max_rows=5), NoiseEngine(max_rows=1000)
-    one = importance_weighted_scores(few, MANIFEST, pixels)
-    other = importance_weighted_scores(many, MANIFEST, pixels)
+    one = scored(few, MANIFEST, pixels)
+    other = scored(many, MANIFEST, pixels)
     assert few.rows == many.rows == 3 * 64
     assert all(np.array_equal(one[k], other[k]) for k in (1, 16, 64))
 
 
 def test_p_values_of_further_images_are_uniform():
-    reference = importance_weighted_scores(NoiseEngine(), MANIFEST, images(1500))
-    further = importance_weighted_scores(NoiseEngine(), MANIFEST, images(1500, seed=1))
-    arrays = calibration_arrays(reference)
+    reference = reference_of(NoiseEngine(), MANIFEST, images(300, seed=2), images(1500))
+    further = measure(NoiseEngine(), MANIFEST, images(1500, seed=1))
     for k in (1, 16, 64):
-        p = p_values(further[k].astype(np.float64), arrays[f"log_likelihood_nats_k{k}"])
-        assert stats.kstest(p, "uniform").pvalue > 1e-3
+        judged = reference.judge(k, further)
+        table = np.sort(judged.p_value)
+        # Both are samples: their distances are compared, not their ranks with the uniform law.
+        calibration = upper(reference.distances[k].astype(np.float64), reference.distances[k])
+        assert stats.ks_2samp(table, calibration).pvalue > 1e-3
+        assert stats.kstest(judged.parts["a"], "uniform").statistic < 0.06
 
 
-def test_arrays_are_sorted_float32_and_finite():
-    arrays = calibration_arrays({4: np.array([3.0, 1.0, 2.0], np.float32)})
-    assert arrays["log_likelihood_nats_k4"].tolist() == [1.0, 2.0, 3.0]
-    with pytest.raises(ExportError, match=r"1 of 2 calibration images .* K = 4"):
-        calibration_arrays({4: np.array([np.nan, 1.0], np.float32)})
+def test_an_image_that_is_unlike_in_one_way_or_the_other_is_found():
+    reference = reference_of(NoiseEngine(), MANIFEST, images(300, seed=2), images(700))
+    strange = np.zeros((3, 1, 4, 4), np.uint8)
+    strange[1] = 255
+    strange[2] = 128
+    assert (reference.judge(16, measure(NoiseEngine(), MANIFEST, strange)).p_value <= 0.01).all()
+
+
+def test_what_ranks_nothing_is_refused():
+    few, wrong = images(4), np.zeros((9, 3, 4, 4), np.uint8)
+    same, enough = np.zeros((9, 1, 4, 4), np.uint8), images(9)
+    for pixels, words in ((few, "10 images are needed"), (wrong, "is for"), (same, "all the same")):
+        with pytest.raises(ExportError, match=words):
+            reference_of(NoiseEngine(), MANIFEST, pixels, enough)
+        with pytest.raises(ExportError, match=words):
+            reference_of(NoiseEngine(), MANIFEST, enough, pixels)
+    engine = NoiseEngine()
+    engine.run = lambda operation, arrays: (
+        NoiseEngine().run(operation, arrays)
+        | ({"log_weight": np.full(len(arrays["eps"]), np.nan)} if operation == "score" else {})
+    )
+    with pytest.raises(ExportError, match="9 of 9 calibration images have no finite score"):
+        reference_of(engine, MANIFEST, enough, enough)
+
+
+def test_halves_are_disjoint_and_all():
+    pixels = images(11)
+    fit, calibration = halves(pixels)
+    assert (len(fit), len(calibration)) == (5, 6)
+    both = np.concatenate([image_keys(fit), image_keys(calibration)])
+    assert sorted(both) == sorted(image_keys(pixels))
 
 
 def test_scores_are_those_that_the_service_answers(tiny_bundle):
@@ -88,7 +131,7 @@ def test_scores_are_those_that_the_service_answers(tiny_bundle):
     engine.warm()
     image = bundle.manifest.image
     pixels = np.random.default_rng(3).integers(0, 256, (6, *image.shape), np.uint8)
-    scores = importance_weighted_scores(engine, bundle.manifest, pixels, importance_samples=(1, 16))
+    scores = scored(engine, bundle.manifest, pixels, importance_samples=(1, 16))
 
     async def answers(k):
         runtime = Model.load(tiny_bundle, provider="cpu")
@@ -100,4 +143,4 @@ def test_scores_are_those_that_the_service_answers(tiny_bundle):
 
     for k in (1, 16):
         answered = asyncio.run(answers(k)).log_likelihood_nats
-        assert np.array_equal(scores[k], answered.astype(np.float32))
+        assert np.array_equal(scores[k], answered)

@@ -10,11 +10,12 @@ import torch
 from model.config import DiagonalPosterior
 from service.bundle import load_bundle
 from service.engine.onnxruntime_engine import Engine
+from training.data import drawn_pixels
 from training.evaluate.evaluate import evaluate_images
-from training.export.calibrate import importance_weighted_scores
+from training.export.calibrate import measure
 from training.export.export import export_bundle
 
-OPERATIONS = ("sample", "decode", "encode", "score")
+OPERATIONS = ("sample", "decode", "encode", "score", "evidence")
 
 
 @pytest.fixture(scope="module")
@@ -50,25 +51,46 @@ def test_images_come_out_as_torch_makes_them(engine, conv, n):
 def test_latents_and_scores_come_out_as_torch_makes_them(engine, convs, conv, n):
     generator = torch.Generator().manual_seed(n)
     image = convs.pixels(n, seed=n)
-    x = torch.from_numpy(image >= 128).float()
+    u = torch.rand(n, 64, generator=generator)
+    grey = {"image": image, "u_image": u.numpy()}
+    x = torch.from_numpy(image / np.float32(255) > u.numpy().reshape(image.shape)).float()
     eps = torch.randn(n, 16, generator=generator)
-    got = engine.run("encode", {"image": image, "eps": eps.numpy()})
+    got = engine.run("encode", {**grey, "eps": eps.numpy()})
     assert near(got["z"], conv.model.infer(conv.model.bottom_up(x), eps).z)
     assert np.array_equal(got["z"], got["prior_eps"])
 
     owner = torch.randint(n, (29,), generator=generator)  # neither sorted nor even
     eps = torch.randn(29, 16, generator=generator)
-    got = engine.run("score", {"image": image, "owner": owner.numpy(), "eps": eps.numpy()})
+    got = engine.run("score", {**grey, "owner": owner.numpy(), "eps": eps.numpy()})
     log_px_z, kl = conv.model(x[owner], eps)
     assert near(got["log_px_z"], log_px_z, rtol=1e-5, atol=1e-3)
     assert near(got["kl"], kl, rtol=1e-4, atol=1e-3)
     assert near(got["log_weight"], log_px_z - kl.sum(1), rtol=1e-5, atol=1e-3)
 
+    zero = torch.zeros(n, 16)
+    z = conv.model.infer(conv.model.bottom_up(x), zero).z
+    residual = x - torch.sigmoid(conv.model.decode(z))
+    log_px_z, kl = conv.model(x, zero)
+    got = engine.run("evidence", grey)
+    names = conv.bundle.manifest.statistics
+    found = dict(zip(names, got["statistics"].T, strict=True))
+    assert near(got["residual"], residual[:, 0])
+    assert near(found["log_px_z"], log_px_z, rtol=1e-5, atol=1e-3)
+    assert near(found["kl/z"], kl[:, 0], rtol=1e-4, atol=1e-3)
+    assert near(found["z/z"], z.square().sum(1))
+    assert near(found["prior_eps/z"], z.square().sum(1))
+    assert near(found["residual/all"], residual.square().mean((1, 2, 3)))
+    assert near(found["level"], x.mean((1, 2, 3)))
+    assert near(found["contrast"], x.flatten(1).std(1, correction=0))
+    steps = [np.abs(np.diff(x.numpy(), axis=axis)).mean((1, 2, 3)) for axis in (2, 3)]
+    assert np.allclose(found["variation"], sum(steps), atol=1e-5)
+
 
 def test_the_service_and_the_evaluation_measure_the_same(engine, convs, conv):
     """Other noise, another runtime, other code for the bound: equal within their own errors."""
     images = convs.pixels(60, seed=5)
-    scores = importance_weighted_scores(engine, conv.bundle.manifest, images)[64].astype(np.float64)
+    images = drawn_pixels(images, 0)  # as the evaluation sees them
+    scores = measure(engine, conv.bundle.manifest, images).log_likelihood[64]
     figures = evaluate_images(conv.model, images, importance_samples=64)
     error = np.sqrt(2 * figures.importance_weighted_variance.mean() / 60)
     assert abs(scores.mean() - figures.importance_weighted.mean()) < 4 * error

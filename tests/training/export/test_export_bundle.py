@@ -26,7 +26,7 @@ def test_the_manifest_and_the_card_say_what_it_is(convs, conv):
     manifest = conv.bundle.manifest
     assert (manifest.name, manifest.version, manifest.license) == ("tiny", "1.0.0", "MIT")
     assert manifest.image.shape == convs.SHAPE
-    assert manifest.preprocessing.threshold == 128
+    assert manifest.preprocessing.kind == "binarize"
     assert manifest.latent.dim == 16
     assert manifest.training == {"epochs": 3}
     assert manifest.calibration.images == 40

@@ -1,0 +1,77 @@
+"""Conformal p-values: how extreme a number is among those of calibration images.
+
+With n calibration images of the same distribution as the image asked about, ``p = (1 + #{as
+extreme}) / (1 + n)`` has ``P(p <= a) <= a`` whatever that distribution is (Vovk, Gammerman and
+Shafer 2005, *Algorithmic Learning in a Random World*).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["certified_alpha", "discoveries", "possible_discoveries", "two_sided", "upper"]
+
+F64 = NDArray[np.float64]
+
+
+def upper(values: F64, reference: NDArray[np.float32]) -> F64:
+    """``(1 + #{r >= v}) / (1 + n)`` ``[k]``: small where a value is large.
+
+    reference: ascending ``[n]``. Values are compared as float32; no number gives no p-value.
+    """
+    with np.errstate(over="ignore"):
+        as_high = len(reference) - np.searchsorted(reference, values.astype(np.float32), "left")
+    return np.where(np.isnan(values), np.nan, (1.0 + as_high) / (1.0 + len(reference)))
+
+
+def two_sided(values: F64, reference: NDArray[np.float32]) -> F64:
+    """Twice the smaller of both tails' p-values, at most 1: small where a value is far out."""
+    low = upper(-values, -reference[::-1])
+    return np.minimum(1.0, 2.0 * np.minimum(low, upper(values, reference)))
+
+
+@lru_cache(256)
+def certified_alpha(alpha: float, n: int, confidence: float = 0.95) -> float | None:
+    """The threshold t for which "p <= t" has at most `alpha` false alarms with `confidence` over
+    calibration sets of `n` images; None where there is none.
+
+    The rate of false alarms at t = k / (n + 1) has the law Beta(k, n + 1 - k) (Vovk 2012,
+    *Conditional validity of inductive conformal predictors*), whose distribution function at alpha
+    is P(Binomial(n, alpha) >= k): the largest k for which that is at least `confidence`.
+    """
+    below, k = 0.0, 0
+    while k < n:
+        below += _binomial(k, n, alpha)  # P(B <= k) = 1 - P(B >= k + 1)
+        if 1.0 - below < confidence:
+            break
+        k += 1
+    return k / (n + 1) if k else None
+
+
+def _binomial(k: int, n: int, p: float) -> float:
+    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return math.exp(ways + k * math.log(p) + (n - k) * math.log1p(-p))
+
+
+def discoveries(p_values: F64, q: float) -> NDArray[np.bool_]:
+    """Which of `p_values` ``[n]`` are discoveries: about a share of at most `q` of them is false.
+
+    Benjamini and Hochberg 1995, *Controlling the False Discovery Rate*: with the largest r for
+    which the r-th smallest p-value is at most q r / n, the r smallest. It holds for conformal
+    p-values, which depend on each other through the calibration set (Bates, Candes, Lei, Romano
+    and Sesia 2023). What has no p-value is counted among the n and never discovered.
+    """
+    known = np.where(np.isnan(p_values), 1.0, p_values)
+    n = len(known)
+    passed = np.flatnonzero(np.sort(known) <= q * np.arange(1, n + 1) / n)
+    limit = q * (passed[-1] + 1) / n if len(passed) else -1.0
+    return np.asarray((known <= limit) & ~np.isnan(p_values))
+
+
+def possible_discoveries(n: int, q: float, calibration: int) -> int:
+    """How many of a batch of `n` have to have the smallest p-value for one to be discovered."""
+    return max(1, math.ceil(n / (q * (calibration + 1))))

@@ -1,0 +1,89 @@
+"""How far a row of statistics lies from those of usual images.
+
+Each statistic is brought to a normal shape by its quantiles, then all are whitened, and what counts
+is the mean squared distance to the nearest usual rows: no shape of their joint density is assumed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Marginals", "Neighbours"]
+
+F64 = NDArray[np.float64]
+
+NEIGHBOURS = 10
+RIDGE = 0.01  # of a variance of one: a statistic that says nothing new weighs little
+FARTHEST = 50.0  # deviations: beyond, farther is no more than far
+SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+# The standard normal's quantiles at SHARES: the service has no scipy.
+NORMAL = (
+    -2.87816174,
+    -2.5758293,
+    -2.32634787,
+    -2.05374891,
+    -1.64485363,
+    -1.28155157,
+    -0.84162123,
+    -0.52440051,
+    -0.2533471,
+    0.0,
+)
+KNOTS = np.array([*SHARES, *(1.0 - share for share in reversed(SHARES[:-1]))])
+DEVIATIONS = np.array([*NORMAL, *(-z for z in reversed(NORMAL[:-1]))])
+TAIL = 4  # knots to the end of which a tail is continued as a straight line
+
+
+class Marginals:
+    """Each column of statistics to a normal shape: its quantiles go to those of N(0, 1).
+
+    values: ``[m, S]`` of usual images. Between its knots a column is interpolated, beyond the last
+    one it goes on as a line.
+    """
+
+    def __init__(self, values: F64) -> None:
+        self._knots = np.quantile(values, KNOTS, axis=0).T  # [S, Q]
+        spread, scale = np.ptp(self._knots, axis=1), np.abs(self._knots).max(axis=1)
+        spread = np.where(spread > 1e-6 * scale, spread, np.maximum(scale, 1e-9))  # of a constant
+        steps = 1e-9 * np.arange(len(KNOTS)) * spread[:, None]
+        self._knots = np.maximum.accumulate(self._knots, axis=1) + steps  # strictly ascending
+        rise = DEVIATIONS[TAIL] - DEVIATIONS[0]
+        self._low = rise / (self._knots[:, TAIL] - self._knots[:, 0])
+        self._high = rise / (self._knots[:, -1] - self._knots[:, -1 - TAIL])
+
+    def __call__(self, values: F64) -> F64:
+        """Deviations ``[n, S]``, at most `FARTHEST`; what is no number stays none."""
+        first, last = self._knots[:, 0], self._knots[:, -1]
+        columns = zip(values.T, self._knots, strict=True)
+        inside = np.stack([np.interp(v, knots, DEVIATIONS) for v, knots in columns], axis=1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            below = np.minimum(values - first, 0.0) * self._low
+            above = np.maximum(values - last, 0.0) * self._high
+            found: F64 = np.clip(inside + below + above, -FARTHEST, FARTHEST)
+        return found
+
+
+class Neighbours:
+    """The mean squared distance of a row to the nearest of usual ones.
+
+    values: ``[m, S]`` of usual images, m at least 2.
+    """
+
+    def __init__(self, values: F64) -> None:
+        self._marginals = Marginals(values)
+        deviations = self._marginals(values)
+        self._centre = deviations.mean(axis=0)
+        covariance = np.atleast_2d(np.cov(deviations.T)) + RIDGE * np.eye(values.shape[1])
+        self._whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T  # [S, S]
+        self._points = (deviations - self._centre) @ self._whiten
+        self._squares = np.square(self._points).sum(axis=1)
+        self.count = max(1, min(NEIGHBOURS, len(values) // 5))
+
+    def __call__(self, values: F64) -> F64:
+        """Distances ``[n]`` of rows ``[n, S]``; a row with what is no number has none."""
+        rows = (self._marginals(values) - self._centre) @ self._whiten
+        squares = np.square(rows).sum(axis=1)[:, None] + self._squares - 2.0 * rows @ self._points.T
+        nearest = np.partition(squares, self.count - 1, axis=1)[:, : self.count]
+        distances: F64 = np.maximum(nearest, 0.0).mean(axis=1)
+        return distances

@@ -1,0 +1,259 @@
+"""The usual images of a model: what a verdict compares with.
+
+Two disjoint sets of images that the model was not trained on: *fit*, of which the density of the
+statistics is made, and *calibration*, among whose distances from that density those of other images
+are ranked. All of it is arrays of a bundle's `calibration.npz`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.verdicts.conformal import two_sided, upper
+from service.verdicts.density import Neighbours
+from service.verdicts.statistics import BOX, boxes, compressed_bytes
+
+__all__ = ["Box", "Judgement", "Measured", "Reference", "measured_of"]
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+Arrays = Mapping[str, NDArray[Any]]
+
+LIKELIHOOD = "log_likelihood_nats_k"
+DISTANCE = "distance_k"
+PLACES = ("place_mean", "place_deviation", "box_mean", "box_deviation")
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was computed of n images before they are judged.
+
+    log_likelihood: K -> nats ``[n]``; statistics: the graph's ``[n, S]``; residual ``[n, H, W]``;
+    images: uint8 ``[n, C, H, W]``, None where a model sees a draw of them.
+    """
+
+    log_likelihood: Mapping[int, F64]
+    statistics: F32
+    residual: F32
+    images: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """p-values ``[n]``: of the whole, and two-sided ones of each statistic alone."""
+
+    p_value: F64
+    parts: dict[str, F64]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A square of an image that stands out, in pixels from the top left; deviations, signed, of
+    what is usual there (positive: brighter than expected); p_value of the largest of an image."""
+
+    left: int
+    top: int
+    side: int
+    deviations: float
+    p_value: float
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """See the module. S + H statistics: the graph's and the host's, by `names`.
+
+    fit ``[m, S + H]`` with its `fit_scores` (K -> ``[m]``); usual ``[n, S + H]``, `scores` and
+    `distances` (K -> ``[n]``) are the calibration images', each column ascending; places: mean and
+    deviation over the fit set of the residual at each pixel ``[H, W]`` and of `boxes`.
+    """
+
+    names: tuple[str, ...]
+    fit: F32
+    fit_scores: dict[int, F32]
+    usual: F32
+    scores: dict[int, F32]
+    distances: dict[int, F32]
+    places: dict[str, F32]
+
+    @classmethod
+    def made(cls, names: Sequence[str], fit: Measured, calibration: Measured) -> Reference:
+        """Of two disjoint sets of usual images, measured alike."""
+        boxed = boxes(fit.residual)
+        places = {
+            "place_mean": fit.residual.mean(axis=0, dtype=np.float64),
+            "place_deviation": fit.residual.std(axis=0, dtype=np.float64),
+            "box_mean": boxed.mean(axis=0),
+            "box_deviation": boxed.std(axis=0),
+        }
+        places = {name: array.astype(np.float32) for name, array in places.items()}
+        tables = [_table(each, places) for each in (fit, calibration)]
+        scores, usual = calibration.log_likelihood, tables[1]
+        draft = cls(
+            names=tuple(names),
+            fit=tables[0].astype(np.float32),
+            fit_scores={k: v.astype(np.float32) for k, v in fit.log_likelihood.items()},
+            usual=np.sort(usual.astype(np.float32), axis=0),
+            scores={k: np.sort(v.astype(np.float32)) for k, v in scores.items()},
+            distances={},
+            places=places,
+        )
+        distances = {k: draft.distance(k, scores[k], usual) for k in scores}
+        draft.distances.update({k: np.sort(v.astype(np.float32)) for k, v in distances.items()})
+        return draft
+
+    @classmethod
+    def of(
+        cls,
+        arrays: Arrays,
+        names: Sequence[str],
+        samples: Sequence[int],
+        size: tuple[int, int],
+    ) -> Reference:
+        """As `arrays` gave it, for images of `size` (H, W). Raises ValueError where `arrays` holds
+        anything else."""
+        wanted = {"fit", "usual", *PLACES} | {
+            f"{kind}{k}" for k in samples for kind in (LIKELIHOOD, DISTANCE, f"fit_{LIKELIHOOD}")
+        }
+        if set(arrays) != wanted:
+            raise ValueError(f"holds {sorted(arrays)}, the manifest demands {sorted(wanted)}")
+        for name, array in arrays.items():
+            if array.dtype != np.float32 or not np.isfinite(array).all():
+                raise ValueError(f"{name} must be finite float32")
+        found = cls(
+            names=tuple(names),
+            fit=arrays["fit"],
+            fit_scores={k: arrays[f"fit_{LIKELIHOOD}{k}"] for k in samples},
+            usual=arrays["usual"],
+            scores={k: arrays[f"{LIKELIHOOD}{k}"] for k in samples},
+            distances={k: arrays[f"{DISTANCE}{k}"] for k in samples},
+            places={name: arrays[name] for name in PLACES},
+        )
+        found._check(size)
+        return found
+
+    def _check(self, size: tuple[int, int]) -> None:
+        n, m, columns = len(self.usual), len(self.fit), len(self.names)
+        side = min(BOX, *size)
+        boxed = (size[0] - side + 1, size[1] - side + 1)
+        shapes: list[tuple[str, F32, tuple[int, ...]]] = [
+            ("fit", self.fit, (m, columns)),
+            ("usual", self.usual, (n, columns)),
+        ]
+        for name, array in self.places.items():
+            shapes.append((name, array, size if name.startswith("place") else boxed))
+        for k in self.scores:
+            shapes += [(f"{LIKELIHOOD}{k}", self.scores[k], (n,))]
+            shapes += [(f"{DISTANCE}{k}", self.distances[k], (n,))]
+            shapes += [(f"fit_{LIKELIHOOD}{k}", self.fit_scores[k], (m,))]
+        for name, array, shape in shapes:
+            if array.shape != shape:
+                raise ValueError(f"{name} must be float32 {list(shape)}")
+            ranked = not name.startswith(("fit", *PLACES))
+            if ranked and (np.diff(array, axis=0) < 0).any():
+                raise ValueError(f"{name} must be finite and sorted")
+
+    @property
+    def images(self) -> int:
+        """How many calibration images there are."""
+        return len(self.usual)
+
+    def arrays(self) -> dict[str, F32]:
+        """Everything, by the names that `of` takes."""
+        found = {"fit": self.fit, "usual": self.usual, **self.places}
+        for k in self.scores:
+            found[f"{LIKELIHOOD}{k}"] = self.scores[k]
+            found[f"{DISTANCE}{k}"] = self.distances[k]
+            found[f"fit_{LIKELIHOOD}{k}"] = self.fit_scores[k]
+        return found
+
+    @cached_property
+    def _densities(self) -> dict[int, Neighbours]:
+        return {k: Neighbours(_joined(v, self.fit)) for k, v in self.fit_scores.items()}
+
+    def distance(self, k: int, log_likelihood: F64, table: F64) -> F64:
+        """How far images lie from usual ones, ``[n]``, at `k` importance samples."""
+        return self._densities[k](_joined(log_likelihood, table))
+
+    def judge(self, k: int, measured: Measured) -> Judgement:
+        """p-values of images at `k` importance samples, one of those in `scores`."""
+        scores = measured.log_likelihood[k]
+        table = _table(measured, self.places)
+        distance = self.distance(k, np.where(scores == np.inf, np.nan, scores), table)
+        parts = {"log_likelihood": two_sided(scores, self.scores[k])}
+        for place, name in enumerate(self.names):
+            parts[name] = two_sided(table[:, place], self.usual[:, place])
+        return Judgement(upper(distance, self.distances[k]), parts)
+
+    def map(self, residual: F32) -> F32:
+        """Residuals ``[n, H, W]`` in deviations of what is usual at each pixel: one scale for all
+        images, positive where a pixel is brighter than expected."""
+        deviation = _softened(self.places["place_deviation"])
+        standard = (residual - self.places["place_mean"]) / deviation
+        return standard.astype(np.float32)
+
+    def largest_boxes(self, residual: F32, count: int) -> list[list[Box]]:
+        """Of each image ``[n, H, W]`` the boxes that stand out most, which do not overlap."""
+        usual = self.usual[:, self.names.index("largest_box")]
+        standard = _standard_boxes(residual, self.places)
+        side = residual.shape[1] - standard.shape[1] + 1
+        return [_largest(each, side, count, usual) for each in standard]
+
+
+def measured_of(
+    log_likelihood: Mapping[int, F64],
+    evidence: Arrays,
+    images: NDArray[np.uint8],
+    *,
+    binary: bool,
+) -> Measured:
+    """From log-likelihoods and what the graph `evidence` gave for `images`."""
+    return Measured(
+        log_likelihood,
+        evidence["statistics"],
+        evidence["residual"],
+        None if binary else images,
+    )
+
+
+def _table(measured: Measured, places: Mapping[str, F32]) -> F64:
+    """All statistics but the likelihood, ``[n, S + H]``."""
+    columns = [measured.statistics.astype(np.float64)]
+    if measured.images is not None:
+        columns.append(compressed_bytes(measured.images)[:, None])
+    standard = np.abs(_standard_boxes(measured.residual, places))
+    columns.append(standard.max(axis=(1, 2))[:, None])
+    return np.concatenate(columns, axis=1)
+
+
+def _joined(log_likelihood: NDArray[np.floating], table: NDArray[np.floating]) -> F64:
+    return np.column_stack([log_likelihood.astype(np.float64), table.astype(np.float64)])
+
+
+def _softened(deviation: F32) -> F64:
+    """Where nothing ever varies, a little says no more than elsewhere."""
+    return deviation.astype(np.float64) + max(float(deviation.mean()), 1e-6)
+
+
+def _standard_boxes(residual: F32, places: Mapping[str, F32]) -> F64:
+    return (boxes(residual) - places["box_mean"]) / _softened(places["box_deviation"])
+
+
+def _largest(standard: F64, side: int, count: int, usual: F32) -> list[Box]:
+    left = np.abs(standard)
+    found: list[Box] = []
+    for _ in range(count):
+        top, start = (int(i) for i in np.unravel_index(int(left.argmax()), left.shape))
+        if left[top, start] < 0:
+            break
+        value = float(standard[top, start])
+        p = float(upper(np.array([abs(value)]), usual)[0])
+        found.append(Box(start, top, side, value, p))
+        rows = slice(max(0, top - side + 1), top + side)
+        left[rows, max(0, start - side + 1) : start + side] = -1.0
+    return found

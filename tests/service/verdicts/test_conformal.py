@@ -1,0 +1,84 @@
+"""p-values against counting, thresholds against scipy's beta law, discoveries against scipy's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from service.verdicts.conformal import (
+    certified_alpha,
+    discoveries,
+    possible_discoveries,
+    two_sided,
+    upper,
+)
+
+NUMBERS = st.floats(-100, 100, width=32)
+
+
+@given(st.lists(NUMBERS, min_size=1), st.lists(NUMBERS))
+def test_p_value_counts_the_reference_and_adds_one(reference, values):
+    ordered = np.sort(np.array(reference, np.float32))
+    wanted = [(1 + sum(r >= v for r in reference)) / (1 + len(reference)) for v in values]
+    assert upper(np.array(values, np.float64), ordered).tolist() == pytest.approx(wanted)
+
+
+@given(st.lists(NUMBERS, min_size=1), st.lists(NUMBERS, min_size=1))
+def test_two_sided_is_twice_the_smaller_tail(reference, values):
+    ordered = np.sort(np.array(reference, np.float32))
+    high, low = upper(np.array(values), ordered), upper(-np.array(values), -ordered[::-1])
+    got = two_sided(np.array(values), ordered)
+    assert got.tolist() == np.minimum(1, 2 * np.minimum(high, low)).tolist()
+
+
+def test_p_values_are_uniform_under_exchangeability():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(4000, 100))
+    p = [upper(row[:1], np.sort(row[1:]).astype(np.float32))[0] for row in draws]
+    for alpha in (0.01, 0.05, 0.5):
+        hits = stats.binomtest(int(np.sum(np.array(p) <= alpha)), len(p), alpha)
+        assert hits.pvalue > 1e-3
+
+
+def test_p_values_that_cannot_be():
+    got = upper(np.array([-np.inf, np.inf, np.nan]), np.arange(3, dtype=np.float32))
+    assert got.tolist()[:2] == [1.0, 0.25]
+    assert np.isnan(got[2])
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.01, 0.05, 0.5])
+@pytest.mark.parametrize("n", [5, 60, 300, 2500])
+def test_certified_alpha_is_the_beta_law_s(alpha, n):
+    k = np.arange(1, n + 1)
+    sound = k[stats.beta.cdf(alpha, k, n + 1 - k) >= 0.95]
+    wanted = sound.max() / (n + 1) if len(sound) else None
+    assert certified_alpha(alpha, n) == wanted
+
+
+def test_2500_images_certify_one_percent_at_068():
+    assert certified_alpha(0.01, 2500) == pytest.approx(0.0068, abs=5e-5)
+
+
+@given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=60), st.floats(0.01, 0.5))
+def test_discoveries_are_scipy_s(p, q):
+    adjusted = stats.false_discovery_control(p, method="bh")
+    clear = np.abs(adjusted - q) > 1e-9
+    got = discoveries(np.array(p), q)
+    assert got[clear].tolist() == (adjusted <= q)[clear].tolist()
+
+
+def test_what_has_no_p_value_is_never_discovered():
+    assert discoveries(np.array([np.nan, 1e-6]), 0.1).tolist() == [False, True]
+
+
+def test_one_image_of_250_can_be_discovered_and_of_251_none():
+    assert possible_discoveries(250, 0.1, 2500) == 1
+    assert possible_discoveries(251, 0.1, 2500) == 2
+    p = np.ones(251)
+    p[0] = 1 / 2501
+    assert not discoveries(p, 0.1).any()
+    p[1] = 1 / 2501
+    assert discoveries(p, 0.1).sum() == 2

@@ -1,0 +1,74 @@
+"""What one pass at eps = 0 says of images: statistics by name, and where they are unlike.
+
+log_px_z          log p(x|z) in nats
+kl/GROUP          log q(z|x) - log p(z) of a latent group, in nats
+prior_eps/GROUP   sum over the group of prior_eps^2: how far out in the prior z lies
+z/GROUP           sum over the group of z^2
+residual/top      mean of (x - m)^2 over subpixels, x in [0, 1] and m the mean image given the top
+                  group, all lower ones at their prior's mean (of a ladder alone)
+residual/all      the same, given all groups
+level, contrast   mean and standard deviation of x
+variation         mean of |x - neighbour|, to the right and below
+
+The map `residual` is x less the mean of both images m, over the colours: given all groups, what
+the latents cannot say; given the top one, what they say for this image alone.
+"""
+
+import torch
+from torch import Tensor
+
+from model.contract import DensityModel
+
+__all__ = ["evidence", "statistic_names"]
+
+
+def statistic_names(model: DensityModel) -> tuple[str, ...]:
+    """The columns of `evidence`'s statistics."""
+    groups = model.layout.names
+    kinds = [f"{kind}/{name}" for kind in ("kl", "prior_eps", "z") for name in groups]
+    residuals = ["residual/top", "residual/all"] if len(groups) > 1 else ["residual/all"]
+    return ("log_px_z", *kinds, *residuals, "level", "contrast", "variation")
+
+
+def evidence(model: DensityModel, x: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
+    """Give `residual [B, H, W]` and `statistics [B, S]`; x in the likelihood's units, `shown
+    [B, C, H, W]` in [0, 1]."""
+    eps = torch.zeros(1, model.layout.dim, dtype=x.dtype, device=x.device)
+    found = model.infer(model.bottom_up(x), eps.expand(x.shape[0], -1))
+    likelihood, sizes = model.likelihood, [group.size for group in model.layout.groups]
+    means = [likelihood.mean(found.params)]
+    if len(sizes) > 1:
+        top = found.prior_eps[:, : sizes[0]]
+        rest = torch.zeros_like(found.prior_eps[:, sizes[0] :])
+        warm = torch.ones_like(found.prior_eps[:, : len(sizes)])
+        means.insert(0, likelihood.mean(model.generate(torch.cat([top, rest], dim=1), warm)))
+    residuals = [shown - mean for mean in means]
+    columns = [
+        likelihood.log_prob(found.params, x)[:, None],
+        model.group_kl(found.kl),
+        _squares(found.prior_eps, sizes),
+        _squares(found.z, sizes),
+        *(_mean(residual.square()) for residual in residuals),
+        *_pixels(shown),
+    ]
+    residual = torch.stack(residuals).mean(dim=0).mean(dim=1)
+    return residual, torch.cat(columns, dim=1)
+
+
+def _squares(latents: Tensor, sizes: list[int]) -> Tensor:
+    """Sums of squares by group, `[B, G]`."""
+    parts = torch.split(latents.square(), sizes, dim=1)
+    return torch.cat([part.sum(dim=1, keepdim=True) for part in parts], dim=1)
+
+
+def _mean(maps: Tensor) -> Tensor:
+    """Over all subpixels, `[B, 1]`."""
+    return maps.flatten(1).mean(dim=1, keepdim=True)
+
+
+def _pixels(shown: Tensor) -> list[Tensor]:
+    level = _mean(shown)
+    contrast = (_mean(shown.square()) - level.square()).clamp_min(0).sqrt()
+    right = _mean((shown[..., 1:] - shown[..., :-1]).abs())
+    below = _mean((shown[..., 1:, :] - shown[..., :-1, :]).abs())
+    return [level, contrast, right + below]
