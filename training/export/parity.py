@@ -99,7 +99,9 @@ def _rows(arrays: Arrays, part: slice) -> Arrays:
     if "owner" not in arrays:
         return {name: array[part] for name, array in arrays.items()}
     images, owner = np.unique(arrays["owner"][part], return_inverse=True)
-    found = {name: arrays[name][images] for name in ("image", "u_image") if name in arrays}
+    found: dict[str, NDArray[Any]] = {
+        name: arrays[name][images] for name in ("image", "u_image") if name in arrays
+    }
     return {**found, "owner": owner.astype(np.int64), "eps": arrays["eps"][part]}
 
 
