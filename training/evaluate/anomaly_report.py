@@ -84,20 +84,15 @@ def _cell(figure: Mapping[str, Any]) -> str:
 
 
 def anomaly_tables(document: Document) -> list[Table]:
-    """The tables for a terminal, intervals under their figures; what they say under the last."""
-    tables = []
-    for title, (header, *rows) in (
-        (f"{document['model']}: {document['dataset']}, {document['split']}", _verdicts(document)),
-        ("AUROC of each statistic's own two-sided p-value", _statistics(document)),
-    ):
-        table = Table(*header, title=title, caption_justify="left")
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in rows:
-            table.add_row(*(escape(cell.replace(" [", "\n[")) for cell in row))
-        tables.append(table)
-    tables[-1].caption = failures(document)
-    return tables
+    """The main table for a terminal, without intervals."""
+    header, *rows = _verdicts(document)
+    title = f"{document['model']}: {document['dataset']}, {document['split']}"
+    table = Table(title=title, caption=failures(document), caption_justify="left", padding=(0, 0))
+    for heading in header:
+        table.add_column(heading, justify="right" if table.columns else "left")
+    for row in rows:
+        table.add_row(*(escape(cell.partition(" [")[0]) for cell in row))
+    return [table]
 
 
 def failures(document: Document) -> str:
