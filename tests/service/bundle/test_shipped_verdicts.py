@@ -1,4 +1,4 @@
-"""Verdicts of the bundles that ship: one answer whoever computes it, and p-values with their law."""
+"""Verdicts of the bundles that ship: one answer whoever computes it, p-values with their law."""
 
 from __future__ import annotations
 

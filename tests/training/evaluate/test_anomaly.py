@@ -159,8 +159,8 @@ def test_what_has_no_verdict_is_one_line(own, tiny_bundle, tmp_path):
 
 def test_what_is_not_at_hand_is_named_where_it_was_asked_for(own, tiny_bundle, tmp_path):
     shared = {"folder": tmp_path, "data_dir": tmp_path / "empty"}
+    plan = AnomalyPlan(against=(f"folder:{tmp_path / 'none'}",), importance_samples=1)
     with pytest.raises(DataError):
-        plan = AnomalyPlan(against=(f"folder:{tmp_path / 'none'}",), importance_samples=1)
         measure_anomaly(tiny_bundle, plan, **shared)
     found, _ = measure_anomaly(tiny_bundle, AnomalyPlan(limit=3, importance_samples=1), **shared)
     assert [entry["name"] for entry in found["sets"]] == [*MADE, DRAWS]
@@ -236,7 +236,9 @@ def test_defects_lie_where_their_masks_say():
 
 def test_images_of_another_shape_are_fitted_as_the_service_does(monkeypatch):
     digits = np.random.default_rng(0).integers(0, 256, (2, 1, 12, 20), np.uint8)
-    monkeypatch.setattr(anomaly_sets, "load_dataset", lambda *_, **__: ImageData(digits, "d", "test"))
+    monkeypatch.setattr(
+        anomaly_sets, "load_dataset", lambda *_, **__: ImageData(digits, "d", "test")
+    )
     own = np.zeros((2, 3, 8, 8), np.uint8)
     found = image_set("mnist", own, split="test", count=None, seed=0, data_dir=None)
     size = ImageSize(channels=3, height=8, width=8)

@@ -141,9 +141,7 @@ def test_images_of_another_size_and_colour_are_fitted_on_request(bundle, tmp_pat
     assert recalibrate(bundle, bundle, str(folder)).manifest.version == "1.2.5"  # as before
 
 
-def test_few_images_are_told_what_they_cannot_promise(
-    bundle, greys, tmp_path, monkeypatch, capsys
-):
+def test_few_images_are_told_what_they_cannot_promise(bundle, greys, tmp_path, monkeypatch, capsys):
     for count, words in ((20, "no decision is ever possible"), (300, "is not certain")):
         folder = write(tmp_path / str(count), greys(count, 5))
         command = ["calibrate", bundle, "--data", folder]
