@@ -146,9 +146,7 @@ class EngineBase(ABC):
             for sizes in buckets.shapes({str(tensor.shape[0]) for tensor in graph.inputs}):
                 self._run(operation, zeros(graph, sizes), buckets)
 
-    def _run(
-        self, operation: str, arrays: Mapping[str, NDArray[Any]], padding: Padding
-    ) -> Arrays:
+    def _run(self, operation: str, arrays: Mapping[str, NDArray[Any]], padding: Padding) -> Arrays:
         graph = self.bundle.manifest.graphs[operation]
         sizes = check(graph, arrays, self.max_rows)
         shape = padding.shape(sizes)

@@ -238,8 +238,8 @@ class Registry:
 
     @property
     def ready(self) -> bool:
-        """Whether new requests should be sent here: the default model answers."""
-        return not self.draining and self.loaded and self.find().runtime.ready
+        """Whether new requests should be sent here: the default model answers, all are healthy."""
+        return not self.draining and self.loaded and self.find().runtime.ready and self.healthy
 
     @property
     def healthy(self) -> bool:
