@@ -25,16 +25,17 @@ from service.bundle import Bundle, load_bundle
 from service.engine.base import EngineBase
 from service.engine.options import EngineOptions
 from service.errors import InvalidInput
-from service.noise import Purpose, image_keys
+from service.noise import Purpose
 from service.operations import checks
 from service.operations.latents import GreatCircle, edited, first_eps, resampled_groups
 from service.operations.load import assemble
 from service.operations.results import Images, Latents, LogLikelihoods, Rendered, Scores
-from service.scheduler.jobs import Job
 from service.scheduler.scheduler import Scheduler, SchedulerObserver
 from service.scheduler.work import (
     DecodeWork,
     EncodeWork,
+    ImageNoise,
+    Job,
     NoiseKeys,
     Pixels,
     Positions,
@@ -107,9 +108,12 @@ class Model:
         await self.scheduler.start()
 
     async def stop(self, drain_seconds: float = 0.0) -> None:
-        """Accept no more, give what waits `drain_seconds`, and free the memory."""
-        await self.scheduler.stop(drain_seconds)
-        await asyncio.to_thread(self.engine.close)
+        """Accept no more, give what waits `drain_seconds`, and free the memory.
+
+        Where a run hangs its memory is left to the end of the process: closing would hang, too.
+        """
+        if await self.scheduler.stop(drain_seconds):
+            await asyncio.to_thread(self.engine.close)
 
     def sampling(
         self,
@@ -147,8 +151,6 @@ class Model:
             resolved["resampled"] = groups
             eps = edited(prior_eps, n, keys, latent, groups)
         return SampleWork(
-            rows=n,
-            image_count=n,
             keys=keys,
             temperature=np.broadcast_to(np.array(heats, dtype=np.float32), (n, len(heats))),
             output=checks.output(output),
@@ -193,8 +195,6 @@ class Model:
             Purpose.SAMPLE,
         )
         work = SampleWork(
-            rows=len(seeds),
-            image_count=len(seeds),
             keys=keys,
             temperature=np.array(heats, dtype=np.float32),
             output="both",
@@ -331,12 +331,9 @@ class Model:
     ) -> Images:
         """Images decoded from the latents of `images`; drawn pixels without a seed are seed 0's."""
         coded = await self._encode(images, seed, caller, deadline)
-        drawing = NoiseKeys.of(seed or 0, image_keys(images))
         work = DecodeWork(
-            rows=len(images),
-            image_count=len(images),
             z=coded.arrays["z"],
-            keys=drawing,
+            keys=ImageNoise(seed or 0, images),
             output=checks.output(output),
         )
         job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
@@ -370,8 +367,6 @@ class Model:
         way = GreatCircle(np.concatenate(ends), n)
         heats = np.ones((n, len(latent.groups)), dtype=np.float32)
         work = SampleWork(
-            rows=n,
-            image_count=n,
             keys=Positions(seed or 0),
             temperature=heats,
             output=checks.output(output),
@@ -388,15 +383,12 @@ class Model:
             k = checks.count("importance_samples", importance_samples)
         seed = scoring.default_seed if seed is None else checks.seed(seed)
         checks.images(images, self.manifest.image)
-        n = len(images)
-        return ScoreWork(rows=n * k, image_count=n, images=images, seed=seed, samples=k)
+        return ScoreWork(images=images, seed=seed, samples=k)
 
     def _decoding(self, latents: NDArray[Any], output: Pixels, seed: int) -> DecodeWork:
         checks.latents(latents, self.manifest.latent.dim)
         keys = Positions(checks.seed(seed))
         return DecodeWork(
-            rows=len(latents),
-            image_count=len(latents),
             z=latents,
             keys=keys,
             output=checks.output(output),
@@ -411,7 +403,7 @@ class Model:
     ) -> Job:
         checks.images(images, self.manifest.image)
         chosen = None if seed is None else checks.seed(seed)
-        work = EncodeWork(rows=len(images), image_count=len(images), images=images, seed=chosen)
+        work = EncodeWork(images=images, seed=chosen)
         return await self.scheduler.submit(work, caller=caller, deadline=deadline)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from service.scheduler.jobs import Job, Piece
+from service.scheduler.work import Job, Piece
 
 __all__ = ["FairQueue"]
 

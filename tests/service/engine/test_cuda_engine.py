@@ -371,6 +371,23 @@ def test_a_device_that_hangs_fails_liveness(fixed, monkeypatch):
     assert scheduled(fixed, use, hang_seconds=0.4) is False
 
 
+def test_a_model_whose_device_hangs_stops(fixed, monkeypatch):
+    """Closing would wait behind what hangs: the engine is left alone."""
+    release = threading.Event()
+    Injected(fixed, lambda *_: release.wait(30) and None)
+    monkeypatch.setattr("service.scheduler.workers.JOIN_SECONDS", 0.1)
+
+    async def use(model):
+        with pytest.raises(DeviceFault, match="has not come back"):
+            await model.sample(4, seed=0)
+        await asyncio.wait_for(model.stop(), 10)
+        kept = len(fixed.bound)
+        release.set()
+        return kept
+
+    assert scheduled(fixed, use, hang_seconds=0.4) > 0
+
+
 def test_a_lost_device_fails_liveness_and_bad_rows_do_not(fixed):
     failing = iter([BAD_ROWS])
     injected = Injected(fixed, lambda *_: next(failing, None))
