@@ -258,10 +258,10 @@ def test_what_fails_teaches_no_cost(plain):
             await asyncio.gather(
                 *(bench.submit([i], caller=str(i)) for i in (2, 3)), return_exceptions=True
             )
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
             assert cost.each == {}
             await bench.submit([1])
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
             assert cost.each.keys() == {"double"}
 
     plain.run(main())
@@ -280,11 +280,11 @@ def test_an_idle_thread_keeps_no_batch(plain):
     async def main():
         async with plain.Bench() as bench:
             job = await bench.submit([1])
-            await asyncio.sleep(0.01)
             answer = weakref.ref(job.arrays["y"])
             del job
-            gc.collect()
-            assert answer() is None
+            while answer() is not None:
+                await asyncio.sleep(0.01)
+                gc.collect()
 
     plain.run(main())
 
