@@ -24,7 +24,7 @@ from service import estimators
 from service.bundle import Bundle, load_bundle
 from service.engine.base import EngineBase
 from service.engine.options import EngineOptions
-from service.errors import InvalidInput
+from service.errors import InvalidInput, WrongDtype, WrongShape
 from service.noise import Purpose
 from service.operations import checks
 from service.operations.latents import GreatCircle, edited, first_eps, resampled_groups
@@ -382,8 +382,19 @@ class Model:
         if importance_samples is not None:
             k = checks.count("importance_samples", importance_samples)
         seed = scoring.default_seed if seed is None else checks.seed(seed)
-        checks.images(images, self.manifest.image)
+        self._check(images)
         return ScoreWork(images=images, seed=seed, samples=k)
+
+    def _check(self, images: U8) -> None:
+        """uint8 ``[n, C, H, W]`` of the model's size, n at least 1, below its number of levels."""
+        spec = self.manifest.image
+        if images.dtype != np.uint8:
+            raise WrongDtype(f"images must be uint8, not {images.dtype}")
+        if images.shape[1:] != spec.shape or not len(images):
+            wanted = ", ".join(map(str, spec.shape))
+            raise WrongShape(f"images must have the shape [n, {wanted}], not {list(images.shape)}")
+        if spec.levels < 256 and int(images.max()) >= spec.levels:
+            raise InvalidInput(f"pixels must be below {spec.levels}")
 
     def _decoding(self, latents: NDArray[Any], output: Pixels, seed: int) -> DecodeWork:
         checks.latents(latents, self.manifest.latent.dim)
@@ -401,7 +412,7 @@ class Model:
         caller: str,
         deadline: float | None,
     ) -> Job:
-        checks.images(images, self.manifest.image)
+        self._check(images)
         chosen = None if seed is None else checks.seed(seed)
         work = EncodeWork(images=images, seed=chosen)
         return await self.scheduler.submit(work, caller=caller, deadline=deadline)

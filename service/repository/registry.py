@@ -29,7 +29,7 @@ Table = dict[str, dict[str, "LoadedModel"]]  # name -> version, newest first -> 
 class LoadedModel:
     """A model, the directory of its bundle, and how many requests hold it.
 
-    As a context it is held, and gives the model: ``with registry.lease(name) as model``.
+    As a context it is held, and gives the model: ``with registry.find(name) as model``.
     """
 
     runtime: Model
@@ -87,16 +87,12 @@ class Registry:
 
     # ------------------------------------------------------------------ what is loaded
 
-    def lease(self, name: str | None = None, version: str | None = None) -> LoadedModel:
-        """The model `name` (also ``name@version``), or the default one, to be held as a context.
-
-        It answers until the context ends, also if it is unloaded meanwhile. Raises UnknownModel,
-        ShuttingDown, and InvalidInput for two versions.
-        """
-        return self.find(name, version)
-
     def find(self, name: str | None = None, version: str | None = None) -> LoadedModel:
-        """As `lease`, to look at."""
+        """The model `name` (also ``name@version``), or the default one.
+
+        Held as a context it answers until that ends, also if it is unloaded meanwhile. Raises
+        UnknownModel, ShuttingDown, and InvalidInput for two versions.
+        """
         if not self._table:
             raise ShuttingDown("no model is loaded yet: try again when /readyz answers 200")
         if name is not None and "@" in name:

@@ -214,9 +214,9 @@ class Scheduler:
             raise ShuttingDown("the service is starting or stopping: send the request again")
         if deadline is not None and deadline <= job.submitted:
             raise DeadlineExceeded("the deadline had passed before the work was queued")
-        refusal = self._queue.refusal(job.caller, job.rows)
-        if refusal is not None:
-            raise Overloaded(f"{refusal}: send the request again later", self._wait_seconds())
+        # Where nobody waits any request may: its rows are made batch by batch.
+        if self._queue.rows and (why := self._queue.refusal(job.caller, job.rows)):
+            raise Overloaded(f"{why}: send the request again later", self._wait_seconds())
 
     def _wait_seconds(self) -> float:
         """How long what waits and what runs will keep the workers busy, by what batches cost."""
