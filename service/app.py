@@ -76,8 +76,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         decoders=DecoderPool(),
         threads=ThreadPoolExecutor(THREADS, "codec"),
     )
-    metrics.queued(shared.registry.queued_rows)
-    admission = shared.admission
+    registry, admission = shared.registry, shared.admission
+    metrics.queued(registry.queued_rows)
+    metrics.watch("ready", "1 if the process takes requests.", lambda: registry.ready)
     metrics.watch("requests_in_flight", "Requests worked on.", lambda: admission.in_flight)
     metrics.watch("held_bytes", "Bytes of bodies that are held.", lambda: admission.bytes.held)
     metrics.watch("decoder_processes", "Processes.", lambda: shared.decoders.processes)

@@ -45,11 +45,10 @@ def estimate(log_weight: NDArray[np.floating]) -> Estimates:
         one = lw[:, 0]
         return Estimates(one, one, np.full(n, np.nan), np.ones(n))
     with np.errstate(all="ignore"):  # infinite weights give no numbers, which `finite` says
-        top = lw.max(axis=1)
-        w = np.exp(lw - np.where(np.isfinite(top), top, 0.0)[:, None])  # [n, K], largest 1
+        shift, w = _weights(lw)
         mean = w.mean(axis=1)
         return Estimates(
-            log_likelihood_nats=np.log(mean) + np.where(np.isfinite(top), top, 0.0),
+            log_likelihood_nats=np.log(mean) + shift,
             elbo_nats=lw.mean(axis=1),
             standard_error_nats=w.std(axis=1, ddof=1) / (math.sqrt(k) * mean),
             effective_sample_size=w.sum(axis=1) ** 2 / np.square(w).sum(axis=1),
@@ -60,4 +59,13 @@ def log_likelihoods(log_weight: NDArray[np.floating]) -> F64:
     """Of `estimate` the log-likelihoods alone, ``[n]``."""
     if log_weight.shape[1] == 1:
         return log_weight[:, 0].astype(np.float64)
-    return estimate(log_weight).log_likelihood_nats
+    with np.errstate(all="ignore"):  # as above
+        shift, w = _weights(log_weight.astype(np.float64))
+        return np.asarray(np.log(w.mean(axis=1)) + shift)
+
+
+def _weights(lw: F64) -> tuple[F64, F64]:
+    """``shift [n]`` and ``w [n, K]``, the largest of each row 1: ``exp(lw) = w exp(shift)``."""
+    top = lw.max(axis=1)
+    shift = np.where(np.isfinite(top), top, 0.0)
+    return shift, np.exp(lw - shift[:, None])

@@ -27,7 +27,6 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # a series for each s
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 Count = Callable[..., None]
-Waiting = Callable[[], dict[tuple[str, str], int]]  # rows by operation and model
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 INFO = ("model", "version", "bundle", "provider", "precision")
 
@@ -54,7 +53,6 @@ class Metrics:
         self._batch_rows = make.histogram("batch_rows", "Rows computed together.", who, ROWS)
         self._batch_seconds = make.histogram("batch_seconds", "Time of one batch.", who, SECONDS)
         self._padded = make.counter("padded_rows", "Rows added to fill a batch's shape.", who)
-        self.registry.register(_QueueRows(self))
         self.dropped = make.counter(
             "dropped_rows", "Rows never computed, by reason.", (*who, "reason")
         )
@@ -80,8 +78,6 @@ class Metrics:
             "Models by state: loaded, retiring (replaced, but still answering), failed.",
             ("state",),
         )
-        self._ready = make.gauge("ready", "1 if the process takes requests.", ())
-        self._waiting: Waiting = dict
         self._request = lru_cache(maxsize=512)(self._request_children)
 
     def request(
@@ -107,10 +103,6 @@ class Metrics:
         """Count results that are not finite."""
         if results:
             self._non_finite.labels(operation, model).inc(results)
-
-    def ready(self, *, ready: bool) -> None:
-        """Set the gauge that mirrors ``/readyz``."""
-        self._ready.set(int(ready))
 
     def model(self, name: str) -> ModelMetrics:
         """What the scheduler of model `name` reports to."""
@@ -158,13 +150,9 @@ class Metrics:
             self._padded.labels(*labels).inc,
         )
 
-    def waiting(self) -> dict[tuple[str, str], int]:
-        """Rows that wait, by operation and model."""
-        return self._waiting()
-
-    def queued(self, rows: Waiting) -> None:
-        """Let the gauge of rows that wait say what `rows` gives whenever it is read."""
-        self._waiting = rows
+    def queued(self, rows: Callable[[], dict[tuple[str, str], int]]) -> None:
+        """A gauge of what `rows` gives, by operation and model, whenever it is read."""
+        self.registry.register(_QueueRows(rows))
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that says what `value` gives whenever it is read."""
@@ -205,14 +193,14 @@ class ModelMetrics:
 class _QueueRows(Collector):
     """The gauge of rows that wait, read where they wait."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, rows: Callable[[], dict[tuple[str, str], int]]) -> None:
+        self._rows = rows
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         gauge = GaugeMetricFamily(
             "iafvae_queue_rows", "Rows that wait.", labels=("operation", "model")
         )
-        for labels, rows in self._metrics.waiting().items():
+        for labels, rows in self._rows().items():
             gauge.add_metric(labels, rows)
         yield gauge
 

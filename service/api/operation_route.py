@@ -139,7 +139,7 @@ class OperationRoute(APIRoute):
                 max_items=settings.max_images,
                 optional=self.optional,
             )
-            with self._shared.registry.lease(options.model, options.version) as request.model:
+            with self._shared.registry.find(options.model, options.version) as request.model:
                 async with while_connected(request.receive):
                     answer = await self._endpoint(request, options)
                     return await self.send(answer, request, send)

@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from service.errors import UndecodableImage, WrongDtype
 
@@ -54,7 +55,7 @@ class Header:
         turned = self.orientation >= 5  # by 90 degrees
         return (self.width, self.height) if turned else (self.height, self.width)
 
-    @property
+    @cached_property
     def pixels(self) -> int:
         """How many there are."""
         return self.width * self.height

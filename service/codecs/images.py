@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ from service.codecs.fitting import (
     wrong_colour,
 )
 from service.codecs.headers import Header, broken, read_header
-from service.errors import PayloadTooLarge, UndecodableImage
+from service.errors import IafvaeError, PayloadTooLarge, UndecodableImage
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,12 +44,14 @@ __all__ = [
     "ImageSize",
     "PixelLimits",
     "decode_base64",
+    "decoding_work",
     "fit_array",
     "fit_files",
     "fit_image",
 ]
 
 Pixels = NDArray[np.uint8]
+MAX_PARTS = 2**9  # chunks or segments of all files of which the work is told: half a millisecond
 MAX_WORK = 2**30  # pixels times passes, about a second: each scan of a JPEG goes over all pixels
 TURNS = (  # names of Pillow's transpositions, by EXIF orientation less 2
     "FLIP_LEFT_RIGHT",
@@ -99,6 +102,24 @@ def fit_files(
         images[index], altered[index], note = _fit_file(header, shape, fit, what)
         notes += [note] if note else []
     return Fitted(images, altered, tuple(notes), limits.total - left)
+
+
+def decoding_work(files: Sequence[bytes]) -> tuple[float, list[Header]]:
+    """Pixels times passes of image `files`, and their headers.
+
+    Infinite where that is not known soon, or a file is refused.
+    """
+    work, parts = 0, MAX_PARTS
+    headers = []
+    for data in files:
+        try:
+            header = read_header(data, "", parts)
+        except IafvaeError:
+            return math.inf, []
+        headers.append(header)
+        work += header.pixels * header.passes
+        parts -= header.parts
+    return work, headers
 
 
 def decode_base64(text: str, what: str) -> bytes:

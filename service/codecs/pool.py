@@ -3,14 +3,13 @@
 A decoder cannot be interrupted, holds the interpreter and may take seconds and gigabytes, so that
 all that is large or may be dear goes to a few kept processes, where callers take turns. What is
 dear has as many of them as there are cores, and what is not has as many again, so that it never
-waits for what is. What is small is decoded at once, on the event loop.
+waits for what is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import pickle
 import sys
@@ -23,25 +22,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import errors
-from service.codecs.headers import Header, read_header
 from service.codecs.images import (
     Fit,
     Fitted,
     ImageShape,
     ImageSize,
     PixelLimits,
+    decoding_work,
     fit_array,
-    fit_files,
 )
 from service.codecs.worker import LENGTH
 from service.errors import DeadlineExceeded, IafvaeError, ShuttingDown, UndecodableImage
 
 __all__ = ["DecoderPool", "Turns"]
 
-SMALL_BYTES, SMALL_WORK = 2**14, 2**14  # of a request's files; work is pixels times passes: 1 ms
-QUICK_BYTES, QUICK_WORK = 2**17, 2**20  # 30 ms; all above it is dear
-MAX_PARTS = 2**9  # chunks or segments of a request's files that are looked at on the event loop
-SMALL_ARRAY = 2**18  # numbers of an array that is only looked at or copied
+QUICK_BYTES, QUICK_WORK = 2**17, 2**20  # of a request's files, 30 ms; all above it is dear
 FILES_A_JOB = 16  # then another caller has its turn
 MAX_CORES = 8
 MAX_BYTES = 2**30  # of a process, beyond what it has when it starts
@@ -79,12 +74,8 @@ class DecoderPool:
     ) -> Fitted:
         """As `images.fit_files`; raises also DeadlineExceeded, and ShuttingDown after `close`."""
         names = names or [f"image {index}" for index in range(len(files))]
-        length = sum(map(len, files))
-        headers: list[Header] = []
-        work = _work(files, names, headers) if length <= QUICK_BYTES else math.inf
-        if length <= SMALL_BYTES and work <= SMALL_WORK:
-            return fit_files(files, shape, fit, limits, names, headers)
-        turns = self._quick if work <= QUICK_WORK else self._dear
+        is_quick = sum(map(len, files)) <= QUICK_BYTES and decoding_work(files)[0] <= QUICK_WORK
+        turns = self._quick if is_quick else self._dear
         parts: list[Fitted] = []
         left, size = limits.total, _plain(shape)
         async with _until(deadline):
@@ -109,8 +100,6 @@ class DecoderPool:
     ) -> Fitted:
         """As `images.fit_array`; raises also what `decode` does."""
         if not fit.resize:
-            if array.size <= SMALL_ARRAY:
-                return fit_array(array, shape, fit)
             return await asyncio.to_thread(fit_array, array, shape, fit)
         turns = self._quick if array.size <= QUICK_WORK else self._dear
         async with _until(deadline), turns.turn(caller):
@@ -283,23 +272,6 @@ async def _until(deadline: float | None) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise DeadlineExceeded("the deadline passed while images were decoded") from None
-
-
-def _work(files: Sequence[bytes], names: Sequence[str], headers: list[Header]) -> float:
-    """Pixels times passes; infinite where that is not known soon, or a file is refused.
-
-    `headers` gets what was read.
-    """
-    work, parts = 0, MAX_PARTS
-    for data, name in zip(files, names, strict=True):
-        try:
-            header = read_header(data, name, parts)
-        except IafvaeError:
-            return math.inf
-        headers.append(header)
-        work += header.pixels * header.passes
-        parts -= header.parts
-    return work
 
 
 def _answer(said: dict[str, Any], pixels: bytes) -> Fitted | IafvaeError:

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import Bundle, BundleError
-from service.bundle.graphs import GraphSpec
 from service.engine.arrays import Arrays, check, halves, pad, trim, zeros
 from service.engine.options import EngineOptions
 from service.engine.padding import Buckets, Padding
@@ -88,7 +87,7 @@ class EngineBase(ABC):
         WrongDtype, InvalidInput or PayloadTooLarge for inputs that do not fit the graph,
         EngineFailure where the run fails and DeviceFault where the device does.
         """
-        return self._run(operation, arrays, self.padding, self.max_rows)
+        return self._run(operation, arrays, self.padding)
 
     def padded_rows(self, rows: int) -> int:
         """How many rows are computed for nothing in a batch of `rows`."""
@@ -105,24 +104,23 @@ class EngineBase(ABC):
             self._warm_buckets(self.padding)
 
     def _check_canaries(self) -> None:
-        spec = self.bundle.manifest.canaries
+        file = self.bundle.manifest.canaries.file
         for operation, canary in self.bundle.canaries.items():
             try:
-                got = self._run(operation, canary["in"], self.padding, self.max_rows)
-                problem = canary_problem(got, canary["out"], spec.rtol, spec.atol)
-                problem = problem or self.answer_problem(got, canary["out"])
+                problem = self.wrong_answer(operation, self.run(operation, canary["in"]))
             except IafvaeError as error:
                 problem = str(error)
             if problem:
                 raise BundleError(
-                    f"bundle {self.bundle.path}: {spec.file}: {operation} on this machine's"
+                    f"bundle {self.bundle.path}: {file}: {operation} on this machine's"
                     f" {self.provider}: {problem}; export the bundle again, or choose another"
                     " provider"
                 )
 
-    def answer_problem(self, got: Arrays, wanted: Arrays) -> str | None:  # noqa: ARG002
-        """What else a kind of engine asks of its answers than the manifest's tolerances."""
-        return None
+    def wrong_answer(self, operation: str, got: Arrays) -> str | None:
+        """How what was computed of an operation's canary differs from its answer, or None."""
+        spec = self.bundle.manifest.canaries
+        return canary_problem(got, self.bundle.canaries[operation]["out"], spec.rtol, spec.atol)
 
     def choose_padding(self) -> tuple[Padding, bool]:
         """The first policy in which rows do not depend on their batch, and whether there is one."""
@@ -131,7 +129,7 @@ class EngineBase(ABC):
         for padding in candidates:
 
             def run(operation: str, arrays: Arrays, padding: Padding = padding) -> Arrays:
-                return self._run(operation, arrays, padding, 2 * self.max_rows)
+                return self._run(operation, arrays, padding)
 
             if invariant(graphs, run, self.max_rows):
                 return padding, True
@@ -146,21 +144,15 @@ class EngineBase(ABC):
         """Every shape that will be met, the largest first: its memory then holds all others."""
         for operation, graph in self.bundle.manifest.graphs.items():
             for sizes in buckets.shapes({str(tensor.shape[0]) for tensor in graph.inputs}):
-                self._run(operation, zeros(graph, sizes), buckets, self.max_rows)
+                self._run(operation, zeros(graph, sizes), buckets)
 
-    def _run(
-        self,
-        operation: str,
-        arrays: Mapping[str, NDArray[Any]],
-        padding: Padding,
-        max_rows: int,
-    ) -> Arrays:
+    def _run(self, operation: str, arrays: Mapping[str, NDArray[Any]], padding: Padding) -> Arrays:
         graph = self.bundle.manifest.graphs[operation]
-        sizes = check(graph, arrays, max_rows)
+        sizes = check(graph, arrays, self.max_rows)
         shape = padding.shape(sizes)
-        feed = pad(graph, arrays, shape)
         try:
-            outputs = self.compute(operation, feed, shape)
+            outputs = self.compute(operation, pad(graph, arrays, shape), shape)
+            return trim(graph, outputs, sizes)
         except (IafvaeError, BundleError):
             raise
         except Exception as error:  # the runtime's exceptions have no common base
@@ -168,22 +160,8 @@ class EngineBase(ABC):
             if not isinstance(fault, BatchTooLarge) or not _shrinks(padding, sizes):
                 raise fault from error
             logger.warning("%s: computed in halves", fault)
-        else:
-            return trim(graph, outputs, sizes)
-        return self._run_halves(operation, graph, arrays, padding, max_rows)
-
-    def _run_halves(
-        self,
-        operation: str,
-        graph: GraphSpec,
-        arrays: Mapping[str, NDArray[Any]],
-        padding: Padding,
-        max_rows: int,
-    ) -> Arrays:
-        sizes = check(graph, arrays, max_rows)
-        parts = [
-            self._run(operation, half, padding, max_rows) for half in halves(graph, arrays, sizes)
-        ]
+        # Only here, where the failed try has let go of its memory.
+        parts = [self._run(operation, half, padding) for half in halves(graph, arrays, sizes)]
         return {t.name: np.concatenate([part[t.name] for part in parts]) for t in graph.outputs}
 
     def fault(self, operation: str, error: Exception) -> IafvaeError:

@@ -31,7 +31,7 @@ from service.engine.base import BatchTooLarge, EngineBase
 from service.engine.onnxruntime_engine import Session, Sessions, placed_tensor
 from service.engine.options import EngineOptions
 from service.engine.padding import Buckets, Padding
-from service.engine.self_check import canary_problem, float32_problem
+from service.engine.self_check import float32_problem
 from service.errors import DeviceFault, IafvaeError
 
 __all__ = ["CudaEngine", "cuda_options"]
@@ -89,9 +89,10 @@ class CudaEngine(EngineBase):
             return super().choose_padding()
         return self.paddings()[0], False
 
-    def answer_problem(self, got: Arrays, wanted: Arrays) -> str | None:
-        """Whether less than float32 computed them."""
-        return float32_problem(got, wanted)
+    def wrong_answer(self, operation: str, got: Arrays) -> str | None:
+        """Also where less than float32 computed it."""
+        problem = super().wrong_answer(operation, got)
+        return problem or float32_problem(got, self.bundle.canaries[operation]["out"])
 
     def compute(self, operation: str, feed: Arrays, shape: Mapping[str, int]) -> list[NDArray[Any]]:
         """Outputs of `operation`, computed by the thread that owns the device."""
@@ -151,17 +152,13 @@ class CudaEngine(EngineBase):
     def _device_problem(self, operation: str) -> str | None:
         """Why a known answer is not given any longer: errors of a lost device stay with it."""
         graph, canary = self.bundle.manifest.graphs[operation], self.bundle.canaries[operation]
-        spec = self.bundle.manifest.canaries
         sizes = {str(t.shape[0]): len(canary["in"][t.name]) for t in graph.inputs}
         shape = self.padding.shape(sizes)
         try:
             outputs = self.compute(operation, pad(graph, canary["in"], shape), shape)
         except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer
             return str(error)
-        got = trim(graph, outputs, sizes)
-        return canary_problem(got, canary["out"], spec.rtol, spec.atol) or self.answer_problem(
-            got, canary["out"]
-        )
+        return self.wrong_answer(operation, trim(graph, outputs, sizes))
 
 
 class _Bound:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import ImageSpec, LatentSpec
+from service.bundle import LatentSpec
 from service.errors import InvalidInput, NonFiniteInput, WrongDtype, WrongShape
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "alpha",
     "count",
     "drawn_seed",
-    "images",
     "latents",
     "output",
     "seed",
@@ -104,14 +103,3 @@ def two_ends(images: NDArray[Any] | None, seeds: Sequence[int]) -> None:
             "an interpolation goes between two images, two seeds, or one of each, not "
             f"{given} images and {len(seeds)} seeds"
         )
-
-
-def images(array: NDArray[Any], spec: ImageSpec) -> None:
-    """uint8 ``[n, C, H, W]`` of the model's size, n at least 1, below its number of levels."""
-    if array.dtype != np.uint8:
-        raise WrongDtype(f"images must be uint8, not {array.dtype}")
-    if array.shape[1:] != spec.shape or not len(array):
-        wanted = ", ".join(map(str, spec.shape))
-        raise WrongShape(f"images must have the shape [n, {wanted}], not {list(array.shape)}")
-    if spec.levels < 256 and int(array.max()) >= spec.levels:
-        raise InvalidInput(f"pixels must be below {spec.levels}")

@@ -24,8 +24,8 @@ from service import estimators
 from service.bundle import Bundle, CalibrationSpec, load_bundle
 from service.engine.base import EngineBase
 from service.engine.options import EngineOptions
-from service.errors import InvalidInput
-from service.noise import Purpose, image_keys
+from service.errors import InvalidInput, WrongDtype, WrongShape
+from service.noise import Purpose
 from service.operations import checks
 from service.operations.latents import GreatCircle, edited, first_eps, resampled_groups
 from service.operations.load import assemble
@@ -37,12 +37,13 @@ from service.operations.results import (
     Rendered,
     Scores,
 )
-from service.scheduler.jobs import Job
 from service.scheduler.scheduler import Scheduler, SchedulerObserver
 from service.scheduler.work import (
     DecodeWork,
     EncodeWork,
     EvidenceWork,
+    ImageNoise,
+    Job,
     NoiseKeys,
     Pixels,
     Positions,
@@ -123,9 +124,12 @@ class Model:
         await self.scheduler.start()
 
     async def stop(self, drain_seconds: float = 0.0) -> None:
-        """Accept no more, give what waits `drain_seconds`, and free the memory."""
-        await self.scheduler.stop(drain_seconds)
-        await asyncio.to_thread(self.engine.close)
+        """Accept no more, give what waits `drain_seconds`, and free the memory.
+
+        Where a run hangs its memory is left to the end of the process: closing would hang, too.
+        """
+        if await self.scheduler.stop(drain_seconds):
+            await asyncio.to_thread(self.engine.close)
 
     def sampling(
         self,
@@ -163,8 +167,6 @@ class Model:
             resolved["resampled"] = groups
             eps = edited(prior_eps, n, keys, latent, groups)
         return SampleWork(
-            rows=n,
-            image_count=n,
             keys=keys,
             temperature=np.broadcast_to(np.array(heats, dtype=np.float32), (n, len(heats))),
             output=checks.output(output),
@@ -209,8 +211,6 @@ class Model:
             Purpose.SAMPLE,
         )
         work = SampleWork(
-            rows=len(seeds),
-            image_count=len(seeds),
             keys=keys,
             temperature=np.array(heats, dtype=np.float32),
             output="both",
@@ -350,9 +350,9 @@ class Model:
                 f"{self.name} was exported without calibration, so nothing says what is usual at a "
                 "pixel: calibrate it with 'iafvae-train calibrate'"
             )
-        checks.images(images, self.manifest.image)
+        self._check(images)
         seed = self.manifest.scoring.default_seed if seed is None else checks.seed(seed)
-        work = EvidenceWork(rows=len(images), image_count=len(images), images=images, seed=seed)
+        work = EvidenceWork(images=images, seed=seed)
         job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
         residual = job.arrays["residual"]
         return AnomalyMaps(
@@ -396,12 +396,9 @@ class Model:
     ) -> Images:
         """Images decoded from the latents of `images`; drawn pixels without a seed are seed 0's."""
         coded = await self._encode(images, seed, caller, deadline)
-        drawing = NoiseKeys.of(seed or 0, image_keys(images))
         work = DecodeWork(
-            rows=len(images),
-            image_count=len(images),
             z=coded.arrays["z"],
-            keys=drawing,
+            keys=ImageNoise(seed or 0, images),
             output=checks.output(output),
         )
         job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
@@ -435,8 +432,6 @@ class Model:
         way = GreatCircle(np.concatenate(ends), n)
         heats = np.ones((n, len(latent.groups)), dtype=np.float32)
         work = SampleWork(
-            rows=n,
-            image_count=n,
             keys=Positions(seed or 0),
             temperature=heats,
             output=checks.output(output),
@@ -458,9 +453,7 @@ class Model:
         reference, images = self.bundle.reference, work.images
         if reference is None or work.samples not in reference.distances:
             return None, (0.0, 0.0)
-        asked = EvidenceWork(
-            rows=len(images), image_count=len(images), images=images, seed=work.seed
-        )
+        asked = EvidenceWork(images=images, seed=work.seed)
         job = await self.scheduler.submit(asked, caller=caller, deadline=deadline)
         measured = measured_of(
             {work.samples: log_likelihood},
@@ -480,16 +473,24 @@ class Model:
         if importance_samples is not None:
             k = checks.count("importance_samples", importance_samples)
         seed = scoring.default_seed if seed is None else checks.seed(seed)
-        checks.images(images, self.manifest.image)
-        n = len(images)
-        return ScoreWork(rows=n * k, image_count=n, images=images, seed=seed, samples=k)
+        self._check(images)
+        return ScoreWork(images=images, seed=seed, samples=k)
+
+    def _check(self, images: U8) -> None:
+        """uint8 ``[n, C, H, W]`` of the model's size, n at least 1, below its number of levels."""
+        spec = self.manifest.image
+        if images.dtype != np.uint8:
+            raise WrongDtype(f"images must be uint8, not {images.dtype}")
+        if images.shape[1:] != spec.shape or not len(images):
+            wanted = ", ".join(map(str, spec.shape))
+            raise WrongShape(f"images must have the shape [n, {wanted}], not {list(images.shape)}")
+        if spec.levels < 256 and int(images.max()) >= spec.levels:
+            raise InvalidInput(f"pixels must be below {spec.levels}")
 
     def _decoding(self, latents: NDArray[Any], output: Pixels, seed: int) -> DecodeWork:
         checks.latents(latents, self.manifest.latent.dim)
         keys = Positions(checks.seed(seed))
         return DecodeWork(
-            rows=len(latents),
-            image_count=len(latents),
             z=latents,
             keys=keys,
             output=checks.output(output),
@@ -502,9 +503,9 @@ class Model:
         caller: str,
         deadline: float | None,
     ) -> Job:
-        checks.images(images, self.manifest.image)
+        self._check(images)
         chosen = None if seed is None else checks.seed(seed)
-        work = EncodeWork(rows=len(images), image_count=len(images), images=images, seed=chosen)
+        work = EncodeWork(images=images, seed=chosen)
         return await self.scheduler.submit(work, caller=caller, deadline=deadline)
 
 

@@ -29,7 +29,7 @@ Table = dict[str, dict[str, "LoadedModel"]]  # name -> version, newest first -> 
 class LoadedModel:
     """A model, the directory of its bundle, and how many requests hold it.
 
-    As a context it is held, and gives the model: ``with registry.lease(name) as model``.
+    As a context it is held, and gives the model: ``with registry.find(name) as model``.
     """
 
     runtime: Model
@@ -87,16 +87,12 @@ class Registry:
 
     # ------------------------------------------------------------------ what is loaded
 
-    def lease(self, name: str | None = None, version: str | None = None) -> LoadedModel:
-        """The model `name` (also ``name@version``), or the default one, to be held as a context.
-
-        It answers until the context ends, also if it is unloaded meanwhile. Raises UnknownModel,
-        ShuttingDown, and InvalidInput for two versions.
-        """
-        return self.find(name, version)
-
     def find(self, name: str | None = None, version: str | None = None) -> LoadedModel:
-        """As `lease`, to look at."""
+        """The model `name` (also ``name@version``), or the default one.
+
+        Held as a context it answers until that ends, also if it is unloaded meanwhile. Raises
+        UnknownModel, ShuttingDown, and InvalidInput for two versions.
+        """
         if not self._table:
             raise ShuttingDown("no model is loaded yet: try again when /readyz answers 200")
         if name is not None and "@" in name:
@@ -238,8 +234,8 @@ class Registry:
 
     @property
     def ready(self) -> bool:
-        """Whether new requests should be sent here: the default model answers."""
-        return not self.draining and self.loaded and self.find().runtime.ready
+        """Whether new requests should be sent here: the default model answers, all are healthy."""
+        return not self.draining and self.loaded and self.find().runtime.ready and self.healthy
 
     @property
     def healthy(self) -> bool:

@@ -7,7 +7,7 @@ requests pay for one call.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from service.scheduler.work import (
     DecodeWork,
     EncodeWork,
     EvidenceWork,
-    NoiseKeys,
+    ImageNoise,
     SampleWork,
     ScoreWork,
 )
@@ -35,7 +35,6 @@ __all__ = [
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 U64 = NDArray[np.uint64]
-Output = Literal["mean", "draw", "both"]
 WorkT = TypeVar("WorkT")
 Piece = tuple[WorkT, int, int]  # a work and the rows start to stop of it
 
@@ -162,7 +161,7 @@ class EncodeBatcher(_Reader):
         images = _join([work.images[a:b] for work, a, b in pieces])
         eps = np.zeros((len(images), self._dim), dtype=np.float32)
         seeded = [
-            (rows, NoiseKeys.of(work.seed, image_keys(images[rows])).cut(0, stop - start))
+            (rows, ImageNoise(work.seed, work.images).cut(start, stop))
             for rows, (work, start, stop) in zip(_places(pieces), pieces, strict=True)
             if work.seed is not None
         ]

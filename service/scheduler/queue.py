@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from service.scheduler.jobs import Job, Piece
+from service.scheduler.work import Job, Piece
 
 __all__ = ["FairQueue"]
 
@@ -49,13 +49,8 @@ class FairQueue:
         self.rows_by_operation: dict[str, int] = {}
 
     def refusal(self, caller: str, rows: int) -> str | None:
-        """Why `rows` more rows of `caller` may not wait, or None where they may.
-
-        An empty queue takes any request, since its rows are made batch by batch.
-        """
+        """Why `rows` more rows of `caller` may not wait, or None where they may."""
         free = self._capacity - self.rows
-        if self.rows == 0:
-            return None
         if rows > free:
             return f"{self.rows} rows wait and {rows} more would exceed {self._capacity}"
         held = self._rows_by_caller.get(caller, 0)

@@ -16,6 +16,7 @@ import asyncio
 import copy
 import logging
 import math
+import time
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -29,12 +30,11 @@ from service.errors import (
     ShuttingDown,
 )
 from service.scheduler.batching import Batcher
-from service.scheduler.jobs import Batch, Job, Piece
 from service.scheduler.queue import FairQueue
-from service.scheduler.work import Work
-from service.scheduler.workers import BatchEngine, CostModel, Runner, WorkerPool, as_error
+from service.scheduler.work import Job, Piece, Work
+from service.scheduler.workers import Batch, BatchEngine, Runner, WorkerPool, as_error
 
-__all__ = ["Scheduler", "SchedulerObserver"]
+__all__ = ["CostModel", "Scheduler", "SchedulerObserver"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,10 @@ logger = logging.getLogger(__name__)
 # over idle workers down to it, and small requests do not wait for more.
 SPREAD_ROWS = 8
 LEAST_WAIT_SECONDS = 0.1
+WEIGHT = 0.05  # of a new batch in the average cost
+# A batch that took so many times what was expected (the machine was busy, or asleep) counts as this
+# many times: costs that really have risen are learnt in a few batches, accidents are not.
+SURPRISE = 3.0
 
 
 class SchedulerObserver(Protocol):
@@ -63,6 +67,30 @@ class _Nobody:
     def batch(self, *_: object) -> None: ...
     def dropped(self, *_: object) -> None: ...
     def retried(self, *_: object) -> None: ...
+
+
+class CostModel:
+    """Seconds that rows of an operation take one worker.
+
+    In ``score`` the bottom-up network runs once an image and the top-down network once a row, and
+    they cost about the same: a batch is half of each. Elsewhere rows are images. `each` has the
+    seconds of one row that is an image, where they are known.
+    """
+
+    def __init__(self) -> None:
+        self.each: dict[str, float] = {}  # of one row that is an image
+
+    def add(self, operation: str, rows: int, images: float, seconds: float) -> None:
+        """Learn from one batch."""
+        each = 2.0 * seconds / (rows + images)
+        known = self.each.get(operation)
+        if known is not None:
+            each = known + WEIGHT * (min(each, SURPRISE * known) - known)
+        self.each[operation] = each
+
+    def seconds(self, operation: str, rows: float, images: float) -> float:
+        """What `rows` rows of `images` images will take; 0 while nothing is known."""
+        return self.each.get(operation, 0.0) * (rows + images) / 2.0
 
 
 class Scheduler:
@@ -102,11 +130,10 @@ class Scheduler:
         self._cost = CostModel()
         self._jobs: set[Job] = set()  # that somebody awaits
         self._idle = asyncio.Event()
-        self._flying: set[Batch] = set()
+        self._flying: set[Batch] = set()  # that the workers have
         self._pump_scheduled = False
-        self._lone: Job | None = (
-            None  # came when there was no other, in this turn of the event loop
-        )
+        # Came when there was no other, in this turn of the event loop.
+        self._lone: Job | None = None
         self._pool: WorkerPool | None = None
         self._watching: asyncio.TimerHandle | None = None
         self.accepting = False
@@ -119,8 +146,11 @@ class Scheduler:
         if math.isfinite(self._hang_seconds):
             self._watch()
 
-    async def stop(self, drain_seconds: float) -> None:
-        """Accept nothing more, give what waits `drain_seconds`, fail the rest, end the threads."""
+    async def stop(self, drain_seconds: float) -> bool:
+        """Accept nothing more, give what waits `drain_seconds`, fail the rest, end the threads.
+
+        Whether all of them have ended: if not, one hangs in the engine, which is to be left alone.
+        """
         self.accepting = False
         try:
             async with asyncio.timeout(drain_seconds):
@@ -132,8 +162,7 @@ class Scheduler:
             self._fail_all(stopping, "shutdown")
         if self._watching is not None:
             self._watching.cancel()
-        if self._pool is not None:
-            await self._pool.stop()
+        return self._pool is None or await self._pool.stop()
 
     async def submit(self, work: Work, *, caller: str = "", deadline: float | None = None) -> Job:
         """The job of `work`, with the answer in its `arrays`.
@@ -144,14 +173,17 @@ class Scheduler:
         """
         job = Job(work, caller)
         self._admit(job, deadline)
+        job.future = asyncio.get_running_loop().create_future()
         self._jobs.add(job)
         try:
-            if len(self._jobs) == 1 and not self._flying and self._is_quick(job):
+            is_quick = len(self._jobs) == 1 and not self._flying and self._is_quick(job)
+            if is_quick:
                 await asyncio.sleep(0)  # whoever else is ready in this turn shares the batch
-                if len(self._jobs) == 1:
-                    self._compute_here(job)
-                    return job
-            await self._compute_in_turn(job, deadline)
+            if is_quick and len(self._jobs) == 1:
+                self._compute_here(job)
+            elif not job.gone:
+                self._place(job, deadline)
+            await job.future
             return job
         except IafvaeError:
             raise  # whoever failed the job has dropped it
@@ -159,6 +191,8 @@ class Scheduler:
             self._drop(job, "cancelled")
             raise
         finally:
+            if job.expiry is not None:
+                job.expiry.cancel()
             self._forget(job)
 
     @property
@@ -180,10 +214,9 @@ class Scheduler:
             raise ShuttingDown("the service is starting or stopping: send the request again")
         if deadline is not None and deadline <= job.submitted:
             raise DeadlineExceeded("the deadline had passed before the work was queued")
-        if self._queue.rows:
-            refusal = self._queue.refusal(job.caller, job.rows)
-            if refusal is not None:
-                raise Overloaded(f"{refusal}: send the request again later", self._wait_seconds())
+        # Where nobody waits any request may: its rows are made batch by batch.
+        if self._queue.rows and (why := self._queue.refusal(job.caller, job.rows)):
+            raise Overloaded(f"{why}: send the request again later", self._wait_seconds())
 
     def _wait_seconds(self) -> float:
         """How long what waits and what runs will keep the workers busy, by what batches cost."""
@@ -202,32 +235,18 @@ class Scheduler:
     def _compute_here(self, job: Job) -> None:
         batch = Batch(job.operation, [(job, 0, job.rows)])
         self._runner.compute(batch)
-        if batch.fault is not None:
-            self._fail_device(batch.fault)
-        (_, result), *_ = batch.results
-        self._account(batch)
-        if isinstance(result, IafvaeError):
-            raise result
-        job.add(0, job.rows, result, batch)
+        self._finished(batch)
 
-    async def _compute_in_turn(self, job: Job, deadline: float | None) -> None:
-        """Wait in the queue, and for the workers."""
+    def _place(self, job: Job, deadline: float | None) -> None:
+        """Let `job` wait for the workers until `deadline`: in the queue, unless it is alone."""
         loop = asyncio.get_running_loop()
-        if job.future is not None:  # it failed before it waited
-            await job.future
-            return
-        job.future = loop.create_future()
-        timer = None if deadline is None else loop.call_at(deadline, self._expire, job)
-        try:
-            if len(self._jobs) == 1 and not self._flying:
-                self._lone = job
-                loop.call_soon(self._spread)
-            else:
-                self._push(job)
-            await job.future
-        finally:
-            if timer is not None:
-                timer.cancel()
+        if deadline is not None:
+            job.expiry = loop.call_at(deadline, self._expire, job)
+        if len(self._jobs) == 1 and not self._flying:
+            self._lone = job
+            loop.call_soon(self._spread)
+        else:
+            self._push(job)
 
     def _push(self, job: Job) -> None:
         """Let `job` wait. Whoever else is ready in this turn of the event loop shares the batch."""
@@ -252,19 +271,16 @@ class Scheduler:
         each = self._cost.seconds(job.operation, job.rows, job.images) / job.rows
         for start in range(0, job.rows, rows):
             stop = min(start + rows, job.rows)
-            batch = Batch(
-                job.operation, [(job, start, stop)], expected_seconds=each * (stop - start)
-            )
+            expected = each * (stop - start)
+            batch = Batch(job.operation, [(job, start, stop)], expected_seconds=expected)
             self._flying.add(batch)
             self._pool.give(batch)
 
     def _pump(self) -> None:
         """Hand batches to free workers."""
         self._pump_scheduled = False
-        if self._pool is None:
-            return
         try:
-            while self._pool.free:
+            while len(self._flying) < self._in_flight_limit:
                 taken = self._queue.take(self._room)
                 if taken is None:
                     break
@@ -274,7 +290,7 @@ class Scheduler:
             self._fail_device(DeviceFault(f"no batch could be formed ({error})"))
 
     def _hand(self, operation: str, pieces: list[Piece]) -> None:
-        assert self._pool is not None  # noqa: S101 - `_pump` has looked
+        assert self._pool is not None  # noqa: S101 - as in `_spread`
         batch = Batch(operation, pieces, queued=True)
         rows, images = 0, 0.0
         for job, start, stop in pieces:
@@ -309,12 +325,12 @@ class Scheduler:
     def _deliver(self, piece: Piece, result: Arrays | IafvaeError, batch: Batch) -> None:
         """Rows of a job, or why there are none. A fault in here is that job's alone."""
         job, start, stop = piece
-        if job.future is None or job.future.done():
+        if job.future.done():
             return
         try:
             if isinstance(result, IafvaeError):
                 self._fail(job, result, "failed")
-            elif job.add(start, stop, result, batch):
+            elif job.add(start, stop, result, began=batch.began, seconds=batch.seconds):
                 job.future.set_result(None)
         except Exception as error:
             logger.exception("an answer of %s could not be put together", job.operation)
@@ -331,7 +347,7 @@ class Scheduler:
             self._observer.retried(operation, batch.runs - 1)
         if batch.queued:
             self._queue.charge(operation, batch.seconds - batch.expected_seconds)
-        if batch.runs == 1 and batch.fault is None:  # halves would teach a wrong cost
+        if batch.runs == 1 and batch.images:  # failed runs and halves would teach a wrong cost
             self._cost.add(operation, batch.rows, batch.images, batch.seconds)
 
     def _expire(self, job: Job) -> None:
@@ -341,11 +357,10 @@ class Scheduler:
 
     def _fail(self, job: Job, error: IafvaeError, reason: str) -> None:
         """Answer `job` with `error`, and drop its rows for `reason`."""
-        if job.future is None:
-            job.future = asyncio.get_running_loop().create_future()
         if not job.future.done():
             # A traceback grows on a shared exception, so every job has its own.
             job.future.set_exception(copy.copy(error).with_traceback(None))
+            job.future.exception()  # seen: a caller who goes in this moment will not look
         self._drop(job, reason)
 
     def _fail_all(self, error: IafvaeError, reason: str) -> None:
@@ -370,12 +385,11 @@ class Scheduler:
         """Look for a batch that does not come back: its thread is lost, and the device in doubt."""
         loop = asyncio.get_running_loop()
         self._watching = loop.call_later(self._hang_seconds / 4, self._watch)
-        batch = self._pool.overdue(self._hang_seconds) if self._pool is not None else None
-        if batch is not None and self.healthy:
-            limit = self._hang_seconds
-            self._fail_device(
-                DeviceFault(f"a batch of {batch.operation} has not come back for {limit:g} s")
-            )
+        limit = self._hang_seconds
+        late = [batch for batch in self._flying if time.monotonic() - batch.made > limit]
+        if late and self.healthy:
+            what = late[0].operation
+            self._fail_device(DeviceFault(f"a batch of {what} has not come back for {limit:g} s"))
 
     def _fail_device(self, fault: DeviceFault) -> None:
         if self.healthy:

@@ -1,4 +1,4 @@
-"""What requests ask of the engine: rows of one operation, as recipes.
+"""What requests ask of the engine: rows of one operation, as recipes, and jobs that await them.
 
 A work holds what its rows are made from (seeds, images, latents), not the noise, so that a
 request of any size holds only as much memory as its question and its answer.
@@ -6,20 +6,27 @@ request of any size holds only as much memory as its question and its answer.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.noise import Purpose
+from service.engine.arrays import Arrays
+from service.noise import Purpose, image_keys
 
 __all__ = [
     "DecodeWork",
     "EncodeWork",
     "EvidenceWork",
+    "ImageNoise",
+    "Job",
     "Noise",
     "NoiseKeys",
+    "Piece",
     "Pixels",
     "Positions",
     "Rows",
@@ -76,12 +83,6 @@ class NoiseKeys:
     streams: U64
     purpose: Purpose
 
-    @classmethod
-    def of(cls, seed: int, image_keys: U64) -> NoiseKeys:
-        """Noise that belongs to images, under one seed."""
-        seeds = np.full(len(image_keys), seed, dtype=np.uint64)
-        return cls(seeds, image_keys, Purpose.IMAGE)
-
     def cut(self, start: int, stop: int) -> Keys:
         """Of rows `start` to `stop`."""
         purposes = np.full(stop - start, int(self.purpose), dtype=np.uint64)
@@ -103,6 +104,35 @@ class Positions:
         return seeds, streams, np.full(rows, int(Purpose.SAMPLE), dtype=np.uint64)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class ImageNoise:
+    """Noise that belongs to `images` ``[n, C, H, W]``, wherever they stand, under one seed.
+
+    Their keys are hashes of their pixels, made where they are asked for.
+    """
+
+    seed: int
+    images: U8
+
+    def cut(self, start: int, stop: int) -> Keys:
+        """Of rows `start` to `stop`."""
+        rows = stop - start
+        seeds = np.full(rows, self.seed, dtype=np.uint64)
+        purposes = np.full(rows, int(Purpose.IMAGE), dtype=np.uint64)
+        return seeds, image_keys(self.images[start:stop]), purposes
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class RowsFrom:
+    """The rows of `whole` from `first` on, which exist where they are asked for as well."""
+
+    whole: Rows
+    first: int
+
+    def __getitem__(self, rows: slice) -> F32:
+        return self.whole[self.first + rows.start : self.first + rows.stop]
+
+
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class SampleWork:
     """Images from prior noise: `eps` ``[n, D]``, or noise of `keys` where it is None.
@@ -110,8 +140,6 @@ class SampleWork:
     resolved: the options in force, as the answer says them.
     """
 
-    rows: int
-    image_count: int
     keys: Noise
     temperature: F32  # [n, G]
     output: Pixels
@@ -119,16 +147,21 @@ class SampleWork:
     resolved: dict[str, Any] = field(default_factory=dict)
     operation: ClassVar[str] = "sample"
 
+    @property
+    def rows(self) -> int:
+        """Images."""
+        return len(self.temperature)
+
+    image_count = rows
+
     def piece(self, start: int, stop: int) -> SampleWork:
         """Images `start` to `stop` of `Positions` alone."""
         assert isinstance(self.keys, Positions)  # noqa: S101 - only such are drawn in pieces
         return replace(
             self,
-            rows=stop - start,
-            image_count=stop - start,
             keys=Positions(self.keys.seed, self.keys.first + start),
             temperature=self.temperature[start:stop],
-            eps=None if self.eps is None else self.eps[start:stop],
+            eps=None if self.eps is None else RowsFrom(self.eps, start),
         )
 
 
@@ -136,43 +169,141 @@ class SampleWork:
 class DecodeWork:
     """Images from latents `z` ``[n, D]``; `keys` are for drawing pixels."""
 
-    rows: int
-    image_count: int
     z: F32
     keys: Noise
     output: Pixels
     operation: ClassVar[str] = "decode"
+
+    @property
+    def rows(self) -> int:
+        """Images."""
+        return len(self.z)
+
+    image_count = rows
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class EncodeWork:
     """Latents of `images`; without `seed`, those at eps = 0."""
 
-    rows: int
-    image_count: int
     images: U8  # [n, C, H, W]
     seed: int | None
     operation: ClassVar[str] = "encode"
+
+    @property
+    def rows(self) -> int:
+        """Images."""
+        return len(self.images)
+
+    image_count = rows
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class ScoreWork:
     """`samples` importance samples of each image; row r is sample ``r % K`` of image ``r // K``."""
 
-    rows: int
-    image_count: int
     images: U8  # [n, C, H, W]
     seed: int
     samples: int
     operation: ClassVar[str] = "score"
+
+    @property
+    def rows(self) -> int:
+        """Importance samples, of all images."""
+        return len(self.images) * self.samples
+
+    @property
+    def image_count(self) -> int:
+        """Images."""
+        return len(self.images)
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class EvidenceWork:
     """What one pass at eps = 0 finds in `images`; seed: of the noise of a binary model's pixels."""
 
-    rows: int
-    image_count: int
     images: U8  # [n, C, H, W]
     seed: int
     operation: ClassVar[str] = "evidence"
+
+    @property
+    def rows(self) -> int:
+        """Images."""
+        return len(self.images)
+
+    image_count = rows
+
+
+class Job:
+    """A work from its submission to its answer.
+
+    It belongs to the event loop; workers read `work` and `gone`. future, expiry: what the caller
+    awaits, and the timer that fails it at its deadline, both made by the scheduler; arrays: the
+    answer, once all rows are `done`; queue_seconds: until its first batch began; compute_seconds:
+    of all batches it was in, each in whole; gone: nobody waits for it any more, for `reason`.
+    """
+
+    __slots__ = (
+        "arrays",
+        "began",
+        "caller",
+        "compute_seconds",
+        "done",
+        "expiry",
+        "future",
+        "gone",
+        "images",
+        "operation",
+        "parts",
+        "reason",
+        "rows",
+        "submitted",
+        "taken",
+        "work",
+    )
+
+    def __init__(self, work: Work, caller: str = "") -> None:
+        self.work = work
+        self.operation, self.rows, self.images = work.operation, work.rows, work.image_count
+        self.caller = caller
+        self.future: asyncio.Future[None]
+        self.expiry: asyncio.TimerHandle | None = None
+        self.submitted = self.began = time.monotonic()
+        self.taken, self.done = self.rows, 0
+        self.gone, self.reason = False, ""
+        self.compute_seconds = 0.0
+        self.parts: list[tuple[int, Arrays]] = []
+        self.arrays: Arrays = {}
+
+    @property
+    def queue_seconds(self) -> float:
+        """How long its first rows waited."""
+        return self.began - self.submitted
+
+    def add(self, start: int, stop: int, arrays: Arrays, *, began: float, seconds: float) -> bool:
+        """Keep rows `start` to `stop`, and say whether these were the last.
+
+        The batch that computed them began at `began` and took `seconds`.
+        """
+        self.began = min(self.began, began) if self.done else began
+        self.done += stop - start
+        self.compute_seconds += seconds
+        if stop - start == self.rows:
+            self.arrays = arrays
+            return True
+        self.parts.append((start, arrays))
+        if self.done < self.rows:
+            return False
+        self.parts.sort(key=itemgetter(0))
+        self.arrays = {
+            name: np.concatenate([part[name] for _, part in self.parts]) for name in arrays
+        }
+        return True
+
+    def leave(self, reason: str) -> None:
+        """Nobody waits any more."""
+        self.reason, self.gone = reason, True  # in this order: workers count skipped rows by it
+        self.parts = []
+
+
+Piece = tuple[Job, int, int]  # a job and the rows start to stop of it

@@ -1,4 +1,4 @@
-"""Worker threads: they assemble, run and cut one batch, and report once; and what that costs.
+"""Batches, and the threads that assemble, run and cut one of them and report once.
 
 A batch that fails is run again in halves, down to the request that is at fault.
 """
@@ -10,8 +10,10 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -19,17 +21,13 @@ from numpy.typing import NDArray
 from service.engine.arrays import Arrays
 from service.errors import DeviceFault, EngineFailure, IafvaeError
 from service.scheduler.batching import Batcher
-from service.scheduler.jobs import Batch, Piece
+from service.scheduler.work import Piece
 
-__all__ = ["BatchEngine", "CostModel", "Runner", "WorkerPool", "as_error"]
+__all__ = ["Batch", "BatchEngine", "Runner", "WorkerPool", "as_error"]
 
 logger = logging.getLogger(__name__)
 
 JOIN_SECONDS = 5.0
-WEIGHT = 0.05  # of a new batch in the average
-# A batch that took so many times what was expected (the machine was busy, or asleep) counts as this
-# many times: costs that really have risen are learnt in a few batches, accidents are not.
-SURPRISE = 3.0
 
 
 class BatchEngine(Protocol):
@@ -42,6 +40,62 @@ class BatchEngine(Protocol):
     def padded_rows(self, rows: int) -> int:
         """Rows that are computed for nothing in a batch of `rows`."""
         ...
+
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """Rows of one operation for one run, and what became of them.
+
+    queued: its rows have waited; expected_seconds: what it was thought to cost; made: when. Then:
+    `began`; `seconds`, without the time for which another batch had the device; rows that were
+    tried, and images that were computed (each once, also where halves were tried again);
+    `padded_rows` computed for nothing; `runs` of the engine; `skipped` rows that nobody waited for
+    any more, by the reason; `fault` where the device failed; `results`, an answer or an error for
+    every piece that was tried. Times are on the clock of `time.monotonic`.
+    """
+
+    operation: str
+    pieces: list[Piece]
+    queued: bool = False
+    expected_seconds: float = 0.0
+    made: float = field(default_factory=time.monotonic)
+    began: float = 0.0
+    seconds: float = 0.0
+    rows: int = 0
+    images: int = 0
+    padded_rows: int = 0
+    runs: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    fault: DeviceFault | None = None
+    results: list[tuple[Piece, Arrays | IafvaeError]] = field(default_factory=list)
+
+    def living(self, pieces: list[Piece]) -> list[Piece]:
+        """Those whose caller still waits; the others are counted as skipped."""
+        live = [piece for piece in pieces if not piece[0].gone]
+        if len(live) < len(pieces):
+            self._skip(pieces)
+        return live
+
+    def anybody(self, pieces: Sequence[Piece]) -> bool:
+        """Whether a caller of `pieces` still waits; if not, they are counted as skipped."""
+        for job, _, _ in pieces:
+            if not job.gone:
+                return True
+        self.rows -= self._skip(pieces)
+        return False
+
+    def fail(self, pieces: Sequence[Piece], error: IafvaeError) -> None:
+        """`pieces` have no answer but `error`."""
+        if isinstance(error, DeviceFault):
+            self.fault = error
+        done = {id(piece) for piece, _ in self.results}
+        self.results += [(piece, error) for piece in pieces if id(piece) not in done]
+
+    def _skip(self, pieces: Sequence[Piece]) -> int:
+        gone = [(job.reason, stop - start) for job, start, stop in pieces if job.gone]
+        for reason, rows in gone:
+            self.skipped[reason] += rows
+        return sum(rows for _, rows in gone)
 
 
 class Runner:
@@ -107,22 +161,21 @@ class Runner:
             batch.began += waited
             batch.seconds += time.monotonic() - began - waited
         images = arrays.get("image")  # as many as rows where they are not counted apart
-        batch.images += batch.rows if images is None else len(images)
+        batch.images += sum([b - a for _, a, b in live]) if images is None else len(images)
         batch.results += parts
 
 
 class WorkerPool:
     """`size` threads that call ``runner.compute`` and then `report` on the event loop.
 
-    `free` threads wait for a batch. All methods are called on the event loop.
+    give: have a batch computed by the next free thread. All methods are called on the event loop.
     """
 
     def __init__(self, runner: Runner, size: int, report: Callable[[Batch], None]) -> None:
         self._runner, self._report = runner, report
         self._loop = asyncio.get_running_loop()
         self._inbox: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        self._taken: set[Batch] = set()
-        self.free = size
+        self.give: Callable[[Batch], None] = self._inbox.put
         self._threads = [
             threading.Thread(target=self._work, name=f"engine-{number}", daemon=True)
             for number in range(size)
@@ -130,62 +183,28 @@ class WorkerPool:
         for thread in self._threads:
             thread.start()
 
-    def give(self, batch: Batch) -> None:
-        """Have `batch` computed by the next free thread."""
-        batch.handed = time.monotonic()
-        self._taken.add(batch)
-        self.free -= 1
-        self._inbox.put(batch)
-
-    def overdue(self, seconds: float) -> Batch | None:
-        """A batch that has been in hand for longer than `seconds`."""
-        now = time.monotonic()
-        return next((batch for batch in self._taken if now - batch.handed > seconds), None)
-
-    async def stop(self) -> None:
-        """End the threads; one that is stuck is left behind, and ends with the process."""
+    async def stop(self) -> bool:
+        """End the threads, and say whether all have ended: one that is stuck is left behind, and
+        ends with the process."""
         for _ in self._threads:
             self._inbox.put(None)
+        await asyncio.to_thread(self._join)
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _join(self) -> None:
+        until = time.monotonic() + JOIN_SECONDS  # for all: they are stuck at the same device
         for thread in self._threads:
-            await asyncio.to_thread(thread.join, JOIN_SECONDS)
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
         """What a thread does until a None comes."""
         while (batch := self._inbox.get()) is not None:
             self._runner.compute(batch)
             try:
-                self._loop.call_soon_threadsafe(self._done, batch)
+                self._loop.call_soon_threadsafe(self._report, batch)
             except RuntimeError:
                 logger.debug("the event loop has closed: nobody is left to answer")
-
-    def _done(self, batch: Batch) -> None:
-        self._taken.discard(batch)
-        self.free += 1
-        self._report(batch)
-
-
-class CostModel:
-    """Seconds that rows of an operation take one worker.
-
-    In ``score`` the bottom-up network runs once an image and the top-down network once a row, and
-    they cost about the same: a batch is half of each. Elsewhere rows are images. `each` has the
-    seconds of one row that is an image, where they are known.
-    """
-
-    def __init__(self) -> None:
-        self.each: dict[str, float] = {}  # of one row that is an image
-
-    def add(self, operation: str, rows: int, images: float, seconds: float) -> None:
-        """Learn from one batch."""
-        each = 2.0 * seconds / (rows + images)
-        known = self.each.get(operation)
-        if known is not None:
-            each = known + WEIGHT * (min(each, SURPRISE * known) - known)
-        self.each[operation] = each
-
-    def seconds(self, operation: str, rows: float, images: float) -> float:
-        """What `rows` rows of `images` images will take; 0 while nothing is known."""
-        return self.each.get(operation, 0.0) * (rows + images) / 2.0
+            del batch  # or an idle thread would keep its arrays
 
 
 def as_error(operation: str, error: BaseException) -> IafvaeError:

@@ -23,7 +23,7 @@ def exposed() -> dict[str, set[str]]:
     telemetry.request("score", "m", "ok", seconds=0.1, queue_seconds=0.0, compute_seconds=0.1)
     telemetry.non_finite("score", "m", 1)
     telemetry.models("failed", lambda: 1)
-    telemetry.ready(ready=True)
+    telemetry.watch("ready", "1 if the process takes requests.", lambda: True)
     telemetry.queued(lambda: {("score", "m"): 1})
     telemetry.model("m").dropped("score", 1, "expired")
     telemetry.model("m").retried("score", 1)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from service.estimators import estimate
+from service.estimators import estimate, log_likelihoods
 
 WEIGHTS = st.lists(
     st.lists(st.floats(-2000, 200, width=32), min_size=5, max_size=5), min_size=1, max_size=4
@@ -23,6 +23,7 @@ def test_against_scipy(rows):
     exact = lw.astype(np.float64)
     expected = special.logsumexp(exact, axis=1) - np.log(5)
     np.testing.assert_allclose(got.log_likelihood_nats, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(log_likelihoods(lw), got.log_likelihood_nats)
     np.testing.assert_allclose(got.elbo_nats, exact.mean(axis=1), rtol=1e-12, atol=1e-12)
     w = special.softmax(exact, axis=1)
     np.testing.assert_allclose(got.effective_sample_size, 1.0 / np.square(w).sum(axis=1), rtol=1e-9)
@@ -55,3 +56,5 @@ def test_infinite_and_undefined_weights():
     assert got.log_likelihood_nats[1] == -inf
     assert not np.isfinite(got.log_likelihood_nats[2:4]).any()
     assert got.finite.tolist() == [False] * 4 + [True]
+    alone = log_likelihoods(np.array(rows, dtype=np.float32))
+    np.testing.assert_array_equal(alone, got.log_likelihood_nats)

@@ -75,8 +75,9 @@ def test_a_model_that_has_gone_is_not_listed(metrics):
 
 def test_applications_do_not_share(metrics):
     other = Metrics()
-    metrics.ready(ready=True)
-    assert value(other, "iafvae_ready") == 0
+    for each, ready in ((metrics, True), (other, False)):
+        each.watch("ready", "1 if the process takes requests.", lambda ready=ready: ready)
+    assert (value(metrics, "iafvae_ready"), value(other, "iafvae_ready")) == (1, 0)
 
 
 @pytest.fixture

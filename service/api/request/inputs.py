@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from service.api.operation_route import OperationRequest
 from service.api.request.parsing import Files
 from service.api.request.schemas import ImageOptions
-from service.codecs.images import Fit, Fitted, PixelLimits, decode_base64, fit_array
+from service.codecs.images import (
+    Fit,
+    Fitted,
+    PixelLimits,
+    decode_base64,
+    decoding_work,
+    fit_array,
+    fit_files,
+)
 from service.codecs.npy import decode_npy
 from service.errors import (
     InvalidInput,
@@ -25,6 +33,7 @@ __all__ = ["INLINE_PIXELS", "check_count", "latents", "pictures"]
 
 INLINE_PIXELS = 2**18  # more than this is encoded or decoded beside the event loop
 INLINE_TEXT = 2**18  # characters of base64
+INLINE_FILES, INLINE_WORK = 2**14, 2**14  # bytes, and pixels times passes: a millisecond
 
 
 async def pictures(
@@ -48,19 +57,20 @@ async def pictures(
         if array.size <= INLINE_PIXELS and not fit.resize:
             return fit_array(array, shape, fit)
         return await decoders.fit(array, shape, fit, **who)
-    limits = PixelLimits(image=settings.max_image_pixels, total=settings.max_total_pixels)
     if isinstance(payload, Files):
-        _check_images(len(payload.contents), rows_each, settings)
-        return await decoders.decode(
-            payload.contents, shape, fit, limits, names=payload.names, **who
-        )
-    texts = _strings(payload)
-    _check_images(len(texts), rows_each, settings)
-    if sum(map(len, texts)) > INLINE_TEXT:
-        files = await request.beside(_decoded, texts)
+        files, names = payload.contents, payload.names
+        _check_images(len(files), rows_each, settings)
     else:
-        files = _decoded(texts)
-    return await decoders.decode(files, shape, fit, limits, **who)
+        texts, names = _strings(payload), None
+        _check_images(len(texts), rows_each, settings)
+        is_long = sum(map(len, texts)) > INLINE_TEXT
+        files = await request.beside(_decoded, texts) if is_long else _decoded(texts)
+    limits = PixelLimits(image=settings.max_image_pixels, total=settings.max_total_pixels)
+    if sum(map(len, files)) <= INLINE_FILES:
+        work, headers = decoding_work(files)
+        if work <= INLINE_WORK:
+            return fit_files(files, shape, fit, limits, names, headers)
+    return await decoders.decode(files, shape, fit, limits, names=names, **who)
 
 
 def _decoded(texts: list[str]) -> list[bytes]:

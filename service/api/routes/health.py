@@ -47,10 +47,8 @@ def probe_router(shared: AppState) -> APIRouter:
         responses=_refused("Loading, draining, or a model is unhealthy"),
     )
     async def readyz() -> Response:
-        ready = registry.ready and registry.healthy
-        metrics.ready(ready=ready)
         reason = "draining" if registry.draining else "loading, or a model is unhealthy"
-        return _probe(ready, "ready", reason)
+        return _probe(registry.ready, "ready", reason)
 
     @router.head("/metrics", include_in_schema=False)
     @router.get(
@@ -60,7 +58,6 @@ def probe_router(shared: AppState) -> APIRouter:
         responses={200: {"content": {"text/plain": {"example": "iafvae_ready 1.0\n"}}}},
     )
     async def exposition() -> Response:
-        metrics.ready(ready=registry.ready and registry.healthy)
         body, media_type = metrics.exposition()
         return Response(body, media_type=media_type)
 

@@ -122,7 +122,7 @@ async def score(request: OperationRequest, options: Annotated[ScoreOptions, Quer
     check_count("importance_samples", samples, request.settings.max_importance_samples)
     fitted = await pictures(request, options, rows_each=samples)
     asked: dict[str, Any] = {
-        "importance_samples": samples,
+        "importance_samples": options.importance_samples,
         "seed": options.seed,
         "caller": request.caller,
         "deadline": request.deadline,

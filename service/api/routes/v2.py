@@ -152,7 +152,7 @@ def _add_server(router: APIRouter, shared: AppState, models: InferModels, versio
         response_model_exclude_none=True,
     )
     async def ready() -> HealthDocument:
-        return _health(registry.ready and registry.healthy, "ready")
+        return _health(registry.ready, "ready")
 
     @router.get("", summary="The server and its extensions")
     async def server() -> ServerMetadata:

@@ -59,7 +59,7 @@ class InferModels:
             raise UnknownModel(
                 f"there is no model {name[:80]!r}; there are {', '.join(self.names())}"
             )
-        loaded = self._registry.lease(bundle, version)
+        loaded = self._registry.find(bundle, version)
         return loaded, self.of(loaded.runtime)[operation]
 
     def of(self, model: Model) -> dict[str, InferModel]:

@@ -184,8 +184,6 @@ class Drawing:
 
 def run_stream(draw, n, seconds=5.0):
     work = SampleWork(
-        rows=n,
-        image_count=n,
         keys=Positions(0),
         temperature=np.ones((n, 1), np.float32),
         output="mean",

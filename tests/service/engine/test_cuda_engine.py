@@ -19,6 +19,7 @@ from service.engine.cuda_engine import CudaEngine, cuda_options
 from service.engine.onnxruntime_engine import CUDA, Engine
 from service.engine.options import EngineOptions
 from service.engine.padding import Buckets
+from service.engine.self_check import float32_problem
 from service.errors import DeviceFault, EngineFailure, ProviderUnavailable
 from service.operations.model import Model
 from service.scheduler.batching import batchers
@@ -51,7 +52,7 @@ def test_auto_takes_the_cpu_with_a_reason(tiny_bundle, monkeypatch, caplog, path
             def __init__(self, bundle, options):
                 super().__init__(bundle, options, "cpu")
 
-            def answer_problem(self, got, wanted):
+            def wrong_answer(self, operation, got):
                 return "z differs from the canary"
 
         monkeypatch.setattr(choice, "CudaEngine", Wrong)
@@ -327,9 +328,9 @@ def test_canaries_notice_ten_bits(name, monkeypatch):
     coarse = rehearsed(bundle, max_rows=16)
     coarse._files._files[weights] = bytes(raw)
     for operation, canary in bundle.canaries.items():
-        assert exact.answer_problem(exact.run(operation, canary["in"]), canary["out"]) is None
+        assert exact.wrong_answer(operation, exact.run(operation, canary["in"])) is None
         got = coarse.run(operation, canary["in"])
-        assert "more than float32" in coarse.answer_problem(got, canary["out"]), operation
+        assert "more than float32" in float32_problem(got, canary["out"]), operation
     exact.close()
     coarse.close()
 
@@ -368,6 +369,23 @@ def test_a_device_that_hangs_fails_liveness(fixed, monkeypatch):
         return model.healthy
 
     assert scheduled(fixed, use, hang_seconds=0.4) is False
+
+
+def test_a_model_whose_device_hangs_stops(fixed, monkeypatch):
+    """Closing would wait behind what hangs: the engine is left alone."""
+    release = threading.Event()
+    Injected(fixed, lambda *_: release.wait(30) and None)
+    monkeypatch.setattr("service.scheduler.workers.JOIN_SECONDS", 0.1)
+
+    async def use(model):
+        with pytest.raises(DeviceFault, match="has not come back"):
+            await model.sample(4, seed=0)
+        await asyncio.wait_for(model.stop(), 10)
+        kept = len(fixed.bound)
+        release.set()
+        return kept
+
+    assert scheduled(fixed, use, hang_seconds=0.4) > 0
 
 
 def test_a_lost_device_fails_liveness_and_bad_rows_do_not(fixed):

@@ -140,7 +140,7 @@ def test_a_model_is_unloaded_when_its_requests_are_answered(sites, serve, root, 
         runtime = site.registry.find("tiny@1.9.0").runtime
 
         async def request():
-            with site.registry.lease("tiny@1.9.0") as held:
+            with site.registry.find("tiny@1.9.0") as held:
                 return await held.sample(300, seed=0, temperature=[1.0])
 
         task = asyncio.create_task(request())

@@ -127,7 +127,7 @@ def test_replaced_models_that_still_answer_count_as_well(sites, serve, root):
         release = asyncio.Event()
 
         async def request():
-            with site.registry.lease():
+            with site.registry.find():
                 await release.wait()
 
         held = asyncio.create_task(request())

@@ -168,7 +168,7 @@ def test_who_got_a_model_before_it_was_replaced_is_still_served_by_it(load, edit
         has_it, swapped = asyncio.Event(), asyncio.Event()
 
         async def request():
-            with registry.lease("tiny") as runtime:
+            with registry.find("tiny") as runtime:
                 has_it.set()
                 await swapped.wait()
                 return await drawn(runtime), await drawn(runtime)
@@ -201,7 +201,7 @@ def test_what_waits_in_the_queue_is_computed_before_the_end(load):
         await new.runtime.start()
 
         async def request(seed):
-            with registry.lease() as runtime:
+            with registry.find() as runtime:
                 return await runtime.sample(200, seed=seed, temperature=[1.0])
 
         tasks = [asyncio.create_task(request(seed)) for seed in range(30)]
@@ -240,7 +240,7 @@ def test_what_was_taken_out_is_freed_when_its_last_request_ends(load, fails):
         go = asyncio.Event()
 
         async def request():
-            with registry.lease() as runtime:
+            with registry.find() as runtime:
                 await drawn(runtime)
                 await go.wait()
                 if fails:
@@ -284,7 +284,7 @@ def test_the_end_of_the_process_does_not_wait_for_who_holds_a_replaced_model(loa
         await new.runtime.start()
 
         async def forever():
-            with registry.lease():
+            with registry.find():
                 await asyncio.Event().wait()
 
         task = asyncio.create_task(forever())

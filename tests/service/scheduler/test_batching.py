@@ -8,7 +8,16 @@ import pytest
 from service.noise import Purpose, image_keys, normal, uniform
 from service.scheduler import batching
 from service.scheduler.batching import batchers
-from service.scheduler.work import DecodeWork, EncodeWork, EvidenceWork, NoiseKeys, ScoreWork
+from service.scheduler.work import (
+    DecodeWork,
+    EncodeWork,
+    EvidenceWork,
+    ImageNoise,
+    NoiseKeys,
+    Positions,
+    SampleWork,
+    ScoreWork,
+)
 
 D = 3
 LATENTS = np.zeros((2, D), dtype=np.float32)
@@ -23,8 +32,8 @@ def test_batches_hold_each_image_once(loaded, tiny_model):
 
     images = tiny_model.images(6)
     keys = image_keys(images)
-    first = ScoreWork(rows=20, image_count=4, images=images[:4], seed=1, samples=5)
-    second = ScoreWork(rows=6, image_count=2, images=images[4:], seed=2, samples=3)
+    first = ScoreWork(images=images[:4], seed=1, samples=5)
+    second = ScoreWork(images=images[4:], seed=2, samples=3)
     batcher = batchers(loaded.bundle.manifest)["score"]
     pieces = [(first, 7, 18), (second, 0, 4)]
     arrays = batcher.assemble(pieces)
@@ -67,10 +76,10 @@ def test_means_alone_need_no_uniform_noise(loaded, monkeypatch):
 
     monkeypatch.setattr(batching, "uniform", lambda *arguments, **options: 1 / 0)
     keys = NoiseKeys(places(2), places(2), Purpose.SAMPLE)
-    work = DecodeWork(rows=2, image_count=2, z=LATENTS, keys=keys, output="mean")
+    work = DecodeWork(z=LATENTS, keys=keys, output="mean")
     arrays = batchers(loaded.bundle.manifest)["decode"].assemble([(work, 0, 2)])
     assert not arrays["u"].any()
-    drawn = DecodeWork(rows=2, image_count=2, z=LATENTS, keys=keys, output="draw")
+    drawn = DecodeWork(z=LATENTS, keys=keys, output="draw")
     with pytest.raises(ZeroDivisionError):
         batchers(loaded.bundle.manifest)["decode"].assemble([(drawn, 0, 2)])
 
@@ -79,7 +88,7 @@ def test_single_samples_under_different_seeds_keep_their_own_noise(loaded, tiny_
     """K = 1 requests of several seeds in one batch: each row's noise is its own seed's."""
     images = tiny_model.images(5)
     works = [
-        (ScoreWork(rows=n, image_count=n, images=images[a : a + n], seed=seed, samples=1), 0, n)
+        (ScoreWork(images=images[a : a + n], seed=seed, samples=1), 0, n)
         for a, n, seed in ((0, 2, 7), (2, 1, 8), (3, 2, 0))
     ]
     eps = batchers(loaded.bundle.manifest)["score"].assemble(works)["eps"]
@@ -87,3 +96,36 @@ def test_single_samples_under_different_seeds_keep_their_own_noise(loaded, tiny_
     for row, seed in enumerate((7, 7, 8, 0, 0)):
         expected = normal(seed, keys[row : row + 1], 0, D, Purpose.IMAGE)
         assert np.array_equal(eps[row : row + 1], expected)
+
+
+def test_a_piece_asks_for_its_rows_where_it_is_assembled(loaded):
+    """They may be noise that is made then: cutting a stream into pieces makes none of it."""
+    asked = []
+
+    class Recorded:
+        def __getitem__(self, rows):
+            asked.append((rows.start, rows.stop))
+            return np.arange(30, dtype=np.float32).reshape(10, D)[rows]
+
+    heats = np.ones((10, 1), np.float32)
+    work = SampleWork(keys=Positions(0), temperature=heats, output="mean", eps=Recorded())
+    piece = work.piece(2, 8).piece(1, 5)
+    assert (piece.rows, asked) == (4, [])
+    eps = batchers(loaded.bundle.manifest)["sample"].assemble([(piece, 1, 3)])["eps"]
+    assert asked == [(4, 6)]
+    assert eps[:, 0].tolist() == [12.0, 15.0]
+
+
+def test_noise_of_images_is_theirs_wherever_they_stand(tiny_model):
+    images = tiny_model.images(5)
+    noise = ImageNoise(7, images)
+    seeds, streams, purposes = noise.cut(1, 4)
+    assert np.array_equal(streams, image_keys(images)[1:4])
+    assert seeds.tolist() == [7] * 3
+    assert purposes.tolist() == [Purpose.IMAGE] * 3
+
+
+def test_reconstructed_means_need_no_noise(perform, tiny_model, monkeypatch):
+    monkeypatch.setattr("service.scheduler.work.image_keys", lambda images: 1 / 0)
+    images = tiny_model.images(2)
+    assert perform(lambda model: model.reconstruct(images, output="mean")).seed is None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.scheduler.workers import CostModel
+from service.scheduler.scheduler import CostModel
 
 
 def learn(price, *, batches=500, accidents=0.0, seed=0):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
+import weakref
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.errors import DeviceFault, EngineFailure, IafvaeError
-from service.scheduler.jobs import Job
+from service.errors import DeviceFault, EngineFailure, IafvaeError, ShuttingDown
 from service.scheduler.queue import FairQueue
-from service.scheduler.scheduler import Scheduler
-from service.scheduler.workers import CostModel, Runner, WorkerPool
+from service.scheduler.scheduler import CostModel, Scheduler
+from service.scheduler.work import Job
+from service.scheduler.workers import Batch, Runner
 
 
 @settings(max_examples=15, deadline=None)
@@ -144,7 +147,7 @@ BROKEN = {
     "sizing": (Scheduler, "_room"),
     "pricing": (CostModel, "seconds"),
     "charging": (FairQueue, "charge"),
-    "handing out": (WorkerPool, "give"),
+    "handing out": (Batch, "__init__"),
 }
 
 
@@ -223,5 +226,80 @@ def test_a_failing_count_of_padding_harms_nobody(plain, monkeypatch):
                 patch.setattr(plain.FakeEngine, "padded_rows", lambda self, rows: 1 / 0)
                 assert (await bench.submit([3])).arrays["y"].tolist() == [6]
             assert (await bench.submit([1])).arrays["y"].tolist() == [2]
+
+    plain.run(main())
+
+
+def test_a_fault_of_the_device_met_on_the_event_loop_is_told_once(plain, caplog):
+    """The caller gets it; nobody is told that nobody looked."""
+
+    async def main():
+        engine = plain.FakeEngine(fail_on={3: DeviceFault("gone")})
+        async with plain.Bench(engine, direct_seconds=10.0) as bench:
+            await bench.submit([1])  # what it costs is known from here on
+            with pytest.raises(DeviceFault):
+                await bench.submit([3])
+            assert threading.current_thread().name in engine.threads
+        gc.collect()
+
+    plain.run(main())
+    assert "never retrieved" not in caplog.text
+
+
+def test_what_fails_teaches_no_cost(plain):
+    """Neither a run that failed, quickly or late, nor one whose halves were tried again."""
+
+    async def main():
+        engine = plain.FakeEngine(fail_on={3: ValueError("bad")})
+        async with plain.Bench(engine) as bench:
+            cost = bench.scheduler._cost
+            with pytest.raises(EngineFailure):
+                await bench.submit([3])
+            await asyncio.gather(
+                *(bench.submit([i], caller=str(i)) for i in (2, 3)), return_exceptions=True
+            )
+            await asyncio.sleep(0)
+            assert cost.each == {}
+            await bench.submit([1])
+            await asyncio.sleep(0)
+            assert cost.each.keys() == {"double"}
+
+    plain.run(main())
+
+
+def test_rows_of_halves_are_counted_once(plain):
+    engine = plain.FakeEngine(fail_on={3: ValueError("bad")})
+    runner = Runner(engine, {"double": plain.PlainBatcher()}, None)
+    jobs = [Job(plain.Rows([value])) for value in range(8)]
+    batch = Batch("double", [(job, 0, 1) for job in jobs])
+    runner.compute(batch)
+    assert (batch.rows, batch.images) == (8, 7), "all were tried, one was not computed"
+
+
+def test_an_idle_thread_keeps_no_batch(plain):
+    async def main():
+        async with plain.Bench() as bench:
+            job = await bench.submit([1])
+            answer = weakref.ref(job.arrays["y"])
+            del job
+            while answer() is not None:
+                await asyncio.sleep(0.01)
+                gc.collect()
+
+    plain.run(main())
+
+
+def test_stopping_says_whether_a_thread_is_stuck(plain, monkeypatch):
+    monkeypatch.setattr("service.scheduler.workers.JOIN_SECONDS", 0.05)
+
+    async def main():
+        bench = plain.Bench()
+        await bench.scheduler.start()
+        holder = await bench.hold()
+        assert not await bench.scheduler.stop(0.0)
+        bench.engine.gate.set()
+        assert isinstance((await asyncio.gather(holder, return_exceptions=True))[0], ShuttingDown)
+        monkeypatch.setattr("service.scheduler.workers.JOIN_SECONDS", 5.0)
+        assert await bench.scheduler.stop(0.0)
 
     plain.run(main())
