@@ -16,6 +16,11 @@ from service.codecs.png import contact_sheet, encode_png
 __all__ = ["Computed", "ProblemError", "ScoreTable", "ServiceUnreachable", "score_table"]
 
 
+# The columns of scores that are numbers.
+NUMBERS = (
+    *("log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats"),
+    *("effective_sample_size", "p_value"),
+)
 SHOWN = 64  # images or rows in a notebook
 
 
@@ -127,16 +132,11 @@ def score_table(document: Mapping[str, Any]) -> ScoreTable:
     """The columns of a ``POST /v1/score`` answer in JSON."""
     results = document["results"]
 
-    def column(name: str) -> NDArray[np.float64]:
+    def column(name: str) -> Any:
         return np.array([np.nan if r[name] is None else r[name] for r in results], np.float64)
 
     return ScoreTable(
-        log_likelihood_nats=column("log_likelihood_nats"),
-        bits_per_dim=column("bits_per_dim"),
-        elbo_nats=column("elbo_nats"),
-        standard_error_nats=column("standard_error_nats"),
-        effective_sample_size=column("effective_sample_size"),
-        p_value=column("p_value"),
+        **{name: column(name) for name in NUMBERS},
         anomalous=np.array([r["anomalous"] for r in results], np.bool_),
         altered=np.array([r["altered"] for r in results], np.bool_),
         status=[r["status"] for r in results],

@@ -47,7 +47,6 @@ __all__ = [
     "fit_files",
     "fit_image",
     "read_image",
-    "read_picture",
 ]
 
 Pixels = NDArray[np.uint8]
@@ -122,16 +121,6 @@ def fit_files(
         images[index], altered[index], note = _fit_file(header, shape, fit, what)
         notes += [note] if note else []
     return Fitted(images, altered, tuple(notes), limits.total - left)
-
-
-def read_picture(data: bytes, what: str, *, max_pixels: int) -> Pixels:
-    """The picture in a PNG, JPEG or WebP file: uint8 [1, H, W] if grey, else [3, H, W].
-
-    EXIF orientation is applied, palettes are expanded and alpha is composited over black.
-    """
-    header = read_header(data, what)
-    _check_work(header, what, max_pixels)
-    return _planes(_decode(header, what)[0])
 
 
 def decode_base64(text: str, what: str) -> bytes:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from service.codecs.headers import MAX_PARTS, MAX_SCANS, read_header
-from service.codecs.images import Fit, ImageSize, PixelLimits, fit_files, read_picture
+from service.codecs.images import Fit, ImageSize, PixelLimits, fit_files
 from service.errors import IafvaeError, PayloadTooLarge, UndecodableImage, WrongDtype
 
 RNG = np.random.default_rng(0)
@@ -28,7 +28,11 @@ def encoded(image, form="PNG", **options) -> bytes:
 
 
 def read(data):
-    return read_picture(data, "image 0", max_pixels=10_000)
+    header = read_header(data, "image 0")
+    height, width = header.size if header.pixels <= 10_000 else (1, 1)  # it will be refused
+    shape = ImageSize(channels=header.channels, height=height, width=width)
+    limits = PixelLimits(image=10_000, total=10_000)
+    return fit_files([data], shape, Fit(), limits, headers=[header]).images[0]
 
 
 def chunk(kind, data):
@@ -60,6 +64,11 @@ EXIF = {
     "cut in its header": (b"II*\0", 1),
     "cut before its directory": (b"II*\0\x08\0\0\0", 1),
     "count too large": (directory(SIX, count=255), 6),
+    "a thumbnail's": (directory(tag(0x10F, 2, 2, b"a\0")) + directory(SIX)[8:], 1),
+    "its own before a thumbnail's": (
+        directory(tag(0x112, 3, 1, b"\1\0")) + directory(SIX)[8:],
+        1,
+    ),
     "directory far away": (b"II*\0\xf0\xff\xff\xff", 1),
     "orientation as text": (directory(tag(0x112, 2, 2, b"6\0")), 1),
     "two orientations": (directory(tag(0x112, 3, 2, b"\6\0\6\0")), 1),
