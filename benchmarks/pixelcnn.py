@@ -47,13 +47,7 @@ def colour_mask(
     return allowed.float()
 
 
-class Conv(nn.Conv2d):
-    """A convolution without padding; it always has a bias."""
-
-    bias: nn.Parameter
-
-
-class MaskedConv(Conv):
+class MaskedConv(nn.Conv2d):
     """A convolution whose weight is multiplied by a fixed mask, `[out, in, kh, kw]`."""
 
     mask: Tensor
@@ -92,12 +86,12 @@ class GatedLayer(nn.Module):
         self.reach = kernel // 2
         self.first = first
         rows = self.reach if first else self.reach + 1
-        self.vertical = Conv(maps_in, 2 * maps, (rows, kernel))
+        self.vertical = nn.Conv2d(maps_in, 2 * maps, (rows, kernel))
         centre = colour_mask(colours, per_in, width, strict=first, halves=2)
         taps = torch.ones(2 * maps, maps_in, 1, self.reach + 1)
         taps[:, :, 0, -1] = centre
         self.horizontal = MaskedConv(taps)
-        self.across = Conv(2 * maps, 2 * maps, 1)
+        self.across = nn.Conv2d(2 * maps, 2 * maps, 1)
         self.residual = MaskedConv(_pointwise(colours, width, width))
 
     def forward(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,14 +138,6 @@ class PixelCnn(nn.Module):
             v, h = layer(v, h)
         logits: Tensor = self.head(F.relu(self.hidden(F.relu(h))))
         return logits.reshape(len(x), self.config.image_shape[0], -1, *logits.shape[2:])
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log p of images of levels, `[B]`, in nats."""
-        logits = self(x)
-        if self.config.levels == 2:
-            logits = torch.cat([torch.zeros_like(logits), logits], dim=2)
-        picked = torch.log_softmax(logits, dim=2).gather(2, x.long()[:, :, None])
-        return picked.flatten(1).sum(dim=1)
 
 
 def draw(logits: Tensor, u: Tensor) -> Tensor:
