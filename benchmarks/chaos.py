@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import parser_of, write_json
+from benchmarks.harness import parser_of, table, write_json
 from benchmarks.load import Request
 from benchmarks.score_graph import drawn_images
 from benchmarks.server import stop_servers_when_ended
@@ -52,12 +52,10 @@ def write_editions(folder: Path) -> dict[str, list[Path]]:
 
 
 def show_storm(report: Report) -> None:
-    print("\n| what clients did | what became of it | times |\n|---|---|---|")
-    for (doing, outcome), times in sorted(report.tally.told.items()):
-        print(f"| {doing.replace('_', ' ')} | {outcome} | {times} |")
-    print("\n| change of a model | times |\n|---|---|")
-    for change, times in sorted(report.changes.items()):
-        print(f"| {change} | {times} |")
+    told = [[*key, str(times)] for key, times in sorted(report.tally.told.items())]
+    print(table(["what clients did", "what became of it", "times"], told, left=2), end="\n\n")
+    changes = [[change, str(times)] for change, times in sorted(report.changes.items())]
+    print(table(["change of a model", "times"], changes))
     before, after = (size / 2**20 for size in report.resident_bytes)
     print(f"slowest answer: {report.tally.slowest:.2f} s")
     print(f"resident memory: {before:.0f} MiB before, {after:.0f} MiB after")
@@ -79,24 +77,24 @@ def attacked(names: list[str], seconds: float, bundle: Path) -> list[Suffered]:
         for name in (CALM, *names):
             with service(bundle, keys_file=keys).running(bundle) as server:
                 found.append(suffered(server, name, "rude", polite, seconds))
-            print(line(found[-1]), file=sys.stderr, flush=True)
+            print(*line(found[-1]), sep=" | ", file=sys.stderr, flush=True)
     return found
 
 
-HEAD = (
-    "| attack | became of it | /livez p99 ms | polite p50, p99 ms | polite failed | MiB, most "
-    "| faults |\n|---|---|---:|---:|---:|---:|---|"
-)
+HEAD = ["attack", "became of it", "/livez p99 ms", "polite p50, p99 ms", "polite failed"]
+HEAD += ["MiB, most", "faults"]
 
 
-def line(one: Suffered) -> str:
-    outcomes = ", ".join(f"{what}: {times}" for what, times in one.outcomes.most_common(4))
-    polite, memory = one.polite, one.memory_mib
-    times = " and ".join(f"{polite.get(f'{p}_ms', float('nan')):.0f}" for p in ("p50", "p99"))
-    return (
-        f"| {one.name} | {outcomes} | {one.live_p99_ms:.0f} | {times} | {unanswered(one):.0f} "
-        f"| {memory[0]:.0f}, {max(memory):.0f} | {'; '.join(faults(one))} |"
-    )
+def line(one: Suffered) -> list[str]:
+    return [
+        one.name,
+        ", ".join(f"{what}: {times}" for what, times in one.outcomes.most_common(4)),
+        f"{one.live_p99_ms:.0f}",
+        " and ".join(f"{one.polite.get(f'{p}_ms', float('nan')):.0f}" for p in ("p50", "p99")),
+        f"{unanswered(one):.0f}",
+        f"{one.memory_mib[0]:.0f}, {max(one.memory_mib):.0f}",
+        "; ".join(faults(one)),
+    ]
 
 
 def unanswered(one: Suffered) -> float:
@@ -154,7 +152,7 @@ def main() -> None:
         wrong |= bool(report.faults)
     if "attacks" in given.parts:
         found = attacked(given.attacks, given.attack_seconds, given.bundle)
-        print("\n" + "\n".join([HEAD, *map(line, found)]))
+        print(table(HEAD, [line(one) for one in found], left=2))
         document["attacks"] = {one.name: {**vars(one), "faults": faults(one)} for one in found}
         wrong |= any(map(faults, found))
     if given.json is not None:

@@ -101,7 +101,7 @@ def measure(args: argparse.Namespace) -> dict[Case, Found]:
             for form in args.forms:
                 engine = opened.enter_context(closing(_engine(bundle, form, max(args.batches))))
                 for operation in args.operations:
-                    flop = graph_flops(path / form / f"{operation}.onnx")
+                    flop = graph_flops(path / getattr(bundle.manifest.graphs[operation], form))
                     for batch in args.batches:
                         given = inputs(bundle, operation, batch)
                         run = partial(engine.run, operation, given)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import parser_of, read_json, write_json
+from benchmarks.harness import parser_of, read_json, table, write_json
 from benchmarks.load import Figures, LoadError, arriving, closed
 from benchmarks.score_graph import ScoreGraph, drawn_images, graph_file
 from benchmarks.server import Server, ServerError, stop_servers_when_ended
@@ -170,15 +170,15 @@ def tables(document: dict[str, Any]) -> str:
     parts = []
     for load in dict.fromkeys(e["load"] for e in document["entries"]):
         own = [e for e in document["entries"] if e["load"] == load]
-        lines = [f"| {load} | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
+        rows = []
         for name in dict.fromkeys((e["system"], e["protocol"]) for e in own):
             group = [e["figures"] for e in own if (e["system"], e["protocol"]) == name]
             cells = [
                 "" if (value := median(f.get(figure) for f in group)) is None else f"{value:{form}}"
                 for figure, form in COLUMNS.values()
             ]
-            lines.append(f"| {', '.join(name)} | {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
+            rows.append([", ".join(name), *cells])
+        parts.append(table([load, *COLUMNS], rows))
     parts += [f"- {name}: {why}" for name, why in document["failures"].items()]
     return "\n\n".join(parts)
 

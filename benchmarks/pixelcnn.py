@@ -9,6 +9,7 @@ a logit. `benchmarks.pixelcnn_sampling` draws from it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import torch
@@ -167,12 +168,8 @@ def of_size(
         with torch.device("meta"):
             return parameter_count(PixelCnn(config))
 
-    high = 2
-    while count(high) < parameters:
-        high *= 2
-    low = high // 2
-    while high - low > 1:  # count(low) < parameters <= count(high)
-        middle = (low + high) // 2
-        low, high = (middle, high) if count(middle) < parameters else (low, middle)
-    width = min((low, high), key=lambda w: abs(count(w) - parameters))
+    widths = range(1, 4096)
+    above = bisect_left(widths, parameters, key=count)
+    near = widths[max(0, above - 1) : above + 1]
+    width = min(near, key=lambda w: abs(count(w) - parameters))
     return PixelCnnConfig(image_shape=image_shape, levels=levels, width=width, layers=layers)

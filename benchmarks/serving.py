@@ -25,19 +25,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness import parser_of, write_json
-from benchmarks.load import (
-    Figures,
-    LoadError,
-    arriving,
-    beside,
-    closed,
-    cores,
-    counted,
-)
+from benchmarks.harness import parser_of, table, write_json
+from benchmarks.load import Figures, LoadError, arriving, beside, closed, counted
 from benchmarks.score_graph import Images, ScoreGraph, bare, drawn_images, graph_file
 from benchmarks.server import Server, ServerError, stop_servers_when_ended
 from benchmarks.systems import SHIPPED, Protocol, WrongAnswerError, npy, service
+from service.engine.hardware import available_cores
 
 MANY, CROWD, FEW, BEST_ROWS = 64, 32, 4, 32
 CLOSED = {"one image, 32 clients": (1, CROWD), "one image, one client": (1, 1)}
@@ -93,7 +86,7 @@ class Bare:
     @classmethod
     def measured(cls, graph: ScoreGraph, images: Images, seconds: float) -> Bare:
         """Each for half of `seconds`."""
-        best = bare(graph, images[:BEST_ROWS], cores(), seconds / 2)
+        best = bare(graph, images[:BEST_ROWS], available_cores(), seconds / 2)
         return cls(best, bare(graph, images[:1], 1, seconds / 2))
 
     def under(self, found: Figures, clients: int) -> Figures:
@@ -227,16 +220,13 @@ def lines(found: dict[str, list[float]]) -> list[tuple[str, float, bool | None]]
 
 def show(found: dict[str, list[float]]) -> bool:
     """Print the table; whether all bounds are met."""
-    rows = lines(found)
-    width = max(len(name) for name, _, _ in rows)
-    print(
-        f"| {'':{width}} | median | from | to | wanted |\n|{'-' * (width + 2)}|---:|---:|---:|---|"
-    )
-    for name, value, met in rows:
+    rows = []
+    for name, value, met in lines(found):
+        figures = (value, min(found[name]), max(found[name]))
         verdict = "" if met is None else f"{BOUNDS[name]}{'' if met else ': **missed**'}"
-        low, high = min(found[name]), max(found[name])
-        print(f"| {name:{width}} | {value:,.3g} | {low:,.3g} | {high:,.3g} | {verdict} |")
-    return all(met is not False for _, _, met in rows)
+        rows.append([name, *(f"{figure:,.3g}" for figure in figures), verdict])
+    print(table(["", "median", "from", "to", "wanted"], rows))
+    return all(met is not False for *_, met in lines(found))
 
 
 def arguments() -> argparse.Namespace:

@@ -74,7 +74,7 @@ class Storm:
 class Report:
     """What became of it. Empty `faults` are success.
 
-    changes: of models, by what the server said; before, after: the server's metrics.
+    changes: of models, by what the server said; resident_bytes: of the server, before and after.
     """
 
     tally: Tally

@@ -11,10 +11,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
+import psutil
 import pytest
 
-from benchmarks.load import cores
+from benchmarks import systems
 from benchmarks.peers import CROWDED, Run, best_peer, tables, verdicts
 from benchmarks.score_graph import ScoreGraph, bare, drawn_images, graph_file
 from benchmarks.server import ServerError, descendants, free_ports, serving
@@ -25,6 +27,10 @@ from benchmarks.systems import (
     PEERS,
     CannotInstall,
     Environment,
+    WrongAnswerError,
+    ask,
+    json_png,
+    npy,
     quiet_variables,
     service,
 )
@@ -78,9 +84,23 @@ def test_the_bare_graph_uses_every_caller(tiny_bundle: Path):
     assert images.dtype == np.uint8
     assert len(np.unique(images, axis=0)) > 1
     graph = ScoreGraph(graph_file(tiny_bundle, "score"))
-    found = bare(graph, images, cores(), 0.05)
+    found = bare(graph, images, 2, 0.05)
     assert found["images_per_second"] > 0
     assert found["cpu_us"] > 0
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"results": [{}]}', b'{"results": 3}'])
+def test_a_strange_answer_is_a_wrong_one(body: bytes, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(systems.httpx, "post", lambda *_, **__: httpx.Response(200, content=body))
+    for protocol in (npy(), json_png()):
+        with pytest.raises(WrongAnswerError, match=protocol.name):
+            ask(1, protocol, np.zeros((1, 1, 4, 4), np.uint8))
+
+
+def test_no_answer_is_a_wrong_one():
+    (port,) = free_ports(1)
+    with pytest.raises(WrongAnswerError, match="npy: ConnectError"):
+        ask(port, npy(), np.zeros((1, 1, 4, 4), np.uint8))
 
 
 def test_graphs_are_found_in_each_form(tmp_path: Path):
@@ -150,7 +170,7 @@ def test_processor_time_and_the_end_are_of_the_whole_tree(
         assert server.memory_mib() > server.resident_mib() / 4 > 1
         family = set(descendants(os.getpid())) - before
         assert len(family) == 2
-    assert not any(process.is_running() for process in family)
+    assert psutil.wait_procs(family, 20)[1] == []
 
 
 def test_a_server_that_ends_says_why(tmp_path: Path):
@@ -201,4 +221,4 @@ def test_an_interrupted_run_leaves_no_server_behind(tiny_bundle: Path, tmp_path:
     program.send_signal(signal.SIGINT)
     program.communicate(timeout=50)
     assert program.returncode != 0
-    assert not any(process.is_running() for process in servers)
+    assert psutil.wait_procs(servers, 20)[1] == []
