@@ -1,6 +1,6 @@
 """Which choice gives how many nats: every row trained for the same minutes, from the same seeds.
 
-    python benchmarks/ablations.py --out DIR --budget-minutes 10 [--rows base diagonal ...]
+    python -m benchmarks.ablations --out DIR --budget-minutes 10 [--rows base diagonal ...]
 
 Each row changes one choice of the preset (default: `mnist`), trains for --budget-minutes, counted
 from its first step, and is measured on the validation images: the ELBO of the averaged weights in
@@ -22,7 +22,6 @@ import argparse
 import contextlib
 import shutil
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,11 +31,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-if not __package__:  # run as a file: this folder's names would hide the packages'
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 import training.fit.trainer
-from benchmarks.harness import read_json, table, write_json, write_whole
+from benchmarks.harness import parser_of, read_json, table, write_json, write_whole
 from benchmarks.timing import machine, machine_line
 from model.config import DiagonalPosterior, ModelConfig
 from model.layers import WeightNormLayer
@@ -309,10 +305,7 @@ def markdown(results: list[Result]) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     names = [row.name for row in ROWS]
     parser.add_argument("--out", type=Path, help="directory of the results")
     parser.add_argument("--budget-minutes", type=float, default=10.0, help="a row (default 10)")

@@ -1,6 +1,6 @@
 """Minutes of chaos on a real server, and attacks on it: what became of those who asked in earnest.
 
-    python benchmarks/chaos.py [storm attacks] [--seconds 120] [--seed 0] [--json FILE]
+    python -m benchmarks.chaos [storm attacks] [--seconds 120] [--seed 0] [--json FILE]
 
 `storm`: a server process serves three small models while clients ask, hurry, hang up anywhere, send
 garbage or too much or too slowly; models are swapped by the administrator and by the watched
@@ -23,18 +23,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-# Run as a file, this folder comes first on the path, where other programs' names could hide ours.
-sys.path[0] = str(ROOT)
-sys.path.append(str(ROOT / "tests"))  # the small model of the tests is written without training
-
-from benchmarks.harness import write_json  # noqa: E402
-from benchmarks.load import Request  # noqa: E402
-from benchmarks.score_graph import drawn_images  # noqa: E402
-from benchmarks.serving import stop_servers_when_ended  # noqa: E402
-from benchmarks.storm.attacks import ATTACKS, Suffered, suffered  # noqa: E402
-from benchmarks.storm.course import HABITS, Report, Storm, storm  # noqa: E402
-from benchmarks.systems import SHIPPED, npy, service  # noqa: E402
+from benchmarks.harness import parser_of, table, write_json
+from benchmarks.load import Request
+from benchmarks.score_graph import drawn_images
+from benchmarks.server import stop_servers_when_ended
+from benchmarks.storm.attacks import ATTACKS, Suffered, suffered
+from benchmarks.storm.course import HABITS, Report, Storm, storm
+from benchmarks.systems import ROOT, SHIPPED, npy, service
 
 MODELS = ("tiny", "watched", "passing")
 KEYS = {"rude": "rude", "polite": "polite"}  # key -> holder
@@ -44,7 +39,8 @@ LIVE_P99_MS, POLITE_P99_MS, GROWTH_MIB = 250.0, 1000.0, 300.0
 
 def write_editions(folder: Path) -> dict[str, list[Path]]:
     """Two bundles of each model, all with weights of their own."""
-    from tiny_bundle import TinyModel, write_tiny_bundle
+    sys.path.append(str(ROOT / "tests"))
+    from tiny_bundle import TinyModel, write_tiny_bundle  # written without training
 
     editions = {}
     for number, name in enumerate(MODELS):
@@ -56,13 +52,10 @@ def write_editions(folder: Path) -> dict[str, list[Path]]:
 
 
 def show_storm(report: Report) -> None:
-    """The tables."""
-    print("\n| what clients did | what became of it | times |\n|---|---|---|")
-    for (doing, outcome), times in sorted(report.tally.told.items()):
-        print(f"| {doing.replace('_', ' ')} | {outcome} | {times} |")
-    print("\n| change of a model | times |\n|---|---|")
-    for change, times in sorted(report.changes.items()):
-        print(f"| {change} | {times} |")
+    told = [[*key, str(times)] for key, times in sorted(report.tally.told.items())]
+    print(table(["what clients did", "what became of it", "times"], told, left=2), end="\n\n")
+    changes = [[change, str(times)] for change, times in sorted(report.changes.items())]
+    print(table(["change of a model", "times"], changes))
     before, after = (size / 2**20 for size in report.resident_bytes)
     print(f"slowest answer: {report.tally.slowest:.2f} s")
     print(f"resident memory: {before:.0f} MiB before, {after:.0f} MiB after")
@@ -84,25 +77,24 @@ def attacked(names: list[str], seconds: float, bundle: Path) -> list[Suffered]:
         for name in (CALM, *names):
             with service(bundle, keys_file=keys).running(bundle) as server:
                 found.append(suffered(server, name, "rude", polite, seconds))
-            print(line(found[-1]), file=sys.stderr, flush=True)
+            print(*line(found[-1]), sep=" | ", file=sys.stderr, flush=True)
     return found
 
 
-HEAD = (
-    "| attack | became of it | /livez p99 ms | polite p50, p99 ms | polite failed | MiB, most "
-    "| faults |\n|---|---|---:|---:|---:|---:|---|"
-)
+HEAD = ["attack", "became of it", "/livez p99 ms", "polite p50, p99 ms", "polite failed"]
+HEAD += ["MiB, most", "faults"]
 
 
-def line(one: Suffered) -> str:
-    """A row of the table."""
-    outcomes = ", ".join(f"{what}: {times}" for what, times in one.outcomes.most_common(4))
-    polite, memory = one.polite, one.memory_mib
-    times = " and ".join(f"{polite.get(f'{p}_ms', float('nan')):.0f}" for p in ("p50", "p99"))
-    return (
-        f"| {one.name} | {outcomes} | {one.live_p99_ms:.0f} | {times} | {unanswered(one):.0f} "
-        f"| {memory[0]:.0f}, {max(memory):.0f} | {'; '.join(faults(one))} |"
-    )
+def line(one: Suffered) -> list[str]:
+    return [
+        one.name,
+        ", ".join(f"{what}: {times}" for what, times in one.outcomes.most_common(4)),
+        f"{one.live_p99_ms:.0f}",
+        " and ".join(f"{one.polite.get(f'{p}_ms', float('nan')):.0f}" for p in ("p50", "p99")),
+        f"{unanswered(one):.0f}",
+        f"{one.memory_mib[0]:.0f}, {max(one.memory_mib):.0f}",
+        "; ".join(faults(one)),
+    ]
 
 
 def unanswered(one: Suffered) -> float:
@@ -122,10 +114,7 @@ def faults(one: Suffered) -> list[str]:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add, parts = parser.add_argument, ("storm", "attacks")
     add("parts", nargs="*", choices=[*parts, []], default=list(parts), help="default: both")
     add("--seconds", type=float, default=120.0, help="of the storm (default 120)")
@@ -163,7 +152,7 @@ def main() -> None:
         wrong |= bool(report.faults)
     if "attacks" in given.parts:
         found = attacked(given.attacks, given.attack_seconds, given.bundle)
-        print("\n" + "\n".join([HEAD, *map(line, found)]))
+        print(table(HEAD, [line(one) for one in found], left=2))
         document["attacks"] = {one.name: {**vars(one), "faults": faults(one)} for one in found}
         wrong |= any(map(faults, found))
     if given.json is not None:

@@ -1,6 +1,6 @@
 """What each posterior costs and how tight it becomes, as the latent grows from 32 to 4096.
 
-    python benchmarks/flows.py --out DIR [--budget-minutes 30] [--dims 32 128 ...] [--quick]
+    python -m benchmarks.flows --out DIR [--budget-minutes 30] [--dims 32 128 ...] [--quick]
 
 Every posterior is fitted by stochastic optimisation to densities whose normaliser is known
 (benchmarks/flow_fits.py): the posterior of a linear VAE with a local decoder, and the same bent
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -29,9 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-if not __package__:  # run as a file: this folder's names would hide the packages'
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.flow_fits import (
     TARGETS,
@@ -44,7 +40,7 @@ from benchmarks.flow_fits import (
     lattice,
     parameters_of,
 )
-from benchmarks.harness import read_json, table, write_json, write_whole
+from benchmarks.harness import parser_of, read_json, table, write_json, write_whole
 from benchmarks.timing import machine, machine_line
 from model.config import PosteriorConfig
 
@@ -64,7 +60,7 @@ class Row:
 
     target: str
     dim: int
-    name: str
+    posterior: str
     config: PosteriorConfig
     parameters: int
     seconds: float
@@ -72,7 +68,7 @@ class Row:
     @property
     def key(self) -> str:
         """Its name in the results."""
-        return f"{self.target}/{self.dim}/{self.name}"
+        return f"{self.target}/{self.dim}/{self.posterior}"
 
 
 def rows_of(options: argparse.Namespace) -> list[Row]:
@@ -109,16 +105,9 @@ def results(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     targets: dict[tuple[str, int], Target] = {}
     rows = rows_of(options)
     for n, row in enumerate(rows, 1):
-        of = {
-            "target": row.target,
-            "dim": row.dim,
-            "posterior": row.name,
-            "parameters": row.parameters,
-            "run": row.parameters <= options.most_parameters,
-            "seconds": row.seconds,
-            "width": options.width,
-            **asdict(settings),
-        }
+        of = {name: value for name, value in vars(row).items() if name != "config"}
+        of |= {"run": row.parameters <= options.most_parameters, "width": options.width}
+        of |= asdict(settings)
         found = before.get(row.key)
         if found is None or any(found.get(k) != v for k, v in of.items()):
             found = dict(of)
@@ -135,7 +124,7 @@ def results(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _progress(n: int, total: int, row: Row, found: dict[str, Any], wall: float) -> str:
     return (
-        f"[{n}/{total}] {row.target} {row.dim:5} {row.name:18} {found['cost_ms']:8.2f} ms, "
+        f"[{n}/{total}] {row.target} {row.dim:5} {row.posterior:18} {found['cost_ms']:8.2f} ms, "
         f"{gap_a_latent(found):8.4f} nats a latent after {found['step']} steps, "
         f"{row.seconds:.0f} s ({wall:.0f} s by the clock)"
     )
@@ -235,10 +224,7 @@ def plot(rows: list[Found], path: Path) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     names = list(candidates(1))
     parser.add_argument("--out", type=Path, required=True, help="directory of the results")
     parser.add_argument("--budget-minutes", type=float, default=30.0, help="of all fits together")

@@ -1,11 +1,18 @@
-"""What the programs share: files written whole, and tables."""
+"""What the programs share: command lines, files written whole, and tables."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+
+def parser_of(text: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is a program's own text, as it is written."""
+    kind = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=text, formatter_class=kind)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -7,7 +7,6 @@ and the server's processor time, which no generator sees.
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import subprocess
@@ -168,8 +167,3 @@ def _children_seconds() -> float:
     """Processor time of the children that have ended and were waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -1,6 +1,6 @@
 """This service and its peers, the same graph, images and loads, in one run.
 
-    python benchmarks/peers.py --envs DIR [--peers NAME ...] [--loads NAME ...] [--json FILE]
+    python -m benchmarks.peers --envs DIR [--peers NAME ...] [--loads NAME ...] [--json FILE]
 
 Systems: the bare graph (ONNX Runtime in this process), this service (npy, v2 binary, JSON with
 PNGs), Triton (nvidia-pytriton), LitServe, BentoML, MLServer, Ray Serve. The peers are installed
@@ -19,7 +19,6 @@ in slices. What the service alone must stand is in `serving.py`.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable
@@ -27,15 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Run as a file, this folder comes first on the path, where other programs' names could hide ours.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from benchmarks.harness import write_json  # noqa: E402
-from benchmarks.load import Figures, LoadError, arriving, closed, cores  # noqa: E402
-from benchmarks.score_graph import ScoreGraph, bare, drawn_images, graph_file  # noqa: E402
-from benchmarks.server import Server, ServerError  # noqa: E402
-from benchmarks.serving import BEST_ROWS, CLOSED, MANY, stop_servers_when_ended  # noqa: E402
-from benchmarks.systems import (  # noqa: E402
+from benchmarks.harness import parser_of, read_json, table, write_json
+from benchmarks.load import Figures, LoadError, arriving, closed
+from benchmarks.score_graph import ScoreGraph, drawn_images, graph_file
+from benchmarks.server import Server, ServerError, stop_servers_when_ended
+from benchmarks.serving import CLOSED, CROWD, MANY, Bare
+from benchmarks.systems import (
     OURS,
     PEERS,
     SHIPPED,
@@ -47,9 +43,8 @@ from benchmarks.systems import (  # noqa: E402
 )
 
 FRACTIONS = (0.2, 0.5, 0.8)
-CROWDED, LONE, LARGE = CLOSED
+CROWDED = next(iter(CLOSED))
 STARTS = 2  # Triton gives its own parts a second to meet, which a busy machine may exceed
-Entry = dict[str, Any]  # system, protocol, load, round and figures
 
 
 def short(system: System) -> str:
@@ -69,21 +64,14 @@ class Run:
 
     def closed(self, system: System, round_: int) -> None:
         """Closed loops in every protocol of `system`, over the bare graph of that minute."""
-        images, seconds = drawn_images(self.bundle, MANY), self.seconds / 2
-        graph = ScoreGraph(graph_file(self.bundle, "score"))
-        best = bare(graph, images[:BEST_ROWS], cores(), seconds)
-        one = bare(graph, images[:1], 1, seconds)
+        images = drawn_images(self.bundle, MANY)
+        bare = Bare.measured(ScoreGraph(graph_file(self.bundle, "score")), images, self.seconds)
 
         def measure(server: Server) -> None:
             for protocol in system.protocols:
                 for load, (size, clients) in CLOSED.items():
                     found = closed(server, protocol.request(images[:size]), clients, self.seconds)
-                    alone = one if load == LONE else best
-                    rate, cpu = alone["images_per_second"], alone["cpu_us"]
-                    found["throughput_to_bare"] = found["images_per_second"] / rate
-                    found["cpu_to_bare"] = found.get("cpu_us", float("nan")) / cpu
-                    if load == LONE:
-                        found["p50_to_bare"] = found.get("p50_ms", float("nan")) / one["p50_ms"]
+                    found |= bare.under(found, clients)
                     found["memory_mib"] = server.memory_mib()
                     self._add(system, protocol, load, round_, found)
 
@@ -98,7 +86,7 @@ class Run:
         request = protocol.request(drawn_images(self.bundle, 1))
 
         def measure(server: Server) -> None:
-            closed(server, request, 32, 1.0)  # warm
+            closed(server, request, CROWD, 1.0)  # warm
             for fraction in FRACTIONS:
                 found = arriving(server, request, fraction * top, self.seconds)
                 self._add(system, protocol, f"arrivals, {fraction:.0%}", round_, found)
@@ -182,15 +170,15 @@ def tables(document: dict[str, Any]) -> str:
     parts = []
     for load in dict.fromkeys(e["load"] for e in document["entries"]):
         own = [e for e in document["entries"] if e["load"] == load]
-        lines = [f"| {load} | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
+        rows = []
         for name in dict.fromkeys((e["system"], e["protocol"]) for e in own):
             group = [e["figures"] for e in own if (e["system"], e["protocol"]) == name]
             cells = [
                 "" if (value := median(f.get(figure) for f in group)) is None else f"{value:{form}}"
                 for figure, form in COLUMNS.values()
             ]
-            lines.append(f"| {', '.join(name)} | {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
+            rows.append([", ".join(name), *cells])
+        parts.append(table([load, *COLUMNS], rows))
     parts += [f"- {name}: {why}" for name, why in document["failures"].items()]
     return "\n\n".join(parts)
 
@@ -216,11 +204,8 @@ def verdicts(document: dict[str, Any]) -> list[tuple[str, float, bool]]:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
     names = ["service", *(short(peer) for peer in PEERS)]
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add, loads = parser.add_argument, ("closed", "arrivals")
     add("--envs", type=Path, required=True, help="where the peers are installed")
     add("--bundle", type=Path, default=SHIPPED / "mnist", help="default: the shipped mnist")
@@ -237,17 +222,15 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def begun(options: argparse.Namespace) -> dict[str, Any]:
+def begun(options: argparse.Namespace) -> Any:
     """The document that this run adds to."""
-    if options.add and options.json.exists():
-        document: dict[str, Any] = json.loads(options.json.read_text())
+    if options.add and (document := read_json(options.json)):
         return document
     versions = {s.name: s.environment.version() for s in PEERS if s.environment}
     return {"bundle": str(options.bundle), "versions": versions, "entries": [], "failures": {}}
 
 
 def main() -> None:
-    """Measure and print; exits with 1 if a promise is missed."""
     options = arguments()
     stop_servers_when_ended()
     envs = options.envs.resolve()

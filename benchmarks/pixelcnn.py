@@ -9,6 +9,7 @@ a logit. `benchmarks.pixelcnn_sampling` draws from it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import torch
@@ -47,13 +48,7 @@ def colour_mask(
     return allowed.float()
 
 
-class Conv(nn.Conv2d):
-    """A convolution without padding; it always has a bias."""
-
-    bias: nn.Parameter
-
-
-class MaskedConv(Conv):
+class MaskedConv(nn.Conv2d):
     """A convolution whose weight is multiplied by a fixed mask, `[out, in, kh, kw]`."""
 
     mask: Tensor
@@ -92,12 +87,12 @@ class GatedLayer(nn.Module):
         self.reach = kernel // 2
         self.first = first
         rows = self.reach if first else self.reach + 1
-        self.vertical = Conv(maps_in, 2 * maps, (rows, kernel))
+        self.vertical = nn.Conv2d(maps_in, 2 * maps, (rows, kernel))
         centre = colour_mask(colours, per_in, width, strict=first, halves=2)
         taps = torch.ones(2 * maps, maps_in, 1, self.reach + 1)
         taps[:, :, 0, -1] = centre
         self.horizontal = MaskedConv(taps)
-        self.across = Conv(2 * maps, 2 * maps, 1)
+        self.across = nn.Conv2d(2 * maps, 2 * maps, 1)
         self.residual = MaskedConv(_pointwise(colours, width, width))
 
     def forward(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,14 +140,6 @@ class PixelCnn(nn.Module):
         logits: Tensor = self.head(F.relu(self.hidden(F.relu(h))))
         return logits.reshape(len(x), self.config.image_shape[0], -1, *logits.shape[2:])
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log p of images of levels, `[B]`, in nats."""
-        logits = self(x)
-        if self.config.levels == 2:
-            logits = torch.cat([torch.zeros_like(logits), logits], dim=2)
-        picked = torch.log_softmax(logits, dim=2).gather(2, x.long()[:, :, None])
-        return picked.flatten(1).sum(dim=1)
-
 
 def draw(logits: Tensor, u: Tensor) -> Tensor:
     """Invert the cumulative distribution: levels `[B]` from logits `[B, outputs]`, `u [B]`.
@@ -181,12 +168,8 @@ def of_size(
         with torch.device("meta"):
             return parameter_count(PixelCnn(config))
 
-    high = 2
-    while count(high) < parameters:
-        high *= 2
-    low = high // 2
-    while high - low > 1:  # count(low) < parameters <= count(high)
-        middle = (low + high) // 2
-        low, high = (middle, high) if count(middle) < parameters else (low, middle)
-    width = min((low, high), key=lambda w: abs(count(w) - parameters))
+    widths = range(1, 4096)
+    above = bisect_left(widths, parameters, key=count)
+    near = widths[max(0, above - 1) : above + 1]
+    width = min(near, key=lambda w: abs(count(w) - parameters))
     return PixelCnnConfig(image_shape=image_shape, levels=levels, width=width, layers=layers)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +33,15 @@ def graph_file(bundle: Path, operation: str) -> Path:
     raise FileNotFoundError(f"{bundle} has no graph of {operation!r}")
 
 
-def session(
-    model: Path | bytes | str, folder: Path | None = None, profile: str | None = None
-) -> ort.InferenceSession:
-    """A one-thread session with the service's options.
-
-    folder: of the weights of a model that is given as bytes; profile: the prefix of a profile.
-    """
+def session(model: Path | str, profile: str | None = None) -> ort.InferenceSession:
+    """A one-thread session with the service's options; profile: the prefix of a profile."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # as in the service's engine, for ragged batches
     options.log_severity_level = 3
-    if folder is not None:
-        key = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(key, str(folder.resolve()))
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
-    given = model if isinstance(model, bytes) else str(model)
-    return ort.InferenceSession(given, options, ["CPUExecutionProvider"])
+    return ort.InferenceSession(str(model), options, ["CPUExecutionProvider"])
 
 
 class ScoreGraph:
@@ -94,14 +85,14 @@ class ScoreGraph:
         return self.run(self.feed(images))
 
 
-def drawn_images(bundle: Path, count: int, seed: int = 0) -> Images:
+def drawn_images(bundle: Path, count: int) -> Images:
     """Images like those that the model was trained on, drawn from it: uint8 ``[count, C, H, W]``.
 
     Noise would compress badly, and so make requests of PNGs larger than people's are.
     """
     opened = session(graph_file(bundle, "sample"))
     shapes = {value.name: value.shape[1] for value in opened.get_inputs()}
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     feed = {
         "eps": rng.standard_normal((count, shapes["eps"]), np.float32),
         "temperature": np.ones((count, shapes["temperature"]), np.float32),
@@ -122,29 +113,25 @@ def bare(graph: ScoreGraph, images: Images, callers: int, seconds: float) -> dic
     feed = graph.feed(images)
     for _ in range(3):
         graph.run(feed)
-    times: list[list[float]] = [[] for _ in range(callers)]
     start, cpu = time.perf_counter(), time.process_time()
-    threads = [
-        threading.Thread(target=_call, args=(graph, feed, start + seconds, own)) for own in times
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(callers) as pool:
+        runs = [pool.submit(_call, graph, feed, start + seconds) for _ in range(callers)]
     cpu, wall = time.process_time() - cpu, time.perf_counter() - start
-    every = np.concatenate(times)
-    count = len(every) * len(images)
+    times = [each for run in runs for each in run.result()]
+    count = len(times) * len(images)
     return {
         "images_per_second": count / wall,
         "cpu_us": 1e6 * cpu / count,
-        "p50_ms": 1e3 * float(np.median(every)),
+        "p50_ms": 1e3 * float(np.median(times)),
     }
 
 
-def _call(graph: ScoreGraph, feed: dict[str, Any], end: float, times: list[float]) -> None:
+def _call(graph: ScoreGraph, feed: dict[str, Any], end: float) -> list[float]:
+    times: list[float] = []
     now = time.perf_counter()
     while not times or now < end:
         began = now
         graph.run(feed)
         now = time.perf_counter()
         times.append(now - began)
+    return times

@@ -8,13 +8,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from urllib.error import URLError
 from urllib.request import urlopen
 
-TICKS = os.sysconf("SC_CLK_TCK")
+import psutil
+
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 START_SECONDS, STOP_SECONDS = 120.0, 20.0
 
@@ -24,31 +26,42 @@ class ServerError(Exception):
 
 
 class Server:
-    """A running server on a port of the loopback."""
+    """A running server on a port of the loopback. others: processes that are not of it."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], port: int, log: Path, others: frozenset[int]
+        self,
+        process: subprocess.Popen[bytes],
+        port: int,
+        log: Path,
+        others: frozenset[psutil.Process],
     ) -> None:
         self.process, self.port, self._log, self._others = process, port, log, others
         self.ready_seconds = 0.0
 
     def cpu_seconds(self) -> float:
         """User and system time so far of the whole tree, with children that have ended."""
-        return sum(sum(map(int, fields[11:15])) for fields in self._tree().values()) / TICKS
+        total = 0.0
+        for process in self._tree():
+            with suppress(psutil.Error):
+                total += sum(process.cpu_times()[:4])
+        return total
 
     def memory_mib(self) -> float:
         """Resident memory of the whole tree; pages that processes share are counted once."""
-        return sum(_proportional_kib(pid) for pid in self._tree()) / 1024
+        total = 0
+        for process in self._tree():
+            with suppress(psutil.Error):
+                total += process.memory_full_info().pss
+        return total / 2**20
 
     def resident_mib(self) -> float:
         """Resident memory of the first process alone: cheap, for watching it grow."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+        return float(psutil.Process(self.process.pid).memory_info().rss) / 2**20
 
-    def wait_until_ready(self, path: str, seconds: float = START_SECONDS) -> None:
+    def wait_until_ready(self, path: str) -> None:
         """Until `path` answers 200. Raises ServerError."""
         began = time.perf_counter()
-        while time.perf_counter() - began < seconds:
+        while time.perf_counter() - began < START_SECONDS:
             if self.process.poll() is not None:
                 raise ServerError(f"it ended with {self.process.returncode}: {self.last_words()}")
             with suppress(URLError, OSError):
@@ -58,44 +71,32 @@ class Server:
                         self.ready_seconds = time.perf_counter() - began
                         return
             time.sleep(0.02)
-        raise ServerError(f"it was not ready after {seconds:g} s: {self.last_words()}")
+        raise ServerError(f"it was not ready after {START_SECONDS:g} s: {self.last_words()}")
 
     def last_words(self) -> str:
         """The end of what it wrote."""
         return " | ".join(self._log.read_text(errors="replace").strip().splitlines()[-3:])[-600:]
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL for whatever is left of the tree, by its ids."""
+        """SIGTERM to the server and then to what it leaves behind; SIGKILL for what stays."""
         tree = self._tree()
-        with suppress(ProcessLookupError):
-            self.process.terminate()
-        end = time.monotonic() + STOP_SECONDS
-        while time.monotonic() < end and self._alive(tree):
-            time.sleep(0.05)
-            if self.process.poll() is not None:
-                self._signal(tree, signal.SIGTERM)
-        self._signal(tree, signal.SIGKILL)
-        self.process.wait(STOP_SECONDS)
-        for pid in tree:
-            with suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(STOP_SECONDS)
+        left = {*tree, *self._tree()}
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            for process in left:
+                with suppress(psutil.Error):
+                    end(process)
+            _, left = psutil.wait_procs(left, STOP_SECONDS)
 
-    def _tree(self) -> dict[int, list[str]]:
-        """The processes of the server, by id.
+    def _tree(self) -> list[psutil.Process]:
+        """The processes of the server.
 
-        What loses its parent becomes a child of ours (`adopt_orphans`), so these are all that we
-        have, but for those that were there before.
+        What loses its parent becomes a child of ours (`stop_servers_when_ended`), so these are all
+        that we have, but for those that were there before.
         """
-        return descendants(os.getpid(), self._others)
-
-    def _alive(self, tree: Mapping[int, object]) -> list[int]:
-        now = self._tree()
-        return [pid for pid in tree if pid in now and now[pid][0] != "Z"]
-
-    def _signal(self, tree: Mapping[int, list[str]], number: int) -> None:
-        for pid in self._alive({**tree, **self._tree()}):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+        return [p for p in descendants(os.getpid()) if p not in self._others]
 
 
 @contextmanager
@@ -128,9 +129,17 @@ def serving(
         server.stop()
 
 
-def adopt_orphans() -> None:
-    """Processes whose parents have ended become our children, so that none gets lost."""
+def stop_servers_when_ended() -> None:
+    """Whoever ends this program has the servers ended, too.
+
+    Processes whose parents have ended become our children, so that none gets lost.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    signal.signal(signal.SIGTERM, leave)
 
 
 def free_ports(count: int) -> list[int]:
@@ -146,27 +155,9 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def descendants(root: int, without: Collection[int] = ()) -> dict[int, list[str]]:
-    """Of all descendants of `root` but those `without`: ``/proc/PID/stat`` after the name."""
-    stats: dict[int, list[str]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):
-                stats[int(entry.name)] = (entry / "stat").read_text().rpartition(")")[2].split()
-    children: dict[int, list[int]] = {}
-    for pid, fields in stats.items():
-        if pid not in without:
-            children.setdefault(int(fields[1]), []).append(pid)
-    found, left = {}, list(children.get(root, ()))
-    while left:
-        pid = left.pop()
-        found[pid] = stats[pid]
-        left += children.get(pid, ())
-    return found
-
-
-def _proportional_kib(pid: int) -> int:
-    with suppress(OSError, ValueError):
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        return int(rollup.partition("\nPss:")[2].split()[0])
-    return 0
+def descendants(root: int) -> list[psutil.Process]:
+    """All of them, of a process that may have ended."""
+    try:
+        return psutil.Process(root).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []

@@ -1,6 +1,6 @@
 """What serving costs on a CPU beyond the model itself, and how the service behaves under stress.
 
-    python benchmarks/serving.py [--rounds 3] [--seconds 2.5] [--json FILE]
+    python -m benchmarks.serving [--rounds 3] [--seconds 2.5] [--json FILE]
 
 A real `iafvae serve` of this checkout on a free loopback port scores at K = 1. Everything is a
 ratio of one run: each round begins with the bare graph (the bundle's `score.onnx` in this process,
@@ -18,31 +18,19 @@ with all that ship); and, not by default, `steady` (80% of the capacity for a mi
 from __future__ import annotations
 
 import argparse
-import signal
 import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
-# Run as a file, this folder comes first on the path, where other programs' names could hide ours.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from benchmarks.harness import write_json  # noqa: E402
-from benchmarks.load import (  # noqa: E402
-    Figures,
-    LoadError,
-    arriving,
-    beside,
-    closed,
-    cores,
-    counted,
-)
-from benchmarks.score_graph import Images, ScoreGraph, bare, drawn_images, graph_file  # noqa: E402
-from benchmarks.server import Server, ServerError, adopt_orphans  # noqa: E402
-from benchmarks.systems import SHIPPED, Protocol, WrongAnswerError, npy, service  # noqa: E402
+from benchmarks.harness import parser_of, table, write_json
+from benchmarks.load import Figures, LoadError, arriving, beside, closed, counted
+from benchmarks.score_graph import Images, ScoreGraph, bare, drawn_images, graph_file
+from benchmarks.server import Server, ServerError, stop_servers_when_ended
+from benchmarks.systems import SHIPPED, Protocol, WrongAnswerError, npy, service
+from service.engine.hardware import available_cores
 
 MANY, CROWD, FEW, BEST_ROWS = 64, 32, 4, 32
 CLOSED = {"one image, 32 clients": (1, CROWD), "one image, one client": (1, 1)}
@@ -65,7 +53,6 @@ class Bound:
     at_least: bool = False
 
     def met(self, found: float) -> bool:
-        """Whether it is."""
         return found >= self.value if self.at_least else found <= self.value
 
     def __str__(self) -> str:
@@ -89,6 +76,31 @@ BOUNDS = {
 }
 
 
+@dataclass(frozen=True)
+class Bare:
+    """The bare graph at this minute: many callers with good batches, and one with one image."""
+
+    best: Figures
+    one: Figures
+
+    @classmethod
+    def measured(cls, graph: ScoreGraph, images: Images, seconds: float) -> Bare:
+        """Each for half of `seconds`."""
+        best = bare(graph, images[:BEST_ROWS], available_cores(), seconds / 2)
+        return cls(best, bare(graph, images[:1], 1, seconds / 2))
+
+    def under(self, found: Figures, clients: int) -> Figures:
+        """A closed loop's figures over the bare graph's; nan where no request was answered."""
+        alone, nan = self.one if clients == 1 else self.best, float("nan")
+        ratios = {
+            "throughput_to_bare": found["images_per_second"] / alone["images_per_second"],
+            "cpu_to_bare": found.get("cpu_us", nan) / alone["cpu_us"],
+        }
+        if clients == 1:
+            ratios["p50_to_bare"] = found.get("p50_ms", nan) / alone["p50_ms"]
+        return ratios
+
+
 class Bench:
     """All measurements, and what they found: a list a figure, of the rounds."""
 
@@ -97,17 +109,14 @@ class Bench:
         self.images: Images = drawn_images(bundle, HUGE_IMAGES)
         self.graph = ScoreGraph(graph_file(bundle, "score"))
         self.found: defaultdict[str, list[float]] = defaultdict(list)
-        self.best: Figures = {}
-        self.one: Figures = {}
+        self.bare = Bare({}, {})
 
     def measure_bare(self) -> None:
         """The machine at this minute."""
-        seconds = self.seconds / 2
-        self.best = bare(self.graph, self.images[:BEST_ROWS], cores(), seconds)
-        self.one = bare(self.graph, self.images[:1], 1, seconds)
-        self._add("bare graph: images/s", self.best["images_per_second"])
-        self._add("bare graph: CPU, us an image", self.best["cpu_us"])
-        self._add("bare graph, one image: p50, ms", self.one["p50_ms"])
+        self.bare = Bare.measured(self.graph, self.images, self.seconds)
+        self._add("bare graph: images/s", self.bare.best["images_per_second"])
+        self._add("bare graph: CPU, us an image", self.bare.best["cpu_us"])
+        self._add("bare graph, one image: p50, ms", self.bare.one["p50_ms"])
 
     def loads(self, protocols: Sequence[int] = (0, 1)) -> None:
         """Closed loops over the bare graph."""
@@ -119,21 +128,18 @@ class Bench:
                     self._closed(server, ours.protocols[number], load, size, clients)
 
     def json(self) -> None:
-        """The same with PNGs."""
         self.loads(protocols=(2,))
 
     def _closed(
         self, server: Server, protocol: Protocol, load: str, size: int, clients: int
     ) -> None:
         found = closed(server, protocol.request(self.images[:size]), clients, self.seconds)
-        name = f"{load}: {protocol.name}"
+        name, ratios = f"{load}: {protocol.name}", self.bare.under(found, clients)
         if clients == 1:
-            self._add(f"{name}, p50 / bare", found["p50_ms"] / self.one["p50_ms"])
+            self._add(f"{name}, p50 / bare", ratios["p50_to_bare"])
         else:
-            rate = found["images_per_second"] / self.best["images_per_second"]
-            self._add(f"{name}, throughput / bare", rate)
-        one = self.one if clients == 1 else self.best
-        self._add(f"{name}, CPU / bare", found["cpu_us"] / one["cpu_us"])
+            self._add(f"{name}, throughput / bare", ratios["throughput_to_bare"])
+        self._add(f"{name}, CPU / bare", ratios["cpu_to_bare"])
         self._add(f"{name}, p99, ms", found["p99_ms"])
         self._add(f"{name}, failed", found["failed"] + found["refused"])
 
@@ -214,33 +220,17 @@ def lines(found: dict[str, list[float]]) -> list[tuple[str, float, bool | None]]
 
 def show(found: dict[str, list[float]]) -> bool:
     """Print the table; whether all bounds are met."""
-    rows = lines(found)
-    width = max(len(name) for name, _, _ in rows)
-    print(
-        f"| {'':{width}} | median | from | to | wanted |\n|{'-' * (width + 2)}|---:|---:|---:|---|"
-    )
-    for name, value, met in rows:
+    rows = []
+    for name, value, met in lines(found):
+        figures = (value, min(found[name]), max(found[name]))
         verdict = "" if met is None else f"{BOUNDS[name]}{'' if met else ': **missed**'}"
-        low, high = min(found[name]), max(found[name])
-        print(f"| {name:{width}} | {value:,.3g} | {low:,.3g} | {high:,.3g} | {verdict} |")
-    return all(met is not False for _, _, met in rows)
-
-
-def stop_servers_when_ended() -> None:
-    """Whoever ends this program has the servers ended, too."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    adopt_orphans()
-    signal.signal(signal.SIGTERM, leave)
+        rows.append([name, *(f"{figure:,.3g}" for figure in figures), verdict])
+    print(table(["", "median", "from", "to", "wanted"], rows))
+    return all(met is not False for *_, met in lines(found))
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--bundle", type=Path, default=SHIPPED / "mnist", help="default: the shipped mnist")
     add("--parts", nargs="+", choices=PARTS, default=DEFAULT_PARTS, help="what is measured")
@@ -251,7 +241,6 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure and print."""
     options = arguments()
     stop_servers_when_ended()
     bench = Bench(options.bundle, options.seconds)

@@ -1,6 +1,6 @@
 """Drawing images in parallel against drawing them pixel by pixel, in one run.
 
-    python benchmarks/synthesis.py [--preset mnist] [--batches 64 1] [--json FILE]
+    python -m benchmarks.synthesis [--preset mnist] [--batches 64 1] [--json FILE]
 
 The VAE draws a batch with one pass of its generator: in torch, weight norm folded, and as the
 `sample` graph of --bundle on ONNX Runtime. The autoregressive sampler is a gated PixelCNN
@@ -30,10 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-if not __package__:  # run as a file: this folder's names would hide the packages'
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from benchmarks.harness import table, write_json
+from benchmarks.harness import parser_of, table, write_json
 from benchmarks.pixelcnn import PixelCnn, of_size, parameter_count
 from benchmarks.pixelcnn_sampling import CachedSampler, naive_sample
 from benchmarks.score_graph import graph_file, session
@@ -69,16 +66,6 @@ class Peers:
     vae: DensityModel  # folded, as it draws
     pixelcnn: PixelCnn
     device: torch.device
-
-    @property
-    def vae_parameters(self) -> int:
-        """All of the VAE's, those of its inference network included."""
-        return parameter_count(self.trained)
-
-    @property
-    def subpixels(self) -> int:
-        """The sequential steps of the autoregressive model."""
-        return self.vae.dims
 
 
 def build_peers(name: str, parameters: int | None, device: torch.device) -> Peers:
@@ -133,7 +120,7 @@ def measurements(
     shape, device = peers.vae.config.image_shape, peers.device
     u = torch.rand(batch, *shape, device=device)
     rows = min(options.rows or shape[1], shape[1])
-    passes = min(options.passes, peers.subpixels)
+    passes = min(options.passes, peers.vae.dims)
     cached, torch_draw = CachedSampler(peers.pixelcnn), draw_in_torch(peers, batch)
     runs: dict[str, Callable[[], Timing]] = {
         TORCH: lambda: repeated(torch_draw, options.seconds, device)
@@ -144,7 +131,7 @@ def measurements(
     runs[CACHED] = lambda: timed(lambda: cached.sample(u, rows), device).per(rows / shape[1])
     if passes:
         runs[NAIVE] = lambda: timed(lambda: naive_sample(peers.pixelcnn, u, passes), device).per(
-            passes / peers.subpixels
+            passes / peers.vae.dims
         )
     torch_draw()
     cached.sample(u, rows=1)
@@ -211,10 +198,7 @@ def report(figures: dict[str, Any]) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--preset", default="mnist", help=f"{', '.join(preset_names())}")
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 1], help="default 64 1")
     parser.add_argument("--rounds", type=int, default=3, help="alternations (default 3)")
@@ -241,7 +225,6 @@ def measure(peers: Peers, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure and print; exits with 1 if a target is missed."""
     options = arguments()
     torch.set_num_threads(options.threads)
     try:
@@ -254,11 +237,11 @@ def main() -> None:
         **machine(peers.device),
         "preset": options.preset,
         "image_shape": list(peers.vae.config.image_shape),
-        "vae_parameters": peers.vae_parameters,
+        "vae_parameters": parameter_count(peers.trained),
         "pixelcnn_parameters": parameter_count(peers.pixelcnn),
         "pixelcnn": str(peers.pixelcnn.config),
-        "subpixels": peers.subpixels,
-        "passes": min(options.passes, peers.subpixels),
+        "subpixels": peers.vae.dims,
+        "passes": min(options.passes, peers.vae.dims),
         "rows_measured": min(options.rows or height, height),
         "rows": rows,
         "targets": verdicts(rows),

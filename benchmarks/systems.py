@@ -310,13 +310,16 @@ class System:
 
 
 def ask(port: int, protocol: Protocol, images: Images) -> Numbers:
-    """The scores that one request gets. Raises WrongAnswerError where there are none."""
+    """The scores that one request gets. Raises WrongAnswerError where none can be read."""
     request = protocol.request(images)
     url = f"http://127.0.0.1:{port}{request.path}"
-    answer = httpx.post(url, content=request.body, headers=dict(request.headers), timeout=30)
-    if answer.status_code != 200:
-        raise WrongAnswerError(f"{protocol.name}: {answer.status_code} {answer.text[:300]}")
-    return protocol.scores(answer)
+    try:
+        answer = httpx.post(url, content=request.body, headers=dict(request.headers), timeout=30)
+        if answer.status_code == 200:
+            return protocol.scores(answer)
+    except (httpx.HTTPError, ValueError, LookupError, TypeError, EOFError) as error:
+        raise WrongAnswerError(f"{protocol.name}: {type(error).__name__}: {error}") from None
+    raise WrongAnswerError(f"{protocol.name}: {answer.status_code} {answer.text[:300]}")
 
 
 def service(bundle: Path, **settings: object) -> System:

@@ -107,10 +107,18 @@ def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     timed(lambda: torch.mm(a, b, out=out), device)
+    four = 4 * 2 * n**3
+    return best_rate(lambda: [torch.mm(a, b, out=out) for _ in range(4)], four, seconds, device)
+
+
+def best_rate(
+    run: Callable[[], object], flop: float, seconds: float, device: torch.device
+) -> float:
+    """FLOP/s of `run`, which makes so many, at its best within `seconds`."""
     best, spent = 0.0, 0.0
     while spent < seconds:
-        timing = timed(lambda: [torch.mm(a, b, out=out) for _ in range(4)], device)
-        best = max(best, 4 * 2 * n**3 / effort(timing, device))
+        timing = timed(run, device)
+        best = max(best, flop / effort(timing, device))
         spent += timing.wall
     return best
 

@@ -1,6 +1,6 @@
 """Training speed: the shipped configuration against plain float32 eager mode, in one run.
 
-    python benchmarks/training.py [--presets mnist cifar10-small] [--profile] [--json FILE]
+    python -m benchmarks.training [--presets mnist cifar10-small] [--profile] [--json FILE]
 
 Both train the same model on the same images from the same start: one as `iafvae-train fit` runs
 it (torch.compile, bfloat16 products, channels_last, where they pay), one plainly. Rounds
@@ -29,11 +29,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-if not __package__:  # run as a file: this folder's names would hide the packages'
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-
-from benchmarks.harness import write_json
+from benchmarks.harness import parser_of, write_json
 from benchmarks.timing import (
     Timing,
     effort,
@@ -158,10 +154,7 @@ def profiled(trainer: Trainer, steps: int) -> dict[str, float]:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--presets",
         "--preset",
@@ -181,7 +174,6 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure and print; exits with 1 if a target is missed."""
     options = arguments()
     if options.profile:
         # Compiled kernels are else invisible to the profiler on a CPU.

@@ -28,7 +28,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from service.codecs.npy import encode_npy
 from service.engine import cuda_engine
 from service.engine.cuda_engine import CudaEngine
 from service.engine.onnxruntime_engine import Engine, gpu_problem, placed_tensor
-from service.engine.self_check import float32_problem
+from service.engine.self_check import float32_problem, random_inputs
 from service.errors import EngineFailure
 from service.noise import Purpose, normal
 from service.settings import SHIPPED_MODELS
@@ -105,29 +106,9 @@ class Check:
         return done / spent
 
 
-@contextlib.contextmanager
-def closing(engine: CudaEngine) -> Iterator[CudaEngine]:
-    """And free what it holds."""
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
 def inputs(bundle: Bundle, operation: str, sizes: dict[str, int], seed: int = 0) -> Arrays:
-    """Random inputs of a graph; every image has its row where there are as many."""
-    rng, made = np.random.default_rng(seed), {}
-    for tensor in bundle.manifest.graphs[operation].inputs:
-        shape = (sizes[str(tensor.shape[0])], *map(int, tensor.shape[1:]))
-        if tensor.dtype == "uint8":
-            made[tensor.name] = rng.integers(0, 256, shape, dtype=np.uint8)
-        elif tensor.dtype == "int64":
-            made[tensor.name] = np.arange(shape[0]) % sizes["N"]
-        elif tensor.name in {"eps", "z"}:
-            made[tensor.name] = rng.standard_normal(shape, dtype=np.float32)
-        else:
-            made[tensor.name] = rng.random(shape, dtype=np.float32)
-    return made
+    """Random inputs of a graph."""
+    return random_inputs(bundle.manifest.graphs[operation], sizes, seed)
 
 
 def shapes(engine: CudaEngine, operation: str) -> list[dict[str, int]]:
@@ -613,7 +594,7 @@ def written(check: Check, code: int) -> int:
     """Say how it ended, and write the JSON."""
     failed = [row for row in check.rows if row.good is False]
     judged = sum(row.good is not None for row in check.rows)
-    print(f"{judged - len(failed)} of {judged} hold, exit code {code}")
+    print(f"{judged - len(failed)} of {judged} hold, exit code {code}", flush=True)
     if check.options.json:
         document = {
             "provider": check.options.provider,

@@ -27,6 +27,7 @@ from service.api.security.middleware import RequestContext
 from service.api.state import AppState
 from service.api.v2.models import InferModels
 from service.codecs.pool import DecoderPool
+from service.engine.hardware import available_cores
 from service.metrics import Metrics
 from service.repository.manager import ModelManager
 from service.repository.registry import Registry
@@ -73,7 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             operations=OPERATIONS,
             early=not settings.access_log and not settings.cors_origins,
         ),
-        decoders=DecoderPool(),
+        decoders=DecoderPool(available_cores()),
         threads=ThreadPoolExecutor(THREADS, "codec"),
     )
     registry, admission = shared.registry, shared.admission

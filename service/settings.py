@@ -25,6 +25,7 @@ __all__ = [
     "SHIPPED_MODELS",
     "Settings",
     "SettingsError",
+    "StartError",
     "load_settings",
 ]
 
@@ -81,6 +82,10 @@ Proxies = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_pr
 
 class SettingsError(ValueError):
     """A setting is unknown, out of range or contradicts another; the message names the variable."""
+
+
+class StartError(Exception):
+    """The server cannot start; the message is one line and says what to do."""
 
 
 class Settings(BaseSettings):

@@ -8,30 +8,26 @@ the server's memory.
 
 from __future__ import annotations
 
-import http.client
 import io
 import json
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 from PIL import Image
 
-if not __package__:  # run as a file: the attackers' process
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
 from benchmarks.load import Figures, Request, arriving
 from benchmarks.server import Server
+from benchmarks.systems import ROOT
 
 TIMEOUT_SECONDS = 10.0
 POLITE_RATE = 20.0  # requests a second
@@ -48,7 +44,6 @@ class Site:
     end: float
 
     def connect(self, timeout: float = TIMEOUT_SECONDS) -> socket.socket:
-        """A connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout)
 
     def head(self, path: str, *lines: str, method: str = "POST") -> bytes:
@@ -124,28 +119,21 @@ def _endless(site: Site, start: bytes) -> str:
         return f"{MOST_BYTES >> 20} MiB were read"
 
 
-def empty_scans(site: Site, scans: int = 3000) -> str:
+def empty_scans(site: Site) -> str:
     """A progressive JPEG of a few kB, of which each of many empty scans is a pass over it all."""
     out = io.BytesIO()
     Image.new("L", (4000, 4000)).save(out, "JPEG", progressive=True)
     data = out.getvalue()
     last = data.rindex(b"\xff\xda")
-    body = data[:last] + data[last:-2] * scans + data[-2:]
+    body = data[:last] + data[last:-2] * 3000 + data[-2:]
     return site.post("/v1/score?resize=true", "image/jpeg", body)
 
 
-def wide_png(site: Site, width: int = 1 << 23) -> str:
+def wide_png(site: Site) -> str:
     """A PNG of one row and millions of columns, to be resized."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    shape = struct.pack(">IIBBBBB", width, 1, 8, 0, 0, 0, 0)
-    pixels = zlib.compress(bytes(1 + width))
-    parts = chunk(b"IHDR", shape) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    return site.post("/v1/score?resize=true", "image/png", b"\x89PNG\r\n\x1a\n" + parts)
+    out = io.BytesIO()
+    Image.new("L", (1 << 23, 1)).save(out, "PNG")
+    return site.post("/v1/score?resize=true", "image/png", out.getvalue())
 
 
 def million_elements(site: Site) -> str:
@@ -167,28 +155,28 @@ def punycode_form(site: Site) -> str:
     return site.post("/v1/score", kind, part * 4 + b"--b--\r\n")
 
 
-def half_open(site: Site, connections: int = 200) -> str:
+def half_open(site: Site) -> str:
     """Many connections that begin a request and leave it there."""
     held = []
     try:
-        for _ in range(connections):
+        for _ in range(200):
             held.append(site.connect())
             held[-1].sendall(site.head("/v1/score")[:-4])
         time.sleep(1.0)
     except OSError:
-        return f"refused after some of {connections}"
+        return "refused after some of 200"
     finally:
         for sock in held:
             sock.close()
     return "held"
 
 
-def pipelined_flood(site: Site, requests: int = 500) -> str:
+def pipelined_flood(site: Site) -> str:
     """Hundreds of requests at once on one connection, which then hangs up."""
     one = site.head("/v1/sample?n=4", "content-length: 0")
     with site.connect(timeout=1.0) as sock:
         try:
-            sock.sendall(one * requests)
+            sock.sendall(one * 500)
         except TimeoutError:
             return "no longer read"
         except OSError:
@@ -259,8 +247,9 @@ def suffered(server: Server, name: str, key: str, polite: Request, seconds: floa
     found = Suffered(name, memory_mib=[server.resident_mib()])
     begins = time.monotonic() + 1.5  # a process takes its time
     site = Site(server.port, key, begins + seconds)
-    command = [sys.executable, __file__, name, *map(str, (site.port, site.key, site.end))]
-    attacker = subprocess.Popen(command, stdout=subprocess.PIPE)
+    told = map(str, (name, site.port, site.key, site.end))
+    command = [sys.executable, "-m", "benchmarks.storm.attacks", *told]
+    attacker = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     asking = threading.Thread(
         target=lambda: found.polite.update(arriving(server, polite, POLITE_RATE, seconds))
     )
@@ -288,26 +277,17 @@ def repeated(name: str, site: Site) -> Counter[str]:
             except OSError as error:
                 outcomes[type(error).__name__] += 1
 
-    running = [threading.Thread(target=repeat) for _ in range(threads)]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
+    with ThreadPoolExecutor(threads or 1) as pool:
+        for _ in range(threads):
+            pool.submit(repeat)
     return outcomes
 
 
 def _live(port: int) -> float:
     """Seconds until `/livez` answered on a connection of its own; TIMEOUT_SECONDS if it did not."""
     began = time.monotonic()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
-    try:
-        connection.request("GET", "/livez")
-        if connection.getresponse().status == 200:
-            return time.monotonic() - began
-    except OSError:
-        pass
-    finally:
-        connection.close()
+    with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/livez", timeout=TIMEOUT_SECONDS):
+        return time.monotonic() - began
     return TIMEOUT_SECONDS
 
 

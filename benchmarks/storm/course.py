@@ -7,9 +7,9 @@ ready afterwards, its counts add up, and SIGTERM under load loses nothing that w
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -19,25 +19,27 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from benchmarks.score_graph import ScoreGraph, graph_file
-from benchmarks.server import Server, free_ports, serving
+from benchmarks.server import Server
 from benchmarks.storm.clients import Client, Site, Tally
-from benchmarks.storm.host import (
-    MAX_BODY_BYTES,
-    MAX_N,
-    Page,
-    is_busy,
-    outcomes,
-    page_of,
-    put,
-    variables,
-)
 from benchmarks.storm.judge import Judge, asks
+from benchmarks.systems import service
 from service.api.security.keys import key_line
 
-ROOT = Path(__file__).resolve().parents[2]
-SERVER = [sys.executable, "-c", "from service.cli.main import main; main()", "serve"]
+MAX_N = 64
+LIMITS = {  # within reach
+    "watch_seconds": 0.1,
+    "max_batch_rows": 16,  # so that large requests are in many batches
+    "max_n": MAX_N,
+    "max_rows": 2048,
+    "max_queue_rows": 2048,
+    "max_body_bytes": 262_144,
+    "body_timeout_seconds": 1.0,
+    "drain_delay_seconds": 1.0,  # between SIGTERM and the end of service
+}
 KEYS = {"boss": "test@admin", "one": "one", "two": "two"}  # key -> holder
 BOSS = {"authorization": "Bearer boss"}
 HARMFUL = {
@@ -72,7 +74,7 @@ class Storm:
 class Report:
     """What became of it. Empty `faults` are success.
 
-    changes: of models, by what the server said; before, after: the server's metrics.
+    changes: of models, by what the server said; resident_bytes: of the server, before and after.
     """
 
     tally: Tally
@@ -95,17 +97,15 @@ async def storm(editions: Mapping[str, Sequence[Path]], folder: Path, how: Storm
     shape = ScoreGraph(graph_file(editions["tiny"][0], "score")).image_shape
     asked = asks(shape, streamed=8 * MAX_N)
     judge = Judge([path for bundles in editions.values() for path in bundles], asked)
-    (port,) = free_ports(1)
-    given = variables(root, keys) | {"IAFVAE_PORT": str(port)}
-    with serving(SERVER, port, "/readyz", given, ROOT, folder / "log") as server:
+    with service(root / "tiny", keys_file=keys, **LIMITS).running(root) as server:
         site = Site(
-            port=port,
+            port=server.port,
             judge=judge,
             asks=asked,
             keys=[{"authorization": f"Bearer {key}"} for key in KEYS],
             models=["tiny", "watched"],
             passing="passing",
-            max_body_bytes=MAX_BODY_BYTES,
+            max_body_bytes=int(LIMITS["max_body_bytes"]),
         )
         return await _Course(server, site, editions, root, how).run()
 
@@ -134,8 +134,7 @@ class _Course:
             async with self._clients(HABITS, "chaos"), self._disturbed():
                 await self._everything_done()
             after = await self._quiet()
-            name = ("process_resident_memory_bytes", "")
-            self._report.resident_bytes = before[name], after[name]
+            self._report.resident_bytes = resident_bytes(before), resident_bytes(after)
             await self._ask_all()
             await self._end()
         return self._report
@@ -169,7 +168,7 @@ class _Course:
 
     @asynccontextmanager
     async def _disturbed(self) -> AsyncGenerator[None, None]:
-        """Models change and threads die meanwhile."""
+        """Models change meanwhile."""
         jobs = (self._swap, self._change_watched, self._let_pass)
         running = [asyncio.create_task(job()) for job in jobs]
         try:
@@ -218,15 +217,16 @@ class _Course:
 
     # ------------------------------------------------------------------ what must hold then
 
-    async def _metrics(self) -> Page:
-        return page_of((await self._http.get("/metrics")).text)
+    async def _metrics(self) -> list[Sample]:
+        page = (await self._http.get("/metrics")).text
+        return [s for family in text_string_to_metric_families(page) for s in family.samples]
 
-    async def _quiet(self) -> Page:
+    async def _quiet(self) -> list[Sample]:
         """The metrics when all has come to rest: nothing waits, nothing retires, it is ready."""
         end = time.monotonic() + QUIET_SECONDS
         while True:
             page = await self._metrics()
-            busy = [f"{k[0]}{{{k[1]}}} is {v:g}" for k, v in page.items() if is_busy(k) and v]
+            busy = [f"{s.name}{s.labels} is {s.value:g}" for s in page if is_busy(s)]
             uncounted = self._uncounted(page)
             ready = (await self._http.get("/readyz")).status_code == 200
             if ready and not busy and not uncounted:
@@ -237,9 +237,12 @@ class _Course:
                 return page
             await asyncio.sleep(0.1)
 
-    def _uncounted(self, page: Page) -> list[str]:
+    def _uncounted(self, page: list[Sample]) -> list[str]:
         """What the server has counted against what its clients know."""
-        tally, counted = self._site.tally, outcomes(page)
+        tally, counted = self._site.tally, Counter[str]()
+        for sample in page:
+            if sample.name == "iafvae_requests_total":
+                counted[sample.labels["outcome"]] += int(sample.value)
         total = sum(counted.values())
         wrong = [
             f"{counted[slug]:g} {slug} are counted, {seen} were told"
@@ -279,3 +282,29 @@ class _Course:
 
     def _fault(self, what: str) -> None:
         self._report.faults[what] += 1
+
+
+def is_busy(sample: Sample) -> bool:
+    """Whether it says that somebody is served."""
+    waits = sample.name == "iafvae_queue_rows"
+    retires = sample.name == "iafvae_models" and "retiring" in sample.labels.values()
+    return (waits or retires) and sample.value != 0
+
+
+def resident_bytes(page: list[Sample]) -> float:
+    """Of the server's process."""
+    return next(s.value for s in page if s.name == "process_resident_memory_bytes")
+
+
+def put(bundle: Path, destination: Path, *, broken: bool = False) -> None:
+    """Copy `bundle` to where another may stand; whoever looks sees the old or the new one."""
+    staging = destination.with_name(f".{destination.name}.new")
+    old = destination.with_name(f".{destination.name}.old")
+    shutil.copytree(bundle, staging)
+    if broken:
+        weights = staging / "weights.bin"
+        weights.write_bytes(weights.read_bytes()[:-1])
+    if destination.exists():
+        destination.rename(old)
+    staging.rename(destination)
+    shutil.rmtree(old, ignore_errors=True)

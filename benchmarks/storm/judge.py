@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class BareGraphs:
         found = estimate(weights.reshape(len(images), samples))
         return found.log_likelihood_nats.astype(np.float32)
 
-    def encode(self, images: Array, seed: int | None) -> Array:
+    def encode(self, images: Array, seed: int | None = None) -> Array:
         """Latents, float32 ``[n, D]``; without a seed at eps = 0."""
         eps = np.zeros((len(images), self._width("encode", "eps")), np.float32)
         if seed is not None:
@@ -62,7 +63,7 @@ class BareGraphs:
 
     def reconstruct(self, images: Array) -> Array:
         """As `sample`."""
-        return _pixels(self._run("decode", z=self.encode(images, None))["mean"])
+        return _pixels(self._run("decode", z=self.encode(images))["mean"])
 
     def _normal(
         self, graph: str, seeds: Array, streams: Array, draws: Any, purpose: Purpose
@@ -115,24 +116,28 @@ def asks(shape: tuple[int, ...], *, streamed: int) -> list[Ask]:
         _sample(1, seed=11),
         _sample(7, seed=3),
         _sample(streamed, seed=2, streamed=True),
-        Ask("encode", "/v1/encode?seed=4&model={model}", encode_npy(few), _encode(few, 4)),
-        Ask("reconstruct", "/v1/reconstruct?model={model}", encode_npy(few), _rebuild(few)),
+        _of_images("encode", few, "&seed=4", 4),
+        _of_images("reconstruct", few),
         _infer(np.array([5, 6, 7], np.uint64)),
     ]
     for given, samples in ((one, 1), (few, 16), (images, 16)):
-        query = f"importance_samples={samples}&seed=1&model={{model}}"
-        right = _score(given, samples, 1)
-        name = f"score {len(given)}x{samples}"
-        ask.append(Ask(name, f"/v1/score?{query}", encode_npy(given), right))
+        query = f"&importance_samples={samples}&seed=1"
+        ask.append(_of_images("score", given, query, samples, 1))
     return ask
 
 
-def _sample(n: int, *, seed: int, streamed: bool = False) -> Ask:
-    def right(bare: BareGraphs) -> Array:
-        return bare.sample(np.full(n, seed, np.uint64), np.arange(n, dtype=np.uint64))
+def _of_images(operation: str, images: Array, query: str = "", *options: int) -> Ask:
+    """options: of the method of `BareGraphs` that knows the answer."""
+    path = f"/v1/{operation}?model={{model}}{query}"
+    right = methodcaller(operation, images, *options)
+    return Ask(f"{operation} {len(images)} {query}", path, encode_npy(images), right)
 
+
+def _sample(n: int, *, seed: int, streamed: bool = False) -> Ask:
+    seeds, streams = np.full(n, seed, np.uint64), np.arange(n, dtype=np.uint64)
     name = f"{'stream' if streamed else 'sample'} {n}"
     path = f"/v1/sample?seed={seed}&n={n}&model={{model}}"
+    right = methodcaller("sample", seeds, streams)
     return Ask(name, path, b"", right, streamed=streamed, headers={"accept": NPY})
 
 
@@ -152,22 +157,10 @@ def _infer(seeds: Array) -> Ask:
         "infer sample",
         "/v2/models/{model}.sample/infer",
         json.dumps(document).encode(),
-        lambda bare: bare.sample(seeds, np.zeros(len(seeds), np.uint64)),
+        methodcaller("sample", seeds, np.zeros(len(seeds), np.uint64)),
         read,
         headers={"content-type": "application/json"},
     )
-
-
-def _encode(images: Array, seed: int) -> Callable[[BareGraphs], Array]:
-    return lambda bare: bare.encode(images, seed)
-
-
-def _rebuild(images: Array) -> Callable[[BareGraphs], Array]:
-    return lambda bare: bare.reconstruct(images)
-
-
-def _score(images: Array, samples: int, seed: int) -> Callable[[BareGraphs], Array]:
-    return lambda bare: bare.score(images, samples, seed)
 
 
 class Judge:

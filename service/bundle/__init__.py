@@ -30,7 +30,7 @@ from service.bundle.manifest import (
     manifest_from_json,
     manifest_to_json,
 )
-from service.bundle.reader import MANIFEST, Bundle, BundleError, load_bundle
+from service.bundle.reader import MANIFEST, Bundle, BundleError, load_bundle, read_manifest
 from service.bundle.writer import write_bundle
 
 __all__ = [
@@ -57,5 +57,6 @@ __all__ = [
     "load_bundle",
     "manifest_from_json",
     "manifest_to_json",
+    "read_manifest",
     "write_bundle",
 ]

@@ -22,7 +22,7 @@ from service.bundle.manifest import FileRecord, Manifest, manifest_from_json
 from service.verdicts.reference import Reference
 from service.verdicts.statistics import host_names
 
-__all__ = ["MANIFEST", "Bundle", "BundleError", "load_bundle"]
+__all__ = ["MANIFEST", "Bundle", "BundleError", "load_bundle", "read_manifest"]
 
 MANIFEST = "manifest.json"
 FOLDERS = ("portable", "cpu")
@@ -81,7 +81,7 @@ def load_bundle(path: Path | str) -> Bundle:
     path = Path(path)
     if not path.is_dir():
         raise BundleError(f"{path} is no directory: give the directory that holds {MANIFEST}")
-    manifest, digest = _read_manifest(path)
+    manifest, digest = read_manifest(path)
     _check_listing(path, manifest)
     for name, record in manifest.files.items():
         _check_file(path, name, record)
@@ -98,7 +98,11 @@ def _refuse(path: Path, name: str, problem: str, remedy: str = REPLACE) -> Bundl
     return BundleError(f"bundle {path}: {name}: {problem}; {remedy}")
 
 
-def _read_manifest(path: Path) -> tuple[Manifest, str]:
+def read_manifest(path: Path) -> tuple[Manifest, str]:
+    """The manifest of the bundle in `path` and its SHA-256 (hex); no other file is looked at.
+
+    Raises BundleError.
+    """
     file = _inside(path, MANIFEST)
     if file.stat().st_size > MAX_MANIFEST_BYTES:
         raise _refuse(path, MANIFEST, f"is larger than {MAX_MANIFEST_BYTES} bytes")

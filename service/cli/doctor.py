@@ -85,19 +85,13 @@ def _models(settings: Settings) -> Iterator[Finding]:
 
 
 def _model(path: Path, settings: Settings, providers: set[str]) -> Finding:
-    from service.bundle import BundleError, load_bundle
-    from service.engine import make_engine
-    from service.errors import IafvaeError
+    from service.cli.verify import verify_bundle
 
-    try:
-        bundle = load_bundle(path)
-        engine = make_engine(bundle, settings.engine)
-        providers.add(engine.provider)
-        engine.close()
-    except (BundleError, IafvaeError) as error:
-        return Finding(state="missing", subject="model", text=str(error))
-    manifest = bundle.manifest
-    text = f"{manifest.name} {manifest.version} in {path}, sha256 {bundle.hash}"
+    check = verify_bundle(path, settings.engine)
+    if check.error is not None:
+        return Finding(state="missing", subject="model", text=check.error)
+    providers.add(str(check.canaries))
+    text = f"{check.model} {check.version} in {path}, sha256 {check.sha256}"
     return Finding(state="ok", subject="model", text=text)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +19,24 @@ from service.codecs.npy import encode_npy, npy_prefix
 from service.codecs.png import contact_sheet, encode_png
 from service.errors import InvalidInput
 
-__all__ = ["write_array", "write_bytes", "write_images", "write_pairs", "write_stream"]
+__all__ = ["check", "write_array", "write_bytes", "write_images", "write_pairs", "write_stream"]
+
+IMAGES = (".png", ".npy", "")  # a directory has no suffix
+
+
+def check(out: Path, suffixes: Sequence[str] = IMAGES) -> None:
+    """Whether `out` can be written, before anything is computed. Raises InvalidInput."""
+    if out.suffix not in suffixes:
+        named = " or ".join(suffix for suffix in suffixes if suffix)
+        directory = ", or a directory" if "" in suffixes else ""
+        raise InvalidInput(f"{out}: use a name that ends in {named}{directory}")
+    if out.exists() and out.is_dir() != (not out.suffix):
+        raise InvalidInput(f"{out} is a {'directory' if out.suffix else 'file'}: use another name")
+    if out.suffix and not out.parent.is_dir():
+        raise InvalidInput(f"{out}: there is no directory {out.parent}")
+    folder = out.parent if out.suffix else next(p for p in (out, *out.parents) if p.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InvalidInput(f"{out}: nothing can be written into {folder}")
 
 
 @contextmanager
@@ -40,8 +57,6 @@ def write_images(images: NDArray[np.uint8], out: Path, *, columns: int | None = 
         _write(out, encode_png(contact_sheet(images, columns=columns)))
     elif out.suffix == ".npy":
         write_array(images, out)
-    elif out.suffix:
-        raise InvalidInput(f"{out}: use a name that ends in .png or .npy, or a directory")
     else:
         out.mkdir(parents=True, exist_ok=True)
         for index, image in enumerate(images):
@@ -60,8 +75,6 @@ def write_pairs(images: NDArray[np.uint8], again: NDArray[np.uint8], out: Path) 
 
 def write_array(array: NDArray[Any], out: Path) -> None:
     """An npy file."""
-    if out.suffix != ".npy":
-        raise InvalidInput(f"{out}: use a name that ends in .npy")
     _write(out, encode_npy(array))
 
 

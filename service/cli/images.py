@@ -75,6 +75,7 @@ def sample(
     from service.cli import inputs as commands
     from service.operations.checks import drawn_seed
 
+    files.check(out)
     given = None if prior_eps is None else commands.read_latents(prior_eps)
     count = n or (None if given is not None else 64)
     warmth = _temperature(temperature)
@@ -245,6 +246,7 @@ def encode(
     from service.cli import files
     from service.cli import inputs as commands
 
+    files.check(out, (".npy",))
     with commands.open_backend(bundle, url, model, provider) as backend:
         images = commands.read_all(backend, paths, commands.Fit(resize=resize, convert=convert))
         what: Literal["latents", "prior_eps"] = "prior_eps" if prior_eps else "latents"
@@ -279,6 +281,7 @@ def reconstruct(
     from service.cli import files
     from service.cli import inputs as commands
 
+    files.check(out)
     with commands.open_backend(bundle, url, model, provider) as backend:
         images = commands.read_all(backend, paths, commands.Fit(resize=resize, convert=convert))
         again = commands.in_chunks(
@@ -325,6 +328,7 @@ def interpolate(
     from service.cli import files
     from service.cli import inputs as commands
 
+    files.check(out)
     with commands.open_backend(bundle, url, model, provider) as backend:
         fit = commands.Fit(resize=resize, convert=convert)
         images = commands.read_all(backend, paths, fit) if paths else None

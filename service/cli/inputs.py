@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import httpx
 import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import ImageSpec
 from service.client import Client, ScoreTable
+from service.client.results import NUMBERS
 from service.codecs.images import Fit, PixelLimits, fit_files
 from service.codecs.npy import decode_npy
 from service.engine.options import Provider
@@ -51,7 +53,14 @@ def open_backend(
     if url is not None:
         if bundle is not None or provider is not None:
             raise InvalidInput("--url excludes --bundle and --provider: the server has its own")
-        return Client(url, model=model, key=os.environ.get("IAFVAE_KEY"))
+        try:
+            httpx.URL(url).host.encode("idna")
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise InvalidInput(f"--url {url!r} is not a URL: {error}") from None
+        key = os.environ.get("IAFVAE_KEY", "")
+        if not (key.isascii() and key.isprintable()):
+            raise InvalidInput("IAFVAE_KEY is not a key as `iafvae key` prints it")
+        return Client(url, model=model, key=key)
     from service.cli.local import LocalClient
 
     return LocalClient.open(bundle, model, provider)
@@ -163,12 +172,7 @@ def _rows(table: ScoreTable, altered: list[bool], strange: bool) -> Iterator[Row
         undecided = altered[i] and strange and table.status[i] == "ok"
         decided = table.decided[i] and not undecided
         yield {
-            "log_likelihood_nats": _number(table.log_likelihood_nats[i]),
-            "bits_per_dim": _number(table.bits_per_dim[i]),
-            "elbo_nats": _number(table.elbo_nats[i]),
-            "standard_error_nats": _number(table.standard_error_nats[i]),
-            "effective_sample_size": _number(table.effective_sample_size[i]),
-            "p_value": _number(table.p_value[i]),
+            **{name: _number(getattr(table, name)[i]) for name in NUMBERS},
             "anomalous": bool(table.anomalous[i]) if decided else None,
             "altered": altered[i],
             "status": "altered" if undecided else table.status[i],

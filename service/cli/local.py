@@ -6,30 +6,27 @@ import asyncio
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.api.response.streaming import piece_rows
-from service.bundle import BundleError, manifest_to_json
+from service.bundle import BundleError, manifest_to_json, read_manifest
 from service.client import Computed, ScoreTable
+from service.client.results import NUMBERS
 from service.codecs.overlay import overlay
 from service.codecs.png import encode_png
 from service.engine.options import Provider
 from service.operations.model import Model, Output
 from service.operations.results import Result
 from service.repository.store import bundle_paths
+from service.repository.versions import answering, split_reference
 from service.settings import load_settings
 
 __all__ = ["LocalClient"]
 
 T = TypeVar("T")
-SCORE_COLUMNS = (
-    *("log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats"),
-    *("effective_sample_size", "p_value", "status", "evidence"),
-)
 
 
 class LocalClient:
@@ -42,28 +39,19 @@ class LocalClient:
 
     @classmethod
     def open(cls, bundle: Path | None, model: str | None, provider: Provider | None) -> LocalClient:
-        """Load `bundle` (default: the settings' models; `model` chooses among several)."""
+        """Load the model that a server would answer with.
+
+        bundle: one, or a directory of them, by default the settings'; model: name or
+        ``name@version``. Raises BundleError, ProviderUnavailable, SettingsError.
+        """
         settings = load_settings(models=bundle, provider=provider)
-        paths = bundle_paths(settings.models)
-        wanted = model or settings.default_model
-        if wanted is not None and len(paths) > 1:
-            paths = [path for path in paths if path.name == wanted] or paths
-        loaded = Model.load(paths[0], engine=settings.engine)
-        if wanted is not None and loaded.name != wanted:
-            raise BundleError(
-                f"there is no model {wanted!r} at {settings.models}; the first is {loaded.name!r}"
-            )
-        return cls(loaded)
+        path = _find(settings.models, model or settings.default_model)
+        return cls(Model.load(path, engine=settings.engine))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._run(self._model.stop(0.0))
         self._loop.close()
 
@@ -126,7 +114,7 @@ class LocalClient:
             )
         )
         return ScoreTable(
-            **{name: getattr(scores, name) for name in SCORE_COLUMNS},
+            **{name: getattr(scores, name) for name in (*NUMBERS, "status", "evidence")},
             **scores.resolved,
             anomalous=np.array(scores.anomalous, np.bool_),
             discovery=np.array(scores.discovery, np.bool_),
@@ -167,3 +155,26 @@ class LocalClient:
             queue_seconds=result.queue_seconds,
             compute_seconds=result.compute_seconds,
         )
+
+
+def _find(models: Path, wanted: str | None) -> Path:
+    """The bundle at or in `models` that is `wanted`; without a version its newest release."""
+    found: dict[str, dict[str, Path]] = {}  # name -> version -> path
+    refusals = []
+    for path in bundle_paths(models):
+        try:
+            manifest, _ = read_manifest(path)
+        except (BundleError, OSError) as error:  # a server leaves it aside, too
+            refusals.append(error)
+            continue
+        found.setdefault(manifest.name, {}).setdefault(manifest.version, path)
+    if not found:
+        raise refusals[0]
+    name, version = split_reference(wanted, None)
+    versions = found.get(name or next(iter(found)), {})
+    if versions and version is None:
+        version = answering(versions)
+    if version not in versions:
+        there = ", ".join(f"{one}@{each}" for one, own in found.items() for each in own)
+        raise BundleError(f"there is no model {wanted!r} at {models}; there are {there}")
+    return versions[version]

@@ -217,9 +217,10 @@ def verify(
       iafvae bundle verify bundles/a bundles/b --no-canaries
     """
     from service.cli.verify import print_checks, verify_bundles
+    from service.settings import load_settings
 
-    checks = verify_bundles(paths, canaries=canaries, provider=provider or "auto")
-    if not print_checks(checks, as_json=as_json):
+    engine = load_settings(provider=provider).engine if canaries else None
+    if not print_checks(verify_bundles(paths, engine), as_json=as_json):
         raise typer.Exit(1)
 
 

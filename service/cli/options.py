@@ -38,7 +38,7 @@ Url = Annotated[
     str | None, typer.Option(help="Ask the server at this URL instead of computing here.")
 ]
 ModelName = Annotated[
-    str | None, typer.Option("--model", help="Which of several models [default: the default one].")
+    str | None, typer.Option("--model", help="Name, or name@version [default: the default one].")
 ]
 ProviderName = Annotated[
     Provider | None,
@@ -59,6 +59,8 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
         except BrokenPipeError:  # `iafvae score ... | head`
             sys.stderr.close()
             raise typer.Exit(1) from None
@@ -75,8 +77,7 @@ def _is_expected(error: Exception) -> bool:
     from service.bundle import BundleError
     from service.client import ProblemError, ServiceUnreachable
     from service.errors import IafvaeError
-    from service.server.run import StartError
-    from service.settings import SettingsError
+    from service.settings import SettingsError, StartError
 
     ours = (BundleError, IafvaeError, KeyFileError, ProblemError, ServiceUnreachable)
     return isinstance(error, (*ours, SettingsError, StartError, OSError))

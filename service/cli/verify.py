@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from service.bundle import BundleError, load_bundle
 from service.engine import make_engine
-from service.engine.options import EngineOptions, Provider
+from service.engine.options import EngineOptions
 from service.errors import IafvaeError
 from service.repository.store import bundle_paths
 
-__all__ = ["Check", "print_checks", "verify_bundles"]
+__all__ = ["Check", "print_checks", "verify_bundle", "verify_bundles"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,8 @@ class Check:
         return f"{self.path}: {named}\n  sha256 {self.sha256}"
 
 
-def verify_bundles(paths: Sequence[Path], *, canaries: bool, provider: Provider) -> Iterator[Check]:
-    """A check for each of `paths`, or for each bundle in it."""
+def verify_bundles(paths: Sequence[Path], engine: EngineOptions | None) -> Iterator[Check]:
+    """A check for each of `paths`, or for each bundle in it; engine: as `verify_bundle` has it."""
     for path in paths:
         try:
             found = bundle_paths(path)
@@ -49,17 +50,17 @@ def verify_bundles(paths: Sequence[Path], *, canaries: bool, provider: Provider)
             yield Check(path=str(path), error=str(error))
             continue
         for bundle in found:
-            yield _verify(bundle, canaries=canaries, provider=provider)
+            yield verify_bundle(bundle, engine)
 
 
-def _verify(path: Path, *, canaries: bool, provider: Provider) -> Check:
+def verify_bundle(path: Path, engine: EngineOptions | None) -> Check:
+    """The files of one bundle, and unless `engine` is None its canaries on this machine."""
     try:
         bundle = load_bundle(path)
         computed = None
-        if canaries:
-            engine = make_engine(bundle, EngineOptions(provider=provider))
-            computed = engine.provider
-            engine.close()
+        if engine is not None:
+            with closing(make_engine(bundle, engine)) as made:
+                computed = made.provider
     except (BundleError, IafvaeError) as error:
         return Check(path=str(path), error=str(error))
     return Check(

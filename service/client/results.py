@@ -17,6 +17,11 @@ from service.codecs.png import contact_sheet, encode_png
 __all__ = ["Computed", "ProblemError", "ScoreTable", "ServiceUnreachable", "score_table"]
 
 
+# The columns of scores that are numbers.
+NUMBERS = (
+    *("log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats"),
+    *("effective_sample_size", "p_value"),
+)
 SHOWN = 64  # images or rows in a notebook
 
 
@@ -140,16 +145,11 @@ def score_table(document: Mapping[str, Any]) -> ScoreTable:
     """The columns of a ``POST /v1/score`` answer in JSON."""
     results = document["results"]
 
-    def column(name: str) -> NDArray[np.float64]:
+    def column(name: str) -> Any:
         return np.array([np.nan if r[name] is None else r[name] for r in results], np.float64)
 
     return ScoreTable(
-        log_likelihood_nats=column("log_likelihood_nats"),
-        bits_per_dim=column("bits_per_dim"),
-        elbo_nats=column("elbo_nats"),
-        standard_error_nats=column("standard_error_nats"),
-        effective_sample_size=column("effective_sample_size"),
-        p_value=column("p_value"),
+        **{name: column(name) for name in NUMBERS},
         anomalous=np.array([r["anomalous"] for r in results], np.bool_),
         discovery=np.array([r.get("discovery") for r in results], np.bool_),
         evidence={
@@ -162,7 +162,9 @@ def score_table(document: Mapping[str, Any]) -> ScoreTable:
         importance_samples=document["importance_samples"],
         seed=document["seed"],
         alpha=document["alpha"],
-        **{name: document.get(name) for name in ("certified_alpha", "fdr", "calibration")},
+        certified_alpha=document.get("certified_alpha"),
+        fdr=document.get("fdr"),
+        calibration=document.get("calibration"),
         model=document["model"],
         version=document["version"],
         notes=document["notes"],

@@ -239,7 +239,8 @@ def _orientation(exif: bytes) -> int:
     if order is None or len(exif) < 8:
         return 1
     (at,) = struct.unpack_from(order + "I", exif, 4)
-    tags = exif[at + 2 : at + 2 + 12 * MAX_TAGS]
+    entries = int.from_bytes(exif[at : at + 2], "little" if order == "<" else "big")
+    tags = exif[at + 2 : at + 2 + 12 * min(entries, MAX_TAGS)]  # a thumbnail's follow
     for place in range(0, len(tags) - 11, 12):
         tag, kind, count, value = struct.unpack_from(order + "HHIH", tags, place)
         if tag == ORIENTATION:

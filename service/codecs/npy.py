@@ -110,7 +110,7 @@ def _parse_header(text: bytes) -> NpyHeader:
 
 def _dtype(descr: str, allowed: tuple[str, ...]) -> np.dtype[Any]:
     wanted = " or ".join(allowed)
-    if descr.endswith("O") or "O" in descr:
+    if "O" in descr:
         raise WrongDtype(
             f"the npy array holds pickled Python objects, which are never loaded; send {wanted}"
         )

@@ -50,12 +50,12 @@ PIPE_BYTES, PIECE_BYTES = 2**20, 2**16
 class DecoderPool:
     """Images of requests as a model takes them, within deadlines on the event loop's clock.
 
-    cores: for how many there are to be processes; by default the machine's, at most 8. Processes
-    start when they are needed.
+    cores: that this process may use; of them at most 8 decode. Processes start when they are
+    needed.
     """
 
-    def __init__(self, cores: int | None = None) -> None:
-        count = cores or min(os.cpu_count() or 1, MAX_CORES)
+    def __init__(self, cores: int) -> None:
+        count = min(cores, MAX_CORES)
         self._quick, self._dear = Turns(count), Turns(count)
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()

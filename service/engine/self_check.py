@@ -3,6 +3,7 @@ serving."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from service.bundle.graphs import GraphSpec, TensorSpec
 from service.engine.arrays import Arrays
 from service.noise import normal, uniform
 
-__all__ = ["canary_problem", "float32_problem", "invariant"]
+__all__ = ["canary_problem", "float32_problem", "invariant", "random_inputs"]
 
 Run = Callable[[str, Arrays], Arrays]
 
@@ -77,7 +78,7 @@ def invariant(graphs: Mapping[str, GraphSpec], run: Run, max_rows: int) -> bool:
 
 
 def _invariant(operation: str, graph: GraphSpec, run: Run, max_rows: int) -> bool:
-    inputs = _random_inputs(graph, max_rows)
+    inputs = random_inputs(graph, {"N": max_rows, "R": max_rows})
     reference = run(operation, inputs)
     for start, stop, spare in _pieces(max_rows):
         piece = _cut(graph, inputs, start, stop, spare)
@@ -109,18 +110,18 @@ def _cut(graph: GraphSpec, inputs: Arrays, start: int, stop: int, spare: int) ->
     return {**piece, "owner": np.arange(stop - start, dtype=np.int64)}
 
 
-def _random_inputs(graph: GraphSpec, rows: int) -> Arrays:
-    return {t.name: _random(t, rows, number) for number, t in enumerate(graph.inputs)}
+def random_inputs(graph: GraphSpec, sizes: Mapping[str, int], seed: int = 0) -> Arrays:
+    """Inputs for a graph, of `sizes` N and R; each row is of an image, in turn."""
+    return {t.name: _random(t, sizes, seed, draw) for draw, t in enumerate(graph.inputs)}
 
 
-def _random(tensor: TensorSpec, rows: int, seed: int) -> NDArray[Any]:
-    shape = (rows, *map(int, tensor.shape[1:]))
-    dim = int(np.prod(shape[1:]))
-    streams = np.arange(rows, dtype=np.uint64)
+def _random(tensor: TensorSpec, sizes: Mapping[str, int], seed: int, draw: int) -> NDArray[Any]:
+    rows, *rest = sizes[str(tensor.shape[0])], *map(int, tensor.shape[1:])
     if tensor.dtype == "int64":
-        return np.arange(rows, dtype=np.int64)
-    if tensor.dtype == "uint8":
-        return (256 * uniform(seed, streams, 0, dim)).astype(np.uint8).reshape(shape)
+        return np.arange(rows, dtype=np.int64) % sizes["N"]
     # `u` is uniform and `temperature` not negative; for the rest, normal noise is what they are.
-    draw = normal if tensor.name in {"eps", "z"} else uniform
-    return draw(seed, streams, 0, dim).reshape(shape)
+    kind = normal if tensor.name in {"eps", "z"} else uniform
+    numbers = kind(seed, np.arange(rows, dtype=np.uint64), draw, math.prod(rest))
+    if tensor.dtype == "uint8":
+        numbers = (256 * numbers).astype(np.uint8)
+    return numbers.reshape(rows, *rest)

@@ -38,10 +38,10 @@ def count(name: str, value: int, least: int = 1) -> int:
     return value
 
 
-def seed(value: int, name: str = "seed") -> int:
+def seed(value: int) -> int:
     """`value` if it is a 63-bit number."""
     if not 0 <= value <= MAX_SEED:
-        raise InvalidInput(f"{name} must be from 0 to {MAX_SEED}, not {value}")
+        raise InvalidInput(f"seed must be from 0 to {MAX_SEED}, not {value}")
     return value
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from service.engine.hardware import give_memory_back
 from service.errors import Conflict, ShuttingDown, UnknownModel
 from service.operations.model import Model
-from service.repository.versions import is_release, newest_first, split_reference
+from service.repository.versions import answering, newest_first, split_reference
 
 __all__ = ["LoadedModel", "Registry"]
 
@@ -210,7 +210,7 @@ class Registry:
     def _settle(self, table: Table, pins: dict[str, str]) -> None:
         self._table, self._pins = table, pins
         self._answering = {
-            name: versions[pins.get(name) or _preferred(list(versions))]
+            name: versions[pins.get(name) or answering(versions)]
             for name, versions in table.items()
         }
 
@@ -274,8 +274,3 @@ def _table(models: Sequence[LoadedModel]) -> Table:
         name: {version: versions[version] for version in newest_first(versions)}
         for name, versions in sorted(by_name.items())
     }
-
-
-def _preferred(versions: Sequence[str]) -> str:
-    """The newest release, else the newest of all; `versions` have the newest in front."""
-    return next(filter(is_release, versions), versions[0])

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from service.errors import InvalidInput
 
-__all__ = ["is_release", "newest_first", "split_reference", "version_key"]
+__all__ = ["answering", "is_release", "newest_first", "split_reference", "version_key"]
 
 NUMBERED = re.compile(r"[vV]?(\d+(?:\.\d+)*)(.*)", re.DOTALL)
 WORDS = re.compile(r"\d+|[A-Za-z]+")
@@ -41,6 +41,12 @@ def is_release(version: str) -> bool:
 def newest_first(versions: Iterable[str]) -> list[str]:
     """Releases and the rest together, the newest in front."""
     return sorted(versions, key=version_key, reverse=True)
+
+
+def answering(versions: Iterable[str]) -> str:
+    """Which answers where none is named: the newest release, else the newest of all."""
+    ordered = newest_first(versions)
+    return next(filter(is_release, ordered), ordered[0])
 
 
 def split_reference(name: str | None, version: str | None) -> tuple[str | None, str | None]:

@@ -24,9 +24,9 @@ from service.logs import configure_logging
 from service.server.background_logs import background_logs
 from service.server.protocol import Admission, BoundedHttp
 from service.server.proxy import BehindProxy
-from service.settings import Settings
+from service.settings import Settings, StartError
 
-__all__ = ["StartError", "bind", "listen", "serve"]
+__all__ = ["bind", "listen", "serve"]
 
 logger = logging.getLogger("iafvae")
 BACKLOG = 2048  # connections that wait to be accepted, as uvicorn has it
@@ -34,10 +34,6 @@ COLLECTOR = (20_000, 20, 20)  # new objects before a collection, collections bef
 END = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 IGNORED = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 KEEP_ALIVE_SECONDS = 75  # above the 60 s of common load balancers, so that they close first
-
-
-class StartError(Exception):
-    """The server cannot start; the message is one line and says what to do."""
 
 
 class _DrainingServer(uvicorn.Server):

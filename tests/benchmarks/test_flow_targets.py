@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from benchmarks.flow_fits import Bent, Linear, lattice
+from benchmarks.flow_fits import BEND, Bent, Linear, lattice
 
 
 def gaussian(target: Linear) -> MultivariateNormal:
@@ -43,9 +43,9 @@ def test_the_bent_target_is_the_straight_one_seen_through_its_chain():
     target = Bent(32)
     w = gaussian(target.straight).sample((4,))
     z = w.clone()
-    z[:, 31] += target.bend  # cos 0: the first of the chain has nothing before it
+    z[:, 31] += BEND  # cos 0: the first of the chain has nothing before it
     for i in reversed(range(31)):
-        z[:, i] += target.bend * torch.cos(3 * z[:, i + 1])
+        z[:, i] += BEND * torch.cos(3 * z[:, i + 1])
     expected = gaussian(target.straight).log_prob(w)
     assert torch.allclose(target.log_prob(z), expected, rtol=1e-6)
     jacobian = torch.autograd.functional.jacobian(lambda t: target.straightened(t[None])[0], z[0])

@@ -1,6 +1,8 @@
-"""The products of an exported graph, against torch's own count of the same layers."""
+"""What graphs cost: their products, against torch's own count; every case of the program once."""
 
 from __future__ import annotations
+
+import argparse
 
 import onnx
 import pytest
@@ -9,7 +11,8 @@ from onnx import TensorProto, helper
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.engine import graph_flops
+from benchmarks.engine import graph_flops, measure, one_image, operator_shares
+from service.bundle import load_bundle
 
 SIZE = 6
 LAYERS = {
@@ -59,3 +62,25 @@ def test_what_cannot_be_counted_is_named(tmp_path):
     onnx.save(model, graph)
     with pytest.raises(ValueError, match="MatMul late: a shape is not known"):
         graph_flops(graph)
+
+
+def test_every_form_is_measured(tiny_bundle):
+    options = argparse.Namespace(
+        bundles=[tiny_bundle],
+        forms=["cpu", "portable"],
+        operations=["decode", "score"],
+        batches=[1, 3],
+        rounds=1,
+        seconds=0.0001,
+    )
+    found = measure(options)
+    assert {(c.form, c.operation, c.batch) for c in found} == {
+        (form, operation, batch)
+        for form in options.forms
+        for operation in options.operations
+        for batch in options.batches
+    }
+    assert all(one.seconds > 0 and one.flops > 0 for one in found.values())
+    bundle = load_bundle(tiny_bundle)
+    assert one_image(bundle, "score", rounds=1) > 0
+    assert sum(share for *_, share in operator_shares(bundle, "score", 2)) == pytest.approx(1)

@@ -11,10 +11,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
+import psutil
 import pytest
 
-from benchmarks.load import cores
+from benchmarks import systems
 from benchmarks.peers import CROWDED, Run, best_peer, tables, verdicts
 from benchmarks.score_graph import ScoreGraph, bare, drawn_images, graph_file
 from benchmarks.server import ServerError, descendants, free_ports, serving
@@ -25,6 +27,10 @@ from benchmarks.systems import (
     PEERS,
     CannotInstall,
     Environment,
+    WrongAnswerError,
+    ask,
+    json_png,
+    npy,
     quiet_variables,
     service,
 )
@@ -78,9 +84,23 @@ def test_the_bare_graph_uses_every_caller(tiny_bundle: Path):
     assert images.dtype == np.uint8
     assert len(np.unique(images, axis=0)) > 1
     graph = ScoreGraph(graph_file(tiny_bundle, "score"))
-    found = bare(graph, images, cores(), 0.05)
+    found = bare(graph, images, 2, 0.05)
     assert found["images_per_second"] > 0
     assert found["cpu_us"] > 0
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"results": [{}]}', b'{"results": 3}'])
+def test_a_strange_answer_is_a_wrong_one(body: bytes, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(systems.httpx, "post", lambda *_, **__: httpx.Response(200, content=body))
+    for protocol in (npy(), json_png()):
+        with pytest.raises(WrongAnswerError, match=protocol.name):
+            ask(1, protocol, np.zeros((1, 1, 4, 4), np.uint8))
+
+
+def test_no_answer_is_a_wrong_one():
+    (port,) = free_ports(1)
+    with pytest.raises(WrongAnswerError, match="npy: ConnectError"):
+        ask(port, npy(), np.zeros((1, 1, 4, 4), np.uint8))
 
 
 def test_graphs_are_found_in_each_form(tmp_path: Path):
@@ -97,7 +117,7 @@ def test_graphs_are_found_in_each_form(tmp_path: Path):
 def test_a_turn_checks_answers_measures_and_ends_the_server(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    before = descendants(os.getpid()).keys()
+    before = set(descendants(os.getpid()))
     monkeypatch.setattr("benchmarks.peers.CLOSED", {CROWDED: (1, 4)})
     document, saved = {"entries": [], "failures": {}}, []
     run = Run(tiny_bundle, tmp_path, 0.05, document, lambda: saved.append(len(document["entries"])))
@@ -116,7 +136,7 @@ def test_a_turn_checks_answers_measures_and_ends_the_server(
     broken = replace(ours, command=lambda *_: [sys.executable, "-c", "raise SystemExit('no')"])
     with pytest.raises(ServerError, match="no"):
         run.closed(broken, 1)  # without the service there is nothing to compare
-    assert descendants(os.getpid()).keys() <= before
+    assert set(descendants(os.getpid())) <= before
 
 
 FAMILY = """
@@ -139,7 +159,7 @@ def test_processor_time_and_the_end_are_of_the_whole_tree(
 ):
     """A child that lives and ignores SIGTERM, and one that has ended: 0.2 s each."""
     monkeypatch.setattr("benchmarks.server.STOP_SECONDS", 1.0)
-    before = descendants(os.getpid())
+    before = set(descendants(os.getpid()))
     (port,) = free_ports(1)
     command = [sys.executable, "-c", FAMILY, str(port)]
     with serving(command, port, "/", os.environ, tmp_path, tmp_path / "log") as server:
@@ -148,9 +168,9 @@ def test_processor_time_and_the_end_are_of_the_whole_tree(
             time.sleep(0.02)
         assert server.cpu_seconds() >= 0.4
         assert server.memory_mib() > server.resident_mib() / 4 > 1
-        family = descendants(os.getpid(), before)
+        family = set(descendants(os.getpid())) - before
         assert len(family) == 2
-    assert not family.keys() & descendants(os.getpid()).keys()
+    assert psutil.wait_procs(family, 20)[1] == []
 
 
 def test_a_server_that_ends_says_why(tmp_path: Path):
@@ -184,7 +204,7 @@ def test_a_peer_that_cannot_be_installed_says_why(tmp_path: Path):
 
 def test_an_interrupted_run_leaves_no_server_behind(tiny_bundle: Path, tmp_path: Path):
     root = str(Path(__file__).resolve().parents[2])
-    command = [sys.executable, "benchmarks/serving.py", "--bundle", str(tiny_bundle)]
+    command = [sys.executable, "-m", "benchmarks.serving", "--bundle", str(tiny_bundle)]
     command += ["--parts", "start", "--json", str(tmp_path / "found.json")]
     program = subprocess.Popen(
         command,
@@ -201,4 +221,4 @@ def test_an_interrupted_run_leaves_no_server_behind(tiny_bundle: Path, tmp_path:
     program.send_signal(signal.SIGINT)
     program.communicate(timeout=50)
     assert program.returncode != 0
-    assert not [pid for pid in servers if Path(f"/proc/{pid}").exists()]
+    assert psutil.wait_procs(servers, 20)[1] == []

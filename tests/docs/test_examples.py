@@ -88,11 +88,8 @@ def test_programs_and_targets_exist(page, pages):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"^make ([a-z-]+)", text, re.MULTILINE):
         assert target in targets, target
-    for program, line in re.findall(r"python (benchmarks/\w+\.py)([^`]*)", text):
-        source = (ROOT / program).read_text(encoding="utf-8")
-        source += "".join(
-            p.read_text(encoding="utf-8") for p in (ROOT / program).parent.glob("*.py")
-        )
+    for program, line in re.findall(r"python -m benchmarks\.(\w+)([^`]*)", text):
+        source = (ROOT / "benchmarks" / f"{program}.py").read_text(encoding="utf-8")
         for option in re.findall(r"(--[a-z-]+)", line):
             assert f'"{option}"' in source, f"{program} {option}"
 

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -185,3 +186,84 @@ def test_errors_are_one_line(cli, tmp_path, monkeypatch, arguments, code, words)
     output = cli(*arguments, code=code).output
     assert words in output
     assert "Traceback" not in output
+
+
+def ran(cli, root, *arguments, code=0):
+    return cli("sample", "-n", 1, "--bundle", root, "-o", root / "a.npy", *arguments, code=code)
+
+
+def test_a_model_is_chosen_as_a_server_chooses(cli, root, edition, put):
+    """By the manifest's name, whatever the directory is called; the newest release."""
+    for folder, version in (("z", "1.10.0"), ("b", "1.2.0"), ("c", "2.0.0-rc.1")):
+        put(edition(version), root / folder)
+    (root / "0").mkdir()
+    (root / "0" / "manifest.json").write_text("{")  # a server leaves it aside, too
+    assert "tiny 1.10.0" in ran(cli, root).output
+    assert "tiny 1.10.0" in ran(cli, root, "--model", "tiny").output
+    assert "tiny 1.2.0" in ran(cli, root, "--model", "tiny@1.2.0").output
+    assert "tiny 2.0.0-rc.1" in ran(cli, root, "--model", "tiny@2.0.0-rc.1").output
+    for wrong in ("z", "tiny@3", "tiny@"):
+        text = ran(cli, root, "--model", wrong, code=1).output
+        assert f"there is no model {wrong!r}" in text
+        assert "there are tiny@1.9.0, tiny@1.2.0, tiny@2.0.0-rc.1, tiny@1.10.0" in text
+
+
+def test_where_no_manifest_can_be_read_the_first_says_why(cli, root):
+    (root / "a" / "manifest.json").write_text("{")
+    assert "manifest.json" in ran(cli, root, code=1).output
+
+
+def test_verification_computes_where_the_settings_say(cli, tiny_bundle, monkeypatch):
+    monkeypatch.setenv("IAFVAE_PROVIDER", "cuda")
+    monkeypatch.setenv("IAFVAE_DEVICE", "99")  # no machine has so many
+    assert "NOT SOUND" in cli("bundle", "verify", tiny_bundle, code=1).output
+    cli("bundle", "verify", tiny_bundle, "--no-canaries")
+    assert "agree on cpu" in cli("bundle", "verify", tiny_bundle, "--provider", "cpu").output
+
+
+@pytest.mark.parametrize("command", ["sample", "encode", "reconstruct", "interpolate"])
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("a.gif", "a.gif: use a name that ends in"),
+        ("nowhere/a.npy", "nowhere/a.npy: there is no directory nowhere"),
+        ("folder.npy", "folder.npy is a directory"),
+    ],
+)
+def test_where_nothing_can_be_written_nothing_is_computed(
+    cli, folder, tmp_path, monkeypatch, command, out, words
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.npy").mkdir()
+    monkeypatch.setattr("service.cli.inputs.open_backend", None)  # would fail, were it called
+    paths = [] if command == "sample" else [folder]
+    assert words in cli(command, *paths, "-o", out, code=1).output
+
+
+def test_a_file_is_no_directory_of_images(cli, tmp_path):
+    (tmp_path / "files").touch()
+    assert "files is a file" in cli("sample", "-o", tmp_path / "files", code=1).output
+
+
+def test_what_is_wrong_is_said_without_a_web_server():
+    code = (
+        "import sys; from typer.testing import CliRunner; from service.cli.main import app;"
+        "run = lambda *given: CliRunner().invoke(app, given).exit_code;"
+        "assert run('settings') == 1 and run('--version') == 0;"
+        "assert not {'uvicorn', 'fastapi', 'starlette'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "IAFVAE_PROT": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "words"),
+    [
+        ("http://[::1", "", "--url 'http://[::1' is not a URL"),
+        ("http://a..b", "", "--url 'http://a..b' is not a URL"),
+        ("http://127.0.0.1:9", "schlüssel", "IAFVAE_KEY is not a key"),
+    ],
+)
+def test_what_is_no_url_or_key_is_told(cli, monkeypatch, url, key, words):
+    monkeypatch.setenv("IAFVAE_KEY", key)
+    assert words in cli("sample", "--url", url, code=1).output

@@ -65,6 +65,11 @@ EXIF = {
     "cut in its header": (b"II*\0", 1),
     "cut before its directory": (b"II*\0\x08\0\0\0", 1),
     "count too large": (directory(SIX, count=255), 6),
+    "a thumbnail's": (directory(tag(0x10F, 2, 2, b"a\0")) + directory(SIX)[8:], 1),
+    "its own before a thumbnail's": (
+        directory(tag(0x112, 3, 1, b"\1\0")) + directory(SIX)[8:],
+        1,
+    ),
     "directory far away": (b"II*\0\xf0\xff\xff\xff", 1),
     "orientation as text": (directory(tag(0x112, 2, 2, b"6\0")), 1),
     "two orientations": (directory(tag(0x112, 3, 2, b"\6\0\6\0")), 1),

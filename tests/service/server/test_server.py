@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from service.server.run import StartError, bind, listen
+from service.server.run import bind, listen
+from service.settings import StartError
 
 
 def test_two_that_start_at_once_do_not_share_an_address():
