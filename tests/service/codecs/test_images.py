@@ -105,7 +105,7 @@ def test_alpha_is_composited_over_black():
 
 def test_transparent_colour_of_a_grey_png_is_black():
     data = encoded(Image.fromarray(np.array([[9, 200]], np.uint8)), transparency=200)
-    assert read(data)[:, 0].tolist() == [[9, 0]] * 3
+    assert read(data)[:, 0].tolist() == [[9, 0]]
 
 
 def test_exif_orientation_is_applied():

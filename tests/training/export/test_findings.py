@@ -73,7 +73,7 @@ def verdicts(day=1, value=0.25, **changes):
         "seed": 0,
         "unit": "bits/dim",
         "calibration_images": 2500,
-        "scores": dict.fromkeys(scores, {"anomalous": "low", "meaning": "the bound"}),
+        "scores": {key: {"anomalous": "low", "meaning": "the bound"} for key in scores},
         "own": described,
         "sets": [{**described, "name": "digits", **detection}],
         "histogram_edges": [0.0, 1.0, 2.0, 3.0],
