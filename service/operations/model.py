@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from service import estimators
 from service.bundle import Bundle, CalibrationSpec, load_bundle
+from service.engine.arrays import Arrays
 from service.engine.base import EngineBase
 from service.engine.options import EngineOptions
 from service.errors import InvalidInput
@@ -287,12 +288,14 @@ class Model:
         level = scoring.alpha if alpha is None else checks.alpha(alpha)
         fdr = None if fdr is None else checks.alpha(fdr, "fdr")
         work = self._weighing(images, importance_samples, seed)
-        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
-        log_weight = job.arrays["log_weight"].reshape(len(images), -1)  # [n, K]
-        kl = job.arrays["kl"].reshape(*log_weight.shape, -1)  # [n, K, G]
         k = work.samples
+        jobs = await self._weighed(work, caller, deadline)
+        log_weight = jobs[0].arrays["log_weight"].reshape(len(images), -1)  # [n, K]
+        kl = jobs[0].arrays["kl"].reshape(*log_weight.shape, -1)  # [n, K, G]
         found = estimators.estimate(log_weight)
-        judged, later = await self._judged(found.log_likelihood_nats, work, caller, deadline)
+        judged = None
+        if len(jobs) > 1:
+            judged = await self._judged(found.log_likelihood_nats, work, jobs[1].arrays)
         spec = self.manifest.calibration if judged is not None else None
         n = None if spec is None else spec.images
         p_value = np.full(len(images), np.nan) if judged is None else judged.p_value
@@ -326,8 +329,8 @@ class Model:
                 "calibration": _calibration(spec),
             },
             notes=fdr_notes(len(images), fdr, n),
-            queue_seconds=job.queue_seconds + later[0],
-            compute_seconds=job.compute_seconds + later[1],
+            queue_seconds=max(job.queue_seconds for job in jobs),
+            compute_seconds=sum(job.compute_seconds for job in jobs),
         )
 
     async def anomaly_map(
@@ -446,33 +449,29 @@ class Model:
         notes = _notes(seed, output, encoded=coded is not None)
         return _images(job, {"output": output, "seed": seed}, coded, notes)
 
-    async def _judged(
-        self,
-        log_likelihood: NDArray[np.float64],
-        work: ScoreWork,
-        caller: str,
-        deadline: float | None,
-    ) -> tuple[Judgement | None, tuple[float, float]]:
-        """What the reference says of the images of `work`, and seconds of queue and of compute;
-        nothing where its K has no calibration."""
+    async def _weighed(
+        self, work: ScoreWork, caller: str, deadline: float | None
+    ) -> tuple[Job, ...]:
+        """The job of `work`, and that of the evidence where its K has a calibration."""
         reference, images = self.bundle.reference, work.images
         if reference is None or work.samples not in reference.distances:
-            return None, (0.0, 0.0)
-        asked = EvidenceWork(
+            return (await self.scheduler.submit(work, caller=caller, deadline=deadline),)
+        evidence = EvidenceWork(
             rows=len(images), image_count=len(images), images=images, seed=work.seed
         )
-        job = await self.scheduler.submit(asked, caller=caller, deadline=deadline)
-        measured = measured_of(
-            {work.samples: log_likelihood},
-            job.arrays,
-            images,
-            binary=self.manifest.likelihood.binary,
-        )
-        if len(images) <= INLINE_IMAGES:
-            judged = reference.judge(work.samples, measured)
-        else:
-            judged = await asyncio.to_thread(reference.judge, work.samples, measured)
-        return judged, (job.queue_seconds, job.compute_seconds)
+        return await self.scheduler.submit_both(work, evidence, caller=caller, deadline=deadline)
+
+    async def _judged(
+        self, log_likelihood: NDArray[np.float64], work: ScoreWork, evidence: Arrays
+    ) -> Judgement:
+        """What the reference says of the images of `work`."""
+        reference, k = self.bundle.reference, work.samples
+        assert reference is not None  # noqa: S101 - without it there is no evidence
+        binary = self.manifest.likelihood.binary
+        measured = measured_of({k: log_likelihood}, evidence, work.images, binary=binary)
+        if len(work.images) <= INLINE_IMAGES:
+            return reference.judge(k, measured)
+        return await asyncio.to_thread(reference.judge, k, measured)
 
     def _weighing(self, images: U8, importance_samples: int | None, seed: int | None) -> ScoreWork:
         scoring = self.manifest.scoring

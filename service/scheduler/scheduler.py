@@ -144,6 +144,26 @@ class Scheduler:
         """
         job = Job(work, caller)
         self._admit(job, deadline)
+        return await self._compute(job, deadline)
+
+    async def submit_both(
+        self, first: Work, second: Work, *, caller: str = "", deadline: float | None = None
+    ) -> tuple[Job, Job]:
+        """As `submit`, for two works of one request at once: both are let in or neither, and when
+        one fails, what is left of the other is dropped."""
+        jobs = Job(first, caller), Job(second, caller)
+        for job in jobs:
+            self._admit(job, deadline)
+        tasks = [asyncio.create_task(self._compute(job, deadline)) for job in jobs]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return jobs
+
+    async def _compute(self, job: Job, deadline: float | None) -> Job:
+        """`job`, once its answer is there, after it was let in."""
         self._jobs.add(job)
         try:
             if len(self._jobs) == 1 and not self._flying and self._is_quick(job):

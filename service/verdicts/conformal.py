@@ -30,8 +30,12 @@ def upper(values: F64, reference: NDArray[np.float32]) -> F64:
 
 def two_sided(values: F64, reference: NDArray[np.float32]) -> F64:
     """Twice the smaller of both tails' p-values, at most 1: small where a value is far out."""
-    low = upper(-values, -reference[::-1])
-    return np.minimum(1.0, 2.0 * np.minimum(low, upper(values, reference)))
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32)
+    as_high = len(reference) - np.searchsorted(reference, single, "left")
+    as_low = np.searchsorted(reference, single, "right")
+    twice = 2.0 * (1.0 + np.minimum(as_high, as_low)) / (1.0 + len(reference))
+    return np.where(np.isnan(values), np.nan, np.minimum(1.0, twice))
 
 
 @lru_cache(256)

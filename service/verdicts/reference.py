@@ -173,6 +173,11 @@ class Reference:
         return found
 
     @cached_property
+    def _columns(self) -> F32:
+        """Of `usual`, each in one piece to be searched."""
+        return np.ascontiguousarray(self.usual.T)
+
+    @cached_property
     def _densities(self) -> dict[int, Neighbours]:
         return {k: Neighbours(_joined(v, self.fit)) for k, v in self.fit_scores.items()}
 
@@ -187,7 +192,7 @@ class Reference:
         distance = self.distance(k, np.where(scores == np.inf, np.nan, scores), table)
         parts = {"log_likelihood": two_sided(scores, self.scores[k])}
         for place, name in enumerate(self.names):
-            parts[name] = two_sided(table[:, place], self.usual[:, place])
+            parts[name] = two_sided(table[:, place], self._columns[place])
         return Judgement(upper(distance, self.distances[k]), parts)
 
     def map(self, residual: F32) -> F32:
