@@ -77,6 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         threads=ThreadPoolExecutor(THREADS, "codec"),
     )
     metrics.queued(shared.registry.queued_rows)
+    metrics.drifting(shared.registry.drift)
     admission = shared.admission
     metrics.watch("requests_in_flight", "Requests worked on.", lambda: admission.in_flight)
     metrics.watch("held_bytes", "Bytes of bodies that are held.", lambda: admission.bytes.held)

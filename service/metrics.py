@@ -17,9 +17,11 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
+
+from service.verdicts.drift import Drift
 
 __all__ = ["Metrics", "ModelMetrics"]
 
@@ -28,6 +30,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # a series for each s
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 Count = Callable[..., None]
 Waiting = Callable[[], dict[tuple[str, str], int]]  # rows by operation and model
+Drifting = Callable[[], dict[tuple[str, str], Drift]]  # by model and version
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 INFO = ("model", "version", "bundle", "provider", "precision")
 
@@ -55,6 +58,7 @@ class Metrics:
         self._batch_seconds = make.histogram("batch_seconds", "Time of one batch.", who, SECONDS)
         self._padded = make.counter("padded_rows", "Rows added to fill a batch's shape.", who)
         self.registry.register(_QueueRows(self))
+        self.registry.register(_DriftOfModels(self))
         self.dropped = make.counter(
             "dropped_rows", "Rows never computed, by reason.", (*who, "reason")
         )
@@ -82,6 +86,7 @@ class Metrics:
         )
         self._ready = make.gauge("ready", "1 if the process takes requests.", ())
         self._waiting: Waiting = dict
+        self._drifting: Drifting = dict
         self._request = lru_cache(maxsize=512)(self._request_children)
 
     def request(
@@ -166,6 +171,14 @@ class Metrics:
         """Let the gauge of rows that wait say what `rows` gives whenever it is read."""
         self._waiting = rows
 
+    def drift(self) -> dict[tuple[str, str], Drift]:
+        """Of calibrated models, by model and version."""
+        return self._drifting()
+
+    def drifting(self, models: Drifting) -> None:
+        """Let the metrics of drift say what `models` gives whenever they are read."""
+        self._drifting = models
+
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that says what `value` gives whenever it is read."""
         Gauge(f"iafvae_{name}", text, registry=self.registry).set_function(value)
@@ -215,6 +228,32 @@ class _QueueRows(Collector):
         for labels, rows in self._metrics.waiting().items():
             gauge.add_metric(labels, rows)
         yield gauge
+
+
+class _DriftOfModels(Collector):
+    """How unlike the calibration images those are that were scored, read where it is counted."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[GaugeMetricFamily | HistogramMetricFamily]:
+        who = ("model", "version")
+        capital = GaugeMetricFamily(
+            "iafvae_drift_log_martingale",
+            "Natural logarithm of what bets against 'as calibrated' have made of 1: above 3, which "
+            "1 stream in 20 without drift ever reaches, images differ from calibration's.",
+            labels=who,
+        )
+        p_values = HistogramMetricFamily(
+            "iafvae_drift_p_value",
+            "p-values of the images that count for drift; uniform as calibrated.",
+            labels=who,
+        )
+        for labels, drift in self._metrics.drift().items():
+            capital.add_metric(labels, drift.log_martingale)
+            p_values.add_metric(labels, drift.buckets, drift.p_sum)
+        yield capital
+        yield p_values
 
 
 class _Maker:

@@ -11,6 +11,7 @@ Every operation takes `caller` (whose turn it is counted as: a key or a connecti
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -52,9 +53,12 @@ from service.scheduler.work import (
 )
 from service.verdicts.conformal import certified_alpha
 from service.verdicts.decisions import decide, discovered, fdr_notes
+from service.verdicts.drift import Drift
 from service.verdicts.reference import Judgement, measured_of
 
 __all__ = ["Model", "Output"]
+
+logger = logging.getLogger("iafvae")
 
 Output = Literal["mean", "draw"]
 U8 = NDArray[np.uint8]
@@ -75,6 +79,8 @@ class Model:
         self.manifest = bundle.manifest
         self.name, self.version = bundle.manifest.name, bundle.manifest.version
         self.provider, self.precision = engine.provider, engine.precision
+        reference = bundle.reference
+        self.drift = None if reference is None else Drift(reference.images)
 
     @classmethod
     def load(
@@ -276,20 +282,23 @@ class Model:
         alpha: float | None = None,
         fdr: float | None = None,
         altered: NDArray[np.bool_] | None = None,
+        verdict: bool = True,
         caller: str = "",
         deadline: float | None = None,
     ) -> Scores:
         """Log-likelihoods of `images` uint8 ``[n, C, H, W]`` and how unusual they are.
 
         What is left out is the bundle's own: K, seed 0, alpha. fdr: the share of false ones among
-        the discoveries of all `images` together; altered: which were resized or converted.
+        the discoveries of all `images` together; altered: which were resized or converted; verdict:
+        False where nobody asks for p-values and what follows from them. Images that are judged with
+        the bundle's own K and seed count for `drift`.
         """
         scoring = self.manifest.scoring
         level = scoring.alpha if alpha is None else checks.alpha(alpha)
         fdr = None if fdr is None else checks.alpha(fdr, "fdr")
         work = self._weighing(images, importance_samples, seed)
         k = work.samples
-        jobs = await self._weighed(work, caller, deadline)
+        jobs = await self._weighed(work, verdict, caller, deadline)
         log_weight = jobs[0].arrays["log_weight"].reshape(len(images), -1)  # [n, K]
         kl = jobs[0].arrays["kl"].reshape(*log_weight.shape, -1)  # [n, K, G]
         found = estimators.estimate(log_weight)
@@ -301,6 +310,10 @@ class Model:
         p_value = np.full(len(images), np.nan) if judged is None else judged.p_value
         strangers = None if spec is None or spec.fitted else altered
         anomalous, status = decide(p_value, found.finite, strangers, level, n)
+        if (k, work.seed) == (scoring.default_importance_samples, scoring.default_seed):
+            self._watch(
+                images, p_value if strangers is None else np.where(strangers, np.nan, p_value)
+            )
         estimator = "elbo" if k == 1 else "importance_weighted"
         return Scores(
             log_likelihood_nats=found.log_likelihood_nats,
@@ -450,11 +463,11 @@ class Model:
         return _images(job, {"output": output, "seed": seed}, coded, notes)
 
     async def _weighed(
-        self, work: ScoreWork, caller: str, deadline: float | None
+        self, work: ScoreWork, verdict: bool, caller: str, deadline: float | None
     ) -> tuple[Job, ...]:
-        """The job of `work`, and that of the evidence where its K has a calibration."""
+        """The job of `work`, and for a verdict that of the evidence where K has a calibration."""
         reference, images = self.bundle.reference, work.images
-        if reference is None or work.samples not in reference.distances:
+        if not verdict or reference is None or work.samples not in reference.distances:
             return (await self.scheduler.submit(work, caller=caller, deadline=deadline),)
         evidence = EvidenceWork(
             rows=len(images), image_count=len(images), images=images, seed=work.seed
@@ -472,6 +485,18 @@ class Model:
         if len(work.images) <= INLINE_IMAGES:
             return reference.judge(k, measured)
         return await asyncio.to_thread(reference.judge, k, measured)
+
+    def _watch(self, images: U8, p_values: NDArray[np.float64]) -> None:
+        if self.drift is not None and self.drift.add(
+            image_keys(images).tolist(), p_values.tolist()
+        ):
+            logger.warning(
+                "%s: the images that come are no longer like those it was calibrated on "
+                "(log martingale %.1f after %d images)",
+                self.name,
+                self.drift.log_martingale,
+                self.drift.images,
+            )
 
     def _weighing(self, images: U8, importance_samples: int | None, seed: int | None) -> ScoreWork:
         scoring = self.manifest.scoring

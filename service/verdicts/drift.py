@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import accumulate
 
 import numpy as np
 
@@ -53,6 +54,12 @@ class Drift:
     def images(self) -> int:
         """How many images were counted."""
         return sum(self.counts)
+
+    @property
+    def buckets(self) -> list[tuple[str, int]]:
+        """Images with p-values of at most each edge, as Prometheus has them."""
+        names = [*map(str, EDGES[:-1]), "+Inf"]
+        return list(zip(names, accumulate(self.counts), strict=True))
 
     @property
     def log_martingale(self) -> float:
