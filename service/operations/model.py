@@ -311,9 +311,7 @@ class Model:
         strangers = None if spec is None or spec.fitted else altered
         anomalous, status = decide(p_value, found.finite, strangers, level, n)
         if (k, work.seed) == (scoring.default_importance_samples, scoring.default_seed):
-            self._watch(
-                images, p_value if strangers is None else np.where(strangers, np.nan, p_value)
-            )
+            self._watch(images, p_value, strangers)
         estimator = "elbo" if k == 1 else "importance_weighted"
         return Scores(
             log_likelihood_nats=found.log_likelihood_nats,
@@ -486,10 +484,14 @@ class Model:
             return reference.judge(k, measured)
         return await asyncio.to_thread(reference.judge, k, measured)
 
-    def _watch(self, images: U8, p_values: NDArray[np.float64]) -> None:
-        if self.drift is not None and self.drift.add(
-            image_keys(images).tolist(), p_values.tolist()
-        ):
+    def _watch(
+        self, images: U8, p_values: NDArray[np.float64], strangers: NDArray[np.bool_] | None
+    ) -> None:
+        """Count images for drift, but for those that the calibration says nothing of."""
+        if self.drift is None:
+            return
+        known = slice(None) if strangers is None else ~strangers
+        if self.drift.add(image_keys(images[known]).tolist(), p_values[known].tolist()):
             logger.warning(
                 "%s: the images that come are no longer like those it was calibrated on "
                 "(log martingale %.1f after %d images)",

@@ -5,7 +5,7 @@ What each takes and gives, and how it is computed.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -107,10 +107,10 @@ async def _score(request: OperationRequest, model: Model, infer: InferRequest) -
         outputs[name] = np.array([UNDECIDED if one is None else one for one in decided], np.int8)
     outputs["status"] = np.array(scores.status, object)
     calibration = scores.resolved["calibration"] or {}
+    said = scores.resolved | {f"calibration_{key}": value for key, value in calibration.items()}
+    # The protocol has no other parameters.
     parameters = {
-        name: value
-        for name, value in {**scores.resolved, **_prefixed("calibration", calibration)}.items()
-        if isinstance(value, str | int | float)  # the protocol has no other parameters
+        name: value for name, value in said.items() if isinstance(value, str | int | float)
     }
     return InferResponse(outputs=outputs, parameters=parameters, result=scores)
 
@@ -151,10 +151,6 @@ async def _decode(request: OperationRequest, model: Model, infer: InferRequest) 
     check_count("latents", len(latents), request.settings.max_images)
     decoded = await model.decode_each(latents, caller=request.caller, deadline=request.deadline)
     return InferResponse(outputs={"mean": decoded.mean}, parameters={}, result=decoded)
-
-
-def _prefixed(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{name}_{key}": value for key, value in fields.items()}
 
 
 def _share(infer: InferRequest, name: str) -> float | None:
