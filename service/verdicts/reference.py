@@ -173,9 +173,9 @@ class Reference:
         return found
 
     @cached_property
-    def _columns(self) -> F32:
-        """Of `usual`, each in one piece to be searched."""
-        return np.ascontiguousarray(self.usual.T)
+    def _columns(self) -> dict[int, F32]:
+        """K -> the calibration images' statistics, likelihood first, ``[1 + S + H, n]``."""
+        return {k: np.vstack([scores, self.usual.T]) for k, scores in self.scores.items()}
 
     @cached_property
     def _densities(self) -> dict[int, Neighbours]:
@@ -190,9 +190,8 @@ class Reference:
         scores = measured.log_likelihood[k]
         table = _table(measured, self.places)
         distance = self.distance(k, np.where(scores == np.inf, np.nan, scores), table)
-        parts = {"log_likelihood": two_sided(scores, self.scores[k])}
-        for place, name in enumerate(self.names):
-            parts[name] = two_sided(table[:, place], self._columns[place])
+        ranked = two_sided(np.vstack([scores, table.T]), self._columns[k])
+        parts = dict(zip(("log_likelihood", *self.names), ranked, strict=True))
         return Judgement(upper(distance, self.distances[k]), parts)
 
     def map(self, residual: F32) -> F32:
