@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,8 @@ logger = logging.getLogger("iafvae")
 
 Output = Literal["mean", "draw"]
 U8 = NDArray[np.uint8]
+P = ParamSpec("P")
+T = TypeVar("T")
 AT_ZERO = "encoded at eps = 0, the centre of the posterior: give a seed to draw from it"
 ONE_LATENT = (
     "this model has one latent group: the map shows what its latents cannot say of the image, and "
@@ -113,6 +115,8 @@ class Model:
             hang_seconds=hang_seconds,
             observer=observe(bundle.manifest.name) if observe else None,
         )
+        if bundle.reference is not None:
+            bundle.reference.warm()
         return cls(bundle, made, scheduler)
 
     @property
@@ -370,8 +374,8 @@ class Model:
         job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
         residual = job.arrays["residual"]
         return AnomalyMaps(
-            maps=reference.map(residual),
-            boxes=reference.largest_boxes(residual, boxes),
+            maps=await _aside(len(images), reference.map, residual),
+            boxes=await _aside(len(images), reference.largest_boxes, residual, boxes),
             seed=seed,
             resolved={"seed": seed, "calibration": _calibration(self.manifest.calibration)},
             notes=(ONE_LATENT,) if len(self.manifest.latent.groups) == 1 else (),
@@ -480,9 +484,7 @@ class Model:
         assert reference is not None  # noqa: S101 - without it there is no evidence
         binary = self.manifest.likelihood.binary
         measured = measured_of({k: log_likelihood}, evidence, work.images, binary=binary)
-        if len(work.images) <= INLINE_IMAGES:
-            return reference.judge(k, measured)
-        return await asyncio.to_thread(reference.judge, k, measured)
+        return await _aside(len(work.images), reference.judge, k, measured)
 
     def _watch(
         self, images: U8, p_values: NDArray[np.float64], strangers: NDArray[np.bool_] | None
@@ -532,6 +534,13 @@ class Model:
         chosen = None if seed is None else checks.seed(seed)
         work = EncodeWork(rows=len(images), image_count=len(images), images=images, seed=chosen)
         return await self.scheduler.submit(work, caller=caller, deadline=deadline)
+
+
+async def _aside(images: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`function`, in a thread where it has more than a few images to do."""
+    if images <= INLINE_IMAGES:
+        return function(*args, **kwargs)
+    return await asyncio.to_thread(function, *args, **kwargs)
 
 
 def _calibration(spec: CalibrationSpec | None) -> dict[str, Any] | None:

@@ -37,7 +37,8 @@ REMEMBERED = 16_384  # images that count once however often they come
 class Drift:
     """The martingale of one model's p-values among `images` calibration images.
 
-    counts: images by set of p-values, `EDGES` are their upper ends; p_sum: of all their p-values.
+    images: how many were counted; counts: by set of p-values, of which `EDGES` are the upper ends;
+    p_sum: of all p-values.
     """
 
     def __init__(self, images: int) -> None:
@@ -48,12 +49,7 @@ class Drift:
         self._seen: dict[int, None] = {}  # the longest ago first
         self._alarmed = False
         self.counts = [0] * len(EDGES)
-        self.p_sum = 0.0
-
-    @property
-    def images(self) -> int:
-        """How many images were counted."""
-        return sum(self.counts)
+        self.p_sum, self.images = 0.0, 0
 
     @property
     def buckets(self) -> list[tuple[str, int]]:
@@ -64,7 +60,7 @@ class Drift:
     @property
     def log_martingale(self) -> float:
         """log M, natural."""
-        return float(np.logaddexp(-math.log(self.images + 1), self._stake))
+        return _log_sum(-math.log(self.images + 1), self._stake)
 
     def add(self, keys: Iterable[int], p_values: Iterable[float]) -> bool:
         """Count images by their key, each once, and say whether M reaches `ALARM` for the first
@@ -90,9 +86,15 @@ class Drift:
         fair = (usual + self.counts[place]) / (self._total + t)
         share = FAITH * usual / self._total
         bet = (share + self._recent[place]) / (FAITH + sum(self._recent))
-        staked = np.logaddexp(self._stake, -math.log((t + 1) * (t + 2)))
-        self._stake = float(staked) + math.log(bet / fair)
+        staked = _log_sum(self._stake, -math.log((t + 1) * (t + 2)))
+        self._stake = staked + math.log(bet / fair)
         self._recent = [count * (1.0 - 1.0 / MEMORY) for count in self._recent]
         self._recent[place] += 1.0
         self.counts[place] += 1
         self.p_sum += p
+        self.images += 1
+
+
+def _log_sum(a: float, b: float) -> float:
+    """log(e^a + e^b), of which b or a is finite."""
+    return max(a, b) + math.log1p(math.exp(-abs(a - b)))

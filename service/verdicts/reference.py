@@ -181,6 +181,10 @@ class Reference:
     def _densities(self) -> dict[int, Neighbours]:
         return {k: Neighbours(_joined(v, self.fit)) for k, v in self.fit_scores.items()}
 
+    def warm(self) -> None:
+        """Make what is made once, which takes some tenths of a second, before anybody waits."""
+        _ = self._columns, self._densities
+
     def distance(self, k: int, log_likelihood: F64, table: F64) -> F64:
         """How far images lie from usual ones, ``[n]``, at `k` importance samples."""
         return self._densities[k](_joined(log_likelihood, table))
