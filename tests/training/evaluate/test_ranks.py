@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from training.evaluate.ranks import detection, two_sided
+from training.evaluate.ranks import detection
 
 
 @pytest.mark.parametrize("levels", [2, 5, 10**9])
@@ -65,15 +65,3 @@ def test_resampling_in_parts_is_resampling_and_repeats_itself(monkeypatch):
         "aupr": (1.0, (1.0, 1.0)),
         "fpr95": (0.0, (0.0, 0.0)),
     }
-
-
-def test_two_sided_p_values_are_valid_and_small_on_both_sides():
-    generator = np.random.default_rng(2)
-    reference, scores = generator.normal(size=999), generator.normal(size=20_000)
-    p = two_sided(scores, reference)
-    for alpha in (0.01, 0.05, 0.2, 0.5):
-        assert (p <= alpha).mean() == pytest.approx(alpha, rel=0.35)
-    low, high, middle = two_sided(np.array([-9.0, 9.0, np.median(reference)]), reference)
-    assert low == high == pytest.approx(2 / 1000)
-    assert middle == 1.0
-    assert (two_sided(np.ones(3), np.ones(7)) == 1.0).all()  # nothing but ties
