@@ -79,6 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     registry, admission = shared.registry, shared.admission
     metrics.queued(registry.queued_rows)
+    metrics.drifting(registry.drift)
     metrics.watch("ready", "1 if the process takes requests.", lambda: registry.ready)
     metrics.watch("requests_in_flight", "Requests worked on.", lambda: admission.in_flight)
     metrics.watch("held_bytes", "Bytes of bodies that are held.", lambda: admission.bytes.held)

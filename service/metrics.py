@@ -17,9 +17,11 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
+
+from service.verdicts.drift import Drift
 
 __all__ = ["Metrics", "ModelMetrics"]
 
@@ -154,6 +156,10 @@ class Metrics:
         """A gauge of what `rows` gives, by operation and model, whenever it is read."""
         self.registry.register(_QueueRows(rows))
 
+    def drifting(self, models: Callable[[], dict[tuple[str, str], Drift]]) -> None:
+        """Metrics of what `models` gives, by model and version, whenever they are read."""
+        self.registry.register(_DriftOfModels(models))
+
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that says what `value` gives whenever it is read."""
         Gauge(f"iafvae_{name}", text, registry=self.registry).set_function(value)
@@ -203,6 +209,32 @@ class _QueueRows(Collector):
         for labels, rows in self._rows().items():
             gauge.add_metric(labels, rows)
         yield gauge
+
+
+class _DriftOfModels(Collector):
+    """How unlike the calibration images those are that were scored, read where it is counted."""
+
+    def __init__(self, models: Callable[[], dict[tuple[str, str], Drift]]) -> None:
+        self._models = models
+
+    def collect(self) -> Iterable[GaugeMetricFamily | HistogramMetricFamily]:
+        who = ("model", "version")
+        capital = GaugeMetricFamily(
+            "iafvae_drift_log_martingale",
+            "Natural logarithm of what bets against 'as calibrated' have made of 1: above 3, which "
+            "1 stream in 20 without drift ever reaches, images differ from calibration's.",
+            labels=who,
+        )
+        p_values = HistogramMetricFamily(
+            "iafvae_drift_p_value",
+            "p-values of the images that count for drift; uniform as calibrated.",
+            labels=who,
+        )
+        for labels, drift in self._models().items():
+            capital.add_metric(labels, drift.log_martingale)
+            p_values.add_metric(labels, drift.buckets, drift.p_sum)
+        yield capital
+        yield p_values
 
 
 class _Maker:

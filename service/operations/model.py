@@ -11,21 +11,23 @@ Every operation takes `caller` (whose turn it is counted as: a key or a connecti
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service import estimators
 from service.bundle import Bundle, CalibrationSpec, load_bundle
+from service.engine.arrays import Arrays
 from service.engine.base import EngineBase
 from service.engine.options import EngineOptions
 from service.errors import InvalidInput, WrongDtype, WrongShape
-from service.noise import Purpose
+from service.noise import Purpose, image_keys
 from service.operations import checks
 from service.operations.latents import GreatCircle, edited, first_eps, resampled_groups
 from service.operations.load import assemble
@@ -52,12 +54,17 @@ from service.scheduler.work import (
 )
 from service.verdicts.conformal import certified_alpha
 from service.verdicts.decisions import decide, discovered, fdr_notes
+from service.verdicts.drift import Drift
 from service.verdicts.reference import Judgement, measured_of
 
 __all__ = ["Model", "Output"]
 
+logger = logging.getLogger("iafvae")
+
 Output = Literal["mean", "draw"]
 U8 = NDArray[np.uint8]
+P = ParamSpec("P")
+T = TypeVar("T")
 AT_ZERO = "encoded at eps = 0, the centre of the posterior: give a seed to draw from it"
 ONE_LATENT = (
     "this model has one latent group: the map shows what its latents cannot say of the image, and "
@@ -75,6 +82,8 @@ class Model:
         self.manifest = bundle.manifest
         self.name, self.version = bundle.manifest.name, bundle.manifest.version
         self.provider, self.precision = engine.provider, engine.precision
+        reference = bundle.reference
+        self.drift = None if reference is None else Drift(reference.images)
 
     @classmethod
     def load(
@@ -107,6 +116,8 @@ class Model:
             hang_seconds=hang_seconds,
             observer=observe(bundle.manifest.name) if observe else None,
         )
+        if bundle.reference is not None:
+            bundle.reference.warm()
         return cls(bundle, made, scheduler)
 
     @property
@@ -275,29 +286,36 @@ class Model:
         alpha: float | None = None,
         fdr: float | None = None,
         altered: NDArray[np.bool_] | None = None,
+        verdict: bool = True,
         caller: str = "",
         deadline: float | None = None,
     ) -> Scores:
         """Log-likelihoods of `images` uint8 ``[n, C, H, W]`` and how unusual they are.
 
         What is left out is the bundle's own: K, seed 0, alpha. fdr: the share of false ones among
-        the discoveries of all `images` together; altered: which were resized or converted.
+        the discoveries of all `images` together; altered: which were resized or converted; verdict:
+        False where nobody asks for p-values and what follows from them. Images that are judged with
+        the bundle's own K and seed count for `drift`.
         """
         scoring = self.manifest.scoring
         level = scoring.alpha if alpha is None else checks.alpha(alpha)
         fdr = None if fdr is None else checks.alpha(fdr, "fdr")
         work = self._weighing(images, importance_samples, seed)
-        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
-        log_weight = job.arrays["log_weight"].reshape(len(images), -1)  # [n, K]
-        kl = job.arrays["kl"].reshape(*log_weight.shape, -1)  # [n, K, G]
         k = work.samples
+        jobs = await self._weighed(work, verdict, caller, deadline)
+        log_weight = jobs[0].arrays["log_weight"].reshape(len(images), -1)  # [n, K]
+        kl = jobs[0].arrays["kl"].reshape(*log_weight.shape, -1)  # [n, K, G]
         found = estimators.estimate(log_weight)
-        judged, later = await self._judged(found.log_likelihood_nats, work, caller, deadline)
+        judged = None
+        if len(jobs) > 1:
+            judged = await self._judged(found.log_likelihood_nats, work, jobs[1].arrays)
         spec = self.manifest.calibration if judged is not None else None
         n = None if spec is None else spec.images
         p_value = np.full(len(images), np.nan) if judged is None else judged.p_value
         strangers = None if spec is None or spec.fitted else altered
         anomalous, status = decide(p_value, found.finite, strangers, level, n)
+        if (k, work.seed) == (scoring.default_importance_samples, scoring.default_seed):
+            self._watch(images, p_value, strangers)
         estimator = "elbo" if k == 1 else "importance_weighted"
         return Scores(
             log_likelihood_nats=found.log_likelihood_nats,
@@ -326,8 +344,8 @@ class Model:
                 "calibration": _calibration(spec),
             },
             notes=fdr_notes(len(images), fdr, n),
-            queue_seconds=job.queue_seconds + later[0],
-            compute_seconds=job.compute_seconds + later[1],
+            queue_seconds=max(job.queue_seconds for job in jobs),
+            compute_seconds=sum(job.compute_seconds for job in jobs),
         )
 
     async def anomaly_map(
@@ -356,8 +374,8 @@ class Model:
         job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
         residual = job.arrays["residual"]
         return AnomalyMaps(
-            maps=reference.map(residual),
-            boxes=reference.largest_boxes(residual, boxes),
+            maps=await _aside(len(images), reference.map, residual),
+            boxes=await _aside(len(images), reference.largest_boxes, residual, boxes),
             seed=seed,
             resolved={"seed": seed, "calibration": _calibration(self.manifest.calibration)},
             notes=(ONE_LATENT,) if len(self.manifest.latent.groups) == 1 else (),
@@ -441,31 +459,41 @@ class Model:
         notes = _notes(seed, output, encoded=coded is not None)
         return _images(job, {"output": output, "seed": seed}, coded, notes)
 
-    async def _judged(
-        self,
-        log_likelihood: NDArray[np.float64],
-        work: ScoreWork,
-        caller: str,
-        deadline: float | None,
-    ) -> tuple[Judgement | None, tuple[float, float]]:
-        """What the reference says of the images of `work`, and seconds of queue and of compute;
-        nothing where its K has no calibration."""
+    async def _weighed(
+        self, work: ScoreWork, verdict: bool, caller: str, deadline: float | None
+    ) -> tuple[Job, ...]:
+        """The job of `work`, and for a verdict that of the evidence where K has a calibration."""
         reference, images = self.bundle.reference, work.images
-        if reference is None or work.samples not in reference.distances:
-            return None, (0.0, 0.0)
-        asked = EvidenceWork(images=images, seed=work.seed)
-        job = await self.scheduler.submit(asked, caller=caller, deadline=deadline)
-        measured = measured_of(
-            {work.samples: log_likelihood},
-            job.arrays,
-            images,
-            binary=self.manifest.likelihood.binary,
-        )
-        if len(images) <= INLINE_IMAGES:
-            judged = reference.judge(work.samples, measured)
-        else:
-            judged = await asyncio.to_thread(reference.judge, work.samples, measured)
-        return judged, (job.queue_seconds, job.compute_seconds)
+        if not verdict or reference is None or work.samples not in reference.distances:
+            return (await self.scheduler.submit(work, caller=caller, deadline=deadline),)
+        evidence = EvidenceWork(images=images, seed=work.seed)
+        return await self.scheduler.submit_both(work, evidence, caller=caller, deadline=deadline)
+
+    async def _judged(
+        self, log_likelihood: NDArray[np.float64], work: ScoreWork, evidence: Arrays
+    ) -> Judgement:
+        """What the reference says of the images of `work`."""
+        reference, k = self.bundle.reference, work.samples
+        assert reference is not None  # noqa: S101 - without it there is no evidence
+        binary = self.manifest.likelihood.binary
+        measured = measured_of({k: log_likelihood}, evidence, work.images, binary=binary)
+        return await _aside(len(work.images), reference.judge, k, measured)
+
+    def _watch(
+        self, images: U8, p_values: NDArray[np.float64], strangers: NDArray[np.bool_] | None
+    ) -> None:
+        """Count images for drift, but for those that the calibration says nothing of."""
+        if self.drift is None:
+            return
+        known = slice(None) if strangers is None else ~strangers
+        if self.drift.add(image_keys(images[known]).tolist(), p_values[known].tolist()):
+            logger.warning(
+                "%s: the images that come are no longer like those it was calibrated on "
+                "(log martingale %.1f after %d images)",
+                self.name,
+                self.drift.log_martingale,
+                self.drift.images,
+            )
 
     def _weighing(self, images: U8, importance_samples: int | None, seed: int | None) -> ScoreWork:
         scoring = self.manifest.scoring
@@ -507,6 +535,13 @@ class Model:
         chosen = None if seed is None else checks.seed(seed)
         work = EncodeWork(images=images, seed=chosen)
         return await self.scheduler.submit(work, caller=caller, deadline=deadline)
+
+
+async def _aside(images: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`function`, in a thread where it has more than a few images to do."""
+    if images <= INLINE_IMAGES:
+        return function(*args, **kwargs)
+    return await asyncio.to_thread(function, *args, **kwargs)
 
 
 def _calibration(spec: CalibrationSpec | None) -> dict[str, Any] | None:

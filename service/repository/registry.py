@@ -17,6 +17,7 @@ from service.engine.hardware import give_memory_back
 from service.errors import Conflict, ShuttingDown, UnknownModel
 from service.operations.model import Model
 from service.repository.versions import answering, newest_first, split_reference
+from service.verdicts.drift import Drift
 
 __all__ = ["LoadedModel", "Registry"]
 
@@ -135,6 +136,14 @@ class Registry:
                 key = operation, model.name
                 waiting[key] = waiting.get(key, 0) + rows
         return waiting
+
+    def drift(self) -> dict[tuple[str, str], Drift]:
+        """Of each model that is calibrated, by name and version."""
+        return {
+            (model.name, model.version): model.runtime.drift
+            for model in self.models
+            if model.runtime.drift is not None
+        }
 
     @property
     def retiring(self) -> int:

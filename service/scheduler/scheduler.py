@@ -173,7 +173,28 @@ class Scheduler:
         """
         job = Job(work, caller)
         self._admit(job, deadline)
-        job.future = asyncio.get_running_loop().create_future()
+        return await self._compute(job, deadline)
+
+    async def submit_both(
+        self, first: Work, second: Work, *, caller: str = "", deadline: float | None = None
+    ) -> tuple[Job, Job]:
+        """As `submit`, for two works of one request at once: both are let in or neither, and when
+        one fails, what is left of the other is dropped."""
+        jobs = Job(first, caller), Job(second, caller)
+        for job in jobs:
+            self._admit(job, deadline)
+        self._jobs.update(jobs)
+        tasks = [asyncio.create_task(self._compute(job, deadline)) for job in jobs]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task, job in zip(tasks, jobs, strict=True):
+                task.cancel()  # one that never began forgets nothing itself
+                self._forget(job)
+        return jobs
+
+    async def _compute(self, job: Job, deadline: float | None) -> Job:
+        """`job`, once its answer is there, after it was let in."""
         self._jobs.add(job)
         try:
             is_quick = len(self._jobs) == 1 and not self._flying and self._is_quick(job)
@@ -217,6 +238,7 @@ class Scheduler:
         # Where nobody waits any request may: its rows are made batch by batch.
         if self._queue.rows and (why := self._queue.refusal(job.caller, job.rows)):
             raise Overloaded(f"{why}: send the request again later", self._wait_seconds())
+        job.future = asyncio.get_running_loop().create_future()
 
     def _wait_seconds(self) -> float:
         """How long what waits and what runs will keep the workers busy, by what batches cost."""

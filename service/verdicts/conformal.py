@@ -29,9 +29,19 @@ def upper(values: F64, reference: NDArray[np.float32]) -> F64:
 
 
 def two_sided(values: F64, reference: NDArray[np.float32]) -> F64:
-    """Twice the smaller of both tails' p-values, at most 1: small where a value is far out."""
-    low = upper(-values, -reference[::-1])
-    return np.minimum(1.0, 2.0 * np.minimum(low, upper(values, reference)))
+    """Twice the smaller of both tails' p-values, at most 1: small where a value is far out.
+
+    values: ``[k]``, or several kinds ``[S, k]`` with a reference ``[S, n]`` for each.
+    """
+    n = reference.shape[-1]
+    with np.errstate(over="ignore"):
+        single = np.atleast_2d(values.astype(np.float32))
+    fewer = [
+        np.minimum(n - np.searchsorted(usual, each, "left"), np.searchsorted(usual, each, "right"))
+        for each, usual in zip(single, np.atleast_2d(reference), strict=True)
+    ]
+    twice = np.minimum(1.0, 2.0 * (1.0 + np.array(fewer).reshape(values.shape)) / (1.0 + n))
+    return np.where(np.isnan(values), np.nan, twice)
 
 
 @lru_cache(256)

@@ -173,8 +173,17 @@ class Reference:
         return found
 
     @cached_property
+    def _columns(self) -> dict[int, F32]:
+        """K -> the calibration images' statistics, likelihood first, ``[1 + S + H, n]``."""
+        return {k: np.vstack([scores, self.usual.T]) for k, scores in self.scores.items()}
+
+    @cached_property
     def _densities(self) -> dict[int, Neighbours]:
         return {k: Neighbours(_joined(v, self.fit)) for k, v in self.fit_scores.items()}
+
+    def warm(self) -> None:
+        """Make what is made once, which takes some tenths of a second, before anybody waits."""
+        _ = self._columns, self._densities
 
     def distance(self, k: int, log_likelihood: F64, table: F64) -> F64:
         """How far images lie from usual ones, ``[n]``, at `k` importance samples."""
@@ -185,9 +194,8 @@ class Reference:
         scores = measured.log_likelihood[k]
         table = _table(measured, self.places)
         distance = self.distance(k, np.where(scores == np.inf, np.nan, scores), table)
-        parts = {"log_likelihood": two_sided(scores, self.scores[k])}
-        for place, name in enumerate(self.names):
-            parts[name] = two_sided(table[:, place], self.usual[:, place])
+        ranked = two_sided(np.vstack([scores, table.T]), self._columns[k])
+        parts = dict(zip(("log_likelihood", *self.names), ranked, strict=True))
         return Judgement(upper(distance, self.distances[k]), parts)
 
     def map(self, residual: F32) -> F32:

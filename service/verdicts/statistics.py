@@ -41,9 +41,10 @@ def boxes(residual: NDArray[np.float32]) -> F64:
     it (mirrored at the edges): what is off in a wide region stands out less than what is off here.
     """
     side = min(BOX, *residual.shape[1:])
-    ringed = np.pad(residual.astype(np.float64), ((0, 0), (1, 1), (1, 1)), mode="symmetric")
-    whole = _sums(ringed, side + 2)
-    inner = _sums(ringed[:, 1:-1, 1:-1], side)
+    wide = residual.astype(np.float64)
+    rows, columns = (np.arange(-1, size + 1).clip(0, size - 1) for size in wide.shape[1:])
+    whole = _sums(wide[:, rows[:, None], columns], side + 2)
+    inner = _sums(wide, side)
     ring = (whole - inner) / ((side + 2) ** 2 - side**2)
     found: F64 = inner / side**2 - RING * ring
     return found
@@ -51,7 +52,9 @@ def boxes(residual: NDArray[np.float32]) -> F64:
 
 def _sums(values: F64, side: int) -> F64:
     """Sums over all squares of `side`."""
-    total = np.pad(values, ((0, 0), (1, 0), (1, 0))).cumsum(axis=1).cumsum(axis=2)
+    n, height, width = values.shape
+    total = np.zeros((n, height + 1, width + 1))  # np.pad takes longer than both sums
+    values.cumsum(axis=1).cumsum(axis=2, out=total[:, 1:, 1:])
     rows = total[:, side:] - total[:, :-side]
     found: F64 = rows[:, :, side:] - rows[:, :, :-side]
     return found

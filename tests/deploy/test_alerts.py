@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.api.response.problems import PROBLEMS
 from service.metrics import Metrics
+from service.verdicts.drift import Drift
 
 RULES = Path(__file__).resolve().parents[2] / "deploy" / "alerts.yml"
 EXPRESSIONS = re.findall(r"^\s+expr: (.+)$", RULES.read_text(), re.MULTILINE)
@@ -25,6 +26,7 @@ def exposed() -> dict[str, set[str]]:
     telemetry.models("failed", lambda: 1)
     telemetry.watch("ready", "1 if the process takes requests.", lambda: True)
     telemetry.queued(lambda: {("score", "m"): 1})
+    telemetry.drifting(lambda: {("m", "1.0.0"): Drift(100)})
     telemetry.model("m").dropped("score", 1, "expired")
     telemetry.model("m").retried("score", 1)
     text = telemetry.exposition()[0].decode()

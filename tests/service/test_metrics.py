@@ -9,6 +9,7 @@ import pytest
 
 from service.logs import configure_logging
 from service.metrics import Metrics
+from service.verdicts.drift import Drift
 
 
 @pytest.fixture
@@ -55,6 +56,18 @@ def test_the_scheduler_reports(metrics):
     assert value(metrics, "iafvae_dropped_rows_total", **labels, reason="cancelled") == 5
     assert value(metrics, "iafvae_batch_retries_total", **labels) == 3
     assert value(metrics, "iafvae_queue_rows", **labels) == 9
+
+
+def test_drift_is_read_where_it_is_counted(metrics):
+    drift = Drift(99)
+    metrics.drifting(lambda: {("m", "1.0.0"): drift})
+    labels = {"model": "m", "version": "1.0.0"}
+    assert value(metrics, "iafvae_drift_log_martingale", **labels) == 0
+    drift.add(range(3), [0.01, 0.03, 1.0])
+    assert value(metrics, "iafvae_drift_log_martingale", **labels) == drift.log_martingale != 0
+    assert value(metrics, "iafvae_drift_p_value_bucket", **labels, le="0.05") == 2
+    assert value(metrics, "iafvae_drift_p_value_count", **labels) == 3
+    assert value(metrics, "iafvae_drift_p_value_sum", **labels) == pytest.approx(1.04)
 
 
 def test_non_finite_results_and_models(metrics):

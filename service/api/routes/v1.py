@@ -52,6 +52,7 @@ __all__ = ["operation_routes"]
 
 MAX_JSON_NUMBERS = 2**20  # floats of an answer: each takes twenty bytes of it, and more to write
 INLINE_NUMBERS = 2**12  # more than this is written beside the event loop
+INLINE_SCORES = 64  # likewise: some forty numbers each
 # What each kind of answer can be made as, in the order of the server's preference.
 IMAGE_OFFERS = (JSON, NPY, PNG)
 NUMBER_OFFERS = (JSON, NPY)
@@ -133,7 +134,12 @@ async def score(request: OperationRequest, options: Annotated[ScoreOptions, Quer
     scores = await model.score(
         fitted.images, alpha=options.alpha, fdr=options.fdr, altered=fitted.altered, **asked
     )
-    return render_scores(scores, _who(model), fitted=fitted, kl_groups=manifest.kl_groups)
+    render = partial(
+        render_scores, scores, _who(model), fitted=fitted, kl_groups=manifest.kl_groups
+    )
+    if len(fitted.images) <= INLINE_SCORES:
+        return render()
+    return await request.beside(render)
 
 
 async def anomaly_map(

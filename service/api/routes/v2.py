@@ -237,7 +237,7 @@ def _config(shared: AppState, loaded: LoadedModel, model: InferModel) -> ModelCo
             ConfigTensor.model_validate(
                 {
                     "name": info.name,
-                    "data_type": f"TYPE_{info.datatype}",
+                    "data_type": f"TYPE_{info.datatype}".replace("BYTES", "STRING"),
                     "dims": list(info.shape[1:]) or [1],
                     "optional": info.optional,
                 }

@@ -26,6 +26,9 @@ from service.repository.registry import LoadedModel, Registry
 __all__ = ["INFER_OPERATIONS", "InferModel", "InferModels"]
 
 INFER_OPERATIONS = ("score", "sample", "encode", "decode")
+ESTIMATES = ("log_likelihood_nats", "elbo_nats", "bits_per_dim")
+VERDICT = frozenset({"p_value", "anomalous", "discovery", "status"})
+UNDECIDED = -1  # where JSON has null; else 1 or 0
 Run = Callable[[OperationRequest, Model, InferRequest], Awaitable[InferResponse]]
 
 
@@ -90,16 +93,25 @@ async def _score(request: OperationRequest, model: Model, infer: InferRequest) -
         images,
         importance_samples=samples,
         seed=_integer(infer, "seed", scoring.default_seed),
+        alpha=_share(infer, "alpha"),
+        fdr=_share(infer, "fdr"),
+        verdict=any(wanted.info.name in VERDICT for wanted in infer.outputs),
         caller=request.caller,
         deadline=request.deadline,
     )
-    parameters = {
-        "estimator": scores.estimator,
-        "importance_samples": samples,
-        "seed": scores.seed,
+    outputs: dict[str, NDArray[Any]] = {
+        name: getattr(scores, name).astype(np.float32) for name in (*ESTIMATES, "p_value")
     }
-    names = ("log_likelihood_nats", "elbo_nats", "bits_per_dim", "p_value")
-    outputs = {name: getattr(scores, name).astype(np.float32) for name in names}
+    for name in ("anomalous", "discovery"):
+        decided = getattr(scores, name)
+        outputs[name] = np.array([UNDECIDED if one is None else one for one in decided], np.int8)
+    outputs["status"] = np.array(scores.status, object)
+    calibration = scores.resolved["calibration"] or {}
+    said = scores.resolved | {f"calibration_{key}": value for key, value in calibration.items()}
+    # The protocol has no other parameters.
+    parameters = {
+        name: value for name, value in said.items() if isinstance(value, str | int | float)
+    }
     return InferResponse(outputs=outputs, parameters=parameters, result=scores)
 
 
@@ -141,6 +153,14 @@ async def _decode(request: OperationRequest, model: Model, infer: InferRequest) 
     return InferResponse(outputs={"mean": decoded.mean}, parameters={}, result=decoded)
 
 
+def _share(infer: InferRequest, name: str) -> float | None:
+    """A parameter between 0 and 1, if it is there. Raises InvalidInput."""
+    value = infer.parameters.get(name)
+    if value is not None and (type(value) is not float or not 0.0 < value < 1.0):
+        raise InvalidInput(f"{name} must be a number between 0 and 1")
+    return value
+
+
 def _integer(infer: InferRequest, name: str, default: int, least: int = 0) -> int:
     """A parameter. Raises InvalidInput."""
     value = infer.parameters.get(name, default)
@@ -157,13 +177,17 @@ def _infer_models(manifest: Manifest) -> dict[str, InferModel]:
     pixels, dim = manifest.image.shape, manifest.latent.dim
     image, z = _tensor("image", "UINT8", *pixels), _tensor("z", "FP32", dim)
     mean = _tensor("mean", "FP32", *pixels)
-    names = ("log_likelihood_nats", "elbo_nats", "bits_per_dim", "p_value")
-    numbers = tuple(_tensor(name, "FP32") for name in names)
+    scores = (
+        *(_tensor(name, "FP32") for name in (*ESTIMATES, "p_value")),
+        *(_tensor(name, "INT8") for name in ("anomalous", "discovery")),
+        _tensor("status", "BYTES"),
+    )
+    asked = frozenset({"seed", "importance_samples", "alpha", "fdr"})
     drawn = (image, _tensor("draw", "UINT8", *pixels), mean)
     noise = (_tensor("seed", "INT64"), _tensor("temperature", "FP32", optional=True))
     none: frozenset[str] = frozenset()
     signatures: dict[str, Any] = {
-        "score": ((image,), numbers, frozenset({"seed", "importance_samples"}), _score),
+        "score": ((image,), scores, asked, _score),
         "sample": (noise, drawn, none, _sample),
         "encode": ((image,), (z,), frozenset({"seed"}), _encode),
         "decode": ((z,), (mean,), none, _decode),

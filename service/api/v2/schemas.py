@@ -19,7 +19,7 @@ __all__ = [
     "StatisticsDocument",
 ]
 
-Datatype = Literal["FP32", "UINT8", "INT64"]
+Datatype = Literal["FP32", "UINT8", "INT8", "INT64", "BYTES"]
 Numbers = Annotated[list[Any], Field(description="Numbers, flat or nested, in row-major order.")]
 
 
@@ -79,7 +79,7 @@ class ConfigTensor(Document):
     """A tensor in a model's configuration, without the batch's size."""
 
     name: str
-    data_type: Literal["TYPE_FP32", "TYPE_UINT8", "TYPE_INT64"]
+    data_type: Literal["TYPE_FP32", "TYPE_UINT8", "TYPE_INT8", "TYPE_INT64", "TYPE_STRING"]
     dims: list[int]
     optional: bool = False
 
@@ -174,7 +174,9 @@ class OutputTensor(Document):
     datatype: Datatype
     shape: list[int]
     parameters: dict[str, Any] | None = None
-    data: Annotated[list[float | None] | None, Field(description="null where not finite.")] = None
+    data: Annotated[
+        list[float | None] | list[str] | None, Field(description="null where not finite.")
+    ] = None
 
 
 class InferResult(Document):

@@ -7,6 +7,7 @@ extension). No function here knows HTTP.
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -18,7 +19,7 @@ from service.errors import InvalidInput, MalformedBody, WrongDtype, WrongShape
 
 __all__ = ["DATATYPES", "TensorInfo", "from_binary", "from_json", "to_binary", "to_json"]
 
-DATATYPES = {"FP32": "<f4", "UINT8": "|u1", "INT64": "<i8"}
+DATATYPES = {"FP32": "<f4", "UINT8": "|u1", "INT8": "|i1", "INT64": "<i8"}  # BYTES: any object
 MAX_SIZE = 2**40  # of one dimension
 Json = Any
 
@@ -99,12 +100,18 @@ def _flattened(data: list[Json], name: str) -> list[Json]:
 
 
 def to_binary(info: TensorInfo, array: NDArray[Any]) -> bytes:
-    """The bytes of `array`."""
+    """The bytes of `array`; strings have their lengths, as 4 bytes each, in front of them."""
+    if info.datatype == "BYTES":
+        strings = [text.encode("utf-8") for text in array.reshape(-1)]
+        return b"".join(struct.pack("<I", len(text)) + text for text in strings)
     return array.astype(np.dtype(DATATYPES[info.datatype]), copy=False).tobytes()
 
 
 def to_json(info: TensorInfo, array: NDArray[Any]) -> list[Json]:
-    """The numbers of `array` in a flat list; what is not finite is None, for JSON has no such."""
+    """The values of `array` in a flat list; what is not finite is None, for JSON has no such."""
+    if info.datatype == "BYTES":
+        strings: list[Json] = array.reshape(-1).tolist()
+        return strings
     flat = array.astype(np.dtype(DATATYPES[info.datatype]), copy=False).reshape(-1)
     if info.datatype != "FP32" or np.isfinite(flat).all():
         numbers: list[Json] = flat.tolist()

@@ -85,6 +85,36 @@ def test_score(client, running, digits, inputs, outputs):
 
 
 @pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("options", [{}, {"alpha": 0.5, "fdr": 0.5}, {"importance_samples": 3}])
+def test_verdicts(client, running, digits, binary, options):
+    """As v1 gives them; where v1 has null, -1."""
+    names = ("anomalous", "discovery", "status")
+    result = client.infer(
+        "tiny.score",
+        [tensor("image", digits, True)],
+        outputs=[triton.InferRequestedOutput(name, binary_data=binary) for name in names],
+        parameters=options,
+    )
+    answer = httpx.post(
+        f"{running.url}/v1/score",
+        params=options,
+        content=encode_npy(digits),
+        headers={"content-type": "application/x-npy"},
+    ).json()
+    for name in names[:2]:
+        wanted = [-1 if row[name] is None else int(row[name]) for row in answer["results"]]
+        assert result.as_numpy(name).dtype == np.int8
+        assert result.as_numpy(name).tolist() == wanted
+    texts = [t if isinstance(t, str) else t.decode() for t in result.as_numpy("status").tolist()]
+    assert texts == [row["status"] for row in answer["results"]]
+    parameters = result.get_response()["parameters"]
+    for name in ("alpha", "certified_alpha", "fdr", "seed", "importance_samples"):
+        assert parameters.get(name) == answer[name]
+    calibration = answer["calibration"] or {}
+    assert {k: parameters[f"calibration_{k}"] for k in calibration} == calibration
+
+
+@pytest.mark.parametrize("binary", [True, False])
 def test_sample(client, running, binary):
     seeds = np.array([5, 0, 7], np.int64)
     given = [

@@ -55,9 +55,8 @@ def test_grey_pixels_are_drawn_alike_in_any_company(loaded, operation):
     def work(part, seed):
         kinds = {"encode": EncodeWork, "evidence": EvidenceWork}
         if operation == "score":
-            n = len(part)
-            return ScoreWork(rows=2 * n, image_count=n, images=part, seed=seed, samples=2)
-        return kinds[operation](rows=len(part), image_count=len(part), images=part, seed=seed)
+            return ScoreWork(images=part, seed=seed, samples=2)
+        return kinds[operation](images=part, seed=seed)
 
     each = 2 if operation == "score" else 1
     crowd = [(work(images[:3], 7), each, 3 * each), (work(images[2:], 9), 0, 3 * each)]
