@@ -88,4 +88,5 @@ def statuses(estimates: Estimates, calibrated: bool) -> list[str]:
     """
     usual = "ok" if calibrated else "not_calibrated"
     sound = np.isfinite(estimates.log_likelihood_nats) & np.isfinite(estimates.elbo_nats)
-    return [usual if fine else "non_finite" for fine in sound.tolist()]
+    words: list[str] = np.where(sound, usual, "non_finite").tolist()
+    return words

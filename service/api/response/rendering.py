@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from operator import attrgetter
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -74,7 +75,7 @@ def render_images(
     else:
         document = {"images": png_base64(pixels), "shape": list(pixels.shape)}
         document["status"] = _status(result.finite)
-        body = _json(document | who | _said(result, fitted))
+        body = ENCODER.encode(document | who | _said(result, fitted)).encode()
     return Answer(
         body,
         media_type,
@@ -99,7 +100,8 @@ def render_latents(
         body = encode_npy(getattr(result, output))
     else:
         rows = {name: _rows(getattr(result, name)) for name in ("latents", "prior_eps")}
-        body = _json({**rows, "status": _status(finite)} | who | _said(result, fitted))
+        document = {**rows, "status": _status(finite)} | who | _said(result, fitted)
+        body = ENCODER.encode(document).encode()
     return Answer(
         body,
         media_type,
@@ -126,7 +128,7 @@ def render_scores(
     """Scores as JSON."""
     document = {"results": _results(result, fitted.altered, kl_groups)}
     return Answer(
-        _json(document | who | _said(result, fitted)),
+        ENCODER.encode(document | who | _said(result, fitted)).encode(),
         JSON,
         result,
         fitted=fitted,
@@ -157,13 +159,13 @@ SCORE_FIELDS = (
     "effective_sample_size",
     "p_value",
 )
+SCORE_COLUMNS = attrgetter(*SCORE_FIELDS)
 
 
 def _results(
     scores: Scores, altered: NDArray[np.bool_], kl_groups: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    columns = [getattr(scores, name) for name in SCORE_FIELDS]
-    rows = _rows(np.column_stack([*columns, scores.kl_nats]))
+    rows = _rows(np.column_stack([*SCORE_COLUMNS(scores), scores.kl_nats]))
     flags = zip(scores.anomalous.tolist(), scores.status, altered.tolist(), strict=True)
     results = []
     for numbers, (anomalous, status, changed) in zip(rows, flags, strict=True):
@@ -197,10 +199,6 @@ def _altered_notes(altered: NDArray[np.bool_]) -> list[str]:
 
 def _status(finite: NDArray[np.bool_]) -> list[str]:
     return ["ok" if ok else "non_finite" for ok in finite.tolist()]
-
-
-def _json(document: dict[str, Any]) -> bytes:
-    return ENCODER.encode(document).encode("utf-8")
 
 
 ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
