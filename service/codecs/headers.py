@@ -111,17 +111,18 @@ def _png(data: bytes, what: str, max_parts: int) -> Header:
         raise broken(what, "its first chunk is not IHDR")
     if depth == 16:
         raise _too_deep(depth, what)
-    at, orientation = 33, 1
+    at, orientation, parts, kind = 33, 1, 0, b""
     body = [data[:at]]
-    parts = 0
-    for parts, (kind, start, end) in enumerate(_png_chunks(data, at), 1):
-        _count(parts, max_parts, what, "chunks")
+    while at < len(data) and kind != b"IEND" and parts <= max_parts:  # the last may be cut off
+        kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
         if kind in PNG_PIXELS:
-            body.append(data[start:end])
+            body.append(data[at:end])
         elif kind == b"acTL":
-            _frames(int.from_bytes(data[start + 8 : start + 12], "big"), what)
+            _frames(int.from_bytes(data[at + 8 : at + 12], "big"), what)
         elif kind == b"eXIf":
-            orientation = _orientation(data[start + 8 : end - 4])
+            orientation = _orientation(data[at + 8 : end - 4])
+        at, parts = end, parts + 1
+    _count(parts, max_parts, what, "chunks")
     return Header(
         kind="PNG",
         width=width,
@@ -131,16 +132,6 @@ def _png(data: bytes, what: str, max_parts: int) -> Header:
         parts=parts,
         orientation=orientation,
     )
-
-
-def _png_chunks(data: bytes, at: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of each chunk up to IEND; the last one may be cut off."""
-    kind = b""
-    while at < len(data) and kind != b"IEND":
-        kind = data[at + 4 : at + 8]
-        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        yield kind, at, end
-        at = end
 
 
 def _jpeg(data: bytes, what: str, max_parts: int) -> Header:

@@ -20,7 +20,6 @@ import time
 from collections.abc import Mapping
 from typing import Protocol
 
-from service.engine.arrays import Arrays
 from service.errors import (
     DeadlineExceeded,
     DeviceFault,
@@ -339,24 +338,19 @@ class Scheduler:
             self._fail_device(batch.fault)
         if self._queue.rows:
             self._pump()  # the worker goes on while answers are delivered
-        for piece, result in batch.results:
-            self._deliver(piece, result, batch)
+        for (job, start, stop), result in batch.results:
+            if job.future.done():
+                continue
+            try:
+                if isinstance(result, IafvaeError):
+                    self._fail(job, result, "failed")
+                elif job.add(start, stop, result, began=batch.began, seconds=batch.seconds):
+                    job.future.set_result(None)
+            except Exception as error:  # it is that job's alone
+                logger.exception("an answer of %s could not be put together", job.operation)
+                self._fail(job, as_error(job.operation, error), "failed")
         # After the callers' next step, which is to send their answers.
         asyncio.get_running_loop().call_soon(self._account, batch)
-
-    def _deliver(self, piece: Piece, result: Arrays | IafvaeError, batch: Batch) -> None:
-        """Rows of a job, or why there are none. A fault in here is that job's alone."""
-        job, start, stop = piece
-        if job.future.done():
-            return
-        try:
-            if isinstance(result, IafvaeError):
-                self._fail(job, result, "failed")
-            elif job.add(start, stop, result, began=batch.began, seconds=batch.seconds):
-                job.future.set_result(None)
-        except Exception as error:
-            logger.exception("an answer of %s could not be put together", job.operation)
-            self._fail(job, as_error(job.operation, error), "failed")
 
     def _account(self, batch: Batch) -> None:
         """Learn what the batch cost, and tell who counts."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from operator import attrgetter
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -90,7 +91,7 @@ def render_images(
     else:
         document = {"images": png_base64(pixels), "shape": list(pixels.shape)}
         document["status"] = _status(result.finite)
-        body = _json(document | who | _said(result, fitted))
+        body = ENCODER.encode(document | who | _said(result, fitted)).encode()
     return Answer(
         body,
         media_type,
@@ -115,7 +116,8 @@ def render_latents(
         body = encode_npy(getattr(result, output))
     else:
         rows = {name: _rows(getattr(result, name)) for name in ("latents", "prior_eps")}
-        body = _json({**rows, "status": _status(finite)} | who | _said(result, fitted))
+        document = {**rows, "status": _status(finite)} | who | _said(result, fitted)
+        body = ENCODER.encode(document).encode()
     return Answer(
         body,
         media_type,
@@ -142,7 +144,7 @@ def render_scores(
     """Scores as JSON."""
     document = {"results": _results(result, fitted.altered, kl_groups)}
     return Answer(
-        _json(document | who | _said(result, fitted)),
+        ENCODER.encode(document | who | _said(result, fitted)).encode(),
         JSON,
         result,
         fitted=fitted,
@@ -195,22 +197,23 @@ SCORE_FIELDS = (
     "effective_sample_size",
     "p_value",
 )
+SCORE_COLUMNS = attrgetter(*SCORE_FIELDS)
 
 
 def _results(
     scores: Scores, altered: NDArray[np.bool_], kl_groups: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    columns = [getattr(scores, name) for name in SCORE_FIELDS]
-    rows = _rows(np.column_stack([*columns, scores.kl_nats, *scores.evidence.values()]))
+    numbers = [*SCORE_COLUMNS(scores), scores.kl_nats, *scores.evidence.values()]
+    rows = _rows(np.column_stack(numbers))
     flags = zip(scores.anomalous, scores.discovery, scores.status, altered.tolist(), strict=True)
     kl, evidence = len(SCORE_FIELDS), len(SCORE_FIELDS) + len(kl_groups)
     results = []
-    for numbers, (anomalous, discovery, status, changed) in zip(rows, flags, strict=True):
-        result: dict[str, Any] = dict(zip(SCORE_FIELDS, numbers, strict=False))
+    for values, (anomalous, discovery, status, changed) in zip(rows, flags, strict=True):
+        result: dict[str, Any] = dict(zip(SCORE_FIELDS, values, strict=False))
         result["anomalous"], result["discovery"] = anomalous, discovery
         result["status"], result["altered"] = status, changed
-        result["kl_nats"] = dict(zip(kl_groups, numbers[kl:evidence], strict=True))
-        result["evidence"] = dict(zip(scores.evidence, numbers[evidence:], strict=True))
+        result["kl_nats"] = dict(zip(kl_groups, values[kl:evidence], strict=True))
+        result["evidence"] = dict(zip(scores.evidence, values[evidence:], strict=True))
         results.append(result)
     return results
 
@@ -238,10 +241,6 @@ def _altered_notes(altered: NDArray[np.bool_]) -> list[str]:
 
 def _status(finite: NDArray[np.bool_]) -> list[str]:
     return ["ok" if ok else "non_finite" for ok in finite.tolist()]
-
-
-def _json(document: dict[str, Any]) -> bytes:
-    return ENCODER.encode(document).encode("utf-8")
 
 
 ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))

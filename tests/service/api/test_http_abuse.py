@@ -131,6 +131,41 @@ def test_rows_are_bounded_before_images_are_decoded(serve, problem):
     assert "images times importance_samples" in problem(answer, 413, "payload-too-large")
 
 
+def grey_png(side, more=b""):
+    """Random pixels, with `more` chunks before them."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(side).integers(0, 256, (side, side), np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()[:33] + more + file.getvalue()[33:]
+
+
+@pytest.mark.parametrize("form", ["files", "base64", "body"])
+@pytest.mark.parametrize(
+    ("image", "processes"),
+    [
+        (grey_png(28), 0),
+        (grey_png(100), 0),
+        (grey_png(180), 1),  # many bytes
+        (grey_png(28, b"\0\0\0\0abCd\0\0\0\0" * 600), 1),  # long to look at
+    ],
+    ids=["small", "middle", "large", "of many parts"],
+)
+def test_only_what_is_small_is_decoded_on_the_event_loop(serve, form, image, processes):
+    client = serve()
+    how = {
+        "files": {"files": {"files": image}, "params": {"resize": True}},
+        "base64": {"json": {"images": [base64.b64encode(image).decode()], "resize": True}},
+        "body": {
+            "content": image,
+            "headers": {"content-type": "image/png"},
+            "params": {"resize": True},
+        },
+    }[form]
+    answer = client.post("/v1/score", **how)
+    assert answer.status_code == 200, answer.text
+    assert client.app.state.shared.decoders.processes == processes
+
+
 def test_the_deadline_holds_while_images_are_decoded(serve, problem, monkeypatch):
     """A process that takes for ever is killed, and the next image has another."""
     client = serve(timeout_seconds=1.0)
