@@ -48,9 +48,9 @@ REQUESTS = {
     ),
 }
 BOUNDS = {  # calls, modules, changes of module
-    "sample": (88, 15, 50),
-    "score": (206, 28, 96),  # with its verdict: two works at once, and the judging of them
-    "score npy": (140, 25, 62),  # computed on the event loop itself
+    "sample": (86, 15, 45),
+    "score": (186, 25, 83),  # with its verdict: two works at once, and the judging of them
+    "score npy": (162, 24, 60),  # computed on the event loop itself
 }
 
 

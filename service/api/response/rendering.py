@@ -162,7 +162,8 @@ def render_anomaly_maps(
     elif media_type == PNG:
         body = encode_png(overlay(fitted.images, result.maps))
     else:
-        body = _json({"results": _boxes(result)} | who | _said(result, fitted))
+        document = {"results": _boxes(result)} | who | _said(result, fitted)
+        body = ENCODER.encode(document).encode()
     return Answer(body, media_type, result, fitted=fitted, non_finite=int((~finite).sum()))
 
 
