@@ -1,6 +1,7 @@
 // The API's page: openapi.json as text, and a form for each operation to try it.
 
-import { $, ask, el } from "./api.js";
+import { ask } from "./api.js";
+import { $, el, table } from "./dom.js";
 import { describeNpy } from "./npy.js";
 
 let api;
@@ -64,12 +65,6 @@ function answerTable(responses) {
     Object.entries(r.content ?? {}).map(([type, { schema }]) => (schema?.$ref ? `${type}: ${typeOf(schema)}` : type)).join(", "),
     r.description,
   ]));
-}
-
-function table(heads, rows) {
-  return el("div", { className: "facts" }, el("table", {},
-    el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head))),
-    ...rows.map((cells) => el("tr", {}, ...cells.map((cell) => el("td", {}, cell))))));
 }
 
 function typeOf(schema) {
