@@ -36,7 +36,7 @@ export function python(method, { model, resize, convert, ...options }, image) {
   } else {
     lines.push("from service.client import Client", "");
   }
-  const shown = image ? "" : ".images.shape";
+  const shown = image ? ".p_value" : ".images.shape";
   lines.push(`with Client(${who.join(", ")}) as client:`, `    print(client.${method}(${given.join(", ")})${shown})`);
   return lines.join("\n");
 }
