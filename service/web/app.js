@@ -65,11 +65,11 @@ async function chooseModel(image = null) {
   temperatureSliders(manifest.latent.groups, guarded(draw));
   about(model);
   chooseChanges(model);
-  await chooseScoring(model);
   pad.resize(manifest.image, manifest.fit ?? "crop");
   onPadChanged(true);
-  nothing(DRAW);
-  if (image) await lookAt(fromAddress(image));
+  if (!image) remember({ image: null });
+  await chooseScoring(model, DRAW);
+  if (image) await guarded(lookAt)(fromAddress(image));
   const drawn = await draw();
   await showExamples(manifest, drawn.map(pngUrl), lookAtChosen);
 }
@@ -98,9 +98,7 @@ const lookSoon = settled(lookNow);
 function onPadChanged(isDrawing) {
   const image = pad.image($("seen"));
   $("drop").classList.toggle("blank", pad.blank);
-  const { kind } = state.model.manifest.preprocessing;
-  const said = [image.file ? `${image.file}, fitted` : "as sent", ...(kind === "binarize" ? ["the model sees each pixel drawn black or white"] : [])];
-  $("seen-caption").textContent = said.join("; ");
+  $("seen-caption").textContent = image.file ? "your file, fitted" : "as sent";
   if ($("live").checked && !isDrawing) lookSoon();
 }
 

@@ -16,20 +16,24 @@ export function sampleRequest() {
   });
 }
 
-// Gives the images in base64; `chosen` is called with one that was clicked.
+let running = null;
+
+// Gives the images in base64; `chosen` is called with one that was clicked. Newer ones end it.
 export async function drawSamples(chosen) {
+  running?.abort();
+  const { signal } = running = new AbortController();
   const request = sampleRequest();
   remember({ n: request.n, seed: request.seed, output: request.output, temperature: request.temperature });
   $("samples").setAttribute("aria-busy", "true");
   try {
-    const { response, data } = await post("v1/sample", request);
+    const { response, data } = await post("v1/sample", request, { signal });
     gallery($("samples"), data.images.map((base64, index) => ({
       url: pngUrl(base64), text: `Drawn image ${index + 1} of ${data.images.length}`,
     })), (index) => chosen(data.images[index]));
     $("sample-status").textContent = timing(response);
     return data.images;
   } finally {
-    $("samples").setAttribute("aria-busy", "false");
+    if (!signal.aborted) $("samples").setAttribute("aria-busy", "false");
   }
 }
 

@@ -18,7 +18,8 @@ const REASONS = {
 
 export const alpha = () => state.alphas[Number($("alpha").value)];
 
-export async function chooseScoring({ manifest }) {
+// Nothing is judged yet: `words` say so.
+export async function chooseScoring({ manifest }, words) {
   const { calibration, scoring } = manifest;
   const kept = remembered("k");
   $("k").replaceChildren(...scoring.calibrated_importance_samples.map((k) => el("option", { value: k }, k)));
@@ -29,6 +30,7 @@ export async function chooseScoring({ manifest }) {
   Object.assign($("alpha"), { max: state.alphas.length - 1, value: Math.max(0, nearest) });
   $("judged").hidden = !calibration;
   state.distances.clear();
+  nothing(words);
   await chooseDistances();
 }
 

@@ -4,7 +4,8 @@ export const state = {
   model: null, // as /v1/models describes it
   name: "", // as requests name it
   distances: new Map(), // K -> calibration's distances
-  seen: null, // what the verdict on the page is of: {blob, base64, file, options}
+  alphas: [], // the thresholds that the slider goes over
+  result: null, // the score that is shown
 };
 
 const KEPT = 8000; // characters of an image in an address
@@ -23,7 +24,7 @@ export function remember(fields) {
 
 // In an address "+" and "/" of base64 would each take three characters.
 export const toAddress = (base64) => base64.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
-export const fromAddress = (text) => text.replaceAll("-", "+").replaceAll("_", "/");
+export const fromAddress = (text) => text.replaceAll("-", "+").replaceAll("_", "/").padEnd(4 * Math.ceil(text.length / 4), "=");
 
 // The model's name and `options` of a request.
 export const asked = (options) => ({ model: state.name, ...options });
