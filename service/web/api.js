@@ -12,11 +12,11 @@ export class Problem extends Error {
 }
 
 const KEPT = "iafvae-key"; // until the tab is closed
-const BUSY_TRIES = 6;
+const BUSY_TRIES = 5; // after the first
 const LONGEST_WAIT = 30; // seconds between two tries to reach a server
 
 export async function ask(path, init = {}) {
-  for (let tries = 1; ; tries += 1) {
+  for (let refusals = 0; ; ) {
     const key = sessionStorage.getItem(KEPT);
     const headers = key ? { ...init.headers, authorization: `Bearer ${key}` } : init.headers;
     let response;
@@ -24,35 +24,41 @@ export async function ask(path, init = {}) {
       response = await fetch(path, { ...init, headers });
     } catch (error) {
       if (init.signal?.aborted) throw error;
-      await pause(Math.min(LONGEST_WAIT, 2 ** tries), "The server does not answer. What is here stays.", init.signal);
+      await pause(untilBack, init.signal);
       continue;
     }
     if (response.status === 401) {
       const isNewer = sessionStorage.getItem(KEPT) !== key; // another question has got one meanwhile
       if (isNewer || await newKey(key !== null)) continue;
     }
-    if ([429, 503].includes(response.status) && tries < BUSY_TRIES) {
+    if ([429, 503].includes(response.status) && refusals < BUSY_TRIES) {
+      refusals += 1;
       const seconds = Number(response.headers.get("retry-after")) || 1;
-      await pause(seconds, response.status === 429 ? "The server is busy." : "The server is not ready.", init.signal);
+      await pause(() => countdown(seconds, response.status === 429 ? "The server is busy." : "The server is not ready."), init.signal);
       continue;
     }
-    if (!waiting) $("notice").hidden = true;
     return response;
   }
 }
 
-// One countdown for all questions that wait, which `signal` leaves early.
-let waiting = null;
+let waiting = null; // one wait for all questions; each can be left by its signal
 
-function pause(seconds, message, signal) {
-  waiting ??= countdown(seconds, message).finally(() => { waiting = null; });
+function pause(work, signal) {
+  waiting ??= work().finally(() => {
+    waiting = null;
+    $("notice").hidden = true;
+  });
   const left = new Promise((_, reject) => {
-    signal?.addEventListener("abort", () => {
-      $("notice").hidden = true;
-      reject(signal.reason);
-    });
+    signal?.addEventListener("abort", () => reject(signal.reason));
   });
   return Promise.race([waiting, left]);
+}
+
+async function untilBack() {
+  for (let tries = 1; ; tries += 1) {
+    await countdown(Math.min(LONGEST_WAIT, 2 ** tries), "The server does not answer. What is here stays.");
+    try { return await fetch("livez"); } catch { /* still gone */ }
+  }
 }
 
 function countdown(seconds, message) {
@@ -60,12 +66,8 @@ function countdown(seconds, message) {
   // The numbers are for eyes: a screen reader would say each of them.
   const clock = el("span", { ariaHidden: "true" });
   const now = el("button", { type: "button", className: "quiet" }, "Try now");
-  if (notice.hidden || notice.dataset.message !== message) {
-    notice.dataset.message = message;
-    notice.replaceChildren(el("span", {}, message), clock, now);
-  } else {
-    notice.replaceChildren(notice.firstChild, clock, now);
-  }
+  const isSaid = !notice.hidden && notice.firstChild?.textContent === message; // else it is said anew
+  notice.replaceChildren(isSaid ? notice.firstChild : el("span", {}, message), clock, now);
   notice.hidden = false;
   return new Promise((resolve) => {
     const end = Date.now() + 1000 * seconds;

@@ -179,7 +179,7 @@ function showMap(deviations, answer) {
   if (!deviations) return;
   const { height, width } = state.model.manifest.image;
   const canvas = Object.assign($("map"), { height, width });
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage($("seen"), 0, 0);
   const under = context.getImageData(0, 0, width, height);
   deviations.forEach((value, index) => {

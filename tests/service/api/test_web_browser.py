@@ -140,7 +140,7 @@ def test_a_link_and_both_snippets_give_the_same_verdict(page, two_models, monkey
     assert float(printed.getvalue().strip("[]\n")) == pytest.approx(exact, rel=1e-6)
     page.click("#link")
     link = page.input_value("#code-text")
-    page.goto("about:blank")
+    page.goto(f"{two_models.url}/docs")
     page.goto(link)
     assert verdict(page) == p
     assert page.input_value("#k") == "64"
