@@ -16,7 +16,7 @@ const isLadder = () => state.model.manifest.latent.groups.length > 1;
 export function chooseChanges({ manifest: { latent } }) {
   for (const slot of ["a", "b"]) { delete slots[slot]; $(`slot-${slot}`).hidden = true; }
   $("interpolate").disabled = true;
-  $("between").replaceChildren();
+  for (const id of ["between", "variations"]) $(id).replaceChildren();
   $("ladder").hidden = !isLadder();
   $("flat").hidden = isLadder();
   const top = Math.min(Number(remembered("keep")) || Math.ceil(latent.groups.length / 2), latent.groups.length - 1);
@@ -38,7 +38,6 @@ export function showKept() {
 export function showNoise(npy) {
   noise = npy && { npy, values: [...floatsOf(npy)] };
   $("vary").disabled = !noise;
-  $("variations").replaceChildren();
   drawLatents(noise?.values ?? []);
   if (!isLadder()) showSliders();
 }

@@ -69,7 +69,7 @@ export function showRows() {
   if (!rows.length) return $("table").replaceChildren();
   const made = table(HEADS, rows.map((row) => {
     return [row.result ? thumbnail(row) : "", row.file.name, wordOf(row), row.result ? small(row.result.p_value) : "–",
-      row.result ? format(row.result.bits_per_dim, 3) : "–", row.error ?? row.notes.join("; ")];
+      row.result ? format(row.result.bits_per_dim, 3) : "–", row.error ?? notesOf(row)];
   }));
   for (const [index, line] of [...made.tBodies[0].rows].entries()) line.dataset.verdict = wordOf(rows[index]);
   $("table").replaceChildren(made);
@@ -78,6 +78,9 @@ export function showRows() {
     .map((word) => [word, rows.filter((row) => wordOf(row) === word).length]).filter(([, count]) => count);
   $("files-status").textContent = `${rows.length} files: ${counts.map(([word, count]) => `${count} ${word}`).join(", ")}, at p ≤ ${small(alpha())}`;
 }
+
+// The first note of an altered image speaks of places in a request, of which there is one here.
+const notesOf = ({ result, notes }) => (result.altered ? ["resized or converted", ...notes.slice(1)] : notes).join("; ");
 
 function thumbnail({ file, url }) {
   const button = el("button", { type: "button", title: `Look at ${file.name}` }, el("img", { src: url, alt: `Look at ${file.name}` }));

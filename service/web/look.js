@@ -8,6 +8,7 @@ import { asked, remember, remembered, state } from "./state.js";
 
 const FULL = 8; // deviations at which the map's colour covers the image, as in the service's pictures
 const SHOWN = 5; // parts of the evidence before the others
+const PATIENCE_MS = 1000; // after which a verdict of what was there before is taken away
 
 const REASONS = {
   not_calibrated: "this K was not calibrated",
@@ -86,7 +87,13 @@ export async function look(image) {
   const { manifest } = state.model;
   const ask = (path, options, accept) =>
     post(path, asked({ ...image.options, ...options }), { files: [image.blob], accept, signal });
-  $("results").setAttribute("aria-busy", "true");
+  setBusy(true);
+  const late = setTimeout(() => {
+    state.result = null;
+    say("Waiting for an answer…", "");
+    showAlpha();
+  }, PATIENCE_MS);
+  signal.addEventListener("abort", () => clearTimeout(late));
   try {
     const map = manifest.calibration && "evidence" in manifest.graphs;
     const [scored, again, coded, boxes, deviations] = await Promise.all([
@@ -109,14 +116,19 @@ export async function look(image) {
     if (!signal.aborted) nothing(`No verdict: ${error.message}`); // none stays that is of another image
     throw error;
   } finally {
-    if (!signal.aborted) $("results").setAttribute("aria-busy", "false");
+    clearTimeout(late);
+    if (!signal.aborted) setBusy(false);
   }
+}
+
+function setBusy(isBusy) {
+  for (const id of ["results", "evidence-box"]) $(id).setAttribute("aria-busy", isBusy);
 }
 
 // No image, or no answer: nothing on the page is of an image that was there before.
 export function nothing(words) {
   running?.abort();
-  $("results").setAttribute("aria-busy", "false");
+  setBusy(false);
   state.result = null;
   say(words, "");
   for (const id of ["numbers", "evidence", "more-evidence", "notes"]) $(id).replaceChildren();
