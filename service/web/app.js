@@ -1,19 +1,26 @@
-// The page people look at: draw images, score one's own, go from one to another.
+// The page people look at: it wires what stands on it to what the other modules do.
 
-import { $, Problem, el, getJson, pngUrl, post, save, timing } from "./api.js";
+import { Problem, getJson, pngUrl } from "./api.js";
+import { $, el, table } from "./dom.js";
+import { chooseChanges, drawChanged, interpolate, resetSliders, showKept, showNoise, take, vary } from "./changes.js";
+import { curl, offer, python } from "./code.js";
+import { drawSamples, newSeed, sampleRequest, saveSheet, temperatureSliders } from "./draws.js";
+import { cannotDo, showExamples } from "./examples.js";
+import { onRow, saveCsv, scoreFiles, showRows, stop } from "./files.js";
+import { alpha, chooseDistances, chooseScoring, look, nothing, rememberScoring, showAlpha } from "./look.js";
 import { Pad, pictureFrom } from "./pad.js";
+import { asked, fromAddress, remember, remembered, state, toAddress } from "./state.js";
 
-const MAX_SLIDERS = 6; // with more latent groups, one temperature serves all
-const WAIT_MS = 120; // between the end of a stroke and the question to the server
+const WAIT_MS = 120; // between the end of a stroke or the move of a slider and the question
+const DRAW = "Draw something, or choose an example.";
 
-const state = { model: null, running: null, slots: {} };
-const pad = new Pad($("pad"), (drawing) => onPadChanged(drawing));
+const pad = new Pad($("pad"), (isDrawing) => onPadChanged(isDrawing));
 
 function fail(error) {
   if (error.name === "AbortError") return;
   $("error").textContent = error.message;
   $("error").hidden = false;
-  if (!(error instanceof Problem)) console.error(error);
+  if (!(error instanceof Problem || error.isOfFile)) console.error(error);
 }
 
 // An event handler that shows what goes wrong in it.
@@ -22,6 +29,15 @@ const guarded = (work) => async (...given) => {
   try { await work(...given); } catch (error) { fail(error); }
 };
 
+// The same, once the calls have paused.
+function settled(work) {
+  let timer = 0;
+  return () => {
+    clearTimeout(timer);
+    timer = setTimeout(guarded(work), WAIT_MS);
+  };
+}
+
 async function start() {
   const { models, default: preferred } = await getJson("v1/models");
   // The version that answers for its name goes by the name alone, and so follows a newer one.
@@ -29,13 +45,16 @@ async function start() {
     model.default_version ? model.name : `${model.name}@${model.version}`, model,
   ]));
   for (const name of state.models.keys()) $("model").append(el("option", { value: name }, name));
-  $("model").value = preferred;
-  await chooseModel();
+  $("model").value = state.models.has(remembered("model")) ? remembered("model") : preferred;
+  for (const name of ["n", "seed", "output", "steps"]) $(name).value = remembered(name) ?? $(name).value;
+  await chooseModel(remembered("image"));
 }
 
-async function chooseModel() {
+// `image`: base64 of one to look at first, as an address holds it.
+async function chooseModel(image = null) {
   const model = state.models.get($("model").value);
-  state.model = model;
+  Object.assign(state, { model, name: $("model").value });
+  remember({ model: state.name });
   const { manifest, limits } = model;
   document.title = `iafvae: ${model.name}`;
   $("chips").replaceChildren(
@@ -43,193 +62,93 @@ async function chooseModel() {
   );
   $("n").max = Math.min(256, limits.max_n);
   $("colour-label").hidden = manifest.image.channels === 1;
-  temperatureSliders(manifest.latent.groups);
-  const calibrated = manifest.scoring.calibrated_importance_samples;
-  $("k").replaceChildren(...calibrated.map((k) => el("option", { value: k }, k)));
-  $("k").value = manifest.scoring.default_importance_samples;
-  $("alpha").value = manifest.scoring.alpha;
-  const { kind, threshold } = manifest.preprocessing;
-  $("seen-caption").textContent = kind === "threshold" ? `as sent; the model sees ${threshold} and up as white` : "as sent";
-  pad.resize(manifest.image);
-  onPadChanged(true);
-  state.slots = {};
-  for (const id of ["slot-a", "slot-b"]) $(id).hidden = true;
-  $("interpolate").disabled = true;
-  $("between").replaceChildren();
-  emptyVerdict();
+  temperatureSliders(manifest.latent.groups, guarded(draw));
   about(model);
-  await drawSamples();
+  chooseChanges(model);
+  pad.resize(manifest.image, manifest.fit ?? "crop");
+  onPadChanged(true);
+  if (!image) remember({ image: null });
+  await chooseScoring(model, DRAW);
+  if (image) await guarded(lookAt)(fromAddress(image));
+  const drawn = await draw();
+  await showExamples(manifest, drawn.map(pngUrl), lookAtChosen);
 }
 
-function temperatureSliders(groups) {
-  const names = groups.length <= MAX_SLIDERS ? groups.map((group) => group.name) : ["all groups"];
-  $("temperatures").replaceChildren(
-    ...names.map((name) => {
-      const value = el("output", {}, "1.00");
-      const slider = el("input", { type: "range", min: 0, max: 1.5, step: 0.05, value: 1 });
-      slider.oninput = () => { value.textContent = Number(slider.value).toFixed(2); };
-      slider.onchange = guarded(drawSamples);
-      return el("label", {}, el("span", {}, names.length > 1 ? `Temperature of ${name} ` : "Temperature ", value), slider);
-    }),
-  );
+const draw = () => drawSamples(lookAtChosen);
+
+async function lookAt(base64) {
+  pad.show(await pictureFrom(pngUrl(base64)), { base64 });
 }
 
-function sampleRequest() {
-  const sliders = [...$("temperatures").querySelectorAll("input")].map((slider) => Number(slider.value));
-  return {
-    model: $("model").value,
-    n: Number($("n").value),
-    seed: Number($("seed").value),
-    temperature: sliders.length === 1 ? sliders[0] : sliders,
-    output: $("output").value,
-  };
+// A choice far from the verdict brings the verdict into sight.
+const lookAtChosen = guarded(async (base64) => {
+  await lookAt(base64);
+  bringIntoSight();
+});
+
+function bringIntoSight() {
+  const { top, bottom } = $("results").getBoundingClientRect();
+  if (top >= 0 && Math.min(bottom, top + 200) <= innerHeight) return;
+  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  $("drop").scrollIntoView({ behavior: isCalm ? "auto" : "smooth", block: "start" });
 }
 
-async function drawSamples() {
-  $("samples").setAttribute("aria-busy", "true");
-  try {
-    const { response, data } = await post("v1/sample", sampleRequest());
-    showImages($("samples"), data.images, (index) => `Drawn image ${index + 1} of ${data.images.length}, seed ${data.seed}`);
-    $("sample-status").textContent = timing(response);
-  } finally {
-    $("samples").setAttribute("aria-busy", "false");
-  }
-}
+const lookSoon = settled(lookNow);
 
-function showImages(target, images, describe) {
-  target.replaceChildren(
-    ...images.map((base64, index) => {
-      const button = el("button", { type: "button" }, el("img", { src: pngUrl(base64), alt: describe(index) }));
-      button.onclick = guarded(async () => {
-        for (const other of document.querySelectorAll(".samples [aria-pressed]")) other.removeAttribute("aria-pressed");
-        button.setAttribute("aria-pressed", "true");
-        pad.show(await pictureFrom(pngUrl(base64)), base64);
-      });
-      return button;
-    }),
-  );
-}
-
-let timer = 0;
-function onPadChanged(drawing) {
-  pad.image($("seen"));
+function onPadChanged(isDrawing) {
+  const image = pad.image($("seen"));
   $("drop").classList.toggle("blank", pad.blank);
-  clearTimeout(timer);
-  if ($("live").checked && !drawing) timer = setTimeout(guarded(look), WAIT_MS);
+  $("seen-caption").textContent = image.file ? "your file, fitted" : "as sent";
+  if ($("live").checked && !isDrawing) lookSoon();
 }
 
-// Ask everything about the image at once; a newer question cancels this one, here and on the server.
-async function look() {
-  state.running?.abort();
-  if (pad.blank) return emptyVerdict();
-  const running = new AbortController();
-  state.running = running;
-  const images = [pad.image($("seen"))];
-  const model = $("model").value;
-  const ask = (path, options) => post(path, { model, images, ...options }, { signal: running.signal });
-  const [scored, again, encoded] = await Promise.all([
-    ask("v1/score", { importance_samples: Number($("k").value), alpha: Number($("alpha").value) }),
-    ask("v1/reconstruct", {}),
-    ask("v1/encode", {}),
-  ]);
-  showScore(scored.data);
-  $("score-status").textContent = timing(scored.response);
-  $("reconstruction").src = pngUrl(again.data.images[0]);
-  drawLatents(encoded.data.latents[0]);
-}
-
-function emptyVerdict() {
-  $("verdict").textContent = "Draw something.";
-  $("verdict").className = "verdict";
-  $("scale-mark").hidden = true;
-  $("numbers").replaceChildren();
-  $("score-status").textContent = "";
-  $("reconstruction").removeAttribute("src");
-  drawLatents([]);
-}
-
-// The scale is logarithmic from the smallest p-value, about 1/2500, to 1.
-const onScale = (p) => `${100 * Math.min(1, Math.max(0, 1 + Math.log10(p) / 3.3))}%`;
-
-function drawScale() {
-  const marks = [[0.0005, "p"], [0.01, "0.01"], [0.1, "0.1"], [1, "1"]];
-  $("scale-text").replaceChildren(...marks.map(([p, text]) => {
-    const mark = el("span", {}, text);
-    mark.style.left = onScale(p);
-    return mark;
-  }));
-}
-
-function showScore({ results: [result], alpha, importance_samples, estimator }) {
-  const p = result.p_value;
-  const words = p === null
-    ? "No p-value: this K is not calibrated"
-    : result.anomalous === null
-      ? `No decision (${result.status.replaceAll("_", " ")}): p = ${format(p, 4)}`
-    : result.anomalous
-      ? `Anomalous: p = ${format(p, 4)}`
-      : `Ordinary: p = ${format(p, 4)}`;
-  $("verdict").textContent = result.status === "non_finite" ? "The score is not finite" : words;
-  $("verdict").className = `verdict ${result.anomalous === null ? "" : result.anomalous ? "bad" : "good"}`;
-  $("scale-alpha").style.left = onScale(alpha);
-  $("scale-mark").hidden = p === null;
-  if (p !== null) $("scale-mark").style.left = onScale(p);
-  const rows = [
-    ["log p(x) ≥", `${format(result.log_likelihood_nats, 2)} nats`],
-    ["standard error", result.standard_error_nats === null ? "–" : `${format(result.standard_error_nats, 2)} nats`],
-    ["bits per dimension", format(result.bits_per_dim, 4)],
-    ["ELBO", `${format(result.elbo_nats, 2)} nats`],
-    ["effective samples", `${format(result.effective_sample_size, 1)} of ${importance_samples}`],
-    ["estimator", estimator.replace("_", " ")],
-  ];
-  $("numbers").replaceChildren(...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
-}
-
-const format = (value, digits) => (value === null ? "–" : value.toFixed(digits));
-
-function drawLatents(values) {
-  const canvas = $("latents");
-  const ratio = window.devicePixelRatio || 1;
-  canvas.width = canvas.clientWidth * ratio;
-  canvas.height = canvas.clientHeight * ratio;
-  const context = canvas.getContext("2d");
-  const style = getComputedStyle(document.documentElement);
-  const middle = canvas.height / 2;
-  context.fillStyle = style.getPropertyValue("--line");
-  context.fillRect(0, middle, canvas.width, 1);
-  context.fillStyle = style.getPropertyValue("--accent");
-  const shown = values.slice(0, canvas.width);
-  const largest = Math.max(3, ...shown.map((value) => Math.abs(value ?? 0)));
-  const step = canvas.width / Math.max(1, shown.length);
-  shown.forEach((value, index) => {
-    const height = ((value ?? 0) / largest) * (middle - 2);
-    context.fillRect(index * step, middle, Math.max(1, step * 0.8), -height);
-  });
+async function lookNow() {
+  if (pad.blank) {
+    nothing(DRAW);
+    showNoise(null);
+    remember({ image: null });
+    return;
+  }
+  const image = pad.image($("seen"));
+  remember({ image: image.base64 ? toAddress(image.base64) : null });
+  rememberScoring();
+  const npy = await look(image);
+  if (npy) showNoise(npy);
 }
 
 async function open(file) {
   if (!file) return;
   const url = URL.createObjectURL(file);
-  try { pad.show(await pictureFrom(url)); } finally { URL.revokeObjectURL(url); }
+  try {
+    pad.show(await pictureFrom(url), { file: file.name, blob: file });
+    bringIntoSight();
+  } finally { URL.revokeObjectURL(url); }
 }
 
-function take(slot) {
-  const base64 = pad.image($("seen"));
-  state.slots[slot] = base64;
-  Object.assign($(`slot-${slot}`), { src: pngUrl(base64), hidden: false, alt: `Image ${slot.toUpperCase()}` });
-  $("interpolate").disabled = !(state.slots.a && state.slots.b);
+// One file is looked at, many make a table.
+async function openAll(files) {
+  const images = [...files];
+  if (images.length === 1) return open(images[0]);
+  if (!images.length) return null;
+  $("h-files").scrollIntoView();
+  return scoreFiles(images);
 }
 
-async function interpolate() {
-  const { a, b } = state.slots;
-  const body = { model: $("model").value, images: [a, b], n: Number($("steps").value) };
-  const { response, data } = await post("v1/interpolate", body);
-  showImages($("between"), data.images, (index) => `Step ${index + 1} of ${data.images.length} from A to B`);
-  $("between-status").textContent = timing(response);
+function scoreCode(form) {
+  const { base64, file, options } = pad.image($("seen"));
+  const image = { base64: base64 ?? "", file: file ?? "image.png", isFile: Boolean(file), shape: state.model.manifest.image };
+  const fields = asked({ ...options, importance_samples: Number($("k").value), alpha: alpha() });
+  return form === "curl" ? offer("Score with curl", curl("v1/score", fields, image)) : offer("Score with Python", python("score", fields, image));
+}
+
+function sampleCode(form) {
+  const fields = sampleRequest();
+  return form === "curl" ? offer("Draw with curl", curl("v1/sample", fields)) : offer("Draw with Python", python("sample", fields));
 }
 
 function about({ manifest, bundle }) {
   $("description").textContent = manifest.description;
+  $("cannot").textContent = cannotDo(manifest);
   const { image, latent, scoring, calibration } = manifest;
   const facts = [
     ["Images", `${image.channels} × ${image.height} × ${image.width}, ${image.levels} levels, ${manifest.likelihood.kind.replace("_", " ")} likelihood`],
@@ -239,53 +158,69 @@ function about({ manifest, bundle }) {
     ["License", manifest.license],
     ["Bundle", bundle],
   ];
-  const table = el("table", {}, ...facts.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value))));
-  $("facts").replaceChildren(table);
-  if (!manifest.evaluation.length) return;
-  const heads = ["Figure", "K", "nats", "± s.e.", "bits/dim", "on"].map((text) => el("th", { scope: "col" }, text));
-  const rows = manifest.evaluation.map((figure) =>
-    el("tr", {},
-      el("td", {}, figure.estimator.replace("_", " ")),
-      ...[figure.importance_samples, figure.value_nats.toFixed(2), figure.standard_error_nats.toFixed(2), figure.bits_per_dim.toFixed(4)]
-        .map((value) => el("td", { className: "number" }, String(value))),
-      el("td", {}, `${figure.images} ${figure.split} images`),
-    ));
-  $("facts").append(el("h3", {}, "Measured"), el("table", {}, el("tr", {}, ...heads), ...rows));
+  $("facts").replaceChildren(...facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+  const rows = manifest.evaluation.map((figure) => [
+    figure.estimator.replace("_", " "), String(figure.importance_samples), figure.value_nats.toFixed(2),
+    figure.standard_error_nats.toFixed(2), figure.bits_per_dim.toFixed(4), `${figure.images} ${figure.split} images`,
+  ]);
+  $("measured").replaceChildren(...(rows.length
+    ? [el("h3", {}, "Measured"), table(["figure", "K", "nats", "± s.e.", "bits/dim", "on"], rows)] : []));
 }
 
 function listen() {
-  $("model").onchange = guarded(chooseModel);
-  $("sample-form").onsubmit = (event) => { event.preventDefault(); guarded(drawSamples)(); };
-  $("output").onchange = guarded(drawSamples);
-  $("new-seed").onclick = guarded(async () => {
-    $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
-    await drawSamples();
-  });
-  $("save-sheet").onclick = guarded(async () => {
-    const { data } = await post("v1/sample", sampleRequest(), { accept: "image/png" });
-    save(data, `${state.model.name}-seed-${$("seed").value}.png`);
-  });
+  $("model").onchange = guarded(() => chooseModel());
+  $("sample-form").onsubmit = (event) => { event.preventDefault(); guarded(draw)(); };
+  $("output").onchange = guarded(draw);
+  $("new-seed").onclick = guarded(async () => { newSeed(); await draw(); });
+  $("save-sheet").onclick = guarded(saveSheet);
+  $("sample-curl").onclick = guarded(() => sampleCode("curl"));
+  $("sample-python").onclick = guarded(() => sampleCode("python"));
   $("pen").oninput = () => { pad.pen = Number($("pen").value); };
   $("colour").oninput = () => { pad.colour = $("colour").value; };
   for (const name of ["undo", "clear", "invert", "centre"]) $(name).onclick = () => pad[name]();
-  $("choose").onclick = () => $("file").click();
-  $("file").onchange = guarded(async () => { await open($("file").files[0]); $("file").value = ""; });
-  $("score").onclick = guarded(look);
-  for (const id of ["k", "alpha"]) $(id).onchange = guarded(look);
-  $("take-a").onclick = () => take("a");
-  $("take-b").onclick = () => take("b");
-  $("interpolate").onclick = guarded(interpolate);
-  document.addEventListener("paste", guarded((event) => open([...event.clipboardData.files][0])));
-  const drop = $("drop");
-  drop.ondragover = (event) => { event.preventDefault(); drop.classList.add("over"); };
-  drop.ondragleave = () => drop.classList.remove("over");
-  drop.ondrop = guarded(async (event) => {
-    event.preventDefault();
-    drop.classList.remove("over");
-    await open(event.dataTransfer.files[0]);
+  for (const [button, field, use] of [["choose", "file", openAll], ["choose-many", "many", scoreFiles]]) {
+    $(button).onclick = () => $(field).click();
+    $(field).onchange = guarded(async () => {
+      const files = [...$(field).files];
+      $(field).value = "";
+      await use(files);
+    });
+  }
+  $("score").onclick = guarded(lookNow);
+  $("score-curl").onclick = guarded(() => scoreCode("curl"));
+  $("score-python").onclick = guarded(() => scoreCode("python"));
+  $("link").onclick = guarded(() => offer("Link to this page as it stands", location.href));
+  $("k").onchange = guarded(async () => { rememberScoring(); await chooseDistances(); await lookNow(); });
+  $("alpha").oninput = () => { showAlpha(); showRows(); };
+  $("alpha").onchange = guarded(lookNow); // the thresholds in words are the service's
+  const changed = settled(drawChanged);
+  $("sliders").oninput = changed;
+  $("reset-sliders").onclick = () => { resetSliders(); changed(); };
+  $("look-changed").onclick = () => lookAtChosen($("changed").src.split(",")[1]);
+  $("keep").oninput = showKept;
+  $("vary").onclick = guarded(() => vary(lookAtChosen));
+  for (const slot of ["a", "b"]) {
+    $(`take-${slot}`).onclick = () => take(slot, pad.image($("seen")), $("seen").toDataURL());
+  }
+  $("steps").onchange = () => remember({ steps: $("steps").value });
+  $("interpolate").onclick = guarded(() => interpolate(lookAtChosen));
+  $("stop").onclick = stop;
+  $("save-csv").onclick = saveCsv;
+  onRow(guarded(open));
+  document.addEventListener("paste", guarded((event) => openAll(event.clipboardData.files)));
+  const isFiles = (event) => event.dataTransfer?.types.includes("Files");
+  document.ondragover = (event) => { if (isFiles(event)) event.preventDefault(); };
+  document.ondrop = guarded(async (event) => {
+    if (!isFiles(event)) return;
+    event.preventDefault(); // else the browser leaves the page for the file
+    await openAll(event.dataTransfer.files);
   });
+  $("drop").ondragover = () => $("drop").classList.add("over");
+  $("drop").ondragleave = () => $("drop").classList.remove("over");
+  $("drop").ondrop = () => $("drop").classList.remove("over");
+  // Another link, pasted into this tab; the skip link's is none of the state's.
+  window.onhashchange = () => { if (location.hash.includes("=")) location.reload(); };
 }
 
 listen();
-drawScale();
 guarded(start)();

@@ -1,6 +1,7 @@
 // The API's page: openapi.json as text, and a form for each operation to try it.
 
-import { $, ask, el } from "./api.js";
+import { ask } from "./api.js";
+import { $, el, table } from "./dom.js";
 import { describeNpy } from "./npy.js";
 
 let api;
@@ -66,11 +67,8 @@ function answerTable(responses) {
   ]));
 }
 
-function table(heads, rows) {
-  return el("div", { className: "facts" }, el("table", {},
-    el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head))),
-    ...rows.map((cells) => el("tr", {}, ...cells.map((cell) => el("td", {}, cell))))));
-}
+// Text that may be wider than the screen: the keyboard can move it.
+const block = (text) => el("pre", { tabIndex: 0 }, text);
 
 function typeOf(schema) {
   if (!schema) return "";
@@ -184,7 +182,7 @@ async function shownResponse(response, milliseconds) {
   const kind = (response.headers.get("content-type") ?? "").split(";")[0];
   const nodes = [el("p", {}, el("span", { className: "status-code" }, `${response.status} `), `${kind}, ${milliseconds.toFixed(1)} ms`)];
   const ours = [...response.headers].filter(([name]) => name.startsWith("x-")).map(([name, value]) => `${name}: ${value}`);
-  if (ours.length) nodes.push(el("pre", {}, ours.join("\n")));
+  if (ours.length) nodes.push(block(ours.join("\n")));
   if (kind === "image/png") {
     const picture = el("img", { src: URL.createObjectURL(await response.blob()), alt: "The answer: a picture" });
     return [...nodes, picture];
@@ -195,10 +193,10 @@ async function shownResponse(response, milliseconds) {
     return [...nodes, el("p", {}, `${describeNpy(await blob.arrayBuffer())}, ${blob.size} bytes. `, link)];
   }
   const text = await response.text();
-  if (!kind.endsWith("json")) return [...nodes, el("pre", {}, text)];
+  if (!kind.endsWith("json")) return [...nodes, block(text)];
   const data = JSON.parse(text);
   const pictures = (data.images ?? []).map((image, index) => el("img", { src: `data:image/png;base64,${image}`, alt: `Image ${index}` }));
-  return [...nodes, el("div", { className: "samples" }, ...pictures), el("pre", {}, JSON.stringify(data, shortened, 1))];
+  return [...nodes, el("div", { className: "samples" }, ...pictures), block(JSON.stringify(data, shortened, 1))];
 }
 
 const shortened = (_, value) => (typeof value === "string" && value.length > 200 ? `${value.slice(0, 60)}… (${value.length} characters)` : value);
@@ -211,7 +209,7 @@ function curl({ url, init, body }) {
   if (body?.type.value === "application/json") parts.push("-d", quote(JSON.stringify(JSON.parse(body.text.value || "{}"))));
   else if (body?.type.value === "multipart/form-data") parts.push("-F", quote("files=@image.png"));
   else if (body) parts.push("--data-binary", "@file");
-  return [el("h3", {}, "The same with curl"), el("pre", {}, parts.join(" "))];
+  return [el("h3", {}, "The same with curl"), block(parts.join(" "))];
 }
 
 start().catch((error) => {

@@ -1,9 +1,11 @@
 // The drawing area: strokes and pictures, and what the model is sent of them.
 //
 // It paints at a multiple of the model's resolution; `image()` scales down with smoothing, unless the
-// area still holds an image of the model's own size, which is then sent pixel for pixel.
+// area still shows what it was given: an image of the model's own size, or a file. Those are sent as
+// they are, and the service fits a file to the model as it fits all of them.
 
-import { el } from "./api.js";
+import { pngBlob } from "./api.js";
+import { el } from "./dom.js";
 
 const PAINTED = 336; // pixels along the longer side, at least
 
@@ -15,12 +17,14 @@ export class Pad {
     this.undone = [];
     this.pen = 2;
     this.colour = "#ffffff";
-    this.exact = null;
+    this.exact = null; // {base64} or {file, blob}: what the area shows, until it is changed
     this.listen();
   }
 
-  resize({ channels, height, width }) {
+  // fit: how the service brings a file to the model's size, "crop" or "pad".
+  resize({ channels, height, width }, fit) {
     this.spec = { channels, height, width };
+    this.fit = fit;
     this.scale = Math.max(1, Math.round(PAINTED / Math.max(height, width)));
     this.canvas.width = width * this.scale;
     this.canvas.height = height * this.scale;
@@ -104,17 +108,18 @@ export class Pad {
     this.changed(false);
   }
 
-  // A picture of any size, fitted inside; `exact` is its base64 if it is the model's own.
-  show(picture, exact = null) {
+  // A picture and what of it is sent: {base64} of the model's own size, or {file, blob}.
+  show(picture, exact) {
     this.remember();
     this.wipe();
     const { width, height } = this.canvas;
-    const ratio = Math.min(width / picture.naturalWidth, height / picture.naturalHeight);
+    const sides = [width / picture.naturalWidth, height / picture.naturalHeight];
+    const ratio = this.fit === "crop" ? Math.max(...sides) : Math.min(...sides);
     const [w, h] = [picture.naturalWidth * ratio, picture.naturalHeight * ratio];
-    this.context.imageSmoothingEnabled = exact === null;
+    this.context.imageSmoothingEnabled = Boolean(exact.file);
     this.context.imageSmoothingQuality = "high";
     this.context.drawImage(picture, (width - w) / 2, (height - h) / 2, w, h);
-    if (this.spec.channels === 1 && exact === null) this.map((r, g, b) => [0.299 * r + 0.587 * g + 0.114 * b]);
+    if (this.spec.channels === 1) this.map((r, g, b) => [0.299 * r + 0.587 * g + 0.114 * b]);
     this.exact = exact;
     this.changed(false);
   }
@@ -156,15 +161,17 @@ export class Pad {
     this.changed(false);
   }
 
-  // The model's own resolution, painted onto `target`; gives its base64 PNG.
+  // What is sent: {blob, base64 or file, options}; in the model's own resolution onto `target`.
   image(target) {
     const { width, height } = this.spec;
     Object.assign(target, { width, height });
     const context = target.getContext("2d");
-    context.imageSmoothingEnabled = this.exact === null;
+    context.imageSmoothingEnabled = !this.exact?.base64;
     context.imageSmoothingQuality = "high";
     context.drawImage(this.canvas, 0, 0, width, height);
-    return this.exact ?? target.toDataURL("image/png").split(",")[1];
+    if (this.exact?.file) return { ...this.exact, options: { resize: true, convert: true } };
+    const base64 = this.exact?.base64 ?? target.toDataURL("image/png").split(",")[1];
+    return { base64, blob: pngBlob(base64), options: {} };
   }
 }
 
@@ -172,7 +179,7 @@ export function pictureFrom(url) {
   return new Promise((resolve, reject) => {
     const picture = el("img");
     picture.onload = () => resolve(picture);
-    picture.onerror = () => reject(new Error("This file is not an image that the browser can read."));
+    picture.onerror = () => reject(Object.assign(new Error("This file is not an image that the browser can read."), { isOfFile: true }));
     picture.src = url;
   });
 }

@@ -13,6 +13,7 @@ from service.api.request.schemas import Output
 
 __all__ = [
     "AnomalyMapResponse",
+    "CalibrationDistances",
     "EncodeResponse",
     "FailedBundle",
     "ImagesResponse",
@@ -196,6 +197,19 @@ class ModelDescription(BaseModel):
     precision: str
     manifest: dict[str, Any]
     limits: Annotated[dict[str, int], Field(description="What one request may ask for.")]
+
+
+class CalibrationDistances(BaseModel):
+    """What a p-value ranks an image among: how far calibration images lie from usual ones."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: str
+    version: str
+    importance_samples: int
+    distances: Annotated[
+        list[float], Field(description="Of all statistics together, ascending; without a unit.")
+    ]
 
 
 class FailedBundle(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.api.response.schemas import ModelDescription, ModelsResponse
+from service.api.response.schemas import CalibrationDistances, ModelDescription, ModelsResponse
 from service.codecs.npy import encode_npy
 
 NPY = {"content-type": "application/x-npy"}
@@ -59,6 +59,32 @@ def test_models(server):
     assert model.manifest["image"] == {"channels": 1, "height": 4, "width": 4, "levels": 256}
     assert model.manifest["evaluation"][0]["value_nats"] == -9.5
     assert model.limits["max_n"] == 1024
+
+
+def test_p_values_are_ranks_among_the_distances_of_calibration_images(server, digits):
+    """(1 + as far) / (1 + n) has to be met by a number of distances: whole, and from 0 to n."""
+    path = "/v1/models/tiny/calibration"
+    found = CalibrationDistances.model_validate(server.get(path).json())
+    distances, n = found.distances, len(found.distances)
+    manifest = server.get("/v1/models/tiny").json()["manifest"]
+    assert n == manifest["calibration"]["images"]
+    assert found.importance_samples == manifest["scoring"]["default_importance_samples"]
+    assert distances == sorted(distances)
+    assert server.get("/v1/models/tiny/versions/1.2.3/calibration").json() == found.model_dump()
+    other = server.get(path, params={"importance_samples": 1}).json()
+    assert other["distances"] != distances
+    scored = server.post("/v1/score", content=encode_npy(digits), headers=NPY).json()
+    for result in scored["results"]:
+        as_far = result["p_value"] * (n + 1) - 1
+        assert as_far == pytest.approx(round(as_far), abs=1e-6)
+        assert 0 <= round(as_far) <= n
+
+
+def test_calibrations_that_are_not_there(server, problem):
+    path = "/v1/models/tiny/calibration"
+    detail = problem(server.get(f"{path}?importance_samples=5"), 422, "invalid-input")
+    assert "calibrated at 1, 16, 64" in detail
+    problem(server.get("/v1/models/none/calibration"), 404, "unknown-model")
 
 
 def test_errors_of_the_frameworks_are_problems_too(server, problem):

@@ -1,0 +1,102 @@
+// Many files: a table of verdicts, sorted, and its CSV.
+
+import { post } from "./api.js";
+import { $, el, format, roving, save, small, table } from "./dom.js";
+import { alpha, verdictOf } from "./look.js";
+import { asked, state } from "./state.js";
+
+const AT_ONCE = 3; // requests; each may be a photo of megabytes
+const HEADS = ["image", "file", "verdict", "p-value", "bits/dim", "note"];
+
+let rows = []; // {file, url, result} or {file, url, error}
+let running = null;
+
+export async function scoreFiles(files) {
+  running?.abort();
+  const { signal } = running = new AbortController();
+  for (const { url } of rows) URL.revokeObjectURL(url);
+  rows = [];
+  const waiting = [...files];
+  Object.assign($("progress"), { max: waiting.length, value: 0, hidden: false });
+  $("stop").hidden = false;
+  const k = Number($("k").value);
+  const worker = async () => {
+    while (waiting.length && !signal.aborted) {
+      const file = waiting.shift();
+      const row = await scoreOne(file, k, signal);
+      if (!row || signal.aborted) return;
+      rows.push(row);
+      $("progress").value = rows.length;
+      $("files-status").textContent = `${rows.length} of ${files.length}`;
+    }
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, worker));
+  if (running.signal === signal) done();
+}
+
+function done() {
+  $("progress").hidden = true;
+  $("stop").hidden = true;
+  showRows();
+}
+
+export function stop() {
+  running?.abort();
+  done();
+}
+
+async function scoreOne(file, importance_samples, signal) {
+  const fields = asked({ importance_samples, resize: true, convert: true });
+  const row = { file, url: URL.createObjectURL(file), model: state.name, importance_samples };
+  try {
+    const { data } = await post("v1/score", fields, { files: [file], signal });
+    return { ...row, result: data.results[0], notes: data.notes, version: data.version };
+  } catch (error) {
+    if (signal.aborted) return null;
+    return { ...row, error: error.message };
+  }
+}
+
+const wordOf = ({ result }) => (result ? { true: "anomalous", false: "not anomalous", null: "no decision" }[verdictOf(result, alpha())] : "not read");
+
+let look = () => {};
+export function onRow(chosen) { look = chosen; }
+
+// At another alpha the words change, and no question is asked.
+export function showRows() {
+  rows.sort((a, b) => (a.result?.p_value ?? 2) - (b.result?.p_value ?? 2));
+  $("save-csv").disabled = rows.length === 0;
+  if (!rows.length) return $("table").replaceChildren();
+  const made = table(HEADS, rows.map((row) => {
+    return [row.result ? thumbnail(row) : "", row.file.name, wordOf(row), row.result ? small(row.result.p_value) : "–",
+      row.result ? format(row.result.bits_per_dim, 3) : "–", row.error ?? notesOf(row)];
+  }));
+  for (const [index, line] of [...made.tBodies[0].rows].entries()) line.dataset.verdict = wordOf(rows[index]);
+  $("table").replaceChildren(made);
+  roving(made);
+  const counts = ["anomalous", "not anomalous", "no decision", "not read"]
+    .map((word) => [word, rows.filter((row) => wordOf(row) === word).length]).filter(([, count]) => count);
+  $("files-status").textContent = `${rows.length} files: ${counts.map(([word, count]) => `${count} ${word}`).join(", ")}, at p ≤ ${small(alpha())}`;
+}
+
+// The first note of an altered image speaks of places in a request, of which there is one here.
+const notesOf = ({ result, notes }) => (result.altered ? ["resized or converted", ...notes.slice(1)] : notes).join("; ");
+
+function thumbnail({ file, url }) {
+  const button = el("button", { type: "button", title: `Look at ${file.name}` }, el("img", { src: url, alt: `Look at ${file.name}` }));
+  button.onclick = () => look(file);
+  return button;
+}
+
+const COLUMNS = ["p_value", "log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats", "effective_sample_size", "status", "altered"];
+
+export function saveCsv() {
+  const cell = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+  const lines = rows.map((row) => [
+    row.file.name, row.result ? String(verdictOf(row.result, alpha()) ?? "") : "", alpha(),
+    ...COLUMNS.map((name) => row.result?.[name] ?? ""), row.model, row.version ?? "", row.importance_samples, row.error ?? "",
+  ]);
+  const heads = ["file", "anomalous", "alpha", ...COLUMNS, "model", "version", "importance_samples", "error"];
+  const text = [heads, ...lines].map((line) => line.map(String).map(cell).join(",")).join("\r\n");
+  save(new Blob([`${text}\r\n`], { type: "text/csv" }), `${state.model.name}-scores.csv`);
+}

@@ -1,0 +1,307 @@
+"""The pages in a real browser, where there is one, on a real server.
+
+Debian's chromium and the playwright package are optional: `make test` runs without them.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import csv
+import io
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from service.api.security.keys import append_line, key_line, new_key
+from service.codecs.png import encode_png
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
+]
+
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+# The browser itself writes this line where a server refuses or is gone; no page can keep it back.
+NETWORK = "Failed to load resource"
+PATIENCE = 15_000  # milliseconds: the machine may be busy
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
+
+
+KEY = new_key()
+
+
+@pytest.fixture
+def bare_page(browser):
+    """A page without a key, that must not have written an error when the test ends."""
+    context = browser.new_context(viewport=DESK, reduced_motion="reduce")
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    yield page
+    context.close()
+    assert [error for error in errors if not error.startswith(NETWORK)] == []
+
+
+@pytest.fixture
+def page(bare_page):
+    bare_page.add_init_script(f"sessionStorage.setItem('iafvae-key', '{KEY}')")
+    return bare_page
+
+
+@pytest.fixture(scope="module")
+def two_models(launch, tiny, tmp_path_factory):
+    """A server with a flat model and one of two groups, that wants a key."""
+    models, keys = tmp_path_factory.mktemp("web-models"), tmp_path_factory.mktemp("web") / "keys"
+    append_line(keys, key_line(KEY, "ada"))
+    tiny.write_tiny_bundle(models / "tiny")
+    tiny.write_tiny_bundle(models / "duo", latent=tiny.TWO_GROUPS, name="duo")
+    running = launch(
+        IAFVAE_MODELS=str(models), IAFVAE_DEFAULT_MODEL="tiny", IAFVAE_KEYS_FILE=str(keys)
+    )
+    yield running
+    running.process.kill()
+    running.process.wait()
+
+
+def opened(page, running, fragment=""):
+    page.goto(f"{running.url}/#{fragment}")
+    page.wait_for_selector("#examples button")
+    return page
+
+
+def verdict(page):
+    """The p-value that is shown, once it is."""
+    playwright.expect(page.locator("#verdict")).to_contain_text("p = ", timeout=PATIENCE)
+    return re.search(r"p = (\S+)", page.inner_text("#verdict")).group(1).rstrip(":")
+
+
+def files(*arrays):
+    pictures = [encode_png(np.asarray(array, np.uint8)) for array in arrays]
+    return [
+        {"name": f"{place}.png", "mimeType": "image/png", "buffer": picture}
+        for place, picture in enumerate(pictures)
+    ]
+
+
+def test_a_verdict_has_its_evidence_its_place_and_its_map(page, two_models):
+    opened(page, two_models)
+    page.locator("#samples button").nth(2).click()
+    p = float(verdict(page))
+    assert page.locator("#histogram rect").count() > 20
+    assert page.locator("#histogram .mark").count() == 1
+    assert "calibration images" in page.inner_text("#place")
+    assert page.locator("#evidence li").count() == 4  # likelihood, two statistics, box
+    assert page.locator("#boxes rect").count() >= 1
+    slider = page.locator("#alpha")
+    slider.focus()
+    slider.press("End")
+    assert page.inner_text("#verdict").startswith("Anomalous" if p <= 0.5 else "Not anomalous")
+    slider.press("Home")
+    least = float(page.inner_text("#alpha-value"))
+    assert page.inner_text("#verdict").startswith("Anomalous" if p <= least else "Not anomalous")
+
+
+def test_a_link_and_both_snippets_give_the_same_verdict(page, two_models, monkeypatch):
+    monkeypatch.setenv("KEY", KEY)
+    opened(page, two_models, "k=64")
+    page.locator("#examples button").nth(1).click()
+    p = verdict(page)
+    page.click("#score-curl")
+    command = ["bash", "-c", page.input_value("#code-text")]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    page.click("#code button")
+    page.click("#score-python")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(page.input_value("#code-text"), {})  # noqa: S102 - the page's own text is under test
+    page.click("#code button")
+    exact = httpx.Response(200, text=answer).json()["results"][0]["p_value"]
+    assert float(p) == pytest.approx(exact, rel=0.05)
+    assert float(printed.getvalue().strip("[]\n")) == pytest.approx(exact, rel=1e-6)
+    page.click("#link")
+    link = page.input_value("#code-text")
+    page.goto(f"{two_models.url}/docs")
+    page.goto(link)
+    assert verdict(page) == p
+    assert page.input_value("#k") == "64"
+
+
+def test_many_files_become_a_table_and_a_csv(page, two_models):
+    opened(page, two_models)
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 4, 4))
+    broken = {"name": "broken, so.png", "mimeType": "image/png", "buffer": b"nothing"}
+    page.set_input_files("#many", [*files(*images), broken])
+    page.wait_for_selector("#table tbody tr:nth-child(4)")
+    with page.expect_download() as download:
+        page.click("#save-csv")
+    rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
+    found = {row["file"]: row for row in rows}
+    assert "not" in found["broken, so.png"]["error"]
+    assert [row["p_value"] for row in rows[:3]] == sorted(row["p_value"] for row in rows[:3])
+    for place, image in enumerate(images):
+        encoded = base64.b64encode(encode_png(image.astype(np.uint8))).decode()
+        scored = httpx.post(
+            f"{two_models.url}/v1/score",
+            json={"images": [encoded]},
+            headers={"authorization": f"Bearer {KEY}"},
+        ).json()
+        assert float(found[f"{place}.png"]["p_value"]) == scored["results"][0]["p_value"]
+    page.locator("#table button").first.click()
+    assert float(verdict(page)) == pytest.approx(float(rows[0]["p_value"]), rel=0.05)
+
+
+def test_latents_move_by_sliders_or_by_groups_and_images_meet_between(page, two_models):
+    opened(page, two_models)
+    page.locator("#samples button").first.click()
+    verdict(page)
+    page.click("#sliders-box > summary")
+    slider = page.locator("#sliders input").first
+    slider.focus()
+    slider.press("End")
+    page.wait_for_selector("#changed[src]")
+    page.click("#take-a")
+    page.click("#look-changed")
+    page.click("#take-b")
+    page.click("#interpolate")
+    page.wait_for_selector("#between img")
+    page.select_option("#model", "duo")
+    page.wait_for_selector("#ladder:not([hidden])")
+    page.wait_for_selector("#samples[aria-busy=false] button")
+    page.locator("#samples button").first.click()
+    page.wait_for_selector("#vary:enabled")
+    page.click("#vary")
+    page.wait_for_selector("#variations button:nth-child(8)")
+
+
+def test_without_a_mouse(page, two_models):
+    opened(page, two_models)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    stops = 0
+    while page.evaluate("document.activeElement.id") != "choose":
+        page.keyboard.press("Tab")
+        stops += 1
+        assert stops < 12
+    page.locator("#samples button").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    verdict(page)
+    assert page.locator("#samples button").nth(1).get_attribute("aria-pressed") == "true"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "n", "the images are one stop"
+
+
+def test_a_refusal_leaves_no_verdict_of_another_image(page, two_models):
+    opened(page, two_models)
+    page.locator("#samples button").first.click()
+    verdict(page)
+    page.set_input_files("#file", files(np.full((1, 4, 4000), 99)))
+    refusal = re.compile("^No verdict.* cut it")
+    playwright.expect(page.locator("#verdict")).to_have_text(refusal, timeout=PATIENCE)
+    assert page.locator("#numbers dt").count() == 0
+    assert page.locator("#histogram .mark").count() == 0
+
+
+def test_a_busy_server_is_waited_for_with_a_countdown(page, two_models):
+    opened(page, two_models)
+    refusals = [1]
+
+    def busy(route):
+        if refusals:
+            refusals.pop()
+            route.fulfill(status=429, headers={"retry-after": "1"}, json={"detail": "full"})
+        else:
+            route.continue_()
+
+    page.route("**/v1/score", busy)
+    page.locator("#samples button").first.click()
+    page.wait_for_selector("#notice:not([hidden])")
+    assert re.search(r"busy.*again in \d+ s", page.inner_text("#notice"), re.S)
+    verdict(page)
+    page.wait_for_selector("#notice", state="hidden")
+
+
+def test_a_server_that_is_gone_is_said_and_what_was_there_stays(page, two_models):
+    opened(page, two_models)
+    page.locator("#samples button").first.click()
+    verdict(page)
+    page.context.set_offline(True)
+    page.locator("#examples button").first.click()
+    page.wait_for_selector("#notice:not([hidden])")
+    assert "does not answer" in page.inner_text("#notice")
+    assert page.locator("#samples img").count() == 36
+    assert page.get_attribute("#results", "aria-busy") == "true"
+    waiting = re.compile("^Waiting")  # no verdict stays beside another image
+    playwright.expect(page.locator("#verdict")).to_have_text(waiting, timeout=PATIENCE)
+    page.context.set_offline(False)
+    page.click("#notice button")
+    page.wait_for_selector("#results[aria-busy=false]")
+    page.wait_for_selector("#notice", state="hidden")
+    verdict(page)
+
+
+def test_the_pages_ask_for_a_key(bare_page, two_models):
+    page = bare_page
+    page.goto(two_models.url)
+    for given in ("wrong", KEY):
+        page.fill("#key", given)
+        page.press("#key", "Enter")
+        if given == "wrong":
+            page.get_by_text("not known here").wait_for()
+    page.wait_for_selector("#samples img")
+    page.goto(f"{two_models.url}/docs")
+    page.wait_for_selector("#sample > summary")
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_axe_finds_nothing_and_nothing_is_cut_off(page, two_models, path):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    if path == "/":
+        opened(page, two_models)
+        page.set_input_files("#many", files(*np.zeros((2, 1, 4, 4))))
+        page.wait_for_selector("#table td")
+        page.locator("#samples button").first.click()
+        verdict(page)
+        page.evaluate("for (const box of document.querySelectorAll('details')) box.open = true")
+    else:
+        page.goto(f"{two_models.url}/docs")
+        page.click("#score > summary")
+        page.click("#sample > summary")
+        page.click("#sample button.primary")
+        page.wait_for_selector("#sample .output img")
+    for size, scheme in ((DESK, "light"), (PHONE, "dark")):
+        page.set_viewport_size(size)
+        page.emulate_media(color_scheme=scheme)
+        found = axe.run(page).response["violations"]
+        assert [(v["id"], [node["html"] for node in v["nodes"]]) for v in found] == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+
+
+def test_on_a_phone_a_choice_brings_its_verdict_into_sight(page, two_models):
+    page.set_viewport_size(PHONE)
+    opened(page, two_models)
+    page.locator("#samples button").last.click()
+    verdict(page)
+    box = page.locator("#verdict").bounding_box()
+    assert box["y"] >= 0
+    assert box["y"] + box["height"] <= PHONE["height"]
