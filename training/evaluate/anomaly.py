@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from model.config import require
+from service.verdicts.ranks import FIGURES, detection, two_sided
 from training.data import ImageData, Split
 from training.errors import EvaluationError
 from training.evaluate.anomaly_sets import ImageSet, default_names, image_set, other_images
 from training.evaluate.evaluate import MEMORY_GIB, check_images, evaluate_images
-from training.evaluate.ranks import FIGURES, detection, two_sided
 from training.evaluate.resume import Partial, digest
 from training.evaluate.subject import Subject
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from training.evaluate.ranks import detection, two_sided
+from service.verdicts.ranks import detection, two_sided
 
 
 @pytest.mark.parametrize("levels", [2, 5, 10**9])
@@ -55,7 +55,7 @@ def test_resampling_in_parts_is_resampling_and_repeats_itself(monkeypatch):
     anomalous, usual = generator.normal(1, 1, 200), generator.normal(0, 1, 100)
     whole = detection(anomalous, usual)
     assert detection(anomalous, usual) == whole
-    monkeypatch.setattr("training.evaluate.ranks.AT_ONCE", 1000)
+    monkeypatch.setattr("service.verdicts.ranks.AT_ONCE", 1000)
     for name, figure in detection(anomalous, usual).items():
         assert figure.value == whole[name].value
         assert figure.interval == pytest.approx(whole[name].interval, abs=0.03)
