@@ -33,13 +33,15 @@ UNENDING_EPOCHS = 100_000
 class DataConfig:
     """Which images: "mnist", "fashion-mnist", "cifar10" or "folder:PATH".
 
-    `size` and `channels` are a folder's. With `horizontal_flips` every second image, drawn anew
+    `size`, `channels` and `fit` ("crop": scaled and cut to the middle, "pad": scaled into black)
+    are a folder's. With `horizontal_flips` every second image, drawn anew
     at each presentation, is shown to the training mirrored.
     """
 
     name: str = "mnist"
     size: tuple[int, int] | None = None
     channels: int | None = None
+    fit: Literal["crop", "pad"] = "crop"
     horizontal_flips: bool = False
 
 

@@ -45,12 +45,10 @@ do_() {
 if [ "$minutes" = finish ]; then
   [ $# = 0 ] || usage
   do_ "$train" evaluate "$run" --split test --importance-samples "$k" "${data[@]}"
-  case $model in
-    mnist*) do_ "$train" bound "$run" "${data[@]}" ;;
-    *) do_ "$train" evaluate-anomaly "$run" "${data[@]}" ;;
-  esac
+  case $model in mnist*) do_ "$train" bound "$run" "${data[@]}" ;; esac
   do_ "$train" curve "$run"
   do_ "$train" export "$run" --out "$run/bundle" "${data[@]}"
+  do_ "$train" evaluate-anomaly --bundle "$run/bundle" --out "$run" --into-card "${data[@]}"
   exit
 fi
 

@@ -25,6 +25,7 @@ from service.bundle.graphs import (
     WeightSpec,
     graph_contract,
 )
+from service.codecs.fitting import FitMode
 from service.noise import NOISE_VERSION
 
 __all__ = [
@@ -129,6 +130,7 @@ class FileRecord(Record):
 class Manifest(Record):
     """Everything a server and its users are told about a model.
 
+    fit: how images of another size were brought to `image` in training, and are by `resize`;
     weights: what lies in `weights_file`, which both forms of every graph read; row_block: on CPU,
     batches of a multiple of so many rows have no element whose rounding depends on the batch: 1
     where the widths of all element-wise functions and sums are multiples of 16 floats (a vector
@@ -161,6 +163,7 @@ class Manifest(Record):
     training: dict[str, Any]
     files: dict[str, FileRecord]
     row_block: int = MAX_ROW_BLOCK
+    fit: FitMode = "crop"
 
     @field_validator("schema_version")
     @classmethod

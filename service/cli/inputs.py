@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -78,13 +78,14 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _shape(backend: Client | LocalClient) -> ImageSpec:
-    return ImageSpec(**backend.model()["manifest"]["image"])
+def _rules(manifest: Mapping[str, Any], fit: Fit) -> tuple[ImageSpec, Fit]:
+    """A model's images, and `fit` in the way of its training."""
+    return ImageSpec(**manifest["image"]), replace(fit, how=manifest.get("fit", fit.how))
 
 
 def read_all(backend: Client | LocalClient, paths: Sequence[Path], fit: Fit) -> NDArray[np.uint8]:
     """All images as uint8 [n, C, H, W]; the first that cannot be read is an error."""
-    shape = _shape(backend)
+    shape, fit = _rules(backend.model()["manifest"], fit)
     files = find_images(paths)
     return np.concatenate(
         [fit_files([f.read_bytes()], shape, fit, LIMITS, [str(f)]).images for f in files]
@@ -155,7 +156,7 @@ def scored(
 ) -> Iterator[Scored]:
     """Scores of image files, `chunk` at a time."""
     manifest = backend.model()["manifest"]
-    shape = ImageSpec(**manifest["image"])
+    shape, fit = _rules(manifest, fit)
     calibration = manifest["calibration"]
     strange = calibration is not None and not calibration["fitted"]
     for start in range(0, len(files), chunk):

@@ -1,4 +1,4 @@
-"""How well a score tells two sets of images apart, and how typical a score is: ranks alone.
+"""How well a score tells two sets of images apart: ranks alone.
 
 Nothing here knows what the scores are. Anomalous images are the positive class, and an image is
 called anomalous where its score is at least a threshold:
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FIGURES", "Figure", "detection", "pooled_detection", "two_sided"]
+__all__ = ["FIGURES", "Figure", "detection", "pooled_detection"]
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -134,16 +134,3 @@ def _figures(odd: Counts, plain: Counts) -> Array:
             rate[np.arange(len(rate)), at],
         ]
     )
-
-
-def two_sided(scores: Array, reference: Array) -> Array:
-    """p-values [N] against being too low and too high: twice the smaller rank, at most 1.
-
-    `reference` [n] are scores of images like the usual ones, in any order. Under exchangeability
-    P(p <= a) <= a, as for each side alone.
-    """
-    ordered = np.sort(reference)
-    as_low = np.searchsorted(ordered, scores, side="right")
-    as_high = len(ordered) - np.searchsorted(ordered, scores, side="left")
-    p: Array = 2 * (1 + np.minimum(as_low, as_high)) / (1 + len(ordered))
-    return np.minimum(1.0, p)

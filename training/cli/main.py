@@ -113,22 +113,37 @@ def calibrate(
     version: Annotated[
         str | None, typer.Option(help="The new version; default: the last number and one.")
     ] = None,
+    resize: Annotated[
+        bool,
+        typer.Option(
+            "--resize",
+            help="Fit a folder's images of another size or colour as training did; without it "
+            "only where the calibration so far was of such images.",
+        ),
+    ] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Give a bundle a new calibration, without training: a new version of it.
 
-    Of a data set, its validation and calibration images are taken; of a folder, every image: half
-    make the density of the statistics, the other half are those among which others are ranked.
+    Of a data set, its validation and calibration images are taken; of a folder, every image, copies
+    once: half make the density of the statistics, the other half are those among which others are
+    ranked.
 
-    [bold]Example[/bold]
-
+    \b
+    Example:
       iafvae-train calibrate bundles/photos --data reviewed/
     """
-    from training.export.recalibrate import recalibrate
+    from training.export.revise import recalibrate
 
     with Progress(console=errors, disable=not errors.is_terminal) as progress:
         made = recalibrate(
-            bundle, out or bundle, data, version=version, data_dir=data_dir, progress=progress
+            bundle,
+            out or bundle,
+            data,
+            resize=resize,
+            version=version,
+            data_dir=data_dir,
+            progress=progress,
         )
     _warn_of_few(made)
     console.print(
@@ -169,17 +184,26 @@ def strip(
 
 
 def _warn_of_few(bundle: Bundle) -> None:
-    """Say on the terminal where nothing can ever be called anomalous."""
+    """Say on the terminal what so few images cannot promise."""
+    from service.verdicts.conformal import certified_alpha
     from service.verdicts.decisions import alpha_reachable
 
     spec, alpha = bundle.manifest.calibration, bundle.manifest.scoring.alpha
-    if spec is not None and not alpha_reachable(alpha, spec.images):
-        errors.print(
+    if spec is None:
+        return
+    if not alpha_reachable(alpha, spec.images):
+        words = (
             f"{spec.images} images rank nothing as low as {alpha:g}, so that no decision is ever "
-            "possible there: calibrate on more, or ask with a larger alpha",
-            style="yellow",
-            soft_wrap=True,
+            "possible there: calibrate on more, or ask with a larger alpha"
         )
+    elif certified_alpha(alpha, spec.images) is None:
+        words = (
+            f"{spec.images} images hold {alpha:.1%} of false alarms on the average of calibration "
+            "sets; that this one does is not certain: calibrate on more"
+        )
+    else:
+        return
+    errors.print(words, style="yellow", soft_wrap=True)
 
 
 def _place() -> str:

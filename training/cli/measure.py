@@ -58,18 +58,15 @@ class ModelOptions:
             raise ConfigError("give either a run directory or --bundle DIRECTORY")
         return one_of("--weights", self.weights, ("ema", "raw"))
 
-    def subject(self, other: Path | None = None) -> Subject:
-        """The model, or an `other` run or bundle."""
+    def subject(self) -> Subject:
+        """The model."""
         from training.evaluate.subject import bundle_subject, run_subject
 
         weights = self.check()
         shared: dict[str, Any] = {"data_dir": self.data_dir, "device": self.device}
-        if other is None and self.bundle is not None:
+        if self.bundle is not None:
             return bundle_subject(self.bundle, **shared)
-        path = other or self.run or Path()
-        if (path / "manifest.json").is_file():
-            return bundle_subject(path, **shared)
-        return run_subject(path, weights=weights, **shared)
+        return run_subject(self.run or Path(), weights=weights, **shared)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,31 +102,43 @@ class ResultOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnomalyOptions(ResultOptions):
-    """Other images, and the scores that they get."""
+class AnomalyOptions:
+    """A served model, other images, and how they are scored."""
 
+    bundle: Annotated[Path, typer.Option(help="The bundle to measure, as it is served.")]
+    data: Annotated[
+        str | None,
+        typer.Option(help="Other images of its own kind than it was trained on, or folder:PATH."),
+    ] = None
     against: Annotated[
         list[str] | None,
         typer.Option(
             help="Sets to compare with, commas between: mnist, fashion-mnist, cifar10, "
-            "folder:PATH; constants, and of the model's own images blurred[:PIXELS], "
-            "noisy[:LEVELS], inverted, flipped, shuffled[:SIDE], defects[:SIDE]. Default: mnist "
-            "and fashion-mnist (but the model's own), and all that are made."
+            "folder:PATH; constants, noise, draws (the model's own), and of the model's own "
+            "images blurred[:PIXELS], noisy[:LEVELS], inverted, flipped, shuffled[:SIDE], "
+            "defects[:SIDE]. Default: data sets at hand (but the model's own), and all that are "
+            "made."
         ),
     ] = None
-    pair: Annotated[
-        Path | None,
-        typer.Option(
-            help="Both directions of a pair: a second model, a run or a bundle; each is measured "
-            "against the other's images."
-        ),
-    ] = None
-    images: Annotated[
+    limit: Annotated[
         int, typer.Option(help="How many images of each set, the first ones; 0: all.", min=0)
-    ] = 1000
+    ] = 400
     importance_samples: Annotated[
-        int, typer.Option(help="K, draws of the latents for each image.", min=1)
-    ] = 16
+        int | None,
+        typer.Option(help="K, draws of the latents for each image; default: the bundle's.", min=1),
+    ] = None
+    seed: Annotated[int, typer.Option(help="Of the latents and of made images.", min=0)] = 0
+    split: Annotated[
+        str, typer.Option(help="test (final figures) or validation (while you choose).")
+    ] = "test"
+    data_dir: DataDir = None
+    out: Annotated[
+        Path, typer.Option(help="A directory for the results; a run's: export finds them there.")
+    ] = Path()
+    into_card: Annotated[
+        bool, typer.Option("--into-card", help="Put them into the bundle's card, too.")
+    ] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not tables.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,59 +222,53 @@ def evaluate(options: EvaluateOptions) -> None:
 
 @with_options(AnomalyOptions)
 def evaluate_anomaly(options: AnomalyOptions) -> None:
-    """Say whether scores tell other images from its own.
+    """Say whether a bundle's verdict tells other images from its own.
 
-    By AUROC, AUPR and the false-positive rate at 95% recall of each score.
+    By AUROC, AUPR and the false-positive rate at 95% recall, with bootstrap intervals, of the
+    verdict, of each of its statistics alone, of the largest box and of the plain likelihood, and
+    by the share that is called anomalous.
 
-    Scores held-out images of the model's own data and of other sets, each made to its shape, and
-    writes the figures of each score with bootstrap intervals, histograms of the likelihood and
-    all that is needed to read them. Low likelihood, or high KL and norm, count as anomalous: an
-    AUROC below 0.5 says that the score has it backwards, which is a known failure of
-    likelihoods. After Ctrl-C the same command goes on where it stopped.
+    Images go the way of the service: scores are those that it answers. Both directions of a pair
+    are two calls. A run is exported first. After Ctrl-C the same command goes on where it stopped.
 
     \b
     Examples:
-      iafvae-train evaluate-anomaly runs/fashion --against mnist,constants
-      iafvae-train evaluate-anomaly runs/cifar --images 0 --against \\
-        mnist,fashion-mnist,noisy:50
-      iafvae-train evaluate-anomaly runs/fashion --pair runs/mnist
       iafvae-train evaluate-anomaly --bundle bundles/mnist --out results
+      iafvae-train evaluate-anomaly --bundle bundles/photos --limit 0 \\
+        --against folder:known-bad,blurred:2,defects
+      iafvae-train evaluate-anomaly --bundle bundles/mnist --into-card
     """
     from training.evaluate.anomaly import AnomalyPlan, measure_anomaly
     from training.evaluate.anomaly_report import anomaly_markdown, anomaly_picture, anomaly_tables
-    from training.runs.directory import known_data_dir
+    from training.evaluate.subject import writable
+    from training.export.revise import into_card
 
     plan = AnomalyPlan(
         against=tuple(words(options.against)),
-        images=options.images or None,
+        limit=options.limit or None,
         importance_samples=options.importance_samples,
         seed=options.seed,
         split=one_of("--split", options.split, MEASURED),
     )
-    model = options.subject()
-    other = options.subject(options.pair) if options.pair else None
-    pairs = [(model, other)] if other is None else [(model, other), (other, model)]
-    folders = [subject.place_for_results(options.out) for subject, _ in pairs]
-    for (subject, pair), folder in zip(pairs, folders, strict=True):
-        data_dir = options.data_dir
-        if subject.home is not None:
-            data_dir = known_data_dir(subject.home, data_dir)
-        with _resumable("evaluate-anomaly") as progress:
-            document, partials = measure_anomaly(
-                subject,
-                plan,
-                folder,
-                pair=pair,
-                data_dir=data_dir,
-                memory_gib=options.memory_gib,
-                progress=progress,
-            )
-        kind = "anomaly" if pair is None else f"pair-{'-'.join(subject.name.split())}"
-        name = f"{kind}-{options.split}-k{options.importance_samples}-{subject.stem}"
-        _keep(folder, name, document, anomaly_markdown(document), anomaly_picture(document))
-        for partial in partials:
-            partial.remove()
-        _show(document, anomaly_tables, as_json=options.as_json)
+    folder = writable(options.out)
+    with _resumable("evaluate-anomaly") as progress:
+        document, partials = measure_anomaly(
+            options.bundle,
+            plan,
+            folder,
+            data=options.data,
+            data_dir=options.data_dir,
+            progress=progress,
+        )
+    model = "-".join(document["model"].split())
+    name = f"verdicts-{plan.split}-k{document['importance_samples']}-{model}"
+    text, picture = anomaly_markdown(document), anomaly_picture(document)
+    _keep(folder, name, document, text, picture)
+    for partial in partials:
+        partial.remove()
+    if options.into_card:
+        _say(f"written into the card of {into_card(options.bundle, text, picture).path}")
+    _show(document, anomaly_tables, as_json=options.as_json)
 
 
 @with_options(BoundOptions)

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from service.codecs.images import FitMode
 from training.data.cifar import IMAGE_SHAPE, read_cifar10
-from training.data.folder import FolderOptions, decode, survey
+from training.data.folder import Files, FolderOptions, Survey, decode, survey
 from training.data.idx import ARCHIVES, read_images
 from training.data.images import FOLDER_NAME, ImageData, binarize, drawn_pixels
 from training.data.splits import SPLITS, Split, cifar10_indices, epoch_order, split_indices
@@ -18,6 +19,7 @@ __all__ = [
     "DATASETS",
     "FOLDER_PREFIX",
     "SPLITS",
+    "FolderOptions",
     "ImageData",
     "Split",
     "binarize",
@@ -28,6 +30,7 @@ __all__ = [
     "load_splits",
     "public_name",
     "split_indices",
+    "whole_folder",
 ]
 
 FOLDER_PREFIX = "folder:"
@@ -43,17 +46,18 @@ def load_dataset(
     download: bool = True,
     size: int | tuple[int, int] | None = None,
     channels: int | None = None,
+    fit: FitMode = "crop",
 ) -> ImageData:
     """The images of one split.
 
     `name` is "mnist", "fashion-mnist", "cifar10" or "folder:PATH" (a path that is not absolute is
-    taken from `data_dir`, where one is given). `size` (height, width; one number: a square) and
-    `channels` (1 or 3) are for folders alone, see `training.data.folder`. Raises `DataError` with
-    what to do.
+    taken from `data_dir`, where one is given). `size` (height, width; one number: a square),
+    `channels` (1 or 3) and `fit` are for folders alone, see `training.data.folder`. Raises
+    `DataError` with what to do.
     """
     if split not in SPLITS:
         raise DataError(f"There is no split {split!r}: it is one of {', '.join(SPLITS)}.")
-    options = FolderOptions(size=size, channels=channels)
+    options = FolderOptions(size=size, channels=channels, fit=fit)
     return load_splits(name, (split,), data_dir, options, download=download)[0]
 
 
@@ -68,13 +72,14 @@ def load_splits(
 ) -> list[ImageData]:
     """The images of several splits, as `load_dataset` gives each; a folder is looked through once.
 
-    `tell` hears what was found in a folder, before its images are decoded.
+    `tell` hears what was found in a folder, before its images are decoded, and what of them is no
+    longer seen.
     """
     if name.startswith(FOLDER_PREFIX):
         found = survey(folder_path(name, data_dir), options)
         for line in found.lines():
             tell(line)
-        return [ImageData(decode(found, split), public_name(name), split) for split in splits]
+        return [_decoded(found, found.split(split), name, split, tell) for split in splits]
     if name not in DATASETS:
         raise DataError(
             f"There is no data set {name!r}: it is one of {', '.join(DATASETS)} or folder:PATH."
@@ -85,6 +90,25 @@ def load_splits(
         ImageData(_published(name, split, data_dir, download=download), name, split)
         for split in splits
     ]
+
+
+def whole_folder(name: str, split: str, data_dir: Path | None, options: FolderOptions) -> ImageData:
+    """All images of "folder:PATH", whatever split their names say, as `split`."""
+    found = survey(folder_path(name, data_dir), options)
+    return _decoded(found, found.files, name, split)
+
+
+def _decoded(
+    found: Survey,
+    files: Files,
+    name: str,
+    split: str,
+    tell: Callable[[str], None] = lambda _line: None,
+) -> ImageData:
+    images = decode(found, files)
+    for note in images.notes:
+        tell(f"{split}: {note}")
+    return ImageData(images.images, public_name(name), split, bool(images.altered.any()))
 
 
 def public_name(name: str) -> str:

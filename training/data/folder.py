@@ -26,11 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.codecs.headers import Header, read_header
-from service.codecs.images import read_image
+from service.codecs.images import Fit, FitMode, Fitted, ImageSize, PixelLimits, fit_files
 from service.errors import IafvaeError
 from training.errors import DataError
 
 __all__ = [
+    "Files",
     "FolderOptions",
     "Survey",
     "decode",
@@ -47,6 +48,11 @@ MAX_PIXELS = 64_000_000  # of one file: what is larger is refused before it is d
 LARGE = 256 * 256  # pixels: an image of more is a photo that nobody meant to model as it is
 SHOWN = 5  # names of a kind that are shown
 USUAL_ALPHA = 0.01
+FITTED = {
+    "crop": "scaled and cut around the middle to",
+    "pad": "scaled into the middle of a black",
+    "none": "of which all must be",
+}
 
 Files = dict[str, Path]  # by their path relative to the folder, in its order
 SizeOption = int | tuple[int, int] | None
@@ -56,13 +62,15 @@ SizeOption = int | tuple[int, int] | None
 class FolderOptions:
     """What to make of the images.
 
-    `size` (height, width; one number: a square): each image is scaled until it covers the size and
-    cut to it around its middle. None: all must have one size already. `channels` 1 (grey) or 3
-    (RGB). None: grey if all files are grey, RGB if all are coloured.
+    `size` (height, width; one number: a square): each image is fitted to it, as `fit` says (see
+    `service.codecs.images.Fit`; "none": another size or colour is an error). None: all must have
+    one size already. `channels` 1 (grey) or 3 (RGB). None: grey if all files are grey, RGB if all
+    are coloured.
     """
 
     size: SizeOption = None
     channels: int | None = None
+    fit: FitMode = "crop"
 
     def __post_init__(self) -> None:
         if self.channels not in (None, 1, 3):
@@ -78,17 +86,33 @@ class FolderOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What a folder holds: its files by split, and what all images are made to be.
+    """What a folder holds: its files by split, and what all images are made to be, and how.
 
     `sizes`: height and width of the smallest and the largest image; `notes`: what was passed over.
     """
 
     folder: Path
+    fit: FitMode
     splits: Mapping[str, Files]
     sizes: tuple[tuple[int, int], tuple[int, int]]
     height_width: tuple[int, int]
     channels: int
     notes: tuple[str, ...]
+
+    def split(self, name: str) -> Files:
+        """The files of one split; raises `DataError` where there are none."""
+        if not self.splits[name]:
+            raise DataError(
+                f"None of the {len(self.files)} images in {shown(self.folder)} falls into {name!r} "
+                "(their names decide: 80 of 100 train, 5 validation, 5 calibration, 10 test): add "
+                "images."
+            )
+        return self.splits[name]
+
+    @property
+    def files(self) -> Files:
+        """The files of all splits."""
+        return dict(sorted(pair for files in self.splits.values() for pair in files.items()))
 
     def lines(self) -> Iterator[str]:
         """What people want to know before a training starts."""
@@ -98,7 +122,7 @@ class Survey:
         smallest, largest = map(_by, self.sizes)
         sizes = smallest if smallest == largest else f"{smallest} to {largest}"
         wanted = _by(self.height_width)
-        fit = "" if sizes == wanted else f", scaled and cut around the middle to {wanted}"
+        fit = "" if sizes == wanted else f", {FITTED[self.fit]} {wanted}"
         colour = "grey" if self.channels == 1 else "RGB"
         yield f"sizes (height x width): {sizes}{fit}; {colour}"
         yield from self.notes
@@ -144,7 +168,8 @@ def _splits(files: Files) -> tuple[dict[str, str], list[str]]:
 
 def read_folder(folder: Path, split: str, options: FolderOptions) -> NDArray[np.uint8]:
     """The images of one split, uint8 [N, C, H, W]: `decode` of `survey`."""
-    return decode(survey(folder, options), split)
+    found = survey(folder, options)
+    return decode(found, found.split(split)).images
 
 
 def survey(folder: Path, options: FolderOptions) -> Survey:
@@ -170,6 +195,7 @@ def survey(folder: Path, options: FolderOptions) -> Survey:
     sizes = sorted((header.size for header in headers.values()), key=np.prod)
     return Survey(
         folder=folder,
+        fit=options.fit,
         splits=splits,
         sizes=(sizes[0], sizes[-1]),
         height_width=options.height_width or _one_size(headers),
@@ -178,41 +204,34 @@ def survey(folder: Path, options: FolderOptions) -> Survey:
     )
 
 
-def decode(found: Survey, split: str) -> NDArray[np.uint8]:
-    """The images of one split, uint8 [N, C, H, W], in order of their relative paths, in memory.
+def decode(found: Survey, files: Files) -> Fitted:
+    """The images in `files` in their order, as the service reads and fits them, in memory.
 
-    Raises `DataError` where there are none, and naming those that cannot be decoded.
+    Raises `DataError` naming those that cannot be decoded.
     """
-    chosen = found.splits[split]
-    if not chosen:
-        total = sum(map(len, found.splits.values()))
-        raise DataError(
-            f"None of the {total} images in {shown(found.folder)} falls into {split!r} (their "
-            "names decide: 80 of 100 train, 5 validation, 5 calibration, 10 test): add images."
-        )
     height, width = found.height_width
+    size = ImageSize(channels=found.channels, height=height, width=width)
+    rules = Fit(resize=True, convert=found.fit != "none", how=found.fit)
+    limits = PixelLimits(image=MAX_PIXELS, total=MAX_PIXELS)
     try:
-        images = np.empty((len(chosen), found.channels, height, width), np.uint8)
+        images = np.empty((len(files), found.channels, height, width), np.uint8)
     except (MemoryError, ValueError):
         raise DataError(
-            f"{len(chosen)} images of {height}x{width} do not fit into memory: give a smaller "
-            "--size."
+            f"{len(files)} images of {height}x{width} do not fit into memory: give a smaller --size."
         ) from None
-    faults = []
-    for row, path in enumerate(chosen.values()):
+    altered = np.zeros(len(files), np.bool_)
+    faults: list[str] = []
+    notes: list[str] = []
+    for row, path in enumerate(files.values()):
         try:
-            images[row] = read_image(
-                path.read_bytes(),
-                channels=found.channels,
-                height=height,
-                width=width,
-                what=shown(path),
-                max_pixels=MAX_PIXELS,
-            )
+            one = fit_files([path.read_bytes()], size, rules, limits, [shown(path)])
         except (OSError, IafvaeError) as error:
             faults.append(_fault(path, error))
-    _refuse(faults, len(chosen))
-    return images
+            continue
+        images[row], altered[row] = one.images[0], one.altered[0]
+        notes += one.notes
+    _refuse(faults, len(files))
+    return Fitted(images, altered, (_some(notes, "; "),) if notes else ())
 
 
 def image_files(folder: Path) -> tuple[Files, list[str]]:

@@ -1,6 +1,6 @@
 """Images of one split in memory, and their pixels drawn to black and white."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +14,15 @@ __all__ = ["FOLDER_NAME", "ImageData", "binarize", "drawn_pixels"]
 
 @dataclass(frozen=True)
 class ImageData:
-    """One split of a data set: pixels uint8 [N, C, H, W] in 0..255; `name` is for people."""
+    """One split of a data set: pixels uint8 [N, C, H, W] in 0..255; `name` is for people.
+
+    `fitted`: whether any was of another size or colour.
+    """
 
     pixels: NDArray[np.uint8]
     name: str
     split: str
-
-    @property
-    def fitted(self) -> bool:
-        """Whether images of other sizes were fitted to the model's: those of a folder are."""
-        return self.name == FOLDER_NAME
+    fitted: bool = False
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4:
@@ -36,7 +35,7 @@ class ImageData:
 
     def first(self, count: int | None) -> "ImageData":
         """The first `count` images (all of them where it is None), for quick looks."""
-        return self if count is None else ImageData(self.pixels[:count], self.name, self.split)
+        return self if count is None else replace(self, pixels=self.pixels[:count])
 
 
 def binarize(pixels: NDArray[np.uint8], u: NDArray[np.float32]) -> NDArray[np.float32]:

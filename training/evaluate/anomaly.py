@@ -1,15 +1,18 @@
-"""Can a model tell other images from its own? AUROC, AUPR and FPR95 of several scores.
+"""Does a served model tell other images from its own? AUROC, AUPR and FPR95 of its verdict.
 
-Likelihoods are known to fail at this: images of quite another kind, simpler ones above all, may be
-likelier than those that a model was trained on (Nalisnick et al. 2019, arXiv:1810.09136). So the
-figures are published for each model, with the histograms of what it thinks of each set.
+Images go through `Model.score` and `Model.anomaly_map`, as the service answers them. Beside the
+verdict stand each of its statistics alone and the plain likelihood, which is known to fail at this:
+images of quite another kind, simpler ones above all, may be likelier than those that a model was
+trained on (Nalisnick et al. 2019, arXiv:1810.09136).
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +21,25 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from model.config import require
-from service.verdicts.ranks import FIGURES, detection, two_sided
-from training.data import ImageData, Split
-from training.errors import EvaluationError
-from training.evaluate.anomaly_sets import ImageSet, default_names, image_set, other_images
-from training.evaluate.evaluate import MEMORY_GIB, check_images, evaluate_images
+from service.bundle import BundleError, Manifest
+from service.operations.model import Model
+from service.verdicts.decisions import alpha_reachable
+from service.verdicts.ranks import FIGURES, detection
+from training.data import FOLDER_PREFIX, Split
+from training.errors import DataError, EvaluationError
+from training.evaluate.anomaly_sets import DRAWS, ImageSet, default_names, image_set
 from training.evaluate.resume import Partial, digest
-from training.evaluate.subject import Subject
+from training.evaluate.subject import bundle_images
+from training.runs.provenance import processor
 
-__all__ = ["AnomalyPlan", "measure_anomaly"]
+__all__ = ["PART", "AnomalyPlan", "measure_anomaly"]
 
+Pixels = NDArray[np.uint8]
 Array = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
 
-PART_ROWS = 1_000  # draws after which results are kept
-CALIBRATION_LEAST = 500  # images: a two-sided p-value is at least 2 / (n + 1)
-ALPHA = 0.01
+PART_IMAGES = 64  # after which results are kept
+ALPHAS = (0.01, 0.05)
 BINS = 60
 WIDE = 3.0  # deviations of the model's own images on either side of which bins are about equal
 FAR = 20.0  # so many widths apart, sets do not fit a linear axis
@@ -41,148 +47,153 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 # A score -> which side of it is taken for anomalous, and what it is.
 SCORES: Mapping[str, tuple[str, str]] = {
-    "log_likelihood": ("low", "the bound on log p(x) from all draws (IW-K)"),
-    "elbo": ("low", "the evidence lower bound, the mean over the draws"),
-    "reconstruction": ("low", "log p(x|z), the mean over the draws"),
-    "kl": ("high", "the divergence of the posterior from the prior, all groups"),
-    "norm": ("high", "the length of prior_eps at eps = 0: how far out the posterior's centre lies"),
-    "typicality": (
-        "low",
-        "a two-sided p-value of the log-likelihood among calibration images: too low or too high",
-    ),
+    "verdict": ("low", "the p-value of all statistics together"),
+    "log_likelihood": ("low", "the plain likelihood: the bound on log p(x) from all draws (IW-K)"),
+    "largest_box": ("high", "the largest box of the anomaly map, in deviations"),
 }
-GROUP = "kl/"
+PART = "p/"  # before the name of a statistic whose own two-sided p-value is the score
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnomalyPlan:
-    """Which sets, how many images of each (None: all), and how they are scored."""
+    """Which sets, how many images of each (None: all), and how they are scored.
+
+    importance_samples: None is the bundle's default.
+    """
 
     against: tuple[str, ...] = ()
-    images: int | None = 1000
-    importance_samples: int = 16
+    limit: int | None = 400
+    importance_samples: int | None = None
     seed: int = 0
     split: Split = "test"
 
     def __post_init__(self) -> None:
         require(
-            self.images is None or self.images >= 2,
-            f"--images is 0 (all) or at least 2, not {self.images}",
+            self.limit is None or self.limit >= 2,
+            f"--limit is 0 (all) or at least 2, not {self.limit}",
         )
         require(len(set(self.against)) == len(self.against), "--against names a set more than once")
 
     @property
-    def options(self) -> str:
-        """The choices made here as a command has them, without the place of a folder."""
-        names = ["folder:PATH" if n.startswith("folder:") else n for n in self.against]
-        words = [f"--against {','.join(names)}"] if names else []
-        words += [f"--split {self.split}", f"--importance-samples {self.importance_samples}"]
-        words += [f"--images {self.images or 0}"]
-        return " ".join([*words, f"--seed {self.seed}"])
+    def command(self) -> str:
+        """What measures the same again, paths left to the reader."""
+        names = ["folder:PATH" if n.startswith(FOLDER_PREFIX) else n for n in self.against]
+        k = self.importance_samples
+        words = [
+            "iafvae-train evaluate-anomaly --bundle BUNDLE",
+            *([f"--against {','.join(names)}"] if names else []),
+            f"--split {self.split}",
+            *([] if k is None else [f"--importance-samples {k}"]),
+            f"--limit {self.limit or 0} --seed {self.seed}",
+        ]
+        return " ".join(words)
 
 
 def measure_anomaly(
-    subject: Subject,
+    bundle: Path,
     plan: AnomalyPlan,
     folder: Path,
     *,
-    pair: Subject | None = None,
+    data: str | None = None,
     data_dir: Path | None = None,
-    memory_gib: float = MEMORY_GIB,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], list[Partial]]:
     """Score all sets; give the document as JSON values, and what is to be removed afterwards.
 
-    `pair` is another model, whose images are a set too. After an interruption the scores so far lie
-    in `folder`, and the same call goes on from them.
+    `data` is what the bundle's own images are taken from (None: what it was trained on). After an
+    interruption the scores so far lie in `folder`, and the same call goes on from them. Raises
+    `EvaluationError` where the bundle is none, or nothing says what is usual for it.
     """
-    own = subject.images(plan.split).first(plan.images)
-    sets = [
-        ImageSet(own.name, f"{own.split} images of {own.name}: the model's own", own.pixels),
-        *_other_sets(subject, plan, own, pair, data_dir),
-    ]
-    reference = _calibration_images(subject, plan)
-    wanted = [*sets, *([] if reference is None else [reference])]
-    partials = [_partial(subject, plan, item, folder) for item in wanted]
+    try:
+        model = Model.load(bundle)
+    except BundleError as error:
+        raise EvaluationError(str(error)) from error
+    k = plan.importance_samples or model.manifest.scoring.default_importance_samples
+    _check_calibrated(model, k)
     progress = progress or Progress(disable=True)
-    total, done = sum(len(item.pixels) for item in wanted), sum(p.done for p in partials)
-    task = progress.add_task("scoring", total=total, completed=done)
-    count = max(1, PART_ROWS // plan.importance_samples)
-    for item, partial in zip(wanted, partials, strict=True):
-        progress.update(task, description=f"scoring {item.name}")
-        with partial.kept():
-            while (start := partial.done) < len(item.pixels):
-                pixels = item.pixels[start : start + count]
-                partial.add(_scores(subject, plan, pixels, start, memory_gib))
-                progress.advance(task, len(pixels))
-    scores = [
-        _checked(item, partial.arrays()) for item, partial in zip(wanted, partials, strict=True)
-    ]
-    ranked = subject.calibration.get(plan.importance_samples)
-    if reference is not None:
-        ranked = scores.pop()["log_likelihood"].astype(np.float32)
-    return _document(subject, plan, own, sets, scores, ranked, pair), partials
+    with asyncio.Runner() as runner:
+        runner.run(model.start())
+        try:
+            sets = _sets(runner, model, plan, data, data_dir)
+            partials = [_partial(model, k, plan.seed, item, folder) for item in sets]
+            total, done = sum(len(s.pixels) for s in sets), sum(p.done for p in partials)
+            task = progress.add_task("scoring", total=total, completed=done)
+            for item, partial in zip(sets, partials, strict=True):
+                progress.update(task, description=f"scoring {item.name}")
+                with partial.kept():
+                    while (start := partial.done) < len(item.pixels):
+                        pixels = item.pixels[start : start + PART_IMAGES]
+                        partial.add(_scores(runner, model, pixels, k, plan.seed))
+                        progress.advance(task, len(pixels))
+        finally:
+            runner.run(model.stop())
+    values = [_checked(item, p.arrays()) for item, p in zip(sets, partials, strict=True)]
+    return _document(model, plan, k, sets, values), partials
 
 
-def _other_sets(
-    subject: Subject,
-    plan: AnomalyPlan,
-    own: ImageData,
-    pair: Subject | None,
-    data_dir: Path | None,
-) -> list[ImageSet]:
-    shape = subject.scorer.facts.image_shape
-    check_images(subject.scorer.facts, own.pixels)
-    theirs = [] if pair is None else [pair.images(plan.split).first(plan.images)]
-    names = plan.against or (() if theirs else default_names(own.name))
-    taken = {data.name for data in theirs}
-    return [other_images(data, shape) for data in theirs] + [
-        image_set(
-            name, own.pixels, split=plan.split, count=plan.images, seed=plan.seed, data_dir=data_dir
+def _check_calibrated(model: Model, k: int) -> None:
+    samples = model.manifest.scoring.calibrated_importance_samples
+    if k not in samples:
+        known = f"it is for K = {', '.join(map(str, samples))}" if samples else "it has none"
+        raise EvaluationError(
+            f"{model.name} gives no verdict at K = {k} without a calibration, and {known}: choose "
+            "another --importance-samples, or run iafvae-train calibrate."
         )
-        for name in names
-        if name not in taken
-    ]
 
 
-def _calibration_images(subject: Subject, plan: AnomalyPlan) -> ImageSet | None:
-    """Images to rank a run's scores among; a bundle brings its scores along."""
-    if subject.home is None:
-        return None
-    count = None if plan.images is None else max(plan.images, CALIBRATION_LEAST)
-    images = subject.images("calibration").first(count)
-    return ImageSet("calibration", "calibration images", images.pixels)
+def _sets(
+    runner: asyncio.Runner, model: Model, plan: AnomalyPlan, data: str | None, data_dir: Path | None
+) -> list[ImageSet]:
+    """The model's own images, then the others, made ones from images that are not among the
+    former where there are enough."""
+    whole = bundle_images(model.bundle, data, plan.split, data_dir)
+    own, limit = whole.first(plan.limit), plan.limit or len(whole)
+    spoilt = whole.pixels[limit : 2 * limit]
+    if len(spoilt) < len(own):
+        spoilt = own.pixels
+    sets = [ImageSet(own.name, f"{own.split} images of {own.name}: the model's own", own.pixels)]
+    for name in plan.against or default_names(own.name):
+        if name == DRAWS:
+            drawn = runner.run(model.sample(len(own), seed=plan.seed, output="draw"))
+            sets.append(ImageSet(name, "drawn by the model itself", drawn.images))
+            continue
+        try:
+            found = image_set(
+                name,
+                spoilt,
+                split=plan.split,
+                count=plan.limit,
+                seed=plan.seed,
+                data_dir=data_dir,
+                download=bool(plan.against),
+            )
+        except DataError:
+            if plan.against:
+                raise
+            continue  # of what nobody asked for, what is at hand is taken
+        sets.append(found)
+    return sets
 
 
-def _partial(subject: Subject, plan: AnomalyPlan, item: ImageSet, folder: Path) -> Partial:
+def _partial(model: Model, k: int, seed: int, item: ImageSet, folder: Path) -> Partial:
     key = {
-        "identity": dict(subject.identity),
+        "bundle": model.bundle.hash,
         "images": digest(item.pixels),
-        "draws": plan.importance_samples,
-        "seed": plan.seed,
-        "backend": subject.scorer.facts.backend,
+        "importance_samples": k,
+        "seed": seed,
+        "provider": model.provider,
     }
-    return Partial(folder, "anomaly", key, count="log_likelihood")
+    return Partial(folder, "verdicts", key, count="verdict")
 
 
-def _scores(
-    subject: Subject, plan: AnomalyPlan, pixels: NDArray[np.uint8], start: int, memory_gib: float
-) -> Arrays:
-    """The scores of a few images; each has noise of its own, by its place in its set."""
-    figures = evaluate_images(
-        subject.scorer,
-        pixels,
-        importance_samples=plan.importance_samples,
-        seed=plan.seed,
-        memory_gib=memory_gib,
-        start=start,
-    )
+def _scores(runner: asyncio.Runner, model: Model, pixels: Pixels, k: int, seed: int) -> Arrays:
+    found = runner.run(model.score(pixels, importance_samples=k, seed=seed))
+    maps = runner.run(model.anomaly_map(pixels, seed=seed, boxes=1))
     return {
-        "log_likelihood": figures.importance_weighted,
-        "elbo": figures.elbo,
-        "reconstruction": figures.log_px_z,
-        "kl": figures.kl,  # [n, G]
-        "norm": np.linalg.norm(subject.centre(pixels), axis=1),
+        "verdict": found.p_value,
+        "log_likelihood": found.log_likelihood_nats,
+        "largest_box": np.array([abs(box.deviations) for (box,) in maps.boxes]),
+        **{f"{PART}{name}": p for name, p in found.evidence.items()},
     }
 
 
@@ -196,61 +207,38 @@ def _checked(item: ImageSet, scores: Arrays) -> Arrays:
     return scores
 
 
-def _ranked(scores: Arrays, groups: Sequence[str], ranked: Array | None) -> dict[str, Array]:
-    """Every score [N] by its name, as it is measured."""
-    found = {name: scores[name] for name in ("log_likelihood", "elbo", "reconstruction")}
-    found |= {"kl": scores["kl"].sum(axis=1), "norm": scores["norm"]}
-    if ranked is not None:
-        found["typicality"] = two_sided(scores["log_likelihood"].astype(np.float32), ranked)
-    if len(groups) > 1:
-        found |= {f"{GROUP}{name}": scores["kl"][:, i] for i, name in enumerate(groups)}
-    return found
-
-
 def _direction(name: str) -> tuple[str, str]:
-    if name.startswith(GROUP):
-        return "high", f"the divergence of the group {name.removeprefix(GROUP)} alone"
+    if name.startswith(PART):
+        return "low", f"the two-sided p-value of {name.removeprefix(PART)} alone"
     return SCORES[name]
 
 
 def _document(
-    subject: Subject,
-    plan: AnomalyPlan,
-    own: ImageData,
-    sets: Sequence[ImageSet],
-    scores: Sequence[Arrays],
-    reference: NDArray[np.float32] | None,
-    pair: Subject | None,
+    model: Model, plan: AnomalyPlan, k: int, sets: Sequence[ImageSet], values: Sequence[Arrays]
 ) -> dict[str, Any]:
-    """What the scores of the `sets`, the model's own first, say, as JSON values.
-
-    `reference`: scores that p-values rank among, in any order (None: no p-values).
-    """
-    facts = subject.scorer.facts
-    ranked = None if reference is None else reference.astype(np.float64)
-    values = [_ranked(found, facts.kl_groups, ranked) for found in scores]
-    shown = [subject.shown(found["log_likelihood"]) for found in scores]
+    """What the scores of the `sets`, the model's own first, say, as JSON values."""
+    manifest, own = model.manifest, sets[0]
+    calibration = manifest.calibration
+    usual = 0 if calibration is None else calibration.images
+    shown = [_shown(manifest, scores["log_likelihood"]) for scores in values]
     edges, scale = _bins(shown)
     entries = [
-        _described(item, value, show, edges, ranked)
-        for item, value, show in zip(sets, values, shown, strict=True)
+        _described(item, scores, show, edges, usual)
+        for item, scores, show in zip(sets, values, shown, strict=True)
     ]
-    for entry, value in zip(entries[1:], values[1:], strict=True):
-        entry |= _detection(value, values[0])
-    other = "" if pair is None else f" --pair {pair.words.split()[-1]}"
+    for entry, scores in zip(entries[1:], values[1:], strict=True):
+        entry |= _detection(scores, values[0])
+    made_of = {name: manifest.training.get(name) for name in ("step", "weights", "weights_sha256")}
     return {
-        "kind": "anomaly",
-        "model": subject.name,
+        "kind": "verdicts",
+        "model": f"{model.name} {model.version}",
         "dataset": own.name,
-        "split": own.split,
-        "images": len(own),
-        "importance_samples": plan.importance_samples,
+        "split": plan.split,
+        "images": len(own.pixels),
+        "importance_samples": k,
         "seed": plan.seed,
-        "likelihood": facts.likelihood,
-        "dims": facts.dims,
-        "unit": "bits/dim" if subject.per_dim else "nats",
-        "alpha": ALPHA,
-        "calibration_images": None if ranked is None else len(ranked),
+        "unit": "nats" if manifest.likelihood.binary else "bits/dim",
+        "calibration_images": usual,
         "scores": {
             name: dict(zip(("anomalous", "meaning"), _direction(name), strict=True))
             for name in values[0]
@@ -259,10 +247,18 @@ def _document(
         "sets": entries[1:],
         "histogram_edges": edges.tolist(),
         "histogram_scale": scale,
-        "protocol": _protocol(own, plan, facts.likelihood, facts.backend, reference),
-        "command": f"iafvae-train evaluate-anomaly {subject.words}{other} {plan.options}",
-        **subject.identity,
+        "machine": f"{processor()}; {manifest.precision}, ONNX Runtime on {model.provider}",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": plan.command,
+        "sha256": model.bundle.hash,
+        **{name: value for name, value in made_of.items() if value is not None},
     }
+
+
+def _shown(manifest: Manifest, nats: Array) -> Array:
+    """As people read them: nats of binary images, bits/dim of 8-bit ones."""
+    scale = 1.0 if manifest.likelihood.binary else -1.0 / (manifest.image.dims * math.log(2))
+    return scale * nats
 
 
 def _bins(shown: Sequence[Array]) -> tuple[Array, dict[str, float] | None]:
@@ -289,22 +285,23 @@ def _bins(shown: Sequence[Array]) -> tuple[Array, dict[str, float] | None]:
 
 
 def _described(
-    item: ImageSet, values: Mapping[str, Array], shown: Array, edges: Array, ranked: Array | None
+    item: ImageSet, scores: Arrays, shown: Array, edges: Array, usual: int
 ) -> dict[str, Any]:
-    nats = values["log_likelihood"]
+    """usual: how many calibration images there are; a level that they cannot reach decides
+    nothing."""
     inside = np.clip(shown, edges[0], edges[-1])
-    flagged: dict[str, float] = {}
-    if ranked is not None:
-        as_low = np.searchsorted(np.sort(ranked), nats.astype(np.float32), side="right")
-        flagged["p_value"] = float(((1 + as_low) / (1 + len(ranked)) <= ALPHA).mean())
-        flagged["typicality"] = float((values["typicality"] <= ALPHA).mean())
     return {
         "name": item.name,
         "description": item.description,
-        "images": len(nats),
-        "log_likelihood_nats": _summary(nats),
+        "images": len(shown),
+        "log_likelihood_nats": _summary(scores["log_likelihood"]),
         "shown": _summary(shown),
-        "flagged": flagged,
+        "called_anomalous": {
+            f"{alpha:g}": float((scores["verdict"] <= alpha).mean())
+            if alpha_reachable(alpha, usual)
+            else None
+            for alpha in ALPHAS
+        },
         "histogram": np.histogram(inside, edges)[0].tolist(),
     }
 
@@ -318,7 +315,7 @@ def _summary(values: Array) -> dict[str, float | None]:
     return {name: float(value) if np.isfinite(value) else None for name, value in found.items()}
 
 
-def _detection(values: Mapping[str, Array], usual: Mapping[str, Array]) -> dict[str, Any]:
+def _detection(values: Arrays, usual: Arrays) -> dict[str, Any]:
     """Figure -> score -> its value and interval."""
     found: dict[str, dict[str, Any]] = {figure: {} for figure in FIGURES}
     for name, scores in values.items():
@@ -326,30 +323,3 @@ def _detection(values: Mapping[str, Array], usual: Mapping[str, Array]) -> dict[
         for figure, measured in detection(sign * scores, sign * usual[name]).items():
             found[figure][name] = asdict(measured)
     return found
-
-
-def _protocol(
-    own: ImageData,
-    plan: AnomalyPlan,
-    likelihood: str,
-    backend: str,
-    reference: NDArray[np.float32] | None,
-) -> str:
-    pixels = (
-        "A grey pixel is drawn to white with its level as the chance, as the service draws it."
-        if likelihood == "bernoulli"
-        else "The 8-bit pixels as they are."
-    )
-    ranks = (
-        "" if reference is None else f" p-values rank among {len(reference)} calibration images."
-    )
-    return (
-        f"{len(own)} images of the {own.split} split of {own.name} against the sets named. {pixels}"
-        f" K = {plan.importance_samples} draws of the latents for each image, seed {plan.seed}, "
-        f"{backend}.{ranks} AUROC: how often an image of the set looks more anomalous than one of "
-        "the model's own, ties counting half; 0.5 is chance, below it the score has it backwards. "
-        "AUPR: average precision with the set's images as positives; chance is their share. FPR95: "
-        "the share of the model's own images that is flagged where 95% of the set's are. In "
-        "brackets 95% bootstrap intervals over the images of both sets, drawn independently (wide, "
-        "where one is the other altered; without width where they do not overlap)."
-    )

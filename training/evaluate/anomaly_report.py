@@ -1,8 +1,8 @@
-"""What a model makes of other images, for people: a table, Markdown for cards, histograms."""
+"""What a model makes of other images, for people: tables, Markdown for cards, histograms."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,80 +11,69 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
+from training.evaluate.anomaly import PART
 from training.evaluate.report import markdown_table
 from training.plots import INK, PALETTE, rendered
 
 __all__ = ["anomaly_markdown", "anomaly_picture", "anomaly_tables", "failures"]
 
 Document = Mapping[str, Any]
+Rows = list[list[str]]  # a header, then lines of cells
 
-FIGURES = {"auroc": "AUROC", "aupr": "AUPR", "fpr95": "FPR at 95% TPR"}
-EXPLAINED = (
-    "For each score the area under the ROC curve (AUROC) against the model's own images, average "
-    "precision (AUPR) and the false-positive rate at 95% recall (FPR at 95% TPR); low or high is "
-    "the side that counts as anomalous."
+# Columns of the main table: a heading, the figure of detection and the score.
+FIGURES = (
+    ("verdict AUROC", "auroc", "verdict"),
+    ("AUPR", "aupr", "verdict"),
+    ("FPR at 95% TPR", "fpr95", "verdict"),
+    ("likelihood alone AUROC", "auroc", "log_likelihood"),
+    ("largest box AUROC", "auroc", "largest_box"),
 )
-HEADINGS = {
-    "log_likelihood": "IW-{k}",
-    "elbo": "ELBO",
-    "reconstruction": "log p(x|z)",
-    "kl": "KL",
-    "norm": "norm",
-    "typicality": "two-sided p",
-}
-
-Lines = tuple[str, Sequence[Sequence[str]]]  # a title, then a header and rows of cells
+WEAK = 0.9  # AUROC: what lies below is named as missed
+EXPLAINED = (
+    "AUROC: how often an image of the set looks more anomalous than one of the model's own, ties "
+    "counting half; 0.5 is chance, below it the score has it backwards. AUPR: average precision "
+    "with the set's images as positives. FPR at 95% TPR: the share of the model's own images that "
+    "is flagged where 95% of the set's are. In brackets 95% bootstrap intervals over the images of "
+    "both sets (without width where they do not overlap)."
+)
 
 
-def _columns(document: Document) -> dict[str, str]:
-    """The scores of the main tables and their headings; a ladder's groups have their own."""
-    k = document["importance_samples"]
-    return {
-        name: f"{HEADINGS[name].format(k=k)} ({score['anomalous']})"
-        for name, score in document["scores"].items()
-        if not name.startswith("kl/")
-    }
-
-
-def _tables(document: Document) -> list[Lines]:
-    """All tables: the sets, each figure of detection by score, and by the KL of each group."""
-    columns = _columns(document)
-    groups = {name: name[3:] for name in document["scores"] if name.startswith("kl/")}
-    tables: list[Lines] = [
-        (f"{document['model']}: {document['dataset']}, {document['split']}", _sets(document))
-    ]
-    tables += [(title, _figures(document, name, columns)) for name, title in FIGURES.items()]
-    if groups:
-        title = "By the KL of each group alone: AUROC (high is anomalous)"
-        tables.append((title, _figures(document, "auroc", groups)))
-    return tables
-
-
-def _sets(document: Document) -> list[list[str]]:
-    """How many images a set has, how likely they are, and how many of them are flagged."""
-    alpha, own = document["alpha"], document["own"]
-    shares = [f"p <= {alpha}", f"two-sided <= {alpha}"] if own["flagged"] else []
-    rows = [["set", "images", document["unit"], *shares]]
-    for entry in (own, *document["sets"]):
-        flagged = [f"{100 * share:.1f}%" for share in entry["flagged"].values()]
-        rows.append([entry["name"], f"{entry['images']:,}", _shown(entry, document), *flagged])
+def _verdicts(document: Document) -> Rows:
+    """How well each set is told apart, and how much of it is called anomalous."""
+    own, sets = document["own"], document["sets"]
+    called = [f"anomalous at {alpha}" for alpha in own["called_anomalous"]]
+    rows = [["images", "number", document["unit"], *(f[0] for f in FIGURES), *called]]
+    for entry in (own, *sets):
+        figures = [
+            _cell(entry[figure][score]) if figure in entry else "" for _, figure, score in FIGURES
+        ]
+        name = "own" if entry is own else entry["name"]
+        rows.append(
+            [name, f"{entry['images']:,}", _mean(entry, document), *figures, *_called(entry)]
+        )
     return rows
 
 
-def _shown(entry: Mapping[str, Any], document: Document) -> str:
+def _statistics(document: Document) -> Rows:
+    """The AUROC of each statistic alone, by set."""
+    sets = document["sets"]
+    names = [name for name in document["scores"] if name.startswith(PART)]
+    rows = [["statistic", *(entry["name"] for entry in sets)]]
+    for name in names:
+        areas = (entry["auroc"][name]["value"] for entry in sets)
+        rows.append([name.removeprefix(PART), *(f"{area:.3f}" for area in areas)])
+    return rows
+
+
+def _called(entry: Mapping[str, Any]) -> list[str]:
+    shares = entry["called_anomalous"].values()
+    return ["undecided" if share is None else f"{100 * share:.1f}%" for share in shares]
+
+
+def _mean(entry: Mapping[str, Any], document: Document) -> str:
     digits = 3 if document["unit"] == "bits/dim" else 1
-    mean, error = (entry["shown"][name] for name in ("mean", "standard_error"))
-    if mean is None:
-        return "not finite"
-    return f"{mean:.{digits}f}" if error is None else f"{mean:.{digits}f} ± {error:.{digits}f}"
-
-
-def _figures(document: Document, figure: str, columns: Mapping[str, str]) -> list[list[str]]:
-    """A figure of detection of each set, by the scores in `columns`."""
-    return [["set", *columns.values()]] + [
-        [entry["name"], *(_cell(entry[figure][name]) for name in columns)]
-        for entry in document["sets"]
-    ]
+    mean = entry["shown"]["mean"]
+    return "not finite" if mean is None else f"{mean:.{digits}f}"
 
 
 def _cell(figure: Mapping[str, Any]) -> str:
@@ -95,71 +84,74 @@ def _cell(figure: Mapping[str, Any]) -> str:
 
 
 def anomaly_tables(document: Document) -> list[Table]:
-    """The tables for a terminal, errors under their figures; what they say under the last."""
+    """The tables for a terminal, intervals under their figures; what they say under the last."""
     tables = []
-    for title, (header, *rows) in _tables(document):
-        headings = (name.replace(" (", "\n(") for name in header)
-        table = Table(*headings, title=title, caption_justify="left")
+    for title, (header, *rows) in (
+        (f"{document['model']}: {document['dataset']}, {document['split']}", _verdicts(document)),
+        ("AUROC of each statistic's own two-sided p-value", _statistics(document)),
+    ):
+        table = Table(*header, title=title, caption_justify="left")
         for column in table.columns[1:]:
             column.justify = "right"
         for row in rows:
-            broken = (cell.replace(" ± ", "\n± ").replace(" [", "\n[") for cell in row)
-            table.add_row(*(escape(cell) for cell in broken))
+            table.add_row(*(escape(cell.replace(" [", "\n[")) for cell in row))
         tables.append(table)
-    tables[-1].caption = f"{failures(document)} {_sides(document)}"
+    tables[-1].caption = failures(document)
     return tables
 
 
-def _sides(document: Document) -> str:
-    """Which side of each score is taken for anomalous, and what the scores are."""
-    sentences = [
-        f"{heading.split(' (')[0]}: {document['scores'][name]['meaning']}; "
-        f"{document['scores'][name]['anomalous']} is anomalous."
-        for name, heading in _columns(document).items()
+def failures(document: Document) -> str:
+    """In words, what the verdict misses, and what the plain likelihood has backwards."""
+    missed = [
+        f"{entry['name']} ({area:.2f})"
+        for entry in document["sets"]
+        if (area := entry["auroc"]["verdict"]["value"]) < WEAK
     ]
-    if document["own"]["flagged"]:
+    likelier = [
+        f"{entry['name']} ({area['value']:.2f})"
+        for entry in document["sets"]
+        if (area := entry["auroc"]["log_likelihood"])
+        and (area["interval"] or [area["value"]])[-1] < 0.5
+    ]
+    sentences = [f"The verdict misses some of (AUROC below {WEAK}): {', '.join(missed)}."]
+    if not missed:
+        sentences = [f"The verdict tells each of these sets from its own (AUROC at least {WEAK})."]
+    if likelier:
         sentences.append(
-            f"p <= {document['alpha']}: the share that the service calls anomalous by its "
-            "(one-sided) p-value, and by a two-sided one."
+            "The known failure of a plain likelihood: the model finds these likelier than its own "
+            f"images (AUROC below 0.5): {', '.join(likelier)}."
         )
     return " ".join(sentences)
 
 
-def failures(document: Document) -> str:
-    """The known failure in words: which sets are likelier than the model's own images.
-
-    Where the interval lies below 0.5; where it holds 0.5 nothing is told apart.
-    """
-    likelier, unseen = [], []
-    for entry in document["sets"]:
-        area = entry["auroc"]["log_likelihood"]
-        low, high = area["interval"] or (area["value"], area["value"])
-        if high < 0.5:
-            likelier.append(f"{entry['name']} ({area['value']:.2f})")
-        elif low <= 0.5:
-            unseen.append(f"{entry['name']} ({area['value']:.2f})")
-    sentences = []
-    if likelier:
-        sentences.append(
-            "The known failure: the model finds these likelier than its own images, so that a low "
-            f"likelihood does not give them away (AUROC below 0.5): {', '.join(likelier)}."
-        )
-    if unseen:
-        sentences.append(
-            f"The likelihood does not tell from the model's own images: {', '.join(unseen)}."
-        )
-    return " ".join(sentences) or "Each of these sets is less likely than the model's own images."
-
-
 def anomaly_markdown(document: Document) -> str:
     """The tables in Markdown, with what must be known beside them."""
-    parts = [failures(document), EXPLAINED]
-    for title, (header, *rows) in _tables(document):
-        parts += [f"{title}:", markdown_table(header, rows)]
-    sets = "; ".join(f"{entry['name']}: {entry['description']}" for entry in document["sets"])
-    parts += [_sides(document), f"Sets: {sets}."]
-    parts += [str(document["protocol"]), f"    {document['command']}"]
+    header, *rows = _verdicts(document)
+    columns, *statistics = _statistics(document)
+    described = (document["own"], *document["sets"])
+    sets = "; ".join(f"{entry['name']}: {entry['description']}" for entry in described)
+    parts = [
+        failures(document),
+        markdown_table(header, rows),
+        EXPLAINED,
+        "AUROC of each statistic's own two-sided p-value:",
+        markdown_table(columns, statistics),
+        f"Sets: {sets}.",
+        _protocol(document),
+        f"    {document['command']}",
+    ]
     return "\n\n".join(parts) + "\n"
+
+
+def _protocol(document: Document) -> str:
+    k, split, most = document["importance_samples"], document["split"], document["images"]
+    return (
+        f"Measured through the bundle's graphs as they are served, {document['model']}: K = {k}, "
+        f"seed {document['seed']}; at most {most:,} images of a set (256 constants), made ones "
+        f"from images of the {split} split that are not among its own where there are enough; "
+        f"p-values rank among {document['calibration_images']:,} calibration images. "
+        f"{document['machine']}, {document['date'][:10]}."
+    )
 
 
 def anomaly_picture(document: Document) -> bytes:

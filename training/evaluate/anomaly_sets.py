@@ -1,7 +1,9 @@
 """Images that a model was not trained on, in its shape: other data sets, and made ones.
 
 mnist, fashion-mnist, cifar10, folder:PATH   another data set's images
+draws                                        the model's own
 constants                                    every grey level from 0 to 255, one image each
+noise                                        every level of every pixel with the same chance
 
 and of the model's own images:
 
@@ -25,11 +27,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from model.config import ConfigError
+from service.codecs.images import Fit, ImageSize, fit_array
 from training.data import (
-    CIFAR10,
     DATASETS,
     FOLDER_PREFIX,
     ImageData,
@@ -39,10 +40,10 @@ from training.data import (
 )
 
 __all__ = [
+    "DRAWS",
     "MADE",
     "ImageSet",
     "default_names",
-    "fitted",
     "image_set",
     "made_anomalies",
     "other_images",
@@ -53,7 +54,7 @@ Pixels = NDArray[np.uint8]
 Masks = NDArray[np.bool_]
 Shape = tuple[int, int, int]
 
-LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's mode "L"
+DRAWS = "draws"  # of a model: who has it draws them
 CONTRAST = 128  # levels between a planted defect and the mean of what it hides
 
 
@@ -68,7 +69,7 @@ class ImageSet:
 
 def default_names(own: str) -> tuple[str, ...]:
     """What a model of the data set `own` is compared with unless something else is asked for."""
-    return (*(name for name in DATASETS if name not in (own, CIFAR10)), *MADE)
+    return (*(name for name in DATASETS if name != own), *MADE, DRAWS)
 
 
 def image_set(
@@ -79,6 +80,7 @@ def image_set(
     count: int | None,
     seed: int,
     data_dir: Path | None,
+    download: bool = True,
 ) -> ImageSet:
     """The set called `name`, of the shape of the model's `own` images [N, C, H, W].
 
@@ -92,49 +94,27 @@ def image_set(
     if name.startswith(FOLDER_PREFIX):
         data = load_dataset(name, split, data_dir, size=shape[1:], channels=shape[0])
     elif name in DATASETS:
-        data = load_dataset(name, split, data_dir)
+        data = load_dataset(name, split, data_dir, download=download)
     else:
         raise ConfigError(
-            f"--against {name!r} is none of {', '.join(DATASETS)}, folder:PATH, {', '.join(MADE)}"
+            f"--against {name!r} is none of {', '.join(DATASETS)}, folder:PATH, "
+            f"{', '.join(MADE)}, {DRAWS}"
         )
     return other_images(data.first(count), shape)
 
 
 def other_images(data: ImageData, shape: Shape) -> ImageSet:
-    """Another data set's images in the model's `shape`."""
+    """Another data set's images in the model's `shape`, as the service fits them when it is
+    asked to resize and convert."""
     name = public_name(data.name)
     words = f"{data.split} images of {name}"
-    if data.pixels.shape[1:] != shape:
-        source, target = ("x".join(map(str, s)) for s in (data.pixels.shape[1:], shape))
+    pixels = data.pixels
+    if pixels.shape[1:] != shape:
+        source, target = ("x".join(map(str, s)) for s in (pixels.shape[1:], shape))
         words += f", made {target} of {source}"
-    return ImageSet(name, words, fitted(data.pixels, shape))
-
-
-def fitted(pixels: Pixels, shape: Shape) -> Pixels:
-    """Images uint8 [N, c, h, w] in another `shape`.
-
-    Grey becomes three equal colours, colours their luma. A side that is too long is reduced by
-    averaging, one that is too short gets black margins: digits then look as digits do.
-    """
-    channels, height, width = shape
-    if pixels.shape[1] == 3 and channels == 1:
-        luma = np.einsum("nchw,c->nhw", pixels, LUMA)[:, None]
-        pixels = np.rint(luma).astype(np.uint8)
-    smaller = (min(height, pixels.shape[2]), min(width, pixels.shape[3]))
-    if smaller != pixels.shape[2:]:
-        pixels = _reduced(pixels, smaller)
-    above, left = (height - smaller[0]) // 2, (width - smaller[1]) // 2
-    below, right = height - smaller[0] - above, width - smaller[1] - left
-    pixels = np.pad(pixels, ((0, 0), (0, 0), (above, below), (left, right)))
-    return pixels.repeat(channels // pixels.shape[1], axis=1)
-
-
-def _reduced(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    height, width = size
-    maps = pixels.reshape(-1, *pixels.shape[2:])
-    box = Image.Resampling.BOX
-    small = [np.asarray(Image.fromarray(m).resize((width, height), box)) for m in maps]
-    return np.stack(small).reshape(*pixels.shape[:2], height, width)
+        size = ImageSize(channels=shape[0], height=shape[1], width=shape[2])
+        pixels = fit_array(pixels, size, Fit(resize=True, convert=True)).images
+    return ImageSet(name, words, pixels)
 
 
 def blurred(pixels: Pixels, sigma: float) -> Pixels:
@@ -224,6 +204,10 @@ def _constants(images: Pixels, _strength: None, _seed: int) -> Pixels:
 
 MADE: Mapping[str, _Kind] = {
     "constants": _Kind("every grey level, one image each", _constants),
+    "noise": _Kind(
+        "every pixel of any level",
+        lambda images, _, seed: _generator(seed).integers(0, 256, images.shape, np.uint8),
+    ),
     "blurred": _Kind(
         "the model's own images, blurred by a Gaussian (deviation {:g} pixels)",
         lambda images, sigma, _: blurred(images, sigma),

@@ -28,7 +28,8 @@ def run_images(config: Mapping[str, Any], split: Split, data_dir: Path | None) -
     if not name.startswith(FOLDER_PREFIX):
         return load_dataset(name, split, data_dir)
     channels, height, width = config["model"]["image_shape"]
-    return load_dataset(name, split, data_dir, size=(height, width), channels=channels)
+    fit = data.get("fit", "crop")
+    return load_dataset(name, split, data_dir, size=(height, width), channels=channels, fit=fit)
 
 
 def evaluate_run(

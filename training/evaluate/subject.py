@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from model.config import ConfigError
 from service.bundle import Bundle, BundleError, load_bundle
 from training.data import DATASETS, FOLDER_PREFIX, ImageData, Split, load_dataset
 from training.errors import EvaluationError
 from training.evaluate.run import run_images
-from training.evaluate.scorers import BundleScorer, ModelScorer, Scorer, pixel_noise
+from training.evaluate.scorers import BundleScorer, ModelScorer, Scorer
 from training.fit.device import choose_device
 from training.runs.checkpoint import Weights, load_run, weights_used
 from training.runs.directory import known_data_dir
 
-__all__ = ["Subject", "bundle_images", "bundle_subject", "run_subject"]
-
-Pixels = NDArray[np.uint8]
-Array = NDArray[np.float64]
-
-CENTRE_IMAGES = 64  # at once: fewer than an engine's batch has rows
+__all__ = ["Subject", "bundle_images", "bundle_subject", "run_subject", "writable"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +30,7 @@ class Subject:
     `identity`: what tells its weights from others, as JSON; `words`: how a command names it,
     without a path of this machine; `stem` ends the names of result files; `home` is the run's
     directory (None for a bundle, which holds only what its manifest lists). `images(split)` are
-    the model's own; `centre(pixels)` gives the `prior_eps` [n, D] of images uint8 [n, C, H, W] at
-    eps = 0; `calibration`: K -> sorted scores that p-values refer to, as the bundle has them.
+    the model's own.
     """
 
     scorer: Scorer
@@ -48,21 +39,12 @@ class Subject:
     words: str
     stem: str
     images: Callable[[Split], ImageData]
-    centre: Callable[[Pixels], Array]
     home: Path | None = None
-    calibration: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def per_dim(self) -> bool:
         """Whether people read its figures in bits/dim: 8-bit images, not binary ones."""
         return self.scorer.facts.likelihood != "bernoulli"
-
-    def shown(self, nats: Array) -> Array:
-        """Log-likelihoods in nats [...] as people read them: bits/dim, or the nats themselves."""
-        if not self.per_dim:
-            return nats
-        bits: Array = -nats / (self.scorer.facts.dims * math.log(2))
-        return bits
 
     def place_for_results(self, out: Path | None) -> Path:
         """The directory for results, made and writable; raises where there is none."""
@@ -71,10 +53,15 @@ class Subject:
             raise ConfigError(
                 "a bundle holds only what its manifest lists: say where results go with --out"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise EvaluationError(f"{folder} cannot be written to: give another --out.")
-        return folder
+        return writable(folder)
+
+
+def writable(folder: Path) -> Path:
+    """The directory `folder` for results, made where it is not; raises where it takes none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise EvaluationError(f"{folder} cannot be written to: give another --out.")
+    return folder
 
 
 def run_subject(
@@ -85,13 +72,6 @@ def run_subject(
     run_dir = checkpoint.path.parent.parent
     scorer = ModelScorer(model.to(choose_device(device)))
 
-    @torch.inference_mode()
-    def centre(pixels: Pixels) -> Array:
-        _, features = scorer.images(pixels)
-        eps = torch.zeros(len(pixels), scorer.facts.dim, device=scorer.device)
-        found: Array = scorer.model.infer(features, eps).prior_eps.double().cpu().numpy()
-        return found
-
     return Subject(
         scorer=scorer,
         name=run_dir.resolve().name,
@@ -99,7 +79,6 @@ def run_subject(
         words="RUN" if weights == "ema" else f"RUN --weights {weights}",
         stem=f"{checkpoint.path.name}-{weights}",
         images=lambda split: run_images(config, split, known_data_dir(run_dir, data_dir)),
-        centre=_in_parts(centre),
         home=run_dir,
     )
 
@@ -128,15 +107,6 @@ def bundle_subject(
     if device == "cuda" and scorer.engine.provider != "cuda":
         raise EvaluationError("ONNX Runtime has no CUDA here: use --device cpu.")
 
-    def centre(pixels: Pixels) -> Array:
-        eps = np.zeros((len(pixels), scorer.facts.dim), np.float32)
-        inputs: dict[str, NDArray[Any]] = {"image": pixels, "eps": eps}
-        if bundle.manifest.likelihood.binary:
-            inputs["u_image"] = pixel_noise(pixels)
-        outputs = scorer.engine.run("encode", inputs)
-        found: Array = outputs["prior_eps"].astype(np.float64)
-        return found
-
     manifest = bundle.manifest
     return Subject(
         scorer=scorer,
@@ -145,8 +115,6 @@ def bundle_subject(
         words="--bundle BUNDLE",
         stem=f"{manifest.name}-{manifest.version}",
         images=lambda split: bundle_images(bundle, data, split, data_dir),
-        centre=_in_parts(centre),
-        calibration=bundle.calibration,
     )
 
 
@@ -163,14 +131,5 @@ def bundle_images(
     if not name.startswith(FOLDER_PREFIX):
         return load_dataset(name, split, data_dir)
     channels, height, width = bundle.manifest.image.shape
-    return load_dataset(name, split, data_dir, size=(height, width), channels=channels)
-
-
-def _in_parts(centre: Callable[[Pixels], Array]) -> Callable[[Pixels], Array]:
-    """`centre` for any number of images, a few at a time."""
-
-    def whole(pixels: Pixels) -> Array:
-        starts = range(0, len(pixels), CENTRE_IMAGES)
-        return np.concatenate([centre(pixels[start : start + CENTRE_IMAGES]) for start in starts])
-
-    return whole
+    fit = bundle.manifest.fit
+    return load_dataset(name, split, data_dir, size=(height, width), channels=channels, fit=fit)

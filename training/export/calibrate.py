@@ -24,6 +24,7 @@ from training.errors import ExportError
 
 __all__ = [
     "IMPORTANCE_SAMPLES",
+    "LEAST",
     "ScoringEngine",
     "halves",
     "measure",

@@ -1,6 +1,7 @@
 """MODEL_CARD.md: what a model is, what it was made from, what it reaches, what it is not for."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,10 @@ from service.verdicts.conformal import certified_alpha
 from training.data.licences import data_note
 from training.export.findings import Findings
 
-__all__ = ["calibration_text", "model_card"]
+__all__ = ["CARD", "VERDICTS", "calibration_text", "model_card", "with_section"]
+
+CARD = "MODEL_CARD.md"
+VERDICTS = "Verdicts"
 
 LIKELIHOODS = {
     "bernoulli": "independent binary pixels; a grey pixel is drawn, its level the chance of white",
@@ -66,7 +70,7 @@ def model_card(manifest: Manifest, *, reconstructions: bool, findings: Findings 
         *_section("The bound by the number of draws", findings.bound, "bound.png", findings),
         "## Calibration",
         _calibration(manifest),
-        *_section("Known failures", findings.failures, "anomaly.png", findings),
+        *_section(VERDICTS, findings.verdicts, "anomaly.png", findings),
         "## Training",
         *_training(manifest),
         *_section("", findings.curve, "curve.png", findings),
@@ -142,6 +146,16 @@ def _calibration(manifest: Manifest) -> str:
         scoring.calibrated_importance_samples,
         scoring.alpha,
     )
+
+
+def with_section(card: str, title: str, text: str) -> str:
+    """A finished card with the section `title` anew; it follows "Calibration" where it is new."""
+    section = f"## {title}\n\n{text.strip()}\n\n"
+    found, count = re.subn(rf"(?ms)^## {title}\n.*?(?=^## |\Z)", lambda _: section, card)
+    if not count:
+        after = r"(?ms)^## Calibration\n.*?(?=^## |\Z)"
+        found, count = re.subn(after, lambda m: f"{m[0].rstrip()}\n\n{section}", card)
+    return (found if count else f"{card.rstrip()}\n\n{section}").rstrip() + "\n"
 
 
 def calibration_text(

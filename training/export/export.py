@@ -34,6 +34,7 @@ from service.bundle import (
     manifest_from_json,
     write_bundle,
 )
+from service.codecs.images import FitMode
 from service.engine.onnxruntime_engine import Engine
 from service.noise import NOISE_VERSION
 from training.data import ImageData
@@ -70,15 +71,16 @@ Contents = dict[str, bytes]
 class BundleDetails:
     """What a bundle says of itself beyond what the model knows.
 
-    `evaluation`: entries as `EvaluationReport.manifest_entries` gives them; `training`: whatever
-    made the model, as JSON values; `findings`: what else was measured, for the card, with its
-    pictures.
+    `fit`: how images of another size were fitted in training; `evaluation`: entries as
+    `EvaluationReport.manifest_entries` gives them; `training`: whatever made the model, as JSON
+    values; `findings`: what else was measured, for the card, with its pictures.
     """
 
     name: str
     version: str = "1.0.0"
     description: str = ""
     license: str = "MIT"
+    fit: FitMode = "crop"
     default_importance_samples: int = 16
     alpha: float = 0.01
     evaluation: tuple[Mapping[str, Any], ...] = ()
@@ -230,6 +232,7 @@ def _manifest_fields(
             "description": details.description,
             "license": details.license,
             "image": image.model_dump(),
+            "fit": details.fit,
             "preprocessing": {"kind": "binarize" if likelihood.binary else "none"},
             "likelihood": likelihood.model_dump(),
             "latent": latent.model_dump(),

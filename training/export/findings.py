@@ -1,10 +1,11 @@
 """What was measured of a run beyond its evaluations, gathered for its bundle's card.
 
-RUN/bound-*.json, RUN/anomaly-*.json     of `iafvae-train bound` and `anomaly`
+RUN/bound-*.json, RUN/verdicts-*.json    of `iafvae-train bound` and `evaluate-anomaly`
 RUN/metrics.jsonl                        for the curve, which is drawn anew
 
-Only figures of exactly the exported weights, on test images, are taken; of several the one of the
-most images, then of the largest K. Pictures are drawn from them again, under the bundle's name.
+Only figures of exactly the exported weights, on test images, are taken; of several bounds the one
+of the most images, then of the largest K, of several verdicts the newest. Pictures are drawn from
+them again, under the bundle's name.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Findings:
     """Sections of a card in Markdown, "" where nothing was measured; file name -> PNG."""
 
     bound: str = ""
-    failures: str = ""
+    verdicts: str = ""
     curve: str = ""
     pictures: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -39,35 +40,34 @@ def gather(run_dir: Path, identity: Mapping[str, Any], name: str) -> Findings:
     """
     sections: dict[str, str] = {}
     pictures: dict[str, bytes] = {}
-    if bound := _newest(run_dir, "bound", identity):
+    bounds = _results(run_dir, "bound", identity)
+    if bound := max(bounds, key=lambda found: (found["images"], _draws(found)), default=None):
         from training.evaluate.bound_report import bound_markdown, bound_picture
 
         sections["bound"] = bound_markdown(bound).strip()
         pictures["bound.png"] = bound_picture({**bound, "model": name})
-    if anomaly := _newest(run_dir, "anomaly", identity):
+    measured = _results(run_dir, "verdicts", identity)
+    if verdicts := max(measured, key=lambda found: str(found["date"]), default=None):
         from training.evaluate.anomaly_report import anomaly_markdown, anomaly_picture
 
-        sections["failures"] = anomaly_markdown({**anomaly, "model": name}).strip()
-        pictures["anomaly.png"] = anomaly_picture({**anomaly, "model": name})
+        sections["verdicts"] = anomaly_markdown(verdicts).strip()
+        pictures["anomaly.png"] = anomaly_picture({**verdicts, "model": name})
     if (drawn := _curve(run_dir, int(identity["step"]), name)) is not None:
         sections["curve"], pictures["curve.png"] = drawn
     return Findings(**sections, pictures=pictures)
 
 
-def _newest(run_dir: Path, kind: str, identity: Mapping[str, Any]) -> Document | None:
-    """The best of the results of a kind that are of these weights and of test images."""
-    found = [
+def _results(run_dir: Path, kind: str, identity: Mapping[str, Any]) -> list[Document]:
+    """The results of a kind that are of these weights and of test images."""
+    return [
         content
         for path in sorted(run_dir.glob(f"{kind}-*.json"))
         if identity.items() <= (content := _read(path, kind)).items() and content["split"] == "test"
     ]
-    return max(found, key=lambda content: (content["images"], _draws(content)), default=None)
 
 
-def _draws(content: Document) -> int:
-    rows = content.get("rows")
-    last = rows[-1] if rows else content
-    return int(last["importance_samples"])
+def _draws(bound: Document) -> int:
+    return int(bound["rows"][-1]["importance_samples"])
 
 
 def _read(path: Path, kind: str) -> Document:

@@ -42,7 +42,7 @@ def export_run(
     """Write the bundle of a run's newest checkpoint (or of the checkpoint `run`) to `out`.
 
     The figures of every full evaluation of these weights go with it, and what `bound` and
-    `anomaly` found of them, and the curve of its training. `calibrate=False` needs no
+    `evaluate-anomaly` found of them, and the curve of its training. `calibrate=False` needs no
     images and gives a bundle without p-values; `command` is the one that trained the model.
     """
     refuse_strangers(out)  # before the images are read, and the graphs made
@@ -55,6 +55,7 @@ def export_run(
         version=version,
         description=description or f"An IAF-VAE (arXiv:1606.04934) trained on {data}.",
         license=license_name,
+        fit=config["data"].get("fit", "crop"),
         evaluation=tuple(_figures(run_dir, checkpoint, weights)),
         training=training_facts(run_dir, config, checkpoint, weights, command),
         findings=gather(run_dir, weights_used(checkpoint, weights), f"{name} {version}"),

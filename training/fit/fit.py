@@ -64,7 +64,7 @@ def run_images(
 ) -> list[ImageData]:
     """The images to train on and to choose by; `tell` hears what a folder holds."""
     data = config.data
-    options = FolderOptions(size=data.size, channels=data.channels)
+    options = FolderOptions(size=data.size, channels=data.channels, fit=data.fit)
     return load_splits(data.name, ("train", "validation"), data_dir, options, tell=tell)
 
 

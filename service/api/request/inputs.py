@@ -34,8 +34,9 @@ async def pictures(
 
     rows_each: importance samples of each image.
     """
-    shape, settings, payload = request.model.manifest.image, request.settings, request.payload
-    fit = Fit(resize=options.resize, convert=options.convert)
+    manifest, settings, payload = request.model.manifest, request.settings, request.payload
+    shape = manifest.image
+    fit = Fit(resize=options.resize, convert=options.convert, how=manifest.fit)
     who: dict[str, Any] = {"deadline": request.deadline, "caller": request.holder}
     decoders = request.shared.decoders
     if isinstance(payload, bytes):

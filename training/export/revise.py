@@ -1,0 +1,140 @@
+"""A finished bundle with something new in it, its model as it was: a calibration, a card."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from service.bundle import Bundle, BundleError, load_bundle, manifest_to_json, write_bundle
+from service.engine.onnxruntime_engine import Engine
+from service.noise import image_keys
+from training.data import (
+    DATASETS,
+    FOLDER_PREFIX,
+    FolderOptions,
+    ImageData,
+    load_splits,
+    public_name,
+    whole_folder,
+)
+from training.errors import DataError, ExportError
+from training.export.calibrate import LEAST
+from training.export.card import CARD, VERDICTS, calibration_text, with_section
+from training.export.export import CALIBRATION_FILE, calibrated, refuse_strangers
+
+__all__ = ["into_card", "next_version", "recalibrate"]
+
+PICTURE = "anomaly.png"
+
+
+def recalibrate(
+    path: Path,
+    out: Path,
+    data: str,
+    *,
+    resize: bool = False,
+    version: str | None = None,
+    data_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Write the bundle at `path` to `out`, calibrated on `data`, under another version.
+
+    `data` is a data set's name, whose validation and calibration splits are taken, or a folder of
+    images that are known to be usual: half of them make the density, half are ranked among. Those
+    of another size or colour are fitted as in training with `resize`, or where those of the
+    calibration so far were. Raises `ExportError` or `DataError`, with nothing written, where they
+    are too few, all alike or do not fit.
+    """
+    refuse_strangers(out)
+    with _refused(out):
+        bundle = load_bundle(path)
+        fields, contents = _parts(bundle)
+        images, fit = _images(bundle, data, data_dir, resize=resize)
+        engine = Engine(bundle, provider="cpu")
+        engine.warm()
+        contents[CALIBRATION_FILE] = calibrated(fields, engine, images, fit, progress)
+        engine.close()
+        fields["version"] = version or next_version(bundle.manifest.version)
+        if CARD in contents:
+            contents[CARD] = _recalibrated(contents[CARD].decode(), fields).encode()
+            contents.pop(PICTURE, None)
+        return write_bundle(out, fields, contents)
+
+
+def into_card(path: Path, verdicts: str, picture: bytes) -> Bundle:
+    """Give the bundle at `path` a card with the section "Verdicts" anew, and its picture."""
+    with _refused(path):
+        fields, contents = _parts(load_bundle(path))
+        card = contents.get(CARD, f"# {fields['name']} {fields['version']}\n".encode()).decode()
+        card = re.sub(r"(?ms)^## Known failures.*?(?=^## |\Z)", "", card)  # its name before
+        text = f"![anomaly]({PICTURE})\n\n{verdicts}"
+        contents |= {CARD: with_section(card, VERDICTS, text).encode(), PICTURE: picture}
+        return write_bundle(path, fields, contents)
+
+
+@contextmanager
+def _refused(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except (BundleError, ValueError, OSError) as error:
+        raise ExportError(f"No bundle was written at {out}: {error}") from error
+
+
+def _parts(bundle: Bundle) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest's fields but `files`, and the contents of these."""
+    fields: dict[str, Any] = manifest_to_json(bundle.manifest)
+    return fields, {name: bundle.read(name) for name in fields.pop("files")}
+
+
+def next_version(version: str) -> str:
+    """The last number of a version and one: 1.2.0 -> 1.2.1, 2-beta -> 2-beta.1."""
+    found = re.fullmatch(r"(.*\.)?(\d+)", version)
+    return f"{found[1] or ''}{int(found[2]) + 1}" if found else f"{version}.1"
+
+
+def _images(
+    bundle: Bundle, data: str, data_dir: Path | None, *, resize: bool
+) -> tuple[ImageData, ImageData | None]:
+    if data in DATASETS:
+        fit, images = load_splits(data, ("validation", "calibration"), data_dir, FolderOptions())
+        return images, fit
+    name = data if data.startswith(FOLDER_PREFIX) else f"{FOLDER_PREFIX}{data}"
+    manifest = bundle.manifest
+    channels, height, width = manifest.image.shape
+    before = manifest.calibration
+    fitting = resize or (before is not None and before.fitted)
+    options = FolderOptions(
+        size=(height, width), channels=channels, fit=manifest.fit if fitting else "none"
+    )
+    try:
+        images = whole_folder(name, "calibration", data_dir, options)
+    except DataError as error:
+        hint = "" if fitting else " Or let them be fitted to the model, with --resize."
+        raise DataError(f"{error}{hint}") from error
+    _, first = np.unique(image_keys(images.pixels), return_index=True)
+    if len(first) < 2 * LEAST:
+        raise ExportError(
+            f"{public_name(name)} holds {len(images)} images, {len(first)} of them different: "
+            f"{2 * LEAST} are needed at the least, hundreds for p-values that say something."
+        )
+    # A copy in both halves would look all too usual.
+    return replace(images, pixels=images.pixels[np.sort(first)]), None
+
+
+def _recalibrated(card: str, fields: dict[str, Any]) -> str:
+    """The card with what it says of version and calibration brought up to date."""
+    text = calibration_text(
+        fields["calibration"]["images"],
+        fields["calibration"],
+        fields["scoring"]["calibrated_importance_samples"],
+        fields["scoring"]["alpha"],
+    )
+    card = re.sub(r"\A# .*", f"# {fields['name']} {fields['version']}", card)
+    measure = "iafvae-train evaluate-anomaly --bundle BUNDLE --into-card"
+    unknown = f"Not measured since this calibration.\n\n    {measure}"
+    return with_section(with_section(card, "Calibration", text), VERDICTS, unknown)
