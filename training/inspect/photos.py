@@ -72,9 +72,7 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
     tested: Files = {}
     for name, path in files.items():
         first, *rest = parts[name]
-        if not laid_out and MASKS not in parts[name]:
-            usual[name] = path
-        elif laid_out and first == "train" and rest:
+        if (not laid_out and MASKS not in parts[name]) or (laid_out and first == "train" and rest):
             usual[name] = path
         elif laid_out and first == "test" and rest:
             tested["/".join(rest)] = path

@@ -1,15 +1,15 @@
 """The way from a folder of good images to a bundle, a report, and words on what it is good for.
 
-OUT/images/SPLIT/good/*.png    the usual images in the model's size, by purpose
+OUT/images/SPLIT/good          links to the usual images, by purpose
 OUT/run                        the training; called again, `inspect` trains it further
 OUT/bundle                     what `iafvae serve` and `iafvae score` take
 OUT/test, OUT/planted          links to the images to be tested; planted defects
 OUT/report.html, planted.html  both judged
 """
 
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,14 @@ from service.cli.report import ReportOptions, write_report
 from service.codecs.images import read_image
 from service.codecs.png import encode_png
 from service.errors import IafvaeError
-from training.config import Runtime
+from training.config import Runtime, overridden
 from training.data import FOLDER_PREFIX
 from training.data.folder import MAX_PIXELS, Files, shown
 from training.errors import DataError
 from training.evaluate.anomaly_sets import planted_defects
-from training.export.recalibrate import recalibrate
+from training.export.revise import recalibrate
 from training.export.run import export_run
-from training.files import write_json
+from training.files import json_text
 from training.fit.fit import fit
 from training.inspect.photos import Photos, find_photos
 from training.inspect.pixels import pixel_detection
@@ -95,9 +95,9 @@ def inspect_folder(
         plan = plan_for(photos.size, photos.channels, share.train, minutes=minutes, runtime=runtime)
         say(f"the model: {plan.line()}")
         _prepare(out, sets, photos, plan, console)
-    data = f"{FOLDER_PREFIX}{(out / 'images').absolute()}"
+    data = {"name": f"{FOLDER_PREFIX}{(out / 'images').absolute()}", "size": plan.size}
     result = fit(
-        _with_data(plan, data),
+        overridden(plan.config, {"data": {**data, "channels": photos.channels}}),
         run,
         runtime=plan.runtime,
         data_dir=None,
@@ -111,25 +111,24 @@ def inspect_folder(
         bundle = out / "bundle"
         export_run(run, bundle, name=_model_name(folder), calibrate=False, progress=progress)
         recalibrate(
-            bundle, bundle, str(out / "images" / "calibration"), version="1.0.0", progress=progress
+            bundle,
+            bundle,
+            str(out / "images" / "calibration"),
+            resize=True,
+            version="1.0.0",
+            progress=progress,
         )
         lines = _judge(photos, sets, out, plan, false_alarms, progress)
     return Inspection("done", lines)
 
 
-def _teller(console: Console) -> Any:
+def _teller(console: Console) -> Callable[[str], None]:
     return lambda line: console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _model_name(folder: Path) -> str:
     kept = "".join(c if c.isalnum() and c.isascii() else "-" for c in folder.resolve().name)
     return kept.strip("-")[:64] or "model"
-
-
-def _with_data(plan: Plan, data: str) -> Any:
-    from training.config import overridden
-
-    return overridden(plan.config, {"data": {"name": data}})
 
 
 # Images.
@@ -151,53 +150,51 @@ def _refuse_others(out: Path, sets: Mapping[str, Files]) -> None:
 
 
 def _plan_text(sets: Mapping[str, Files]) -> str:
-    from training.files import json_text
-
     return json_text({purpose: list(files) for purpose, files in sets.items()})
 
 
 def _prepare(
     out: Path, sets: Mapping[str, Files], photos: Photos, plan: Plan, console: Console
 ) -> None:
-    """Write the usual images in the model's size, each decoded once; what is broken is told."""
-    height, width = plan.size
-    faults = []
+    """Links to the usual images by purpose; what cannot be decoded is left out and told."""
     shutil.rmtree(out / "images", ignore_errors=True)
-    todo = [
-        (out / "images" / purpose / "good" / f"{i:06d}.png", path)
-        for purpose, files in sets.items()
-        for i, path in enumerate(files.values())
-    ]
-    for target, path in track(todo, "reading", console=console, disable=not console.is_terminal):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    faults = []
+    todo = [(purpose, path) for purpose, files in sets.items() for path in files.values()]
+    for purpose, path in track(todo, "reading", console=console, disable=not console.is_terminal):
         try:
-            image = read_image(
-                path.read_bytes(),
-                channels=photos.channels,
-                height=height,
-                width=width,
-                what=shown(path),
-                max_pixels=MAX_PIXELS,
-            )
+            _read(path, plan.size, photos.channels)
         except (OSError, IafvaeError) as error:
             faults.append(str(error))
             continue
-        target.write_bytes(encode_png(image))
+        _link(out / "images" / purpose / "good", path)
     if faults:
         _teller(console)(f"{len(faults)} broken files are left out: {faults[0]}")
-    (out / "images" / "test").mkdir(exist_ok=True)  # with train, it says that splits are given
-    write_json(out / PLAN, {purpose: list(files) for purpose, files in sets.items()})
+    (out / PLAN).write_text(_plan_text(sets), encoding="utf-8")
 
 
-def _link(folder: Path, files: Mapping[str, Path]) -> None:
-    """Links under plain names to files that lie anywhere; copies where there are no links."""
-    folder.mkdir(parents=True)
-    for name, path in files.items():
-        target = folder / name.replace("/", "_")
-        try:
-            target.symlink_to(path.resolve())
-        except OSError:
-            shutil.copyfile(path, target)
+def _read(path: Path, size: tuple[int, int], channels: int) -> NDArray[np.uint8]:
+    return read_image(
+        path.read_bytes(),
+        channels=channels,
+        height=size[0],
+        width=size[1],
+        what=shown(path),
+        max_pixels=MAX_PIXELS,
+    )
+
+
+def _link(folder: Path, path: Path) -> None:
+    """A link to a file that lies anywhere; a copy where there are no links."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / path.name
+    number = 1
+    while target.exists():
+        number += 1
+        target = folder / f"{path.stem}-{number}{path.suffix}"
+    try:
+        target.symlink_to(path.resolve())
+    except OSError:
+        shutil.copyfile(path, target)
 
 
 # Verdicts.
@@ -215,9 +212,9 @@ def _judge(
     usual = {**sets["test"], **photos.usual_test}
     for name in ("test", "planted"):
         shutil.rmtree(out / name, ignore_errors=True)
-    _link(out / "test" / "good", usual)
-    for kind, files in photos.classes.items():
-        _link(out / "test" / kind, {Path(name).name: path for name, path in files.items()})
+    for kind, files in {"good": usual, **photos.classes}.items():
+        for path in files.values():
+            _link(out / "test" / kind, path)
     with LocalClient.open(out / "bundle", None, "cpu") as model:
         reached = 1 / (1 + model.model()["manifest"]["calibration"]["images"])
         alpha = max(false_alarms, reached)
@@ -261,20 +258,11 @@ def _on_classes(tested: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _pixels(files: Files, size: tuple[int, int], channels: int) -> NDArray[np.uint8]:
+    """The first of the files that can be read, uint8 [N, C, H, W]."""
     found = []
     for path in list(files.values())[:PLANTED]:
-        try:
-            found.append(
-                read_image(
-                    path.read_bytes(),
-                    channels=channels,
-                    height=size[0],
-                    width=size[1],
-                    max_pixels=MAX_PIXELS,
-                )
-            )
-        except (OSError, IafvaeError):  # told in the report
-            continue
+        with suppress(OSError, IafvaeError):  # told in the report
+            found.append(_read(path, size, channels))
     if not found:
         raise DataError("none of the usual test images can be read")
     return np.stack(found)

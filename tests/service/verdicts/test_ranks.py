@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from service.verdicts.ranks import detection, two_sided
+from service.verdicts.ranks import detection, pooled_detection
 
 
 @pytest.mark.parametrize("levels", [2, 5, 10**9])
@@ -67,13 +67,13 @@ def test_resampling_in_parts_is_resampling_and_repeats_itself(monkeypatch):
     }
 
 
-def test_two_sided_p_values_are_valid_and_small_on_both_sides():
-    generator = np.random.default_rng(2)
-    reference, scores = generator.normal(size=999), generator.normal(size=20_000)
-    p = two_sided(scores, reference)
-    for alpha in (0.01, 0.05, 0.2, 0.5):
-        assert (p <= alpha).mean() == pytest.approx(alpha, rel=0.35)
-    low, high, middle = two_sided(np.array([-9.0, 9.0, np.median(reference)]), reference)
-    assert low == high == pytest.approx(2 / 1000)
-    assert middle == 1.0
-    assert (two_sided(np.ones(3), np.ones(7)) == 1.0).all()  # nothing but ties
+def test_pixels_of_all_images_are_ranked_together():
+    generator = np.random.default_rng(0)
+    masks = np.zeros((6, 8, 9), bool)
+    masks[:4, 2:5, 3:6] = True
+    scores = generator.normal(masks * 1.5, 1.0)
+    found = pooled_detection(scores, masks)
+    assert found.value == pytest.approx(roc_auc_score(masks.ravel(), scores.ravel()), abs=2e-3)
+    assert found.interval[0] < found.value < found.interval[1]
+    with pytest.raises(ValueError, match="either kind"):
+        pooled_detection(scores, np.ones_like(masks))
