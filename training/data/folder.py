@@ -217,7 +217,8 @@ def decode(found: Survey, files: Files) -> Fitted:
         images = np.empty((len(files), found.channels, height, width), np.uint8)
     except (MemoryError, ValueError):
         raise DataError(
-            f"{len(files)} images of {height}x{width} do not fit into memory: give a smaller --size."
+            f"{len(files)} images of {height}x{width} do not fit into memory: give a smaller "
+            "--size."
         ) from None
     altered = np.zeros(len(files), np.bool_)
     faults: list[str] = []

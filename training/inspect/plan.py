@@ -7,7 +7,7 @@ reference that verdicts compare with, some test it.
 import hashlib
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from training.overrides import with_settings
 
 __all__ = ["Counts", "Plan", "certified_images", "counts", "divided", "least_images", "plan_for"]
 
-SIDES = (96, 64, 48, 32, 24, 16)  # of the model's images, the longer one, in pixels
+SIDES = (128, 96, 64, 48, 32, 24)  # of the model's images, the longer one, in pixels
 STEP = 8  # both sides are multiples of it, so that each level halves the one before
 TOP = 4  # pixels of the coarsest level's shorter side
 # Images that the training should present, at the least: a ladder that has seen fewer draws noise.
@@ -111,8 +111,8 @@ class Plan:
         levels = len(self.config.model.levels)  # type: ignore[union-attr]
         seen = self.images_per_second * self.minutes * 60
         return (
-            f"a ladder of {levels} levels at {height}x{width}, for about {self.minutes:.3g} minutes "
-            f"at {self.images_per_second:.0f} images/s: about {seen:,.0f} images seen"
+            f"a ladder of {levels} levels at {height}x{width}, for about {self.minutes:.3g} "
+            f"minutes at {self.images_per_second:.0f} images/s: about {seen:,.0f} images seen"
         )
 
 
@@ -127,24 +127,24 @@ def plan_for(
 ) -> Plan:
     """The largest model that this machine trains well enough in the minutes; its speed is measured.
 
-    size: height and width of the photos. Steps cost by the pixel, so that one size is measured, and
-    the others follow.
+    size: height and width of the photos.
     """
-    sizes = list(dict.fromkeys(scaled(size, side) for side in SIDES if side <= max(*size, 16)))
+    sizes = list(dict.fromkeys(scaled(size, side) for side in SIDES if side <= max(*size, 24)))
     runtime = runtime if minutes >= COMPILED_MINUTES else _eager(runtime)
-    smallest = sizes[-1]
-    seconds = _seconds_an_image(configured(smallest, channels, train), runtime)
     share = FIT_SHARE * minutes
-    for height, width in sizes:
-        cost = seconds * height * width / (smallest[0] * smallest[1])
-        if share * 60 / cost >= wanted or (height, width) == smallest:
+    for chosen in reversed(sizes):  # the smallest first: the next costs by its pixels, at the most
+        config = configured(chosen, channels, train)
+        seconds = _seconds_an_image(config, runtime)
+        larger = sizes[max(0, sizes.index(chosen) - 1)]
+        growth = math.prod(larger) / math.prod(chosen)
+        if share * 60 < wanted * seconds * growth:
             break
     return Plan(
-        size=(height, width),
-        config=configured((height, width), channels, train),
+        size=chosen,
+        config=config,
         runtime=runtime,
         minutes=share,
-        images_per_second=1 / cost,
+        images_per_second=1 / seconds,
     )
 
 
@@ -167,8 +167,6 @@ def configured(size: tuple[int, int], channels: int, train: int) -> RunConfig:
 
 
 def _eager(runtime: Runtime) -> Runtime:
-    from dataclasses import replace
-
     return replace(runtime, compile="off") if runtime.compile == "auto" else runtime
 
 

@@ -182,7 +182,7 @@ def _of_defects(facts: Facts, sizes: Mapping[int, float]) -> str:
     ]
     return (
         f"Of planted squares, half the brightness range off, it called anomalous: "
-        f"{', '.join(parts)} (sides in your pixels)."
+        f"{', '.join(parts)} (in your pixels)."
     )
 
 
