@@ -17,13 +17,22 @@ from training.data.folder import Files
 from training.fit.trainer import Trainer
 from training.overrides import with_settings
 
-__all__ = ["Counts", "Plan", "certified_images", "counts", "divided", "least_images", "plan_for"]
+__all__ = [
+    "Counts",
+    "Plan",
+    "certified_images",
+    "counts",
+    "crossed",
+    "divided",
+    "least_images",
+    "plan_for",
+]
 
 SIDES = (128, 96, 64, 48, 32, 24)  # of the model's images, the longer one, in pixels
 STEP = 8  # both sides are multiples of it, so that each level halves the one before
 TOP = 4  # pixels of the coarsest level's shorter side
 # Images that the training should present, at the least: a ladder that has seen fewer draws noise.
-WANTED = 15_000
+WANTED = 20_000
 FIT_SHARE = 0.7  # of the minutes; calibration and report take the rest
 PRESET = "cifar10-small"
 # A ladder that learns quickly from small batches, with a likelihood that is cheap to compute.
@@ -69,10 +78,10 @@ class Counts:
 def counts(images: int, false_alarms: float, *, given_test: bool) -> Counts:
     """How many usual images serve what.
 
-    A reference as large as the rate of false alarms asks for, twice over (half of it makes the
-    density of the statistics, half is ranked among), and at most a third of all images.
+    The reference has a fifth of them, and where the rate of false alarms asks for more, twice what
+    makes it possible, but no more than a third.
     """
-    wanted = max(0.2 * images, 2 * certified_images(false_alarms))
+    wanted = max(0.2 * images, 2 * least_images(false_alarms))
     calibration = min(round(wanted), images // 3, 5000)
     validation = min(max(8, images // 20), 500)
     test = 0 if given_test else min(max(8, images // 10), 1000)
@@ -93,6 +102,12 @@ def divided(files: Files, share: Counts) -> dict[str, Files]:
         found[purpose] = {name: files[name] for name in sorted(names)}
         first += len(names)
     return found
+
+
+def crossed(calibration: int, false_alarms: float) -> bool:
+    """Whether images are so few that each serves as both parts of a reference: in one half of
+    them the rate could not be held with certainty."""
+    return calibration < 2 * certified_images(false_alarms)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from training.files import json_text
 from training.fit.fit import fit
 from training.inspect.photos import Photos, find_photos
 from training.inspect.pixels import pixel_detection
-from training.inspect.plan import Plan, counts, divided, plan_for
+from training.inspect.plan import Plan, counts, crossed, divided, plan_for
 from training.inspect.words import Facts, learned, words
 from training.runs.checkpoint import has_checkpoint
 from training.runs.directory import read_config
@@ -115,6 +115,7 @@ def inspect_folder(
             bundle,
             str(out / "images" / "calibration"),
             resize=True,
+            crossed=crossed(share.calibration, false_alarms),
             version="1.0.0",
             progress=progress,
         )
