@@ -164,7 +164,8 @@ def scored(
         read = [_read_one(path, shape, fit) for path in part]
         good = [one for one in read if not isinstance(one, str)]
         images = np.array([image for image, _ in good], np.uint8)
-        table, found = None, iter(())
+        table: ScoreTable | None = None
+        found: Iterator[Row] = iter(())
         if good:
             table = backend.score(
                 images, importance_samples=importance_samples, seed=seed, alpha=alpha

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -287,7 +287,9 @@ def _or(value: float | None, instead: float) -> float:
     return instead if value is None else value
 
 
-SCORES = {  # larger is more unusual; the three that people ask for
+SCORES: dict[
+    str, Callable[[Row], float | None]
+] = {  # larger is more unusual; the three that people ask for
     "verdict": lambda row: None if row["p_value"] is None else -row["p_value"],
     "likelihood alone": lambda row: (
         None if row["log_likelihood_nats"] is None else -row["log_likelihood_nats"]

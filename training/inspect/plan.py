@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 SIDES = (128, 96, 64, 48, 32, 24)  # of the model's images, the longer one, in pixels
+SMALLEST = 16  # of photos that are smaller than all of these
 STEP = 8  # both sides are multiples of it, so that each level halves the one before
 TOP = 4  # pixels of the coarsest level's shorter side
 # Images that the training should present, at the least: a ladder that has seen fewer draws noise.
@@ -83,8 +84,8 @@ def counts(images: int, false_alarms: float, *, given_test: bool) -> Counts:
     """
     wanted = max(0.2 * images, 2 * least_images(false_alarms))
     calibration = min(round(wanted), images // 3, 5000)
-    validation = min(max(8, images // 20), 500)
-    test = 0 if given_test else min(max(8, images // 10), 1000)
+    validation = min(max(4, images // 20), 500)
+    test = 0 if given_test else min(max(5, images // 10), 1000)
     return Counts(
         train=images - validation - calibration - test,
         validation=validation,
@@ -144,7 +145,8 @@ def plan_for(
 
     size: height and width of the photos.
     """
-    sizes = list(dict.fromkeys(scaled(size, side) for side in SIDES if side <= max(*size, 24)))
+    sides = [side for side in SIDES if side <= max(size)] or [SMALLEST]
+    sizes = list(dict.fromkeys(scaled(size, side) for side in sides))
     runtime = runtime if minutes >= COMPILED_MINUTES else _eager(runtime)
     share = FIT_SHARE * minutes
     for chosen in reversed(sizes):  # the smallest first: the next costs by its pixels, at the most

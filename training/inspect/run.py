@@ -78,6 +78,8 @@ def inspect_folder(
         say(line)
     share = counts(len(photos.usual), false_alarms, given_test=bool(photos.usual_test))
     sets = divided(photos.usual, share)
+    if photos.usual_test:
+        sets["test"] = photos.usual_test
     run = out / "run"
     _refuse_others(out, sets)
     if has_checkpoint(run):
@@ -210,7 +212,7 @@ def _judge(
     progress: Progress,
 ) -> list[str]:
     """Write the reports; give the words that stand at their top."""
-    usual = {**sets["test"], **photos.usual_test}
+    usual = sets["test"]
     for name in ("test", "planted"):
         shutil.rmtree(out / name, ignore_errors=True)
     for kind, files in {"good": usual, **photos.classes}.items():
