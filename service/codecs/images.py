@@ -46,8 +46,6 @@ __all__ = [
     "fit_array",
     "fit_files",
     "fit_image",
-    "read_image",
-    "read_picture",
 ]
 
 Pixels = NDArray[np.uint8]
@@ -69,27 +67,6 @@ class PixelLimits:
 
     image: int = 2**25
     total: int = 2**26
-
-
-def read_image(
-    data: bytes,
-    *,
-    channels: int,
-    height: int,
-    width: int,
-    fit: FitMode = "crop",
-    what: str = "the image",
-    max_pixels: int = PixelLimits.image,
-) -> Pixels:
-    """The picture in image file `data` as uint8 [channels, height, width].
-
-    Colour becomes grey where `channels` is 1; another size is fitted as `fit` says. Raises as
-    `fit_files` does.
-    """
-    shape = ImageSize(channels=channels, height=height, width=width)
-    limits = PixelLimits(image=max_pixels, total=max_pixels)
-    rules = Fit(resize=True, convert=True, how=fit)
-    return np.asarray(fit_files([data], shape, rules, limits, [what]).images[0])
 
 
 def fit_files(
@@ -122,16 +99,6 @@ def fit_files(
         images[index], altered[index], note = _fit_file(header, shape, fit, what)
         notes += [note] if note else []
     return Fitted(images, altered, tuple(notes), limits.total - left)
-
-
-def read_picture(data: bytes, what: str, *, max_pixels: int) -> Pixels:
-    """The picture in a PNG, JPEG or WebP file: uint8 [1, H, W] if grey, else [3, H, W].
-
-    EXIF orientation is applied, palettes are expanded and alpha is composited over black.
-    """
-    header = read_header(data, what)
-    _check_work(header, what, max_pixels)
-    return _planes(_decode(header, what)[0])
 
 
 def decode_base64(text: str, what: str) -> bytes:

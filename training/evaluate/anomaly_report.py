@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -34,14 +35,15 @@ EXPLAINED = (
     "counting half; 0.5 is chance, below it the score has it backwards. AUPR: average precision "
     "with the set's images as positives. FPR at 95% TPR: the share of the model's own images that "
     "is flagged where 95% of the set's are. In brackets 95% bootstrap intervals over the images of "
-    "both sets (without width where they do not overlap)."
+    "both sets (without width where they do not overlap). p <= 0.01: the share that is called "
+    "anomalous at alpha 0.01; of the model's own images, false alarms."
 )
 
 
 def _verdicts(document: Document) -> Rows:
     """How well each set is told apart, and how much of it is called anomalous."""
     own, sets = document["own"], document["sets"]
-    called = [f"anomalous at {alpha}" for alpha in own["called_anomalous"]]
+    called = [f"p <= {alpha}" for alpha in own["called_anomalous"]]
     rows = [["images", "number", document["unit"], *(f[0] for f in FIGURES), *called]]
     for entry in (own, *sets):
         figures = [
@@ -84,20 +86,17 @@ def _cell(figure: Mapping[str, Any]) -> str:
 
 
 def anomaly_tables(document: Document) -> list[Table]:
-    """The tables for a terminal, intervals under their figures; what they say under the last."""
-    tables = []
-    for title, (header, *rows) in (
-        (f"{document['model']}: {document['dataset']}, {document['split']}", _verdicts(document)),
-        ("AUROC of each statistic's own two-sided p-value", _statistics(document)),
-    ):
-        table = Table(*header, title=title, caption_justify="left")
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in rows:
-            table.add_row(*(escape(cell.replace(" [", "\n[")) for cell in row))
-        tables.append(table)
-    tables[-1].caption = failures(document)
-    return tables
+    """The main table for a terminal, without intervals, numbers of images and means."""
+    header, *rows = ([name, *figures] for name, _, _, *figures in _verdicts(document))
+    title = f"{document['model']}: {document['dataset']}, {document['split']}"
+    table = Table(title=title, caption=failures(document), caption_justify="left", box=SIMPLE_HEAD)
+    table.padding = (0, 1, 0, 0)
+    for heading in header:
+        first = not table.columns
+        table.add_column(heading, justify="left" if first else "right", no_wrap=first)
+    for row in rows:
+        table.add_row(*(escape(cell.partition(" [")[0]) for cell in row))
+    return [table]
 
 
 def failures(document: Document) -> str:

@@ -1,22 +1,25 @@
-"""`iafvae-train anomaly` and `bound` as people run them: measure, interrupt, go on, export."""
+"""`iafvae-train evaluate-anomaly` and `bound` as people run them: measure, interrupt, go on."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from model import build_model
 from model.config import ConvVaeConfig
+from service.bundle import load_bundle
 from training.cli.main import main
 from training.data import ImageData
-from training.evaluate import anomaly as anomaly_module
 from training.evaluate import bound as bound_module
 from training.evaluate import run as evaluation
+from training.evaluate import subject as subject_module
 from training.export import run as exporting
 from training.runs.checkpoint import save_checkpoint
 
@@ -48,6 +51,10 @@ def run(tmp_path, monkeypatch) -> Path:
     return run_dir
 
 
+def small_images(name, split, data_dir, **options):
+    return ImageData(np.zeros((3, 1, 4, 4), np.uint8), name, split)
+
+
 @pytest.fixture
 def call(monkeypatch, capsys):
     def called(*words) -> tuple[int, str, str]:
@@ -62,42 +69,47 @@ def call(monkeypatch, capsys):
 
 
 BOUND = ("--k", "1,4", "--images", 6, "--device", "cpu")
-ANOMALY = ("--against", "constants", "--images", 6, "--importance-samples", 2, "--device", "cpu")
+SETS = ("--against", "constants,draws", "--limit", 6, "--importance-samples", 1)
 
 
 def test_results_lie_in_the_run_and_go_into_its_bundle(run, call, tmp_path, monkeypatch) -> None:
     code, out, err = call("bound", run, *BOUND)
     assert not code, err
     assert "Active units" not in out  # of four draws there are none to tell
-    code, out, err = call("anomaly", run, *ANOMALY, "--json")
-    assert not code, err
-    document = json.loads(out)
-    assert document == json.loads((run / "anomaly-test-k2-step-00000007-ema.json").read_text())
-    assert "--against constants" in document["command"]
     stems = {path.name.partition(".")[0] for path in run.iterdir() if path.is_file()}
-    names = {"bound-test-k4-step-00000007-ema", "anomaly-test-k2-step-00000007-ema"}
-    assert stems == {"config", *names}  # and nothing hidden is left
-    for name in names:
-        assert (run / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert (run / f"{name}.md").read_text().startswith(("| K |", "The", "Each"))
+    name = "bound-test-k4-step-00000007-ema"
+    assert stems == {"config", name}  # and nothing hidden is left
+    assert (run / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / f"{name}.md").read_text().startswith("| K |")
     monkeypatch.setattr(exporting, "export_bundle", lambda *arguments, **_: arguments[2].findings)
     findings = exporting.export_run(run, tmp_path / "bundle", calibrate=False)
-    assert findings.pictures.keys() == {"bound.png", "anomaly.png"}
-    assert document["command"] in findings.failures
+    assert findings.pictures.keys() == {"bound.png"}
 
 
-@pytest.mark.parametrize(
-    ("words", "module", "measures"),
-    [
-        (("bound", *BOUND), bound_module, "nested_sums"),
-        (("anomaly", *ANOMALY), anomaly_module, "evaluate_images"),
-    ],
-)
-def test_ctrl_c_keeps_what_was_measured(
-    run, call, tmp_path, monkeypatch, words, module, measures
+def test_verdicts_on_other_images_go_into_a_bundles_card(
+    tiny_bundle, tiny_model, call, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(module, "PART_ROWS", 8)
-    measure, seen = getattr(module, measures), []
+    """Its own images are a folder's: no data set has its shape."""
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "tiny")
+    for i, image in enumerate(tiny_model.images(80)):
+        (tmp_path / "own").mkdir(exist_ok=True)
+        Image.fromarray(image[0]).save(tmp_path / "own" / f"{i}.png")
+    command = ("evaluate-anomaly", "--bundle", bundle, "--data", f"folder:{tmp_path / 'own'}")
+    code, out, err = call(*command, *SETS, "--out", tmp_path / "out", "--into-card", "--json")
+    assert not code, err
+    name = tmp_path / "out" / "verdicts-test-k1-tiny-1.2.3"
+    document = json.loads(out)
+    assert document == json.loads(name.with_suffix(".3.json").read_text())
+    assert name.with_suffix(".3.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((tmp_path / "out").iterdir())) == 3  # and nothing hidden is left
+    card = load_bundle(bundle).read("MODEL_CARD.md").decode()
+    assert name.with_suffix(".3.md").read_text().strip() in card
+    assert str(tmp_path) not in card
+
+
+def test_ctrl_c_keeps_what_was_measured(run, call, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(bound_module, "PART_ROWS", 8)
+    measure, seen = bound_module.nested_sums, []
 
     def counted(*arguments, **options):
         seen.append(1)
@@ -105,36 +117,35 @@ def test_ctrl_c_keeps_what_was_measured(
             raise KeyboardInterrupt
         return measure(*arguments, **options)
 
-    monkeypatch.setattr(module, measures, counted)
+    monkeypatch.setattr(bound_module, "nested_sums", counted)
     stop_after = 0
-    code, whole, _ = call(words[0], run, *words[1:], "--json", "--out", tmp_path / "whole")
+    code, whole, _ = call("bound", run, *BOUND, "--json", "--out", tmp_path / "whole")
     assert not code
     parts = len(seen)
     seen.clear()
     stop_after = 3
-    code, _, err = call(words[0], run, *words[1:])
+    code, _, err = call("bound", run, *BOUND)
     assert code == 130
     assert "goes on from there" in err
-    assert list(run.glob(f".{words[0]}-*.npz"))
+    assert list(run.glob(".bound-*.npz"))
     seen.clear()
     stop_after = parts - 3
-    code, again, err = call(words[0], run, *words[1:], "--json")
+    code, again, err = call("bound", run, *BOUND, "--json")
     assert not code, err
     assert json.loads(again) == json.loads(whole)
-    assert not list(run.glob(f".{words[0]}-*"))
+    assert not list(run.glob(".bound-*"))
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         (("bound",), "either a run directory or --bundle"),
-        (("anomaly", "x", "--bundle", "y"), "either a run directory or --bundle"),
+        (("bound", "x", "--bundle", "y"), "either a run directory or --bundle"),
         (("bound", "RUN", "--k", "1,x"), "--k takes whole numbers"),
         (("bound", "RUN", "--k", "0,2"), "--k takes numbers from 1"),
-        (("anomaly", "RUN", "--against", "svhn"), "is none of mnist"),
-        (("anomaly", "RUN", "--split", "train"), "--split is one of test, validation"),
+        (("bound", "RUN", "--split", "train"), "--split is one of test, validation"),
         (("bound", "nowhere"), "config.json"),
-        (("anomaly", "--bundle", "nowhere"), "nowhere is no directory"),
+        (("bound", "--bundle", "nowhere", "--out", "."), "nowhere is no directory"),
     ],
 )
 def test_what_is_wrong_is_one_line(run, call, words, named) -> None:
@@ -143,3 +154,25 @@ def test_what_is_wrong_is_one_line(run, call, words, named) -> None:
     assert code == 1
     assert named in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--bundle", "nowhere"), "nowhere is no directory"),
+        (("--bundle", "BUNDLE", "--split", "train"), "--split is one of test, validation"),
+        (("--bundle", "BUNDLE"), "say which images to use with --data"),
+        (("--bundle", "BUNDLE", "--data", "mnist", "--against", "svhn"), "is none of mnist"),
+        (("--bundle", "BUNDLE", "--importance-samples", "5"), "no verdict at K = 5"),
+    ],
+)
+def test_what_is_wrong_with_a_bundle_is_one_line(
+    tiny_bundle, call, tmp_path, monkeypatch, words, named
+) -> None:
+    monkeypatch.setattr(subject_module, "load_dataset", small_images)
+    words = [tiny_bundle if word == "BUNDLE" else word for word in words]
+    code, _, err = call("evaluate-anomaly", *words, "--out", tmp_path)
+    assert code == 1
+    assert named in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())

@@ -64,12 +64,14 @@ def test_a_fresh_model_is_trained_and_finished(tree, model):
     assert (options["preset"], str(options["out"])) == (model, f"runs/{model}")
     assert (options["budget_minutes"], options["compile"]) == (20.5, "off")
     _, commands = slices(tree, model, "finish")
-    measured = "bound" if model.startswith("mnist") else "evaluate-anomaly"
-    names = [parsed(command)[0] for command in commands]
-    assert names == ["evaluate", measured, "curve", "export"]
-    assert parsed(commands[0])[1]["split"] == "test"
-    for command in (fit, *commands[:2], commands[3]):
-        assert str(parsed(command)[1]["data_dir"]) == "sets"
+    measured = ["bound"] if model.startswith("mnist") else []
+    made = dict(parsed(command) for command in commands)
+    assert list(made) == ["evaluate", *measured, "curve", "export", "evaluate-anomaly"]
+    assert made["evaluate"]["split"] == "test"
+    assert made["evaluate-anomaly"]["bundle"] == made["export"]["out"]
+    assert made["evaluate-anomaly"]["into_card"]
+    for options in (parsed(fit)[1], *(made[name] for name in made if name != "curve")):
+        assert str(options["data_dir"]) == "sets"
 
 
 def test_slices_go_on_from_what_ships_and_then_from_themselves(tree):

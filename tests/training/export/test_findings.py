@@ -51,34 +51,38 @@ def bound(images=50, k=16, **changes):
     }
 
 
-def anomaly(images=50, value=0.25):
+def verdicts(day=1, value=0.25, **changes):
     described = {
         "name": "mnist",
         "description": "digits",
-        "images": images,
+        "images": 50,
         "shown": {"mean": 1.5, "standard_error": 0.1},
-        "flagged": {"p_value": 0.5, "typicality": 0.25},
+        "called_anomalous": {"0.01": 0.5, "0.05": None},
         "histogram": [1, 2, 1],
     }
-    figure = {"log_likelihood": {"value": value, "interval": [value - 0.02, value + 0.02]}}
-    detection = {"auroc": figure, "aupr": figure, "fpr95": figure}
+    figure = {"value": value, "interval": [value - 0.02, value + 0.02]}
+    scores = ("verdict", "log_likelihood", "largest_box", "p/level")
+    detection = {name: dict.fromkeys(scores, figure) for name in ("auroc", "aupr", "fpr95")}
     return {
-        "kind": "anomaly",
-        "model": "somebodys-run",
+        "kind": "verdicts",
+        "model": "somebodys 1.0.0",
         "dataset": "fashion-mnist",
         "split": "test",
-        "images": images,
+        "images": 50,
         "importance_samples": 16,
+        "seed": 0,
         "unit": "bits/dim",
-        "alpha": 0.01,
-        "scores": {"log_likelihood": {"anomalous": "low", "meaning": "the bound"}},
+        "calibration_images": 2500,
+        "scores": {key: {"anomalous": "low", "meaning": "the bound"} for key in scores},
         "own": described,
         "sets": [{**described, "name": "digits", **detection}],
         "histogram_edges": [0.0, 1.0, 2.0, 3.0],
         "histogram_scale": None,
-        "protocol": "Told how, too.",
-        "command": "iafvae-train evaluate-anomaly RUN",
+        "machine": "a machine",
+        "date": f"2026-11-{day:02d}T10:00:00+00:00",
+        "command": "iafvae-train evaluate-anomaly --bundle BUNDLE",
         **IDENTITY,
+        **changes,
     }
 
 
@@ -98,13 +102,16 @@ def test_the_results_of_these_weights_on_test_images_are_taken(run: Path) -> Non
     write(run, "bound-test-k64-c", bound(images=50, k=64))
     write(run, "bound-test-k512-d", bound(images=900, k=512, weights_sha256="of others"))
     write(run, "bound-validation-k256-e", bound(images=900, k=256, split="validation"))
-    write(run, "anomaly-test-k16-a", anomaly())
+    write(run, "verdicts-test-k16-a", verdicts())
+    write(run, "verdicts-test-k16-b", verdicts(day=3, value=0.125))
+    write(run, "verdicts-test-k16-c", verdicts(day=2))
+    write(run, "verdicts-test-k16-d", verdicts(day=4, weights_sha256="of others"))
     findings = gather(run, IDENTITY, "mnist 1.0.0")
     assert "| 64 | 50 | -81.250 |" in findings.bound
     assert "| 1000 |" not in findings.bound
     assert "iafvae-train bound RUN" in findings.bound
-    assert "digits (0.25)" in findings.failures
-    assert "50.0%" in findings.failures
+    assert "digits (0.12)" in findings.verdicts  # the newest
+    assert "50.0% | undecided" in findings.verdicts
     assert findings.curve == ""  # no metrics here
     assert set(findings.pictures) == {"bound.png", "anomaly.png"}
     assert all(len(picture) < 60_000 for picture in findings.pictures.values())
@@ -134,7 +141,7 @@ def test_a_spoilt_result_is_named(run: Path, content: str) -> None:
 
 def test_a_card_holds_what_was_found(run: Path, tiny: ModuleType, tmp_path: Path) -> None:
     write(run, "bound-test-k16-a", bound())
-    write(run, "anomaly-test-k16-a", anomaly())
+    write(run, "verdicts-test-k16-a", verdicts())
     findings = gather(run, IDENTITY, "mnist 1.0.0")
     findings = replace(
         findings, curve="3.0 minutes", pictures={**findings.pictures, "curve.png": b""}
@@ -150,7 +157,7 @@ def test_a_card_holds_what_was_found(run: Path, tiny: ModuleType, tmp_path: Path
     for words in (
         "## The bound by the number of draws",
         "![bound](bound.png)",
-        "## Known failures",
+        "## Verdicts",
         "finds these likelier than its own images",
         "![anomaly](anomaly.png)",
         "![curve](curve.png)",
@@ -162,7 +169,7 @@ def test_a_card_holds_what_was_found(run: Path, tiny: ModuleType, tmp_path: Path
         assert words in card
     assert "somebodys-run" not in card
     plain = model_card(manifest, reconstructions=False)
-    for words in ("Known failures", "bound.png", "curve.png"):
+    for words in ("## Verdicts", "bound.png", "curve.png"):
         assert words not in plain
     assert "## Data" in plain
 
