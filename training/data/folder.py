@@ -36,6 +36,7 @@ __all__ = [
     "Survey",
     "decode",
     "image_files",
+    "read_fitted",
     "read_folder",
     "shown",
     "split_of",
@@ -233,6 +234,19 @@ def decode(found: Survey, files: Files) -> Fitted:
         notes += one.notes
     _refuse(faults, len(files))
     return Fitted(images, altered, (_some(notes, "; "),) if notes else ())
+
+
+def read_fitted(path: Path, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """One image file, scaled and cut to `size` (height, width), uint8 [channels, H, W].
+
+    Raises OSError, or `service.errors.IafvaeError` for what is no sound image.
+    """
+    shape = ImageSize(channels=channels, height=size[0], width=size[1])
+    limits = PixelLimits(image=MAX_PIXELS, total=MAX_PIXELS)
+    found = fit_files(
+        [path.read_bytes()], shape, Fit(resize=True, convert=True), limits, [shown(path)]
+    )
+    return np.asarray(found.images[0])
 
 
 def image_files(folder: Path) -> tuple[Files, list[str]]:

@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from service.codecs.headers import read_header
-from service.codecs.images import read_picture
 from service.errors import IafvaeError
-from training.data.folder import MAX_PIXELS, Files, image_files, shown
+from training.data.folder import MAX_PIXELS, Files, image_files, read_fitted, shown
 from training.errors import DataError
 
 __all__ = ["LEAST", "Photos", "find_photos"]
 
 LEAST = 40  # usual images: fewer teach nothing and rank nothing
 GREY_SAMPLE = 50  # images that are looked at for colour
+GREY_SIDE = 64  # pixels that they are looked at in
 GREY_NOISE = 8  # levels between colours that a compression makes of grey
 MASKS = "ground_truth"
 USUAL = ("good", "normal", "ok")
@@ -140,11 +140,11 @@ def _channels(files: list[Path]) -> int:
     chosen = files[:: max(1, len(files) // GREY_SAMPLE)][:GREY_SAMPLE]
     for path in chosen:
         try:
-            picture = read_picture(path.read_bytes(), shown(path), max_pixels=MAX_PIXELS)
+            picture = read_fitted(path, 3, (GREY_SIDE, GREY_SIDE))
         except (OSError, IafvaeError):  # told where all are decoded
             continue
         planes = picture.astype(np.int16)
-        if len(planes) == 3 and np.abs(planes - planes[:1]).max() > GREY_NOISE:
+        if np.abs(planes - planes[:1]).max() > GREY_NOISE:
             return 3
     return 1
 

@@ -6,10 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.client import Computed
-from service.codecs.images import read_image
 from service.errors import IafvaeError
 from service.verdicts.ranks import Figure, pooled_detection
-from training.data.folder import MAX_PIXELS
+from training.data.folder import read_fitted
 from training.inspect.photos import Photos
 
 __all__ = ["pixel_detection"]
@@ -34,8 +33,8 @@ def pixel_detection(model: Mapper, photos: Photos, size: tuple[int, int]) -> Fig
     images, masks = [], []
     for path, mask in photos.masks.items():
         try:
-            images.append(_read(path.read_bytes(), photos.channels, size))
-            masks.append(_read(mask.read_bytes(), 1, size)[0] >= 128)
+            images.append(read_fitted(path, photos.channels, size))
+            masks.append(read_fitted(mask, 1, size)[0] >= 128)
         except (OSError, IafvaeError):  # told in the report
             del images[len(masks) :]
     if not any(mask.any() and not mask.all() for mask in masks):
@@ -45,8 +44,3 @@ def pixel_detection(model: Mapper, photos: Photos, size: tuple[int, int]) -> Fig
         for first in range(0, len(images), CHUNK)
     ]
     return pooled_detection(np.concatenate(maps), np.stack(masks))
-
-
-def _read(data: bytes, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    height, width = size
-    return read_image(data, channels=channels, height=height, width=width, max_pixels=MAX_PIXELS)

@@ -22,12 +22,11 @@ from rich.progress import Progress, track
 from service.cli.inputs import Fit
 from service.cli.local import LocalClient
 from service.cli.report import ReportOptions, write_report
-from service.codecs.images import read_image
 from service.codecs.png import encode_png
 from service.errors import IafvaeError
 from training.config import Runtime, overridden
 from training.data import FOLDER_PREFIX
-from training.data.folder import MAX_PIXELS, Files, shown
+from training.data.folder import Files, read_fitted
 from training.errors import DataError
 from training.evaluate.anomaly_sets import planted_defects
 from training.export.revise import recalibrate
@@ -165,7 +164,7 @@ def _prepare(
     todo = [(purpose, path) for purpose, files in sets.items() for path in files.values()]
     for purpose, path in track(todo, "reading", console=console, disable=not console.is_terminal):
         try:
-            _read(path, plan.size, photos.channels)
+            read_fitted(path, photos.channels, plan.size)
         except (OSError, IafvaeError) as error:
             faults.append(str(error))
             continue
@@ -173,17 +172,6 @@ def _prepare(
     if faults:
         _teller(console)(f"{len(faults)} broken files are left out: {faults[0]}")
     (out / PLAN).write_text(_plan_text(sets), encoding="utf-8")
-
-
-def _read(path: Path, size: tuple[int, int], channels: int) -> NDArray[np.uint8]:
-    return read_image(
-        path.read_bytes(),
-        channels=channels,
-        height=size[0],
-        width=size[1],
-        what=shown(path),
-        max_pixels=MAX_PIXELS,
-    )
 
 
 def _link(folder: Path, path: Path) -> None:
@@ -265,7 +253,7 @@ def _pixels(files: Files, size: tuple[int, int], channels: int) -> NDArray[np.ui
     found = []
     for path in list(files.values())[:PLANTED]:
         with suppress(OSError, IafvaeError):  # told in the report
-            found.append(_read(path, size, channels))
+            found.append(read_fitted(path, channels, size))
     if not found:
         raise DataError("none of the usual test images can be read")
     return np.stack(found)
