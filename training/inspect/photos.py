@@ -29,18 +29,21 @@ GREY_SIDE = 64  # pixels that they are looked at in
 GREY_NOISE = 8  # levels between colours that a compression makes of grey
 MASKS = "ground_truth"
 USUAL = ("good", "normal", "ok")
+GOOD = USUAL[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Photos:
     """Files by name, and what they are alike.
 
-    usual: to learn and calibrate from; usual_test: given for testing; classes: others by class;
-    masks: by file of a class. size: height and width of most; channels: 1 where all are grey.
+    usual: to learn and calibrate from; usual_test: the folder's own for testing; usual_more: usual
+    ones elsewhere; classes: others by class; masks: by file of a class. size: height and width of
+    most; channels: 1 where all are grey.
     """
 
     usual: Files
     usual_test: Files
+    usual_more: Files
     classes: Mapping[str, Files]
     masks: Mapping[Path, Path]
     size: tuple[int, int]
@@ -51,7 +54,7 @@ class Photos:
         """What was found, for people."""
         colour = "grey" if self.channels == 1 else "colour"
         lines = [f"{len(self.usual)} usual images, {_by(self.size)} (height x width), {colour}"]
-        tested = {"good": self.usual_test, **self.classes}
+        tested = {"good": {**self.usual_test, **self.usual_more}, **self.classes}
         if any(tested.values()):
             counts = [f"{len(files)} {name}" for name, files in tested.items() if files]
             masked = f"; {len(self.masks)} have masks" if self.masks else ""
@@ -76,15 +79,6 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
             usual[name] = path
         elif laid_out and first == "test" and rest:
             tested["/".join(rest)] = path
-    masks = folder / MASKS
-    if test is not None:
-        more, told = image_files(test)
-        notes += told
-        masks = test.parent / MASKS if test.name == "test" else test / MASKS
-        own = test.name or "test"
-        for name, path in more.items():
-            if MASKS not in name.split("/"):
-                tested[name if "/" in name else f"{own}/{name}"] = path
     usual, headers, told = _readable(usual)
     notes += told
     if len(usual) < LEAST:
@@ -92,20 +86,36 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
             f"{len(usual)} different usual images in {shown(folder)} are too few to learn from and "
             f"to compare with: {LEAST} are needed at the least, some hundreds make a start."
         )
-    classes: dict[str, Files] = {}
-    usual_test: Files = {}
-    for name, path in tested.items():
-        kind = name.split("/")[-2] if "/" in name else own
-        (usual_test if kind in USUAL else classes.setdefault(kind, {}))[name] = path
+    classes = _by_class(tested, "test")
+    masks = _masks(classes, folder / MASKS)
+    usual_test, usual_more = classes.pop(GOOD, {}), {}
+    if test is not None:
+        more, told = image_files(test)
+        notes += told
+        outside = {name: path for name, path in more.items() if MASKS not in name.split("/")}
+        others = _by_class(outside, test.resolve().name)
+        masks |= _masks(others, (test.parent if test.name == "test" else test) / MASKS)
+        usual_more = others.pop(GOOD, {})
+        classes |= others
     return Photos(
         usual=usual,
         usual_test=usual_test,
+        usual_more=usual_more,
         classes=classes,
-        masks=dict(_masks(classes, masks)),
+        masks=masks,
         size=Counter(headers).most_common(1)[0][0],
         channels=_channels(list(usual.values())),
         notes=tuple(notes),
     )
+
+
+def _by_class(files: Files, own: str) -> dict[str, Files]:
+    """By the sub-folder that a file lies in, `own` for none; usual ones are `GOOD`."""
+    found: dict[str, Files] = {}
+    for name, path in files.items():
+        kind = name.split("/")[-2] if "/" in name else own
+        found.setdefault(GOOD if kind in USUAL else kind, {})[name] = path
+    return found
 
 
 def _readable(files: Files) -> tuple[Files, list[tuple[int, int]], list[str]]:
@@ -149,14 +159,14 @@ def _channels(files: list[Path]) -> int:
     return 1
 
 
-def _masks(classes: Mapping[str, Files], folder: Path) -> list[tuple[Path, Path]]:
-    found = []
+def _masks(classes: Mapping[str, Files], folder: Path) -> dict[Path, Path]:
+    found = {}
     for kind, files in classes.items():
         for path in files.values():
             for name in (f"{path.stem}_mask.png", f"{path.stem}.png"):
                 mask = folder / kind / name
                 if mask.is_file():
-                    found.append((path, mask))
+                    found[path] = mask
                     break
     return found
 

@@ -26,6 +26,7 @@ __all__ = [
     "divided",
     "least_images",
     "plan_for",
+    "planned",
 ]
 
 SIDES = (128, 96, 64, 48, 32, 24)  # of the model's images, the longer one, in pixels
@@ -145,9 +146,9 @@ def plan_for(
 
     size: height and width of the photos.
     """
+    runtime = _for_minutes(runtime, minutes)
     sides = [side for side in SIDES if side <= max(size)] or [SMALLEST]
     sizes = list(dict.fromkeys(scaled(size, side) for side in sides))
-    runtime = runtime if minutes >= COMPILED_MINUTES else _eager(runtime)
     share = FIT_SHARE * minutes
     for chosen in reversed(sizes):  # the smallest first: the next costs by its pixels, at the most
         config = configured(chosen, channels, train)
@@ -162,6 +163,18 @@ def plan_for(
         runtime=runtime,
         minutes=share,
         images_per_second=1 / seconds,
+    )
+
+
+def planned(config: RunConfig, minutes: float, runtime: Runtime) -> Plan:
+    """For going on with a run."""
+    _, height, width = config.model.image_shape
+    return Plan(
+        size=(height, width),
+        config=config,
+        runtime=_for_minutes(runtime, minutes),
+        minutes=FIT_SHARE * minutes,
+        images_per_second=0.0,
     )
 
 
@@ -183,8 +196,10 @@ def configured(size: tuple[int, int], channels: int, train: int) -> RunConfig:
     return for_images(config, (channels, *size))
 
 
-def _eager(runtime: Runtime) -> Runtime:
-    return replace(runtime, compile="off") if runtime.compile == "auto" else runtime
+def _for_minutes(runtime: Runtime, minutes: float) -> Runtime:
+    if runtime.compile == "auto" and minutes < COMPILED_MINUTES:
+        return replace(runtime, compile="off")
+    return runtime
 
 
 def _seconds_an_image(config: RunConfig, runtime: Runtime) -> float:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,9 @@ from training.files import json_text
 from training.fit.fit import fit
 from training.inspect.photos import Photos, find_photos
 from training.inspect.pixels import pixel_detection
-from training.inspect.plan import Plan, counts, crossed, divided, plan_for
+from training.inspect.plan import Plan, counts, crossed, divided, plan_for, planned
 from training.inspect.words import Facts, learned, words
-from training.runs.checkpoint import has_checkpoint
-from training.runs.directory import read_config
+from training.runs.directory import CONFIG_FILE, read_config
 
 __all__ = ["Inspection", "inspect_folder"]
 
@@ -81,17 +81,10 @@ def inspect_folder(
         sets["test"] = photos.usual_test
     run = out / "run"
     _refuse_others(out, sets)
-    if has_checkpoint(run):
-        config = read_config(run)
-        _, height, width = config.model.image_shape
-        plan = Plan(
-            size=(height, width),
-            config=config,
-            runtime=runtime,
-            minutes=minutes,
-            images_per_second=0.0,
-        )
-        say(f"{run} is trained further, with the images that it was begun with")
+    begun = (run / CONFIG_FILE).exists()
+    if begun:
+        plan = planned(read_config(run), minutes, runtime)
+        say(f"{run} is trained further, for {plan.minutes:.3g} minutes")
     else:
         plan = plan_for(photos.size, photos.channels, share.train, minutes=minutes, runtime=runtime)
         say(f"the model: {plan.line()}")
@@ -102,24 +95,25 @@ def inspect_folder(
         run,
         runtime=plan.runtime,
         data_dir=None,
-        resume=has_checkpoint(run),
+        resume=begun,
         budget_minutes=plan.minutes,
         console=console,
     )
     if result.reason not in ("done", "budget"):
         return Inspection(result.reason, ["stopped and saved: call it again to go on"])
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        bundle = out / "bundle"
-        export_run(run, bundle, name=_model_name(folder), calibrate=False, progress=progress)
-        recalibrate(
-            bundle,
-            bundle,
-            str(out / "images" / "calibration"),
-            resize=True,
-            crossed=crossed(share.calibration, false_alarms),
-            version="1.0.0",
-            progress=progress,
-        )
+        with TemporaryDirectory(dir=out) as place:  # what is served never lacks a calibration
+            bare = Path(place) / "bundle"
+            export_run(run, bare, name=_model_name(folder), calibrate=False, progress=progress)
+            recalibrate(
+                bare,
+                out / "bundle",
+                str(out / "images" / "calibration"),
+                resize=True,
+                crossed=crossed(share.calibration, false_alarms),
+                version="1.0.0",
+                progress=progress,
+            )
         lines = _judge(photos, sets, out, plan, false_alarms, progress)
     return Inspection("done", lines)
 
@@ -200,7 +194,7 @@ def _judge(
     progress: Progress,
 ) -> list[str]:
     """Write the reports; give the words that stand at their top."""
-    usual = sets["test"]
+    usual = {**sets["test"], **photos.usual_more}
     for name in ("test", "planted"):
         shutil.rmtree(out / name, ignore_errors=True)
     for kind, files in {"good": usual, **photos.classes}.items():

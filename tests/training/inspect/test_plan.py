@@ -40,7 +40,7 @@ def test_a_plain_folder_and_one_with_tests(tmp_path):
     fill(tmp_path / "back" / "good", 3, seed=2)
     photos = find_photos(tmp_path / "good", tmp_path / "back")
     assert (len(photos.usual), photos.size, photos.channels) == (41, (8, 12), 3)
-    assert len(photos.usual_test) == 3
+    assert (len(photos.usual_test), len(photos.usual_more)) == (0, 3)
     assert {kind: len(files) for kind, files in photos.classes.items()} == {"scratch": 2}
     told = "\n".join(photos.lines())
     assert "1 files cannot be read" in told
