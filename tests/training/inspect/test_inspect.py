@@ -55,6 +55,7 @@ def call(monkeypatch, capsys):
     return called
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_from_a_folder_to_verdicts(call, parts, tmp_path):
     out = tmp_path / "out"
