@@ -122,7 +122,7 @@ class AnomalyOptions:
     ] = None
     limit: Annotated[
         int, typer.Option(help="How many images of each set, the first ones; 0: all.", min=0)
-    ] = 400
+    ] = 300
     importance_samples: Annotated[
         int | None,
         typer.Option(help="K, draws of the latents for each image; default: the bundle's.", min=1),

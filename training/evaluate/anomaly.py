@@ -62,7 +62,7 @@ class AnomalyPlan:
     """
 
     against: tuple[str, ...] = ()
-    limit: int | None = 400
+    limit: int | None = 300
     importance_samples: int | None = None
     seed: int = 0
     split: Split = "test"

@@ -12,7 +12,7 @@ from scipy import stats
 from service.bundle import load_bundle
 from service.cli.local import LocalClient
 from service.client import Client
-from service.engine.onnxruntime_engine import Engine
+from service.operations.model import Model
 from service.settings import SHIPPED_MODELS
 from service.verdicts.conformal import upper
 from training.data import load_dataset
@@ -36,14 +36,11 @@ def test_server_command_line_and_training_give_the_same_verdicts(name, serve):
     pixels = sample(name, 5)
     pixels = np.concatenate([pixels, 255 - pixels[:2], np.full_like(pixels[:1], 77)])
     served = Client(http=serve(models=path)).score(pixels, importance_samples=K)
-    with LocalClient.open(path, None, "cpu") as client:
+    model = Model.load(path, provider="cpu")
+    with LocalClient(model) as client:
         local = client.score(pixels, importance_samples=K, seed=None, alpha=None)
-    bundle = load_bundle(path)
-    engine = Engine(bundle, provider="cpu")
-    engine.warm()
-    measured = measure(engine, bundle.manifest, pixels, importance_samples=(K,))
-    engine.close()
-    judged = bundle.reference.judge(K, measured)
+        measured = measure(model.engine, model.manifest, pixels, importance_samples=(K,))
+    judged = model.bundle.reference.judge(K, measured)
     scores = {"log_likelihood_nats": measured.log_likelihood[K], "p_value": judged.p_value}
     for table in (served, local):
         for column, values in scores.items():

@@ -56,8 +56,9 @@ def test_without_images_there_is_a_bundle_without_p_values(convs, conv, tmp_path
         "protocol": "Ten images.",
         "command": "iafvae-train evaluate RUN",
     }
-    details = replace(convs.DETAILS, evaluation=(figure,))
+    details = replace(convs.DETAILS, evaluation=(figure,), fit="pad")
     bundle = export_bundle(conv.model, tmp_path / "plain", details, calibration=None)
+    assert (bundle.manifest.fit, conv.bundle.manifest.fit) == ("pad", "crop")
     assert bundle.manifest.calibration is None
     assert not (bundle.path / "reconstructions.png").exists()
     card = (bundle.path / "MODEL_CARD.md").read_text()

@@ -210,3 +210,19 @@ def test_a_folders_path_stays_at_home(run, tmp_path):
     config["data"]["name"] = f"folder:{tmp_path}"
     facts = exporting.training_facts(run, config, checkpoint, "ema")
     assert str(tmp_path) not in json.dumps(facts)
+
+
+def test_images_are_fitted_in_the_service_as_they_were_in_training(run, tmp_path, monkeypatch):
+    config = json.loads((run / "config.json").read_text())
+    config["data"] = {"name": "folder:photos", "fit": "pad"}
+    (run / "config.json").write_text(json.dumps(config))
+    load, asked = evaluation.load_dataset, []
+
+    def loading(*arguments, **options):
+        asked.append(options["fit"])
+        return load(*arguments)
+
+    monkeypatch.setattr(evaluation, "load_dataset", loading)
+    monkeypatch.setattr(exporting, "export_bundle", lambda *arguments, **_: arguments[2])
+    assert export_run(run, tmp_path / "bundle").fit == "pad"
+    assert set(asked) == {"pad"}
