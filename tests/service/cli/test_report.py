@@ -156,3 +156,14 @@ def test_masks_are_no_images(cli, folder, tmp_path):
     page = (tmp_path / "r.html").read_text()
     assert page.count('alt="the image"') == 2
     assert "10 more are listed" in page
+
+
+def test_without_calibration_images_are_listed_by_likelihood(cli, folder, tiny, tmp_path):
+    scoring = {**tiny.tiny_manifest()["scoring"], "calibrated_importance_samples": []}
+    tiny.write_tiny_bundle(tmp_path / "plain", calibration=None, scoring=scoring)
+    cli(folder, "-o", "r.html", "--bundle", tmp_path / "plain")
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert (found["undecided"], found["calibration"]) == (12, None)
+    nats = [row["log_likelihood_nats"] for row in found["results"]]
+    assert nats == sorted(nats)
+    assert "nothing is decided" in (tmp_path / "r.html").read_text()
