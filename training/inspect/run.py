@@ -201,8 +201,8 @@ def _judge(
         for path in files.values():
             _link(out / "test" / kind, path)
     with LocalClient.open(out / "bundle", None, "cpu") as model:
-        reached = 1 / (1 + model.model()["manifest"]["calibration"]["images"])
-        alpha = max(false_alarms, reached)
+        spec = model.model()["manifest"]["calibration"]
+        alpha = max(false_alarms, 1 / (1 + spec["images"]))
         options = ReportOptions(fit=Fit(resize=True, convert=True), alpha=alpha)
         _plant(out, plan, photos.channels, usual)
         planted = write_report(
@@ -213,7 +213,8 @@ def _judge(
         facts = Facts(
             photos=photos,
             size=plan.size,
-            calibration=model.model()["manifest"]["calibration"]["images"],
+            calibration=spec["images"],
+            crossed=spec["folds"] > 1,
             false_alarms=false_alarms,
             alpha=alpha,
             planted=planted,
@@ -231,15 +232,15 @@ def _judge(
 
 def _on_classes(tested: Mapping[str, Any]) -> Iterator[str]:
     for each in tested["classes"]:
-        if each["normal"] or "verdict" not in each["detection"]:
-            continue
-        figure = each["detection"]["verdict"]["auroc"]
-        ends = figure["interval"]
-        between = f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
-        yield (
-            f"{each['class']}: {each['anomalous']} of {each['images']} called anomalous, AUROC "
-            f"{figure['value']:.3f}{between}"
-        )
+        told = f"{each['class']}: {each['anomalous']} of {each['images']} called anomalous"
+        if each["normal"]:
+            told += f", {tested['alpha'] * each['images']:.2g} expected"
+        if "verdict" in each["detection"]:
+            figure = each["detection"]["verdict"]["auroc"]
+            ends = figure["interval"]
+            told += f", AUROC {figure['value']:.3f}"
+            told += f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
+        yield told
 
 
 def _pixels(files: Files, size: tuple[int, int], channels: int) -> NDArray[np.uint8]:

@@ -60,13 +60,15 @@ class Facts:
     """What the words are made of.
 
     size: height and width of the model's images; calibration: how many images verdicts compare
-    with; alpha: what was judged at; planted: the report on planted defects; again: usual test
-    images and their reconstructions; drawn: samples; pixels: of the maps, where there are masks.
+    with; crossed: each was ranked by a density of the others; alpha: what was judged at; planted:
+    the report on planted defects; again: usual test images and their reconstructions; drawn:
+    samples; pixels: of the maps, where there are masks.
     """
 
     photos: Photos
     size: tuple[int, int]
     calibration: int
+    crossed: bool
     false_alarms: float
     alpha: float
     planted: Mapping[str, Any]
@@ -110,14 +112,13 @@ def _of_calibration(facts: Facts) -> str:
             f"that {rate:g} is out of reach; verdicts here are at {facts.alpha:.2g}. About "
             f"{6 * least_images(rate)} good images in all would do."
         )
-    certain = (
-        ""
-        if n >= certified_images(rate)
-        else (
-            f", on the average over such sets of images (certainty takes {certified_images(rate)})"
-        )
+    certain = certified_images(rate)
+    average = (
+        f", on the average over such sets of images; to be certain takes {2 * certain} set aside"
     )
-    return f"False alarms: {rate:g} of usual images, by comparison with {n} images{certain}."
+    if n >= certain and not facts.crossed:
+        average = ""
+    return f"False alarms: {rate:g} of usual images, by comparison with {n} images{average}."
 
 
 def _troubles(facts: Facts) -> Iterator[str]:

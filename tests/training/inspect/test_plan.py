@@ -148,6 +148,7 @@ def test_words_follow_from_the_facts(tmp_path):
         "photos": photos,
         "size": (4, 6),
         "calibration": 20,
+        "crossed": True,
         "false_alarms": 0.01,
         "alpha": 1 / 21,
         "planted": planted,
@@ -161,6 +162,8 @@ def test_words_follow_from_the_facts(tmp_path):
         assert part in told
     assert "defects of 16 pixels and more; not with ones of 8" in told
     facts |= {"calibration": 400, "again": (images, images), "drawn": images}
-    told = "\n".join(words(Facts(**facts)))
+    assert "on the average" in "\n".join(words(Facts(**facts)))
+    told = "\n".join(words(Facts(**facts | {"crossed": False})))
+    assert "on the average" not in told
     assert "noise" not in told
     assert "out of reach" not in told
