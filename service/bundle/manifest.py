@@ -77,7 +77,8 @@ class CalibrationSpec(Record):
     """What is known of images that were set aside, at importance-sample noise of `seed`.
 
     images: among which others are ranked; fit_images: of which the density of the statistics was
-    made; fitted: whether they were fitted to the model's size, as `resize` does.
+    made; fitted: whether they were fitted to the model's size, as `resize` does; folds: above 1,
+    both are the same images, each ranked by a density of the other folds.
     """
 
     file: str
@@ -87,6 +88,7 @@ class CalibrationSpec(Record):
     seed: int
     date: str
     fitted: bool
+    folds: Positive = 1
 
 
 class CanarySpec(Record):

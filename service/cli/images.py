@@ -11,19 +11,22 @@ from typing import Annotated, Literal
 import typer
 
 from service.cli.options import (
+    Alpha,
     BundlePath,
     Convert,
+    Fdr,
     ModelName,
     OutputKind,
     Paths,
     ProviderName,
     Resize,
+    Samples,
     SeedOption,
     Url,
     reported,
 )
 
-__all__ = ["anomaly_map", "encode", "interpolate", "reconstruct", "sample", "score"]
+__all__ = ["anomaly_map", "encode", "interpolate", "reconstruct", "report", "sample", "score"]
 
 
 @reported
@@ -111,19 +114,10 @@ def _temperature(given: list[float] | None) -> float | list[float]:
 @reported
 def score(
     paths: Paths,
-    importance_samples: Annotated[
-        int | None, typer.Option("--importance-samples", "-k", min=1, help="K of the bound.")
-    ] = None,
+    importance_samples: Samples = None,
     seed: SeedOption = None,
-    alpha: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Anomalous if the p-value is at most this.")
-    ] = None,
-    fdr: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, help="Also say which are discoveries: at most this share is false."
-        ),
-    ] = None,
+    alpha: Alpha = None,
+    fdr: Fdr = None,
     resize: Resize = False,
     convert: Convert = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -214,6 +208,71 @@ def anomaly_map(
             )
             files.write_array(maps, out)
     typer.echo(f"{out}: maps of {len(images)} images", err=True)
+
+
+@reported
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder of image files.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="FILE.html; FILE.csv and FILE.json too.")
+    ] = Path("report.html"),
+    importance_samples: Samples = None,
+    seed: SeedOption = None,
+    alpha: Alpha = None,
+    fdr: Fdr = None,
+    normal: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Sub-folder of usual images [default: good, normal, ok, ordinary, usual]."
+        ),
+    ] = None,
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Show at most so many images, the most unusual ones.")
+    ] = 2000,
+    resize: Resize = False,
+    convert: Convert = False,
+    bundle: BundlePath = None,
+    url: Url = None,
+    model: ModelName = None,
+    provider: ProviderName = None,
+) -> None:
+    """Judge a folder: one page of all images.
+
+    Each with its map, p-value and verdict, the most unusual first. Where sub-folders name classes,
+    and one of them is "good", with AUROC of each. The page needs no network; CSV and JSON lie
+    beside it. What was interrupted goes on when it is called again.
+
+    \b
+    Examples:
+      iafvae report photos/ --resize -o photos.html
+      iafvae report bottle/test --alpha 0.05 --url http://127.0.0.1:8000
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from service.cli import inputs as commands
+    from service.cli.report import NORMAL, ReportOptions, write_report
+
+    options = ReportOptions(
+        fit=commands.Fit(resize=resize, convert=convert),
+        importance_samples=importance_samples,
+        seed=seed,
+        alpha=alpha,
+        fdr=fdr,
+        normal=tuple(normal or NORMAL),
+        pictures=pictures,
+    )
+    console = Console(stderr=True)
+    with (
+        commands.open_backend(bundle, url, model, provider) as backend,
+        Progress(console=console, disable=not console.is_terminal) as progress,
+    ):
+        found = write_report(backend, folder, out, options, progress=progress)
+    counts = ", ".join(f"{found[kind]} {kind}" for kind in ("anomalous", "ordinary", "undecided"))
+    typer.echo(f"{out}: {found['images']} images, {counts}")
+    if faults := found["unreadable"]:
+        first = f"{faults[0]['file']}: {faults[0]['error']}"
+        typer.echo(f"{len(faults)} files were not judged, listed there; {first}", err=True)
 
 
 @reported

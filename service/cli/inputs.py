@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,11 +28,16 @@ if TYPE_CHECKING:
 __all__ = [
     "STREAMED",
     "Fit",
+    "Scored",
+    "discover",
+    "find_images",
     "in_chunks",
+    "number",
     "open_backend",
     "read_all",
     "read_latents",
     "score_files",
+    "scored",
 ]
 
 STREAMED = 1024  # more images than this are drawn piece by piece, into a file
@@ -123,36 +128,68 @@ def score_files(
     fdr: float | None = None,
 ) -> list[Row]:
     """One row for each file, in order; a file that cannot be scored has a row with "error"."""
+    rows: list[Row] = []
+    for part in scored(
+        backend,
+        find_images(paths),
+        fit,
+        importance_samples=importance_samples,
+        seed=seed,
+        alpha=alpha,
+    ):
+        rows += part.rows
+    if fdr is not None:
+        discover(rows, fdr)
+    return rows
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Some files: a row for each, in order, and of those without "error" the pixels uint8
+    [n, C, H, W] and what was answered, None where there is none."""
+
+    rows: list[Row]
+    images: NDArray[np.uint8]
+    table: ScoreTable | None
+
+
+def scored(
+    backend: Client | LocalClient,
+    files: Sequence[Path],
+    fit: Fit,
+    *,
+    importance_samples: int | None,
+    seed: int | None,
+    alpha: float | None,
+    chunk: int = CHUNK,
+) -> Iterator[Scored]:
+    """Scores of image files, `chunk` at a time."""
     manifest = backend.model()["manifest"]
     shape, fit = _rules(manifest, fit)
     calibration = manifest["calibration"]
     strange = calibration is not None and not calibration["fitted"]
-    rows: list[Row] = []
-    files = find_images(paths)
-    for start in range(0, len(files), CHUNK):
-        part = files[start : start + CHUNK]
+    for start in range(0, len(files), chunk):
+        part = files[start : start + chunk]
         read = [_read_one(path, shape, fit) for path in part]
         good = [one for one in read if not isinstance(one, str)]
-        scored: Iterator[Row] = iter(())
+        images = np.array([image for image, _ in good], np.uint8)
+        table: ScoreTable | None = None
+        found: Iterator[Row] = iter(())
         if good:
             table = backend.score(
-                np.stack([image for image, _ in good]),
-                importance_samples=importance_samples,
-                seed=seed,
-                alpha=alpha,
+                images, importance_samples=importance_samples, seed=seed, alpha=alpha
             )
-            scored = _rows(table, [altered for _, altered in good], strange)
-        for path, one in zip(part, read, strict=True):
-            rows.append(
-                {"file": str(path)} | ({"error": one} if isinstance(one, str) else next(scored))
-            )
-    if fdr is not None:
-        _discover([row for row in rows if "error" not in row], fdr)
-    return rows
+            found = _rows(table, [altered for _, altered in good], strange)
+        rows = [
+            {"file": str(path)} | ({"error": one} if isinstance(one, str) else next(found))
+            for path, one in zip(part, read, strict=True)
+        ]
+        yield Scored(rows, images, table)
 
 
-def _discover(rows: list[Row], fdr: float) -> None:
+def discover(rows: Sequence[Row], fdr: float) -> None:
     """Say which of all files are discoveries, whatever requests they were sent in."""
+    rows = [row for row in rows if "error" not in row]
     values = [math.nan if row["p_value"] is None else row["p_value"] for row in rows]
     for row, found in zip(rows, discovered(np.array(values), fdr), strict=True):
         row["discovery"] = found
@@ -172,7 +209,7 @@ def _rows(table: ScoreTable, altered: list[bool], strange: bool) -> Iterator[Row
         undecided = altered[i] and strange and table.status[i] == "ok"
         decided = table.decided[i] and not undecided
         yield {
-            **{name: _number(getattr(table, name)[i]) for name in NUMBERS},
+            **{name: number(getattr(table, name)[i]) for name in NUMBERS},
             "anomalous": bool(table.anomalous[i]) if decided else None,
             "altered": altered[i],
             "status": "altered" if undecided else table.status[i],
@@ -182,5 +219,6 @@ def _rows(table: ScoreTable, altered: list[bool], strange: bool) -> Iterator[Row
         }
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
+    """A JSON number; None for what is none."""
     return float(value) if math.isfinite(value) else None

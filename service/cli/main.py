@@ -100,6 +100,7 @@ for _command in (
     cli_images.sample,
     cli_images.score,
     cli_images.anomaly_map,
+    cli_images.report,
     cli_images.encode,
     cli_images.reconstruct,
     cli_images.interpolate,

@@ -13,13 +13,16 @@ import typer
 from service.engine.options import Provider
 
 __all__ = [
+    "Alpha",
     "BundlePath",
     "Convert",
+    "Fdr",
     "ModelName",
     "OutputKind",
     "Paths",
     "ProviderName",
     "Resize",
+    "Samples",
     "SeedOption",
     "Url",
     "reported",
@@ -43,6 +46,16 @@ ModelName = Annotated[
 ProviderName = Annotated[
     Provider | None,
     typer.Option(help="cuda demands a GPU, auto takes one [default: IAFVAE_PROVIDER, or auto]."),
+]
+Samples = Annotated[
+    int | None, typer.Option("--importance-samples", "-k", min=1, help="K of the bound.")
+]
+Alpha = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Anomalous if the p-value is at most this.")
+]
+Fdr = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Also say which are discoveries: at most this share is false."),
 ]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of the noise, below 2^63.")]
 Resize = Annotated[bool, typer.Option("--resize", help="Resize images of another size.")]

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from service.codecs.png import contact_sheet
 
-__all__ = ["FULL", "overlay"]
+__all__ = ["FULL", "coloured", "overlay"]
 
 F32 = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -27,12 +27,12 @@ def overlay(images: Pixels, maps: F32) -> Pixels:
     """
     factor = max(1, LEAST // max(images.shape[2:]))
     grey = images.mean(axis=1, dtype=np.float32)
-    cells = _coloured(grey, maps).repeat(factor, axis=2).repeat(factor, axis=3)
+    cells = coloured(grey, maps).repeat(factor, axis=2).repeat(factor, axis=3)
     sheet = contact_sheet(cells)
     return np.concatenate([sheet, _bar(sheet.shape[1])], axis=2)
 
 
-def _coloured(grey: F32, maps: F32) -> Pixels:
+def coloured(grey: F32, maps: F32) -> Pixels:
     """uint8 [n, 3, H, W]"""
     share = np.clip(np.nan_to_num(np.abs(maps), nan=FULL) / FULL, 0.0, 1.0)[:, None]
     colour = np.where(maps[:, None] > 0, BRIGHTER[:, None, None], DARKER[:, None, None])
@@ -46,7 +46,7 @@ def _bar(height: int) -> Pixels:
 
     bar = np.full((3, height, BAR + LABELS + 2 * GAP), WHITE, np.uint8)
     levels = np.linspace(FULL, -FULL, height, dtype=np.float32)[None, :, None]
-    bar[:, :, GAP : GAP + BAR] = _coloured(np.full((1, height, BAR), 128, np.float32), levels)[0]
+    bar[:, :, GAP : GAP + BAR] = coloured(np.full((1, height, BAR), 128, np.float32), levels)[0]
     picture = Image.fromarray(np.ascontiguousarray(bar.transpose(1, 2, 0)))
     draw = ImageDraw.Draw(picture)
     for share, label in ((0.0, f"+{FULL:g}"), (0.5, "0"), (1.0, f"-{FULL:g}")):

@@ -339,7 +339,9 @@ class Model:
                 "importance_samples": k,
                 "seed": work.seed,
                 "alpha": level,
-                "certified_alpha": None if n is None else certified_alpha(level, n),
+                "certified_alpha": certified_alpha(level, n)
+                if n and spec and spec.folds == 1
+                else None,
                 "fdr": fdr,
                 "calibration": _calibration(spec),
             },

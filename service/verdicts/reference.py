@@ -8,7 +8,7 @@ are ranked. All of it is arrays of a bundle's `calibration.npz`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +42,15 @@ class Measured:
     statistics: F32
     residual: F32
     images: NDArray[np.uint8] | None
+
+    def take(self, chosen: NDArray[np.integer]) -> Measured:
+        """The same of some images."""
+        return Measured(
+            {k: nats[chosen] for k, nats in self.log_likelihood.items()},
+            self.statistics[chosen],
+            self.residual[chosen],
+            None if self.images is None else self.images[chosen],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +115,29 @@ class Reference:
         distances = {k: draft.distance(k, scores[k], usual) for k in scores}
         draft.distances.update({k: np.sort(v.astype(np.float32)) for k, v in distances.items()})
         return draft
+
+    @classmethod
+    def crossed(cls, names: Sequence[str], usual: Measured, folds: int) -> Reference:
+        """Of one set of usual images that serves as both, where images are few.
+
+        Each is ranked by what the other folds make, as if it were new; new images are judged by
+        what all make, which is a little more, so that they look, if anything, too usual (Vovk 2015,
+        *Cross-conformal predictors*): P(p <= a) is about a, without a proof that it is no more.
+        """
+        whole, n = cls.made(names, usual, usual), len(usual.residual)
+        places = np.arange(n)
+        parts = [
+            cls.made(names, usual.take(places[places % folds != i]), usual.take(places[i::folds]))
+            for i in range(folds)
+        ]
+        return replace(
+            whole,
+            usual=np.sort(np.concatenate([part.usual for part in parts]), axis=0),
+            distances={
+                k: np.sort(np.concatenate([part.distances[k] for part in parts]))
+                for k in whole.distances
+            },
+        )
 
     @classmethod
     def of(

@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from model.config import ConfigError
 from training.cli.fit import fit
+from training.cli.inspect import inspect
 from training.cli.measure import bound, curve, evaluate, evaluate_anomaly
 from training.cli.options import DataDir, Weights, console, errors, one_of
 from training.cli.prior import fit_prior
@@ -33,6 +34,7 @@ app = typer.Typer(
 # Commands that have a module of their own.
 app.command()(fit)
 app.command()(fit_prior)
+app.command()(inspect)
 app.command()(evaluate)
 app.command()(evaluate_anomaly)
 app.command("anomaly", hidden=True)(evaluate_anomaly)  # its name before

@@ -6,6 +6,11 @@ A file's split is a function of its path relative to the folder: SHA-256 of the 
 A copy of a file that an earlier one of these splits has is left out: no image is both learned from
 and measured on. What is hidden is passed over, links are followed.
 
+A folder that has `train` and `test` gives the splits itself (`validation` and `calibration` are
+then taken from `train` by its files' names, unless they are there too), as MVTec's sets: everything
+else in it is no image to learn from (`ground_truth`: masks), nor is what lies in a sub-folder of
+`test` that `train` does not have (defects).
+
 Files are decoded and fitted as the service does it (`service.codecs.images`).
 """
 
@@ -25,7 +30,18 @@ from service.codecs.images import Fit, FitMode, Fitted, ImageSize, PixelLimits, 
 from service.errors import IafvaeError
 from training.errors import DataError
 
-__all__ = ["Files", "FolderOptions", "Survey", "decode", "read_folder", "split_of", "survey"]
+__all__ = [
+    "Files",
+    "FolderOptions",
+    "Survey",
+    "decode",
+    "image_files",
+    "read_fitted",
+    "read_folder",
+    "shown",
+    "split_of",
+    "survey",
+]
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 UPPER_BOUNDS = {"train": 0.80, "validation": 0.85, "calibration": 0.90, "test": 1.0}
@@ -128,6 +144,29 @@ def split_of(relative_path: str) -> str:
     )
 
 
+def _splits(files: Files) -> tuple[dict[str, str], list[str]]:
+    """The split of each file that has one, and what is worth telling of it."""
+    parts = {name: name.split("/") for name in files}
+    given = {first for first, *rest in parts.values() if rest and first in UPPER_BOUNDS}
+    if not {"train", "test"} <= given:
+        return {name: split_of(name) for name in files}, []
+    usual = {rest[0] for first, *rest in parts.values() if first == "train" and len(rest) > 1}
+    found, odd = {}, set()
+    for name, (first, *rest) in parts.items():
+        if not rest or first not in given:
+            odd.add(first)
+        elif first == "test" and usual and len(rest) > 1 and rest[0] not in usual:
+            odd.add(f"test/{rest[0]}")
+        elif first == "train" and (split := split_of(name)) not in given:
+            found[name] = split
+        else:
+            found[name] = first
+    notes = [f"splits as the folders say: {', '.join(s for s in UPPER_BOUNDS if s in given)}"]
+    if odd:
+        notes.append(f"neither learned from nor measured on: {_some(sorted(odd))}")
+    return found, notes
+
+
 def read_folder(folder: Path, split: str, options: FolderOptions) -> NDArray[np.uint8]:
     """The images of one split, uint8 [N, C, H, W]: `decode` of `survey`."""
     found = survey(folder, options)
@@ -141,16 +180,19 @@ def survey(folder: Path, options: FolderOptions) -> Survey:
     `DataError`: no folder, no images, unreadable files (named), several sizes or both grey and
     colour while none was asked for, photos too large to be modelled as they are.
     """
-    files, notes = _image_files(folder)
+    files, notes = image_files(folder)
+    split_by_name, notes_on_splits = _splits(files)
+    notes += notes_on_splits
+    files = {name: path for name, path in files.items() if name in split_by_name}
     headers = _headers(files)
-    copies = _copies(files)
+    copies = _copies(files, split_by_name)
     if copies:
         named = _some([f"{shown(copy)} (of {shown(kept)})" for copy, kept in copies.items()])
         notes.append(f"left out, copies of images in another split: {named}")
     splits: dict[str, Files] = {split: {} for split in UPPER_BOUNDS}
     for name, path in files.items():
         if name not in copies:
-            splits[split_of(name)][name] = path
+            splits[split_by_name[name]][name] = path
     sizes = sorted((header.size for header in headers.values()), key=np.prod)
     return Survey(
         folder=folder,
@@ -194,7 +236,20 @@ def decode(found: Survey, files: Files) -> Fitted:
     return Fitted(images, altered, (_some(notes, "; "),) if notes else ())
 
 
-def _image_files(folder: Path) -> tuple[Files, list[str]]:
+def read_fitted(path: Path, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """One image file, scaled and cut to `size` (height, width), uint8 [channels, H, W].
+
+    Raises OSError, or `service.errors.IafvaeError` for what is no sound image.
+    """
+    shape = ImageSize(channels=channels, height=size[0], width=size[1])
+    limits = PixelLimits(image=MAX_PIXELS, total=MAX_PIXELS)
+    found = fit_files(
+        [path.read_bytes()], shape, Fit(resize=True, convert=True), limits, [shown(path)]
+    )
+    return np.asarray(found.images[0])
+
+
+def image_files(folder: Path) -> tuple[Files, list[str]]:
     """All images at any depth, and what else is worth telling."""
     if not folder.is_dir():
         raise DataError(f"There is no folder {shown(folder)}.")
@@ -283,19 +338,20 @@ def _some(names: Sequence[str], between: str = ", ") -> str:
     return between.join(names[:SHOWN]) + (f"{between}and {more} more" if more > 0 else "")
 
 
-def _copies(files: Files) -> dict[str, str]:
+def _copies(files: Files, split_by_name: Mapping[str, str]) -> dict[str, str]:
     """Files whose content an earlier split has -> the file that is kept."""
     alike: dict[int, list[str]] = defaultdict(list)
     for name, path in files.items():
         alike[path.stat().st_size].append(name)
     copies = {}
     for names in alike.values():
-        if len({split_of(name) for name in names}) == 1:
+        if len({split_by_name[name] for name in names}) == 1:
             continue
         kept: dict[bytes, str] = {}
-        for name in sorted(names, key=lambda name: list(UPPER_BOUNDS).index(split_of(name))):
+        order = list(UPPER_BOUNDS)
+        for name in sorted(names, key=lambda name: order.index(split_by_name[name])):
             first = kept.setdefault(hashlib.sha256(files[name].read_bytes()).digest(), name)
-            if split_of(first) != split_of(name):
+            if split_by_name[first] != split_by_name[name]:
                 copies[name] = first
     return copies
 

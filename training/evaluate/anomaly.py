@@ -24,10 +24,10 @@ from model.config import require
 from service.bundle import BundleError, Manifest
 from service.operations.model import Model
 from service.verdicts.decisions import alpha_reachable
+from service.verdicts.ranks import FIGURES, detection
 from training.data import FOLDER_PREFIX, Split
 from training.errors import DataError, EvaluationError
 from training.evaluate.anomaly_sets import DRAWS, ImageSet, default_names, image_set
-from training.evaluate.ranks import FIGURES, detection
 from training.evaluate.resume import Partial, digest
 from training.evaluate.subject import bundle_images
 from training.runs.provenance import processor

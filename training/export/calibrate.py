@@ -23,6 +23,7 @@ from service.verdicts.statistics import host_names
 from training.errors import ExportError
 
 __all__ = [
+    "FOLDS",
     "IMPORTANCE_SAMPLES",
     "LEAST",
     "ScoringEngine",
@@ -37,6 +38,7 @@ IMPORTANCE_SAMPLES = (1, 16, 64)
 FIT_SAMPLES = 16
 LEAST = 5  # images of either set: fewer have no density and no smallest p-value worth the name
 HALVING_KEY = 13
+FOLDS = 10
 
 
 class ScoringEngine(Protocol):
@@ -109,20 +111,33 @@ def halves(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uin
 def reference_of(
     engine: ScoringEngine,
     manifest: Manifest,
-    fit: NDArray[np.uint8],
+    fit: NDArray[np.uint8] | None,
     calibration: NDArray[np.uint8],
     *,
     importance_samples: Sequence[int] = IMPORTANCE_SAMPLES,
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
 ) -> Reference:
-    """What verdicts compare with, of two disjoint sets of images uint8 [N, C, H, W].
+    """What verdicts compare with, of two disjoint sets of images uint8 [N, C, H, W]; without one
+    to `fit`, of the other alone, crossed in `FOLDS`.
 
     Raises `ExportError` where they are too few, all the same, of another shape, or where the model
     has no finite score for one: such a reference ranks nothing.
     """
-    for pixels in (fit, calibration):
+    names = (*manifest.statistics, *host_names(binary=manifest.likelihood.binary))
+    for pixels in (calibration,) if fit is None else (fit, calibration):
         _check(pixels, manifest)
+    if fit is None:
+        measured = measure(
+            engine,
+            manifest,
+            calibration,
+            importance_samples=importance_samples,
+            seed=seed,
+            advance=advance,
+        )
+        _check_finite(measured)
+        return Reference.crossed(names, measured, FOLDS)
     few = [k for k in importance_samples if k <= FIT_SAMPLES] or [min(importance_samples)]
     sets = [
         measure(engine, manifest, pixels, importance_samples=ks, seed=seed, advance=advance)
@@ -132,7 +147,6 @@ def reference_of(
         _check_finite(each)
     known = sets[0].log_likelihood
     scores = {k: known[max(j for j in few if j <= k)] for k in importance_samples}
-    names = (*manifest.statistics, *host_names(binary=manifest.likelihood.binary))
     return Reference.made(names, replace(sets[0], log_likelihood=scores), sets[1])
 
 

@@ -162,16 +162,25 @@ def calibration_text(
     images: int, spec: Mapping[str, Any], samples: Sequence[int], alpha: float
 ) -> str:
     """What p-values refer to, and what they can and cannot promise."""
-    smallest, certified = 1 / (images + 1), certified_alpha(alpha, images)
+    crossed = spec.get("folds", 1) > 1
+    smallest = 1 / (images + 1)
+    certified = None if crossed else certified_alpha(alpha, images)
+    density = (
+        f"each with a density of the others, in {spec['folds']} folds"
+        if crossed
+        else f"with a density made of {spec['fit_images']} others"
+    )
     text = (
         f"`p_value` says how far an image's statistics (likelihood, its parts, latents, residuals, "
         f"pixels) lie from those of usual images: its rank among {images} images ({spec['split']}, "
-        f"{spec['date']}), with a density made of {spec['fit_images']} others, at K = "
+        f"{spec['date']}), {density}, at K = "
         f"{', '.join(map(str, samples))} importance samples and seed {spec['seed']}. The smallest "
         f"possible is {smallest:.1g}. An image is called anomalous at p <= {alpha:g}"
     )
     if smallest > alpha:
         return text + ", which so few cannot tell: no decision ever is. Calibrate on more."
+    if crossed:
+        return text + f": about {alpha:.1%} of usual images are."
     if certified is None:
         return text + (
             "; over calibration sets of so few images, no threshold holds that rate of false "

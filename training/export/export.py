@@ -39,7 +39,7 @@ from service.engine.onnxruntime_engine import Engine
 from service.noise import NOISE_VERSION
 from training.data import ImageData
 from training.errors import ExportError
-from training.export.calibrate import IMPORTANCE_SAMPLES, halves, reference_of
+from training.export.calibrate import FOLDS, IMPORTANCE_SAMPLES, halves, reference_of
 from training.export.card import model_card
 from training.export.evidence import statistic_names
 from training.export.findings import Findings
@@ -179,14 +179,20 @@ def calibrated(
     images: ImageData,
     fit: ImageData | None,
     progress: Progress | None,
+    *,
+    crossed: bool = False,
 ) -> bytes:
     """The calibration file, computed by a bundle's engine; what it holds goes into `fields`.
 
-    Without images to `fit` the density to, half of `images` are taken for it.
+    Without images to `fit` the density to, half of `images` are taken for it, or all (`crossed`).
     """
-    pixels = halves(images.pixels) if fit is None else (fit.pixels, images.pixels)
+    pixels: tuple[NDArray[np.uint8] | None, NDArray[np.uint8]]
+    if fit is not None:
+        pixels = fit.pixels, images.pixels
+    else:
+        pixels = (None, images.pixels) if crossed else halves(images.pixels)
     progress = progress or Progress(disable=True)
-    task = progress.add_task("calibrating", total=sum(map(len, pixels)))
+    task = progress.add_task("calibrating", total=sum(len(p) for p in pixels if p is not None))
     reference = reference_of(
         engine,
         engine.bundle.manifest,
@@ -204,6 +210,7 @@ def calibrated(
         "seed": CALIBRATION_SEED,
         "date": datetime.now(UTC).date().isoformat(),
         "fitted": images.fitted,
+        "folds": FOLDS if pixels[0] is None else 1,
     }
     return _npz(reference.arrays())
 

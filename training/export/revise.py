@@ -38,6 +38,7 @@ def recalibrate(
     data: str,
     *,
     resize: bool = False,
+    crossed: bool = False,
     version: str | None = None,
     data_dir: Path | None = None,
     progress: Progress | None = None,
@@ -45,7 +46,8 @@ def recalibrate(
     """Write the bundle at `path` to `out`, calibrated on `data`, under another version.
 
     `data` is a data set's name, whose validation and calibration splits are taken, or a folder of
-    images that are known to be usual: half of them make the density, half are ranked among. Those
+    images that are known to be usual: half of them make the density, half are ranked among, or each
+    is ranked by a density of others (`crossed`). Those
     of another size or colour are fitted as in training with `resize`, or where those of the
     calibration so far were. Raises `ExportError` or `DataError`, with nothing written, where they
     are too few, all alike or do not fit.
@@ -57,7 +59,9 @@ def recalibrate(
         images, fit = _images(bundle, data, data_dir, resize=resize)
         engine = Engine(bundle, provider="cpu")
         engine.warm()
-        contents[CALIBRATION_FILE] = calibrated(fields, engine, images, fit, progress)
+        contents[CALIBRATION_FILE] = calibrated(
+            fields, engine, images, fit, progress, crossed=crossed
+        )
         engine.close()
         fields["version"] = version or next_version(bundle.manifest.version)
         if CARD in contents:

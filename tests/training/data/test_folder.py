@@ -216,3 +216,36 @@ def test_a_folder_tells_its_files_sizes_fit_and_splits(folder):
 def test_a_home_that_nobody_knows_is_named(monkeypatch):
     with pytest.raises(DataError, match="write the path out"):
         load_dataset("folder:~nobody-of-this-name/photos", "train")
+
+
+def test_a_folder_may_give_its_splits_as_mvtec_s_sets_do(tmp_path):
+    for i in range(60):
+        photo(tmp_path / "train" / "good" / f"{i}.png", i)
+    for i in range(60, 64):
+        photo(tmp_path / "test" / "good" / f"{i}.png", i)
+        photo(tmp_path / "test" / "scratch" / f"{i}.png", 10 + i)
+        photo(tmp_path / "ground_truth" / "scratch" / f"{i}_mask.png", 20 + i)
+    photo(tmp_path / "readme.png", 99)
+    looked, names = found(tmp_path)
+    assert {name.rpartition("/")[0] for name in names} == {"train/good", "test/good"}
+    assert set(looked.splits["test"]) == {f"test/good/{i}.png" for i in range(60, 64)}
+    rest = {split: set(looked.splits[split]) for split in ("train", "validation", "calibration")}
+    assert all(len(each) for each in rest.values())
+    assert len(set.union(*rest.values())) == sum(map(len, rest.values())) == 60
+    for name in rest["validation"]:
+        assert split_of(name) == "validation"
+    told = "\n".join(looked.lines())
+    for words in ("splits as the folders say: train, test", "test/scratch", "ground_truth"):
+        assert words in told
+    for i in range(5):
+        photo(tmp_path / "calibration" / f"{i}.png", 200 + i)
+    looked, _ = found(tmp_path)
+    assert len(looked.splits["calibration"]) == 5
+    assert looked.splits["validation"].keys() == rest["validation"]
+
+
+def test_class_folders_of_given_splits_are_all_learned_from(tmp_path):
+    for split in ("train", "test"):
+        for kind in ("cat", "dog"):
+            photo(tmp_path / split / kind / "1.png", len(split) * 10 + len(kind) + ord(kind[0]))
+    assert len(found(tmp_path)[1]) == 4

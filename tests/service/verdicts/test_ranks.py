@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from training.evaluate.ranks import detection
+from service.verdicts.ranks import detection, pooled_detection
 
 
 @pytest.mark.parametrize("levels", [2, 5, 10**9])
@@ -55,7 +55,7 @@ def test_resampling_in_parts_is_resampling_and_repeats_itself(monkeypatch):
     anomalous, usual = generator.normal(1, 1, 200), generator.normal(0, 1, 100)
     whole = detection(anomalous, usual)
     assert detection(anomalous, usual) == whole
-    monkeypatch.setattr("training.evaluate.ranks.AT_ONCE", 1000)
+    monkeypatch.setattr("service.verdicts.ranks.AT_ONCE", 1000)
     for name, figure in detection(anomalous, usual).items():
         assert figure.value == whole[name].value
         assert figure.interval == pytest.approx(whole[name].interval, abs=0.03)
@@ -65,3 +65,15 @@ def test_resampling_in_parts_is_resampling_and_repeats_itself(monkeypatch):
         "aupr": (1.0, (1.0, 1.0)),
         "fpr95": (0.0, (0.0, 0.0)),
     }
+
+
+def test_pixels_of_all_images_are_ranked_together():
+    generator = np.random.default_rng(0)
+    masks = np.zeros((6, 8, 9), bool)
+    masks[:4, 2:5, 3:6] = True
+    scores = generator.normal(masks * 1.5, 1.0)
+    found = pooled_detection(scores, masks)
+    assert found.value == pytest.approx(roc_auc_score(masks.ravel(), scores.ravel()), abs=2e-3)
+    assert found.interval[0] < found.value < found.interval[1]
+    with pytest.raises(ValueError, match="either kind"):
+        pooled_detection(scores, np.ones_like(masks))

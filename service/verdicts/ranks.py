@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FIGURES", "Figure", "detection"]
+__all__ = ["FIGURES", "Figure", "detection", "pooled_detection"]
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -25,6 +25,7 @@ Counts = NDArray[np.int64]
 FIGURES = ("auroc", "aupr", "fpr95")
 RECALL = 0.95
 LEVEL = (0.025, 0.975)
+PIXEL_LEVELS = 2_000
 AT_ONCE = 500_000  # numbers that are held while resampling
 
 
@@ -65,6 +66,38 @@ def detection(
         name: Figure(float(value), (float(low), float(high)))
         for name, value, (low, high) in zip(FIGURES, values, ends, strict=True)
     }
+
+
+def pooled_detection(
+    scores: NDArray[np.floating], odd: NDArray[np.bool_], *, resamples: int = 200, seed: int = 0
+) -> Figure:
+    """AUROC of scores [n, ...] of the pixels of n images, those in the masks `odd` [n, ...] against
+    all others, higher more anomalous, counted in `PIXEL_LEVELS` levels.
+
+    The interval is over images, whose pixels hang together. Raises `ValueError` where one kind is
+    missing.
+    """
+    flat, masks = scores.reshape(len(scores), -1), odd.reshape(len(odd), -1)
+    if not masks.any() or masks.all():
+        raise ValueError("detection is measured with pixels of either kind")
+    edges = np.unique(np.quantile(flat, np.linspace(0, 1, PIXEL_LEVELS + 1)[1:-1]))
+    places = np.searchsorted(edges, flat, side="right")
+    places = places + (len(edges) + 1) * np.arange(len(flat))[:, None]
+    levels = len(flat) * (len(edges) + 1)
+    counts = [
+        np.bincount(places[chosen], minlength=levels).reshape(len(flat), -1)
+        for chosen in (masks, ~masks)
+    ]
+    value = float(_figures(*(each.sum(axis=0, keepdims=True) for each in counts))[0, 0])
+    if len(flat) < 2:
+        return Figure(value, None)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(flat), np.full(len(flat), 1 / len(flat)), resamples
+    )
+    both = [drawn @ each for each in counts]
+    whole = (both[0].sum(axis=1) > 0) & (both[1].sum(axis=1) > 0)
+    low, high = np.quantile(_figures(both[0][whole], both[1][whole])[0], LEVEL)
+    return Figure(value, (float(low), float(high)))
 
 
 def _resampled(odd: Counts, plain: Counts, levels: int, count: int, seed: int) -> Iterator[Array]:

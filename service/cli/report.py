@@ -1,0 +1,374 @@
+"""A folder of images judged, for people: an HTML page, and the same as CSV and JSON.
+
+What is known of each image so far lies in a file of JSON lines beside the page, so that the same
+call goes on where it was interrupted; it is removed when the page is written.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundle import ImageSpec
+from service.cli.files import write_bytes
+from service.cli.inputs import LIMITS, Fit, Scored, discover, find_images, number, scored
+from service.cli.report_page import page
+from service.client import Client
+from service.codecs.headers import read_header
+from service.codecs.images import ImageSize, fit_files
+from service.codecs.overlay import coloured
+from service.errors import InvalidInput
+from service.verdicts.ranks import detection
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from service.cli.local import LocalClient
+
+__all__ = ["NORMAL", "ReportOptions", "write_report"]
+
+Row = dict[str, Any]
+CHUNK = 64  # images between two looks of the progress bar, and lost by an interruption
+THUMBNAIL = 96  # pixels: longest side
+COLOURS = 64  # of a picture in the page: a few kilobytes each
+MASKS = "ground_truth"  # MVTec's folder of masks: no images
+NO_BOX = dict.fromkeys(("left", "top", "side", "deviations", "p_value"))
+NORMAL = ("good", "normal", "ok", "ordinary", "usual")  # sub-folders of images that are in order
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """How images are judged; what is None is the model's own.
+
+    normal: the sub-folders of usual images; pictures: of how many images, the most unusual ones,
+    the page shows the picture and the map.
+    """
+
+    fit: Fit = field(default_factory=Fit)
+    importance_samples: int | None = None
+    seed: int | None = None
+    alpha: float | None = None
+    fdr: float | None = None
+    normal: tuple[str, ...] = NORMAL
+    pictures: int = 2000
+
+
+def write_report(
+    backend: Client | LocalClient,
+    folder: Path,
+    out: Path,
+    options: ReportOptions,
+    *,
+    progress: Progress | None = None,
+    words: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Judge the images below `folder` and write `out` (.html), .csv and .json beside it; give what
+    the last holds. `words` are put at the top of the page.
+
+    Raises InvalidInput, with nothing written, where no image can be read.
+    """
+    if out.suffix != ".html":
+        raise InvalidInput(f"{out}: use a name that ends in .html")
+    if not folder.is_dir():
+        raise InvalidInput(f"{folder} is no folder")
+    files = [f for f in find_images([folder]) if MASKS not in f.relative_to(folder).parts]
+    manifest = backend.model()["manifest"]
+    kept = out.with_suffix(".partial.jsonl")
+    rows = _known(kept, _identity(manifest, folder, options))
+    todo = [f for f in files if _changed(rows.get(_name(f, folder)), f)]
+    task = progress.add_task("judging", total=len(files)) if progress else None
+    if progress and task is not None:
+        progress.advance(task, len(files) - len(todo))
+    with kept.open("ab") as file:
+        for row in _judged(backend, manifest, folder, todo, options):
+            rows[row["file"]] = row
+            _write_line(file, row)
+            if progress and task is not None:
+                progress.advance(task)
+    found = [rows[_name(f, folder)] for f in files]
+    if all("error" in row for row in found):
+        kept.unlink()
+        raise InvalidInput(f"none of {len(found)} images in {folder} can be judged: {_why(found)}")
+    document = _document(manifest, folder, found, options)
+    write_bytes(page(document, _pictures(document, found, options.pictures), words), out)
+    write_bytes(_csv(document).encode(), out.with_suffix(".csv"))
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    write_bytes(text.encode(), out.with_suffix(".json"))
+    kept.unlink()
+    return document
+
+
+def _name(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).as_posix()
+
+
+def _why(rows: Sequence[Row]) -> str:
+    return f"{rows[0]['file']}: {rows[0]['error']}"
+
+
+# What is kept between calls.
+
+
+def _identity(manifest: Mapping[str, Any], folder: Path, options: ReportOptions) -> bytes:
+    """What decides the rows; rows of anything else are of no use."""
+    what = [manifest, str(folder.resolve()), asdict(options)]
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"report": digest}).encode()
+
+
+def _known(kept: Path, identity: bytes) -> dict[str, Row]:
+    """Rows by file of an interrupted call that asked for the same; else `kept` is begun anew."""
+    lines = kept.read_bytes().splitlines() if kept.exists() else []
+    if not lines or lines[0] != identity:
+        kept.write_bytes(identity + b"\n")
+        return {}
+    rows = {}
+    for line in lines[1:]:
+        try:
+            row = json.loads(line)
+        except ValueError:  # torn by the interruption
+            continue
+        rows[row["file"]] = row
+    with kept.open("ab") as file:
+        file.write(b"\n")  # ends a torn line
+    return rows
+
+
+def _write_line(file: IO[bytes], row: Row) -> None:
+    file.write(json.dumps(row).encode() + b"\n")
+    file.flush()
+
+
+def _stamp(file: Path) -> list[int]:
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _changed(row: Row | None, file: Path) -> bool:
+    return row is None or row["stamp"] != _stamp(file)
+
+
+# Rows.
+
+
+def _judged(
+    backend: Client | LocalClient,
+    manifest: Mapping[str, Any],
+    folder: Path,
+    files: Sequence[Path],
+    options: ReportOptions,
+) -> Iterator[Row]:
+    shape = ImageSpec(**manifest["image"])
+    for part in scored(
+        backend,
+        files,
+        options.fit,
+        importance_samples=options.importance_samples,
+        seed=options.seed,
+        alpha=options.alpha,
+        chunk=CHUNK,
+    ):
+        mapped = manifest["calibration"] is not None
+        evidence = _evidence(backend, part, options.seed, mapped=mapped)
+        for row in part.rows:
+            file = Path(row["file"])
+            named = {
+                "file": _name(file, folder),
+                "class": file.parent.name if file.parent != folder else "",
+                "stamp": _stamp(file),
+            }
+            if "error" in row:
+                yield {**row, **named}
+                continue
+            picture = {"picture": _thumbnail(file, shape)}
+            yield {**row, **named, **picture, **next(evidence)}
+
+
+def _evidence(
+    backend: Client | LocalClient, part: Scored, seed: int | None, *, mapped: bool
+) -> Iterator[Row]:
+    """Of each image the parts' p-values, the largest box, and the map as a picture."""
+    if part.table is None:
+        return
+    names = part.table.evidence
+    maps, boxes = [], [[NO_BOX]] * len(part.images)
+    if mapped:
+        maps = [
+            _palette(each)
+            for each in coloured(
+                part.images.mean(axis=1, dtype=np.float32),
+                backend.anomaly_map(part.images, seed=seed).array,
+            )
+        ]
+        boxes = backend.anomaly_boxes(part.images, seed=seed, boxes=1)
+    for i in range(len(part.images)):
+        yield {
+            "evidence": {name: number(names[name][i]) for name in names},
+            "box": boxes[i][0],
+            "map": maps[i] if maps else "",
+            "alpha": part.table.alpha,
+            "certified_alpha": part.table.certified_alpha,
+        }
+
+
+def _thumbnail(file: Path, shape: ImageSpec) -> str:
+    """What the model saw of a file, at the file's own sharpness as far as a page needs it."""
+    data = file.read_bytes()
+    header = read_header(data, file.name)
+    height, width = header.size
+    sides = (height / shape.height, width / shape.width)
+    factor = max(1.0, min(*sides, THUMBNAIL / max(shape.height, shape.width)))
+    size = ImageSize(
+        channels=header.channels,
+        height=round(factor * shape.height),
+        width=round(factor * shape.width),
+    )
+    how = Fit(resize=True, convert=True)
+    return _palette(fit_files([data], size, how, LIMITS, [file.name]).images[0])
+
+
+def _palette(pixels: NDArray[np.uint8]) -> str:
+    """Pixels [C, H, W] as the base64 of a PNG of few colours."""
+    from PIL import Image
+
+    plain = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    picture, file = Image.fromarray(plain), io.BytesIO()
+    (picture if picture.mode == "L" else picture.quantize(COLOURS)).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+# What they say together.
+
+
+def _document(
+    manifest: Mapping[str, Any], folder: Path, rows: Sequence[Row], options: ReportOptions
+) -> dict[str, Any]:
+    good = [row for row in rows if "error" not in row]
+    if options.fdr is not None:
+        discover(good, options.fdr)
+    good.sort(key=lambda row: (_or(row["p_value"], 2.0), _or(row["log_likelihood_nats"], 0.0)))
+    hidden = {"picture", "map", "stamp", "alpha", "certified_alpha"}
+    calibration, alpha = manifest["calibration"], good[0]["alpha"]
+    verdicts = [row["anomalous"] for row in good]
+    return {
+        "folder": folder.name or str(folder.resolve()),
+        "model": manifest["name"],
+        "version": manifest["version"],
+        "image": manifest["image"],
+        "alpha": alpha,
+        "certified_alpha": good[0]["certified_alpha"],
+        "fdr": options.fdr,
+        **{name: good[0][name] for name in ("estimator", "importance_samples", "seed")},
+        "calibration": calibration and {k: calibration[k] for k in ("split", "images", "date")},
+        "images": len(good),
+        "anomalous": verdicts.count(True),
+        "ordinary": verdicts.count(False),
+        "undecided": verdicts.count(None),
+        "unreadable": [
+            {"file": row["file"], "error": row["error"]} for row in rows if "error" in row
+        ],
+        "classes": _classes(good, options.normal),
+        "results": [{k: v for k, v in row.items() if k not in hidden} for row in good],
+    }
+
+
+def _or(value: float | None, instead: float) -> float:
+    return instead if value is None else value
+
+
+SCORES: dict[
+    str, Callable[[Row], float | None]
+] = {  # larger is more unusual; the three that people ask for
+    "verdict": lambda row: None if row["p_value"] is None else -row["p_value"],
+    "likelihood alone": lambda row: (
+        None if row["log_likelihood_nats"] is None else -row["log_likelihood_nats"]
+    ),
+    "largest box": lambda row: (
+        None if row["box"]["deviations"] is None else abs(row["box"]["deviations"])
+    ),
+}
+
+
+def _classes(rows: Sequence[Row], normal: Sequence[str]) -> list[dict[str, Any]]:
+    """What was found in each sub-folder, and how well it is told from the usual images'."""
+    by_class: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_class[row["class"]].append(row)
+    names = {name.lower() for name in normal}
+    usual = [row for name, each in by_class.items() for row in each if name.lower() in names]
+    odd = {name: each for name, each in sorted(by_class.items()) if name.lower() not in names}
+    if usual and len(odd) > 1:
+        odd["all of these"] = [row for each in odd.values() for row in each]
+    groups = {name: each for name, each in by_class.items() if name.lower() in names} | odd
+    if list(groups) == [""]:
+        return []  # no sub-folders
+    return [
+        {
+            "class": name,
+            "images": len(each),
+            "anomalous": sum(row["anomalous"] is True for row in each),
+            "undecided": sum(row["anomalous"] is None for row in each),
+            "normal": name not in odd,
+            "detection": _detection(each, usual) if usual and name in odd else {},
+        }
+        for name, each in groups.items()
+    ]
+
+
+def _detection(odd: Sequence[Row], usual: Sequence[Row]) -> dict[str, Any]:
+    """AUROC, AUPR, FPR at 95% TPR with intervals, and the ROC's corners, by score."""
+    found: dict[str, Any] = {}
+    for name, score in SCORES.items():
+        high, low = (
+            np.array([s for row in rows if (s := score(row)) is not None], np.float64)
+            for rows in (odd, usual)
+        )
+        if not len(high) or not len(low):
+            continue
+        figures = detection(high, low)
+        found[name] = {kind: asdict(figure) for kind, figure in figures.items()}
+        found[name]["roc"] = _roc(high, low)
+    return found
+
+
+def _roc(high: NDArray[np.float64], low: NDArray[np.float64]) -> list[list[float]]:
+    """[false alarms, hits] at every threshold, from none to all."""
+    levels = np.unique(np.concatenate([high, low]))[::-1]
+    rates = [
+        1 - np.searchsorted(np.sort(each), levels, side="left") / len(each) for each in (low, high)
+    ]
+    return [[0.0, 0.0], *np.round(np.column_stack(rates), 6).tolist()]
+
+
+def _pictures(
+    document: Mapping[str, Any], rows: Sequence[Row], most: int
+) -> dict[str, tuple[str, str]]:
+    """File -> picture and map, of the most unusual ones."""
+    known = {row["file"]: (row["picture"], row["map"]) for row in rows if "error" not in row}
+    return {row["file"]: known[row["file"]] for row in document["results"][:most]}
+
+
+def _csv(document: Mapping[str, Any]) -> str:
+    flat = []
+    for row in document["results"]:
+        box = {f"box_{k}": v for k, v in row["box"].items()}
+        parts = {f"evidence/{k}": v for k, v in row["evidence"].items()}
+        flat.append({k: v for k, v in row.items() if k not in ("box", "evidence")} | box | parts)
+    flat += document["unreadable"]
+    names = list(dict.fromkeys(name for row in flat for name in row if name != "error"))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*names, "error"], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()

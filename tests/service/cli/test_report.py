@@ -1,0 +1,169 @@
+"""`iafvae report`: a folder judged, as HTML, CSV and JSON."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
+
+from service.cli import report as module
+from service.cli.main import app
+
+
+@pytest.fixture
+def cli(tiny_bundle, monkeypatch, tmp_path):
+    monkeypatch.setenv("IAFVAE_MODELS", str(tiny_bundle))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(app, ["report", *map(str, arguments)])
+        assert result.exit_code == code, result.output + repr(result.exception)
+        return result.output
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path, digits):
+    path = tmp_path / "photos"
+    for index, digit in enumerate(digits):
+        for kind, image in (("good", digit[0]), ("<odd>", 255 - digit[0])):
+            (path / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path / kind / f"{index}.png")
+    (path / "broken & co.png").write_bytes(b"no image")
+    return path
+
+
+def test_every_image_is_in_all_three_files(cli, folder, tmp_path):
+    told = cli(folder, "-o", "r.html", "--fdr", 0.5)
+    assert "12 images" in told
+    assert "broken & co.png" in told
+    found = json.loads((tmp_path / "r.json").read_text())
+    names = {f"{kind}/{i}.png" for kind in ("good", "<odd>") for i in range(6)}
+    assert {row["file"] for row in found["results"]} == names
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "r.csv").read_text())))
+    assert {row["file"] for row in rows} == names | {"broken & co.png"}
+    assert [row["file"] for row in found["unreadable"]] == ["broken & co.png"]
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("<tr class=") == 12
+    assert "&lt;odd&gt;/3.png" in page
+    assert "<odd>" not in page
+    assert not {p.name for p in tmp_path.iterdir()} - {"r.html", "r.csv", "r.json", "photos"}
+
+
+def test_the_page_needs_nothing_else_and_shows_what_was_seen(cli, folder, tmp_path, digits):
+    cli(folder, "-o", "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert set(re.findall(r'(?:src|href)="(.{5})', page)) == {"data:"}
+    assert "http" not in page
+    first = re.search(r'alt="the image" src="data:image/png;base64,([^"]+)', page)[1]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(first))))
+    name = json.loads((tmp_path / "r.json").read_text())["results"][0]["file"]
+    assert np.array_equal(shown, np.asarray(Image.open(folder / name)))
+
+
+def test_classes_are_told_apart_as_another_library_says(cli, folder, tmp_path):
+    cli(folder, "-o", "r.html")
+    found = json.loads((tmp_path / "r.json").read_text())
+    odd = next(each for each in found["classes"] if each["class"] == "<odd>")
+    labels = [row["class"] == "<odd>" for row in found["results"]]
+    for name, key, sign in (
+        ("verdict", "p_value", -1),
+        ("likelihood alone", "log_likelihood_nats", -1),
+    ):
+        scores = [sign * row[key] for row in found["results"]]
+        figure = odd["detection"][name]["auroc"]
+        assert figure["value"] == pytest.approx(roc_auc_score(labels, scores))
+        corners = np.array(odd["detection"][name]["roc"])
+        assert np.trapezoid(corners[:, 1], corners[:, 0]) == pytest.approx(figure["value"])
+
+
+def test_what_was_interrupted_goes_on(cli, folder, tmp_path, monkeypatch):
+    cli(folder, "-o", "whole.html")
+    monkeypatch.setattr(module, "CHUNK", 4)
+    judged, original = [], module.scored
+
+    def breaking(backend, files, *arguments, **options):
+        for part in original(backend, files, *arguments, **options):
+            judged.append(len(part.rows))
+            if len(judged) == 3:
+                raise KeyboardInterrupt
+            yield part
+
+    monkeypatch.setattr(module, "scored", breaking)
+    cli(folder, "-o", "r.html", code=130)
+    kept = tmp_path / "r.partial.jsonl"
+    assert not (tmp_path / "r.html").exists()
+    kept.write_bytes(kept.read_bytes()[:-20])  # the last line is torn
+    changed = next((folder / "good").iterdir())
+    changed.write_bytes(changed.read_bytes())  # another time: judged anew
+    judged[:] = [0] * 9
+    cli(folder, "-o", "r.html")
+    assert 5 <= sum(judged) <= 7
+    assert not kept.exists()
+    for kind in ("json", "csv", "html"):
+        one, other = (tmp_path / f"{name}.{kind}" for name in ("whole", "r"))
+        assert one.read_text() == other.read_text()
+
+
+def test_other_options_begin_anew(cli, folder, tmp_path):
+    (tmp_path / "r.partial.jsonl").write_text('{"report": "of another call"}\n{"file": "x"}\n')
+    cli(folder, "-o", "r.html")
+    assert len(json.loads((tmp_path / "r.json").read_text())["results"]) == 12
+
+
+def test_a_server_gives_the_same_report(cli, folder, tmp_path, running):
+    cli(folder, "-o", "local.html")
+    cli(folder, "-o", "remote.html", "--url", running.url)
+    assert (tmp_path / "local.csv").read_text() == (tmp_path / "remote.csv").read_text()
+    assert (tmp_path / "local.html").read_text() == (tmp_path / "remote.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "is no folder"),
+        (lambda path: path.mkdir(), "holds no"),
+        (lambda path: (path.mkdir(), (path / "a.png").write_bytes(b"?")), "none of 1 images"),
+    ],
+)
+def test_nothing_to_judge_is_one_line_and_writes_nothing(cli, tmp_path, make, words):
+    make(tmp_path / "photos")
+    told = cli("photos", "-o", "r.html", code=1)
+    assert words in told
+    assert len(told.splitlines()) == 1
+    assert {p.name for p in tmp_path.iterdir()} <= {"photos"}
+
+
+def test_another_name_is_refused(cli, folder):
+    assert "ends in .html" in cli(folder, "-o", "report.pdf", code=1)
+
+
+def test_masks_are_no_images(cli, folder, tmp_path):
+    (folder / "ground_truth" / "good").mkdir(parents=True)
+    Image.new("L", (4, 4)).save(folder / "ground_truth" / "good" / "0_mask.png")
+    cli(folder, "-o", "r.html", "--pictures", 2)
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert not [row for row in found["results"] if "mask" in row["file"]]
+    page = (tmp_path / "r.html").read_text()
+    assert page.count('alt="the image"') == 2
+    assert "10 more are listed" in page
+
+
+def test_without_calibration_images_are_listed_by_likelihood(cli, folder, tiny, tmp_path):
+    scoring = {**tiny.tiny_manifest()["scoring"], "calibrated_importance_samples": []}
+    tiny.write_tiny_bundle(tmp_path / "plain", calibration=None, scoring=scoring)
+    cli(folder, "-o", "r.html", "--bundle", tmp_path / "plain")
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert (found["undecided"], found["calibration"]) == (12, None)
+    nats = [row["log_likelihood_nats"] for row in found["results"]]
+    assert nats == sorted(nats)
+    assert "nothing is decided" in (tmp_path / "r.html").read_text()

@@ -1,0 +1,41 @@
+"""References made of few images: each ranked by what the others make."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from service.verdicts.reference import Measured, Reference
+
+NAMES = ("a", "b", "largest_box")
+
+
+def measured(generator, n, shift=0.0):
+    table = generator.normal(shift, 1.0, (n, 2))
+    table[:, 1] += table[:, 0]
+    residual = generator.normal(0, 0.1, (n, 6, 7)).astype(np.float32)
+    return Measured({1: table.sum(axis=1)}, table.astype(np.float32), residual, None)
+
+
+def test_usual_images_are_called_anomalous_as_often_as_asked():
+    generator = np.random.default_rng(0)
+    rates = []
+    for _ in range(40):
+        reference = Reference.crossed(NAMES, measured(generator, 50), 10)
+        p = reference.judge(1, measured(generator, 100)).p_value
+        rates.append((p <= 0.1).mean())
+    # The mean of 40 rates, each of a Beta law of deviation 0.042 about, and binomial on 100.
+    assert 0.06 < np.mean(rates) < 0.12
+
+
+def test_all_images_are_ranked_among_and_none_by_itself():
+    generator = np.random.default_rng(1)
+    usual = measured(generator, 40)
+    crossed, naive = Reference.crossed(NAMES, usual, 10), Reference.made(NAMES, usual, usual)
+    assert crossed.images == 40
+    assert np.array_equal(crossed.scores[1], naive.scores[1])
+    assert np.array_equal(crossed.fit, naive.fit)
+    # An image is nearer to a density that it is part of than to one that it is not.
+    assert crossed.distances[1].mean() > 1.1 * naive.distances[1].mean()
+    assert (np.diff(crossed.distances[1]) >= 0).all()
+    far = crossed.judge(1, measured(generator, 20, shift=9.0)).p_value
+    assert (far <= 2 / 41).all()  # marginals end: beyond them all are as far

@@ -1,0 +1,169 @@
+"""What `inspect` makes of a folder before it trains, and what it says afterwards."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.config import Runtime
+from training.errors import DataError
+from training.inspect import plan as module
+from training.inspect.photos import find_photos
+from training.inspect.plan import (
+    certified_images,
+    configured,
+    counts,
+    divided,
+    least_images,
+    plan_for,
+    scaled,
+)
+from training.inspect.words import Facts, learned, words
+
+
+def fill(folder, n, *, colour=False, seed=0):
+    generator = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for i in range(n):
+        pixels = generator.integers(0, 256, (8, 12, 3) if colour else (8, 12), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+def test_a_plain_folder_and_one_with_tests(tmp_path):
+    fill(tmp_path / "good", 41, colour=True)
+    (tmp_path / "good" / "copy.png").write_bytes((tmp_path / "good" / "3.png").read_bytes())
+    (tmp_path / "good" / "broken.jpg").write_bytes(b"?")
+    fill(tmp_path / "back" / "scratch", 2, seed=1)
+    fill(tmp_path / "back" / "good", 3, seed=2)
+    photos = find_photos(tmp_path / "good", tmp_path / "back")
+    assert (len(photos.usual), photos.size, photos.channels) == (41, (8, 12), 3)
+    assert (len(photos.usual_test), len(photos.usual_more)) == (0, 3)
+    assert {kind: len(files) for kind, files in photos.classes.items()} == {"scratch": 2}
+    told = "\n".join(photos.lines())
+    assert "1 files cannot be read" in told
+    assert "1 copies" in told
+
+
+def test_grey_in_three_colours_is_grey(tmp_path):
+    fill(tmp_path / "good", 40)
+    for path in (tmp_path / "good").iterdir():
+        Image.open(path).convert("RGB").save(path)
+    assert find_photos(tmp_path / "good").channels == 1
+
+
+@pytest.mark.parametrize("n", [1, 39])
+def test_too_few_images_are_one_clear_error(tmp_path, n):
+    fill(tmp_path / "good", n)
+    with pytest.raises(DataError, match=f"{n} different usual images .* too few"):
+        find_photos(tmp_path / "good")
+
+
+def test_one_image_again_and_again_is_one_image(tmp_path):
+    fill(tmp_path / "good", 1)
+    for i in range(1, 60):
+        (tmp_path / "good" / f"{i}.png").write_bytes((tmp_path / "good" / "0.png").read_bytes())
+    with pytest.raises(DataError, match="1 different"):
+        find_photos(tmp_path / "good")
+
+
+@pytest.mark.parametrize(("rate", "least", "certified"), [(0.01, 99, 299), (0.05, 19, 59)])
+def test_how_many_images_a_rate_takes(rate, least, certified):
+    assert (least_images(rate), certified_images(rate)) == (least, certified)
+    assert 1 / (1 + least) <= rate < 1 / least
+    assert (1 - rate) ** certified <= 0.05 < (1 - rate) ** (certified - 1)
+
+
+@pytest.mark.parametrize("n", [40, 300, 1500, 100_000])
+def test_every_image_has_one_purpose(n):
+    share = counts(n, 0.01, given_test=False)
+    files = {f"{i}.png": i for i in range(n)}
+    sets = divided(files, share)
+    assert sorted(i for each in sets.values() for i in each.values()) == list(range(n))
+    assert len(sets["train"]) >= 0.45 * n
+    assert min(map(len, sets.values())) >= 4
+    if n >= 300:
+        assert len(sets["calibration"]) >= least_images(0.01)
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "wanted"), [((64, 96), 48, (32, 48)), ((900, 1200), 64, (48, 64))]
+)
+def test_the_model_has_the_photos_shape(size, side, wanted):
+    assert scaled(size, side) == wanted
+    config = configured(wanted, 3, 40)
+    assert config.model.image_shape == (3, *wanted)
+    assert config.optim.batch_size <= 40
+
+
+@pytest.mark.parametrize(("minutes", "size"), [(0.01, (16, 24)), (2.0, (40, 64)), (1e6, (64, 96))])
+def test_the_size_is_what_the_machine_can_train(monkeypatch, minutes, size):
+    pixels_a_second = 1e6
+    monkeypatch.setattr(
+        module,
+        "_seconds_an_image",
+        lambda config, _: np.prod(config.model.image_shape) / pixels_a_second,
+    )
+    plan = plan_for((64, 96), 1, 900, minutes=minutes, runtime=Runtime())
+    assert plan.size == size
+
+
+def bits(run, values):
+    run.mkdir(exist_ok=True)
+    lines = [
+        json.dumps({"step": 10 * i, "kind": "validation", "bits_per_dim": value})
+        for i, value in enumerate(values, 1)
+    ]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return learned(run)
+
+
+def test_what_the_validation_says(tmp_path):
+    assert bits(tmp_path, [5, 4]) is None
+    falling, done, over = (
+        bits(tmp_path, values)
+        for values in ([5, 4, 3, 2.5, 2.2, 2.0], [5, 4, 3, 3, 3, 3], [5, 3, 3, 3.2, 3.3, 3.4])
+    )
+    assert (falling.falling, falling.overfitted) == (True, False)
+    assert (done.falling, done.overfitted) == (False, False)
+    assert (over.falling, over.overfitted) == (False, True)
+
+
+def test_words_follow_from_the_facts(tmp_path):
+    fill(tmp_path / "good", 50)
+    photos = find_photos(tmp_path / "good")
+    generator = np.random.default_rng(0)
+    images = generator.integers(100, 110, (9, 1, 8, 8), np.uint8)
+    noise = generator.integers(0, 256, images.shape, np.uint8)
+    planted = {
+        "classes": [
+            {"class": "good", "images": 9, "anomalous": 0},
+            {"class": "planted 4x4", "images": 10, "anomalous": 2},
+            {"class": "planted 8x8", "images": 10, "anomalous": 10},
+        ]
+    }
+    facts = {
+        "photos": photos,
+        "size": (4, 6),
+        "calibration": 20,
+        "crossed": True,
+        "false_alarms": 0.01,
+        "alpha": 1 / 21,
+        "planted": planted,
+        "training": None,
+        "again": (images, noise),
+        "drawn": noise,
+        "pixels": None,
+    }
+    told = "\n".join(words(Facts(**facts)))
+    for part in ("is out of reach", "Few images: 50", "Undertrained", "noise", "20% of 8x8"):
+        assert part in told
+    assert "defects of 16 pixels and more; not with ones of 8" in told
+    facts |= {"calibration": 400, "again": (images, images), "drawn": images}
+    assert "on the average" in "\n".join(words(Facts(**facts)))
+    told = "\n".join(words(Facts(**facts | {"crossed": False})))
+    assert "on the average" not in told
+    assert "noise" not in told
+    assert "out of reach" not in told

@@ -1,0 +1,68 @@
+"""`iafvae-train inspect`: from a folder of good images to verdicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model.config import ConfigError
+from training.cli.options import RuntimeOptions, console, with_options
+from training.fit.signals import EXIT_CODES
+
+__all__ = ["inspect"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(RuntimeOptions):
+    """All options of `inspect`."""
+
+    folder: Annotated[Path, typer.Argument(help="Good images; or a set laid out as MVTec's are.")]
+    out: Annotated[Path, typer.Option(help="The directory to write.")]
+    test: Annotated[
+        Path | None,
+        typer.Option(help="Images to be judged; their sub-folders name classes (good: usual)."),
+    ] = None
+    false_alarms: Annotated[
+        float, typer.Option(help="How many usual images may be called anomalous, in 1.")
+    ] = 0.01
+    minutes: Annotated[
+        float, typer.Option(help="For all of it; about two thirds train the model.")
+    ] = 15.0
+
+
+@with_options(InspectOptions)
+def inspect(options: InspectOptions) -> None:
+    """From a folder of good images to verdicts.
+
+    It looks at the images, chooses a model and its size by what this machine can train in the
+    minutes, trains, calibrates on images that were set aside, tries planted defects, judges the
+    images held out (and those of --test), and says what the model can be trusted with. Called
+    again with the same --out it trains further.
+
+    \b
+    Examples:
+      iafvae-train inspect good/ --out parts
+      iafvae-train inspect good/ --test returned/ --minutes 60 --out parts
+      iafvae-train inspect bottle/ --false-alarms 0.05 --out bottle-model
+    """
+    if not 0 < options.false_alarms < 1:
+        raise ConfigError(f"--false-alarms is between 0 and 1, not {options.false_alarms:g}")
+    if not options.minutes > 0:
+        raise ConfigError(f"--minutes must be positive, not {options.minutes:g}")
+    from training.inspect.run import inspect_folder
+
+    found = inspect_folder(
+        options.folder,
+        options.out,
+        test=options.test,
+        false_alarms=options.false_alarms,
+        minutes=options.minutes,
+        runtime=options.runtime(),
+        console=console,
+    )
+    for line in found.lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    raise typer.Exit(EXIT_CODES.get(found.reason, 0))

@@ -1,0 +1,1 @@
+"""From a folder of good images to verdicts: `iafvae-train inspect`."""

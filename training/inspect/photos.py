@@ -1,0 +1,175 @@
+"""Which images a user has: usual ones, others to be tested by class, and masks of defects.
+
+A folder of good images alone, or one laid out as MVTec AD's sets are (Bergmann et al. 2019):
+
+train/good/*.png                  usual, to learn from
+test/good/*.png                   usual, to test with
+test/CLASS/*.png                  defects of a kind
+ground_truth/CLASS/*_mask.png     where they are (white), one for each
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from service.codecs.headers import read_header
+from service.errors import IafvaeError
+from training.data.folder import MAX_PIXELS, Files, image_files, read_fitted, shown
+from training.errors import DataError
+
+__all__ = ["LEAST", "Photos", "find_photos"]
+
+LEAST = 40  # usual images: fewer teach nothing and rank nothing
+GREY_SAMPLE = 50  # images that are looked at for colour
+GREY_SIDE = 64  # pixels that they are looked at in
+GREY_NOISE = 8  # levels between colours that a compression makes of grey
+MASKS = "ground_truth"
+USUAL = ("good", "normal", "ok")
+GOOD = USUAL[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photos:
+    """Files by name, and what they are alike.
+
+    usual: to learn and calibrate from; usual_test: the folder's own for testing; usual_more: usual
+    ones elsewhere; classes: others by class; masks: by file of a class. size: height and width of
+    most; channels: 1 where all are grey.
+    """
+
+    usual: Files
+    usual_test: Files
+    usual_more: Files
+    classes: Mapping[str, Files]
+    masks: Mapping[Path, Path]
+    size: tuple[int, int]
+    channels: int
+    notes: tuple[str, ...] = field(default=())
+
+    def lines(self) -> list[str]:
+        """What was found, for people."""
+        colour = "grey" if self.channels == 1 else "colour"
+        lines = [f"{len(self.usual)} usual images, {_by(self.size)} (height x width), {colour}"]
+        tested = {"good": {**self.usual_test, **self.usual_more}, **self.classes}
+        if any(tested.values()):
+            counts = [f"{len(files)} {name}" for name, files in tested.items() if files]
+            masked = f"; {len(self.masks)} have masks" if self.masks else ""
+            lines.append(f"to be tested: {', '.join(counts)}{masked}")
+        return [*lines, *self.notes]
+
+
+def find_photos(folder: Path, test: Path | None = None) -> Photos:
+    """Look through `folder`, and `test`, whose sub-folders name classes.
+
+    Files that cannot be read, and copies of usual images, are left out and told. Raises `DataError`
+    where too few usual images are left.
+    """
+    files, notes = image_files(folder)
+    parts = {name: name.split("/") for name in files}
+    laid_out = {"train", "test"} <= {first for first, *rest in parts.values() if rest}
+    usual: Files = {}
+    tested: Files = {}
+    for name, path in files.items():
+        first, *rest = parts[name]
+        if (not laid_out and MASKS not in parts[name]) or (laid_out and first == "train" and rest):
+            usual[name] = path
+        elif laid_out and first == "test" and rest:
+            tested["/".join(rest)] = path
+    usual, headers, told = _readable(usual)
+    notes += told
+    if len(usual) < LEAST:
+        raise DataError(
+            f"{len(usual)} different usual images in {shown(folder)} are too few to learn from and "
+            f"to compare with: {LEAST} are needed at the least, some hundreds make a start."
+        )
+    classes = _by_class(tested, "test")
+    masks = _masks(classes, folder / MASKS)
+    usual_test, usual_more = classes.pop(GOOD, {}), {}
+    if test is not None:
+        more, told = image_files(test)
+        notes += told
+        outside = {name: path for name, path in more.items() if MASKS not in name.split("/")}
+        others = _by_class(outside, test.resolve().name)
+        masks |= _masks(others, (test.parent if test.name == "test" else test) / MASKS)
+        usual_more = others.pop(GOOD, {})
+        classes |= others
+    return Photos(
+        usual=usual,
+        usual_test=usual_test,
+        usual_more=usual_more,
+        classes=classes,
+        masks=masks,
+        size=Counter(headers).most_common(1)[0][0],
+        channels=_channels(list(usual.values())),
+        notes=tuple(notes),
+    )
+
+
+def _by_class(files: Files, own: str) -> dict[str, Files]:
+    """By the sub-folder that a file lies in, `own` for none; usual ones are `GOOD`."""
+    found: dict[str, Files] = {}
+    for name, path in files.items():
+        kind = name.split("/")[-2] if "/" in name else own
+        found.setdefault(GOOD if kind in USUAL else kind, {})[name] = path
+    return found
+
+
+def _readable(files: Files) -> tuple[Files, list[tuple[int, int]], list[str]]:
+    """Files with a sound header, each content once; their sizes; what was left out."""
+    kept: Files = {}
+    sizes, faults, copies = [], [], 0
+    known: set[bytes] = set()
+    for name, path in files.items():
+        try:
+            data = path.read_bytes()
+            header = read_header(data, shown(path))
+        except (OSError, IafvaeError) as error:
+            faults.append(str(error))
+            continue
+        digest = hashlib.sha256(data).digest()
+        if digest in known or header.pixels > MAX_PIXELS:
+            copies += 1
+            continue
+        known.add(digest)
+        kept[name] = path
+        sizes.append(header.size)
+    notes = []
+    if faults:
+        notes.append(f"{len(faults)} files cannot be read and are left out: {faults[0]}")
+    if copies:
+        notes.append(f"{copies} copies of other images are left out")
+    return kept, sizes, notes
+
+
+def _channels(files: list[Path]) -> int:
+    """1 where what was looked at is grey, also where it is stored as colour."""
+    chosen = files[:: max(1, len(files) // GREY_SAMPLE)][:GREY_SAMPLE]
+    for path in chosen:
+        try:
+            picture = read_fitted(path, 3, (GREY_SIDE, GREY_SIDE))
+        except (OSError, IafvaeError):  # told where all are decoded
+            continue
+        planes = picture.astype(np.int16)
+        if np.abs(planes - planes[:1]).max() > GREY_NOISE:
+            return 3
+    return 1
+
+
+def _masks(classes: Mapping[str, Files], folder: Path) -> dict[Path, Path]:
+    found = {}
+    for kind, files in classes.items():
+        for path in files.values():
+            for name in (f"{path.stem}_mask.png", f"{path.stem}.png"):
+                mask = folder / kind / name
+                if mask.is_file():
+                    found[path] = mask
+                    break
+    return found
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

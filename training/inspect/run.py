@@ -1,0 +1,268 @@
+"""The way from a folder of good images to a bundle, a report, and words on what it is good for.
+
+OUT/images/SPLIT/good          links to the usual images, by purpose
+OUT/run                        the training; called again, `inspect` trains it further
+OUT/bundle                     what `iafvae serve` and `iafvae score` take
+OUT/test, OUT/planted          links to the images to be tested; planted defects
+OUT/report.html, planted.html  both judged
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress, track
+
+from service.cli.inputs import Fit
+from service.cli.local import LocalClient
+from service.cli.report import ReportOptions, write_report
+from service.codecs.png import encode_png
+from service.errors import IafvaeError
+from training.config import Runtime, overridden
+from training.data import FOLDER_PREFIX
+from training.data.folder import Files, read_fitted
+from training.errors import DataError
+from training.evaluate.anomaly_sets import planted_defects
+from training.export.revise import recalibrate
+from training.export.run import export_run
+from training.files import json_text
+from training.fit.fit import fit
+from training.inspect.photos import Photos, find_photos
+from training.inspect.pixels import pixel_detection
+from training.inspect.plan import Plan, counts, crossed, divided, plan_for, planned
+from training.inspect.words import Facts, learned, words
+from training.runs.directory import CONFIG_FILE, read_config
+
+__all__ = ["Inspection", "inspect_folder"]
+
+SIDES = (4, 8, 16)  # pixels of the model's images: of planted defects
+PLANTED = 60  # images that defects are planted in, at most
+DRAWN = 32  # samples that are looked at
+PLAN = "inspect.json"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """How it ended: "done", or the signal that stopped the training; and what is to be said."""
+
+    reason: str
+    lines: Sequence[str]
+
+
+def inspect_folder(
+    folder: Path,
+    out: Path,
+    *,
+    test: Path | None = None,
+    false_alarms: float = 0.01,
+    minutes: float = 15.0,
+    runtime: Runtime,
+    console: Console,
+) -> Inspection:
+    """Learn what the images in `folder` look like, and judge those that were held out, and `test`.
+
+    Raises `DataError` where the images do not suffice, or `out` holds something else, before
+    anything is written.
+    """
+    say = _teller(console)
+    photos = find_photos(folder, test)
+    for line in photos.lines():
+        say(line)
+    share = counts(len(photos.usual), false_alarms, given_test=bool(photos.usual_test))
+    sets = divided(photos.usual, share)
+    if photos.usual_test:
+        sets["test"] = photos.usual_test
+    run = out / "run"
+    _refuse_others(out, sets)
+    begun = (run / CONFIG_FILE).exists()
+    if begun:
+        plan = planned(read_config(run), minutes, runtime)
+        say(f"{run} is trained further, for {plan.minutes:.3g} minutes")
+    else:
+        plan = plan_for(photos.size, photos.channels, share.train, minutes=minutes, runtime=runtime)
+        say(f"the model: {plan.line()}")
+        _prepare(out, sets, photos, plan, console)
+    data = {"name": f"{FOLDER_PREFIX}{(out / 'images').absolute()}", "size": plan.size}
+    result = fit(
+        overridden(plan.config, {"data": {**data, "channels": photos.channels}}),
+        run,
+        runtime=plan.runtime,
+        data_dir=None,
+        resume=begun,
+        budget_minutes=plan.minutes,
+        console=console,
+    )
+    if result.reason not in ("done", "budget"):
+        return Inspection(result.reason, ["stopped and saved: call it again to go on"])
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        with TemporaryDirectory(dir=out) as place:  # what is served never lacks a calibration
+            bare = Path(place) / "bundle"
+            export_run(run, bare, name=_model_name(folder), calibrate=False, progress=progress)
+            recalibrate(
+                bare,
+                out / "bundle",
+                str(out / "images" / "calibration"),
+                resize=True,
+                crossed=crossed(share.calibration, false_alarms),
+                version="1.0.0",
+                progress=progress,
+            )
+        lines = _judge(photos, sets, out, plan, false_alarms, progress)
+    return Inspection("done", lines)
+
+
+def _teller(console: Console) -> Callable[[str], None]:
+    return lambda line: console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _model_name(folder: Path) -> str:
+    kept = "".join(c if c.isalnum() and c.isascii() else "-" for c in folder.resolve().name)
+    return kept.strip("-")[:64] or "model"
+
+
+# Images.
+
+
+def _refuse_others(out: Path, sets: Mapping[str, Files]) -> None:
+    """`out` is new, empty, or of the same images."""
+    try:
+        known = (out / PLAN).read_text(encoding="utf-8")
+    except OSError:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise DataError(f"{out} exists and is no inspection: give another --out.") from None
+        return
+    if known != _plan_text(sets):
+        raise DataError(
+            f"{out} holds an inspection of other images, or for another rate of false alarms: give "
+            "another --out."
+        )
+
+
+def _plan_text(sets: Mapping[str, Files]) -> str:
+    return json_text({purpose: list(files) for purpose, files in sets.items()})
+
+
+def _prepare(
+    out: Path, sets: Mapping[str, Files], photos: Photos, plan: Plan, console: Console
+) -> None:
+    """Links to the usual images by purpose; what cannot be decoded is left out and told."""
+    shutil.rmtree(out / "images", ignore_errors=True)
+    faults = []
+    todo = [(purpose, path) for purpose, files in sets.items() for path in files.values()]
+    for purpose, path in track(todo, "reading", console=console, disable=not console.is_terminal):
+        try:
+            read_fitted(path, photos.channels, plan.size)
+        except (OSError, IafvaeError) as error:
+            faults.append(str(error))
+            continue
+        _link(out / "images" / purpose / "good", path)
+    if faults:
+        _teller(console)(f"{len(faults)} broken files are left out: {faults[0]}")
+    (out / PLAN).write_text(_plan_text(sets), encoding="utf-8")
+
+
+def _link(folder: Path, path: Path) -> None:
+    """A link to a file that lies anywhere; a copy where there are no links."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / path.name
+    number = 1
+    while target.exists():
+        number += 1
+        target = folder / f"{path.stem}-{number}{path.suffix}"
+    try:
+        target.symlink_to(path.resolve())
+    except OSError:
+        shutil.copyfile(path, target)
+
+
+# Verdicts.
+
+
+def _judge(
+    photos: Photos,
+    sets: Mapping[str, Files],
+    out: Path,
+    plan: Plan,
+    false_alarms: float,
+    progress: Progress,
+) -> list[str]:
+    """Write the reports; give the words that stand at their top."""
+    usual = {**sets["test"], **photos.usual_more}
+    for name in ("test", "planted"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for kind, files in {"good": usual, **photos.classes}.items():
+        for path in files.values():
+            _link(out / "test" / kind, path)
+    with LocalClient.open(out / "bundle", None, "cpu") as model:
+        spec = model.model()["manifest"]["calibration"]
+        alpha = max(false_alarms, 1 / (1 + spec["images"]))
+        options = ReportOptions(fit=Fit(resize=True, convert=True), alpha=alpha)
+        _plant(out, plan, photos.channels, usual)
+        planted = write_report(
+            model, out / "planted", out / "planted.html", options, progress=progress
+        )
+        drawn = model.sample(DRAWN, seed=0, output="mean").array
+        shown_images = _pixels(usual, plan.size, photos.channels)
+        facts = Facts(
+            photos=photos,
+            size=plan.size,
+            calibration=spec["images"],
+            crossed=spec["folds"] > 1,
+            false_alarms=false_alarms,
+            alpha=alpha,
+            planted=planted,
+            training=learned(out / "run"),
+            again=(shown_images, model.reconstruct(shown_images, seed=None, output="mean").images),
+            drawn=drawn,
+            pixels=pixel_detection(model, photos, plan.size) if photos.masks else None,
+        )
+        told = list(words(facts))
+        tested = write_report(
+            model, out / "test", out / "report.html", options, progress=progress, words=told
+        )
+    return [*told, *_on_classes(tested), f"{out / 'report.html'}, {out / 'planted.html'}"]
+
+
+def _on_classes(tested: Mapping[str, Any]) -> Iterator[str]:
+    for each in tested["classes"]:
+        told = f"{each['class']}: {each['anomalous']} of {each['images']} called anomalous"
+        if each["normal"]:
+            told += f", {tested['alpha'] * each['images']:.2g} expected"
+        if "verdict" in each["detection"]:
+            figure = each["detection"]["verdict"]["auroc"]
+            ends = figure["interval"]
+            told += f", AUROC {figure['value']:.3f}"
+            told += f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
+        yield told
+
+
+def _pixels(files: Files, size: tuple[int, int], channels: int) -> NDArray[np.uint8]:
+    """The first of the files that can be read, uint8 [N, C, H, W]."""
+    found = []
+    for path in list(files.values())[:PLANTED]:
+        with suppress(OSError, IafvaeError):  # told in the report
+            found.append(read_fitted(path, channels, size))
+    if not found:
+        raise DataError("none of the usual test images can be read")
+    return np.stack(found)
+
+
+def _plant(out: Path, plan: Plan, channels: int, usual: Files) -> None:
+    """Usual test images in the model's size, and the same with defects of several sizes."""
+    pixels = _pixels(usual, plan.size, channels)
+    kinds = {"good": pixels}
+    for side in SIDES:
+        if side <= min(plan.size) // 2:
+            kinds[f"planted {side}x{side}"] = planted_defects(pixels, 0, side)[0]
+    for kind, images in kinds.items():
+        folder = out / "planted" / kind
+        folder.mkdir(parents=True)
+        for i, image in enumerate(images):
+            (folder / f"{i:03d}.png").write_bytes(encode_png(image))
