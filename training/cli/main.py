@@ -125,9 +125,9 @@ def calibrate(
 ) -> None:
     """Give a bundle a new calibration, without training.
 
-    That makes a new version of it. Of a data set, its validation and calibration images are taken; of a folder, every image, copies
-    once: half make the density of the statistics, the other half are those among which others are
-    ranked.
+    That makes a new version of it. Of a data set, its validation and calibration images are taken;
+    of a folder, every image, copies once: half make the density of the statistics, the other half
+    are those among which others are ranked.
 
     \b
     Example:
