@@ -48,6 +48,7 @@ __all__ = [
     "fit_array",
     "fit_files",
     "fit_image",
+    "read_image",
 ]
 
 Pixels = NDArray[np.uint8]
@@ -70,6 +71,27 @@ class PixelLimits:
 
     image: int = 2**25
     total: int = 2**26
+
+
+def read_image(
+    data: bytes,
+    *,
+    channels: int,
+    height: int,
+    width: int,
+    fit: FitMode = "crop",
+    what: str = "the image",
+    max_pixels: int = PixelLimits.image,
+) -> Pixels:
+    """The picture in image file `data` as uint8 [channels, height, width], for users' programs.
+
+    Colour becomes grey where `channels` is 1; another size is fitted as `fit` says. Raises as
+    `fit_files` does.
+    """
+    shape = ImageSize(channels=channels, height=height, width=width)
+    limits = PixelLimits(image=max_pixels, total=max_pixels)
+    rules = Fit(resize=True, convert=True, how=fit)
+    return np.asarray(fit_files([data], shape, rules, limits, [what]).images[0])
 
 
 def fit_files(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.api.response.schemas import EncodeResponse, ImagesResponse
 from service.codecs.npy import decode_npy, encode_npy
-from service.noise import Purpose, normal
+from service.noise import Purpose, image_keys, normal, uniform
 
 NPY = {"content-type": "application/x-npy", "accept": "application/x-npy"}
 GROUPS = ["top", "low"]  # one latent and two
@@ -57,7 +57,9 @@ def test_encode_gives_the_noise_beside_the_latents(two_groups, ask, digits, prio
     assert np.array_equal(
         np.array(document.latents, np.float32), ask("/v1/encode", digits, "float32")
     )
-    expected = tiny_model.encode(digits, np.zeros((6, 3)))
+    seeds, keys = np.zeros(6, np.uint64), image_keys(digits)
+    u_image = uniform(seeds, keys, 0, digits[0].size, Purpose.PIXELS)
+    expected = tiny_model.encode(digits, np.zeros((6, 3)), u_image)
     assert np.allclose(prior_eps, expected["prior_eps"], atol=1e-5)
 
 
