@@ -125,11 +125,11 @@ def calibrate(
     ] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Give a bundle a new calibration, without training: a new version of it.
+    """Give a bundle a new calibration, without training.
 
-    Of a data set, its validation and calibration images are taken; of a folder, every image, copies
-    once: half make the density of the statistics, the other half are those among which others are
-    ranked.
+    That makes a new version of it. Of a data set, its validation and calibration images are taken;
+    of a folder, every image, copies once: half make the density of the statistics, the other half
+    are those among which others are ranked.
 
     \b
     Example:

@@ -222,7 +222,7 @@ def evaluate(options: EvaluateOptions) -> None:
 
 @with_options(AnomalyOptions)
 def evaluate_anomaly(options: AnomalyOptions) -> None:
-    """Say whether a bundle's verdict tells other images from its own.
+    """Say whether verdicts tell other images from its own.
 
     By AUROC, AUPR and the false-positive rate at 95% recall, with bootstrap intervals, of the
     verdict, of each of its statistics alone, of the largest box and of the plain likelihood, and
