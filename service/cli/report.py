@@ -26,7 +26,7 @@ from service.cli.inputs import LIMITS, Fit, Scored, discover, find_images, numbe
 from service.cli.report_page import page
 from service.client import Client
 from service.codecs.headers import read_header
-from service.codecs.images import ImageSize, fit_files
+from service.codecs.images import FitMode, ImageSize, fit_files
 from service.codecs.overlay import coloured
 from service.errors import InvalidInput
 from service.verdicts.ranks import detection
@@ -90,12 +90,16 @@ def write_report(
     task = progress.add_task("judging", total=len(files)) if progress else None
     if progress and task is not None:
         progress.advance(task, len(files) - len(todo))
-    with kept.open("ab") as file:
-        for row in _judged(backend, manifest, folder, todo, options):
-            rows[row["file"]] = row
-            _write_line(file, row)
-            if progress and task is not None:
-                progress.advance(task)
+    try:
+        with kept.open("ab") as file:
+            for row in _judged(backend, manifest, folder, todo, options):
+                rows[row["file"]] = row
+                _write_line(file, row)
+                if progress and task is not None:
+                    progress.advance(task)
+    finally:
+        if not rows:
+            kept.unlink()
     found = [rows[_name(f, folder)] for f in files]
     if all("error" in row for row in found):
         kept.unlink()
@@ -151,7 +155,10 @@ def _write_line(file: IO[bytes], row: Row) -> None:
 
 
 def _stamp(file: Path) -> list[int]:
-    found = file.stat()
+    try:
+        found = file.stat()
+    except OSError:  # a link to nothing, or gone meanwhile
+        return []
     return [found.st_size, found.st_mtime_ns]
 
 
@@ -191,7 +198,7 @@ def _judged(
             if "error" in row:
                 yield {**row, **named}
                 continue
-            picture = {"picture": _thumbnail(file, shape)}
+            picture = {"picture": _thumbnail(file, shape, manifest["fit"])}
             yield {**row, **named, **picture, **next(evidence)}
 
 
@@ -222,7 +229,7 @@ def _evidence(
         }
 
 
-def _thumbnail(file: Path, shape: ImageSpec) -> str:
+def _thumbnail(file: Path, shape: ImageSpec, fit: FitMode) -> str:
     """What the model saw of a file, at the file's own sharpness as far as a page needs it."""
     data = file.read_bytes()
     header = read_header(data, file.name)
@@ -234,7 +241,7 @@ def _thumbnail(file: Path, shape: ImageSpec) -> str:
         height=round(factor * shape.height),
         width=round(factor * shape.width),
     )
-    how = Fit(resize=True, convert=True)
+    how = Fit(resize=True, convert=True, how=fit)
     return _palette(fit_files([data], size, how, LIMITS, [file.name]).images[0])
 
 

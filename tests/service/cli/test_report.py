@@ -39,6 +39,7 @@ def folder(tmp_path, digits):
             (path / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path / kind / f"{index}.png")
     (path / "broken & co.png").write_bytes(b"no image")
+    (path / "gone.png").symlink_to(path / "nowhere.png")
     return path
 
 
@@ -50,8 +51,9 @@ def test_every_image_is_in_all_three_files(cli, folder, tmp_path):
     names = {f"{kind}/{i}.png" for kind in ("good", "<odd>") for i in range(6)}
     assert {row["file"] for row in found["results"]} == names
     rows = list(csv.DictReader(io.StringIO((tmp_path / "r.csv").read_text())))
-    assert {row["file"] for row in rows} == names | {"broken & co.png"}
-    assert [row["file"] for row in found["unreadable"]] == ["broken & co.png"]
+    broken = {"broken & co.png", "gone.png"}
+    assert {row["file"] for row in rows} == names | broken
+    assert {row["file"] for row in found["unreadable"]} == broken
     page = (tmp_path / "r.html").read_text()
     assert page.count("<tr class=") == 12
     assert "&lt;odd&gt;/3.png" in page
@@ -141,6 +143,11 @@ def test_nothing_to_judge_is_one_line_and_writes_nothing(cli, tmp_path, make, wo
     assert words in told
     assert len(told.splitlines()) == 1
     assert {p.name for p in tmp_path.iterdir()} <= {"photos"}
+
+
+def test_what_the_model_refuses_leaves_nothing(cli, folder, tmp_path):
+    assert "seed" in cli(folder, "-o", "r.html", "--seed", 2**63, code=1)
+    assert {p.name for p in tmp_path.iterdir()} == {"photos"}
 
 
 def test_another_name_is_refused(cli, folder):
