@@ -6,16 +6,15 @@ What can be counted is, before it is parsed: JSON values, form fields, images.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.datastructures import Headers
 
+from service.api.request.forms import Part, parse_form
 from service.api.request.schemas import Options, OptionsT, parse_options
 from service.codecs import IMAGES as IMAGE_TYPES
 from service.codecs import JSON, NPY
@@ -225,41 +224,20 @@ async def _parse_form(
             "multipart/form-data needs its boundary in the Content-Type: let the HTTP library set "
             "this header"
         )
-    end = b"--" + parameters[b"boundary"] + b"--"
-    if body and end not in body:
-        raise MalformedBody("the multipart body is cut off: it lacks its closing boundary")
-    parser = _InMemoryParser(
-        headers,
-        _stream(body),
-        max_files=max_items,
-        max_fields=MAX_FIELDS,
-        max_part_size=MAX_FIELD_BYTES,
-    )
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        if "Too many files" in error.message:
-            raise PayloadTooLarge(_too_many(max_items + 1, max_items, "images")) from None
-        raise MalformedBody(f"the multipart body cannot be parsed: {error.message}") from None
-    except (KeyError, ValueError) as error:
-        raise MalformedBody(f"the multipart body cannot be parsed: {error}") from None
-    try:
-        return _form_content(form)
-    finally:
-        await form.close()
-
-
-def _form_content(form: FormData) -> tuple[list[tuple[str, str]], Files]:
     fields: list[tuple[str, str]] = []
     files, names = [], []
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile) and name == "files":
-            files.append(value.file.read())
-            names.append(f"file {(value.filename or str(len(files) - 1))[:80]!r}")
-        elif isinstance(value, UploadFile):
-            raise InvalidInput(f"files belong in the field 'files', not in {name[:60]!r}")
+    for part in await parse_form(body, parameters[b"boundary"], max_items + MAX_FIELDS):
+        if part.filename is None:
+            fields.append((part.name, _text(part)))
+        elif part.name == "files":
+            names.append(f"file {(part.filename or str(len(files)))[:80]!r}")
+            files.append(part.content)
         else:
-            fields.append((name, value))
+            raise InvalidInput(f"files belong in the field 'files', not in {part.name[:60]!r}")
+    if len(fields) > MAX_FIELDS:
+        raise MalformedBody(f"the form has more than {MAX_FIELDS} fields that are no files")
+    if len(files) > max_items:
+        raise PayloadTooLarge(_too_many(len(files), max_items, "images"))
     if not files:
         raise InvalidInput(
             "there are no images in the request: send at least one file part, named 'files' and "
@@ -268,11 +246,10 @@ def _form_content(form: FormData) -> tuple[list[tuple[str, str]], Files]:
     return fields, Files(files, names)
 
 
-class _InMemoryParser(MultiPartParser):
-    """Never spools to disk: the body is in memory and bounded, and a disk may be read-only."""
-
-    spool_max_size = 2**62
-
-
-async def _stream(body: bytes) -> AsyncGenerator[bytes, None]:
-    yield body
+def _text(part: Part) -> str:
+    if len(part.content) > MAX_FIELD_BYTES:
+        raise MalformedBody(
+            f"the form field {part.name[:60]!r} has more than {MAX_FIELD_BYTES} bytes: an image "
+            "needs a filename"
+        )
+    return part.content.decode("utf-8", "replace")
