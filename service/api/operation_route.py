@@ -138,6 +138,11 @@ class OperationRoute(APIRoute):
                 payload=self.payload,
                 max_items=settings.max_images,
                 optional=self.optional,
+                large_json=partial(
+                    self._shared.decoders.parse_json,
+                    deadline=request.deadline,
+                    caller=request.holder,
+                ),
             )
             with self._shared.registry.lease(options.model, options.version) as request.model:
                 async with while_connected(request.receive):

@@ -15,9 +15,10 @@ import os
 import pickle
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from itertools import accumulate, pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,7 @@ __all__ = ["DecoderPool", "Turns"]
 
 SMALL_BYTES, SMALL_WORK = 2**14, 2**14  # of a request's files; work is pixels times passes: 1 ms
 QUICK_BYTES, QUICK_WORK = 2**17, 2**20  # 30 ms; all above it is dear
+QUICK_JSON = 2**20  # bytes
 MAX_PARTS = 2**9  # chunks or segments of a request's files that are looked at on the event loop
 SMALL_ARRAY = 2**18  # numbers of an array that is only looked at or copied
 FILES_A_JOB = 16  # then another caller has its turn
@@ -50,6 +52,7 @@ MAX_SAID_BYTES = 2**20  # of JSON
 # What a worker that died, or is not itself any more, comes to.
 STRANGE = (asyncio.IncompleteReadError, ConnectionError, ValueError, KeyError, TypeError)
 PIPE_BYTES, PIECE_BYTES = 2**20, 2**16
+T = TypeVar("T")
 
 
 class DecoderPool:
@@ -94,7 +97,7 @@ class DecoderPool:
                 async with turns.turn(caller):
                     data = [pickle.PickleBuffer(file) for file in files[part]]
                     job = ("files", (data, size, fit, bounds, names[part]))
-                    parts.append(await self._run(job))
+                    parts.append(await self._run(job, _fitted))
                 left -= parts[-1].decoded
         return _joined(parts)
 
@@ -114,7 +117,15 @@ class DecoderPool:
             return await asyncio.to_thread(fit_array, array, shape, fit)
         turns = self._quick if array.size <= QUICK_WORK else self._dear
         async with _until(deadline), turns.turn(caller):
-            return await self._run(("array", (array, _plain(shape), fit)))
+            return await self._run(("array", (array, _plain(shape), fit)), _fitted)
+
+    async def parse_json(
+        self, body: bytes, max_items: int, *, deadline: float | None = None, caller: str = ""
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """As `json_body.json_images`; raises also what `decode` does."""
+        turns = self._quick if len(body) <= QUICK_JSON else self._dear
+        async with _until(deadline), turns.turn(caller):
+            return await self._run(("json", (pickle.PickleBuffer(body), max_items)), _images)
 
     @property
     def processes(self) -> int:
@@ -134,12 +145,15 @@ class DecoderPool:
         self._idle.clear()
         await asyncio.gather(*(worker.kill() for worker in workers))
 
-    async def _run(self, job: tuple[str, tuple[Any, ...]]) -> Fitted:
+    async def _run(
+        self, job: tuple[str, tuple[Any, ...]], read: Callable[[dict[str, Any], bytes], T]
+    ) -> T:
         """A worker's answer. One that is interrupted, or dies, is not kept."""
         worker = await self._worker()
         self._busy.add(worker)
         try:
-            answer = _answer(*await worker.ask(job))
+            said, data = await worker.ask(job)
+            answer = _error(said) if "error" in said else read(said, data)
         except BaseException as error:
             await worker.kill()
             if not isinstance(error, STRANGE):
@@ -151,9 +165,9 @@ class DecoderPool:
         finally:
             self._busy.discard(worker)
         self._keep(worker)
-        if isinstance(answer, Fitted):
-            return answer
-        raise answer
+        if isinstance(answer, IafvaeError):
+            raise answer
+        return answer
 
     async def _worker(self) -> _Worker:
         self._refuse_if_closed()
@@ -302,16 +316,24 @@ def _work(files: Sequence[bytes], names: Sequence[str], headers: list[Header]) -
     return work
 
 
-def _answer(said: dict[str, Any], pixels: bytes) -> Fitted | IafvaeError:
-    """What a worker says; an error for what none of ours would."""
-    if "error" in said:
-        kind = getattr(errors, str(said["error"]), None)
-        known = isinstance(kind, type) and issubclass(kind, IafvaeError)
-        return (kind if known else UndecodableImage)(str(said["detail"]))  # type: ignore[misc]
+def _error(said: dict[str, Any]) -> IafvaeError:
+    """What a worker says is wrong."""
+    kind = getattr(errors, str(said["error"]), None)
+    known = isinstance(kind, type) and issubclass(kind, IafvaeError)
+    return (kind if known else UndecodableImage)(str(said["detail"]))  # type: ignore[misc]
+
+
+def _fitted(said: dict[str, Any], pixels: bytes) -> Fitted:
     images = np.frombuffer(pixels, np.uint8).reshape(said["shape"])
     return Fitted(
         images, np.array(said["altered"], np.bool_), tuple(said["notes"]), said["decoded"]
     )
+
+
+def _images(said: dict[str, Any], data: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    """Options, and the files that follow each other in `data`."""
+    ends = [0, *accumulate(said["lengths"])]
+    return dict(said["fields"]), [data[start:end] for start, end in pairwise(ends)]
 
 
 def _plain(shape: ImageShape) -> ImageSize:

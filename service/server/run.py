@@ -130,6 +130,7 @@ def serve(settings: Settings) -> None:
         BundleError, ProviderUnavailable: a model cannot be served.
     """
     _occupy_standard_streams()
+    sys.set_int_max_str_digits(640)  # of numbers in JSON: longer ones take quadratic time
     configure_logging(settings.log_level, settings.log_format)
     # As a container's first process, a signal without a handler is ignored: while the models
     # load, SIGTERM ends the process at once; then the server's own handler drains.

@@ -11,6 +11,7 @@ from service.api.operation_route import OperationRequest
 from service.api.request.parsing import Files
 from service.api.request.schemas import ImageOptions
 from service.codecs.images import Fit, Fitted, PixelLimits, decode_base64, fit_array
+from service.codecs.json_body import of_base64
 from service.codecs.npy import decode_npy
 from service.errors import (
     InvalidInput,
@@ -24,7 +25,6 @@ from service.settings import Settings
 __all__ = ["INLINE_PIXELS", "check_count", "latents", "pictures"]
 
 INLINE_PIXELS = 2**18  # more than this is encoded or decoded beside the event loop
-INLINE_TEXT = 2**18  # characters of base64
 
 
 async def pictures(
@@ -53,17 +53,9 @@ async def pictures(
         return await decoders.decode(
             payload.contents, shape, fit, limits, names=payload.names, **who
         )
-    texts = _strings(payload)
-    _check_images(len(texts), rows_each, settings)
-    if sum(map(len, texts)) > INLINE_TEXT:
-        files = await request.beside(_decoded, texts)
-    else:
-        files = _decoded(texts)
+    files = of_base64(payload)
+    _check_images(len(files), rows_each, settings)
     return await decoders.decode(files, shape, fit, limits, **who)
-
-
-def _decoded(texts: list[str]) -> list[bytes]:
-    return [decode_base64(text, f"image {i}") for i, text in enumerate(texts)]
 
 
 def _check_images(count: int, rows_each: int, settings: Settings) -> None:
@@ -73,12 +65,6 @@ def _check_images(count: int, rows_each: int, settings: Settings) -> None:
         check_count("images", count, settings.max_images)
     if count * rows_each > settings.max_rows:
         check_count("images times importance_samples", count * rows_each, settings.max_rows)
-
-
-def _strings(payload: object) -> list[str]:
-    if not isinstance(payload, list) or not payload or not all(isinstance(x, str) for x in payload):
-        raise InvalidInput("images must be a list of at least one base64 string (PNG, JPEG, WebP)")
-    return payload
 
 
 def latents(request: OperationRequest, name: str = "latents") -> NDArray[np.float32]:
