@@ -27,6 +27,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # a series for each s
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 Count = Callable[..., None]
+Taken = Callable[[str, int], None]  # a caller, and its rows
 Waiting = Callable[[], dict[tuple[str, str], int]]  # rows by operation and model
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 INFO = ("model", "version", "bundle", "provider", "precision")
@@ -82,6 +83,7 @@ class Metrics:
         )
         self._ready = make.gauge("ready", "1 if the process takes requests.", ())
         self._waiting: Waiting = dict
+        self.taken: Taken = lambda _caller, _rows: None  # hears of rows that are to be computed
         self._request = lru_cache(maxsize=512)(self._request_children)
 
     def request(
@@ -181,6 +183,10 @@ class ModelMetrics:
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._metrics, self._model = metrics, model
         self._by_operation: dict[str, tuple[Count, Count, Count]] = {}
+
+    def taken(self, caller: str, rows: int) -> None:
+        """`rows` rows of `caller` will be computed."""
+        self._metrics.taken(caller, rows)
 
     def batch(self, operation: str, rows: int, padded: int, seconds: float) -> None:
         """A batch of `rows` rows, of which none is among the `padded`, took `seconds`."""

@@ -133,9 +133,9 @@ def test_callers_are_told_when_to_come_again(admit, monkeypatch):
 
 
 def test_turns_are_by_connection_and_shares_by_address():
-    assert caller_of(scope()) == ("10.0.0.1:5000", "10.0.0.1")
-    assert caller_of(scope(caller="lab")) == ("lab", "lab")
-    assert caller_of({**scope(), "client": None}) == ("", "")
+    assert caller_of(scope()) == ("10.0.0.1/10.0.0.1:5000", "10.0.0.1")
+    assert caller_of(scope(caller="lab")) == ("lab/10.0.0.1:5000", "lab")
+    assert caller_of({**scope(), "client": None}) == ("/:0", "")
 
 
 def test_a_place_is_left_however_a_request_ends(serve, monkeypatch):

@@ -236,7 +236,7 @@ def test_the_holder_is_the_caller_of_the_scheduler(guarded, keys, monkeypatch):
     monkeypatch.setattr(scheduler, "submit", noting)
     for name in ("ada", "grace"):
         client.post("/v1/sample", headers={"authorization": f"Bearer {keys[1][name]}"})
-    assert callers == ["ada", "grace"]
+    assert [caller.partition("/")[0] for caller in callers] == ["ada", "grace"]
 
 
 def test_logs_name_the_holder_and_never_the_key(guarded, keys, caplog):
