@@ -25,7 +25,13 @@ def rows_of(pieces):
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["x", "x/1", "y/1", "y/2", "z"]), st.integers(1, 30))),
+    st.lists(
+        st.tuples(
+            st.sampled_from("ab"),
+            st.sampled_from(["x", "x/1", "y/1", "y/2", "z"]),
+            st.integers(1, 30),
+        )
+    ),
     st.integers(1, 12),
     st.sets(st.integers(0, 20)),
     st.integers(0, 8),
