@@ -17,6 +17,32 @@ from service.logs import configure_logging
 from service.server.background_logs import background_logs
 
 
+def test_the_end_while_models_load(tiny_bundle):
+    """A thread that computes meanwhile must not abort the process."""
+    code = (
+        "from service.engine import onnxruntime_engine as engine\n"
+        "from service.server import run\n"
+        "from service.settings import load_settings\n"
+        "whole = engine.Engine.__init__\n"
+        "def often(self, *args, **more):\n"
+        "    print('loads', flush=True)\n"
+        "    while True:\n"
+        "        whole(self, *args, **more)\n"
+        "engine.Engine.__init__ = often\n"
+        "run.serve(load_settings())\n"
+    )
+    settings = os.environ | {"IAFVAE_MODELS": str(tiny_bundle), "IAFVAE_PORT": "0"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"loads\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 0, said
+
+
 def test_user_signals_are_ignored_and_a_hang_up_drains(start_server):
     running = start_server()
     for number in (signal.SIGUSR1, signal.SIGUSR2):
