@@ -24,6 +24,7 @@ def exposed() -> dict[str, set[str]]:
     telemetry.non_finite("score", "m", 1)
     telemetry.models("failed", lambda: 1)
     telemetry.ready(ready=True)
+    telemetry.watch("keys_file_failed", "As the application has it.", lambda: 0)
     telemetry.queued(lambda: {("score", "m"): 1})
     telemetry.model("m").dropped("score", 1, "expired")
     telemetry.model("m").retried("score", 1)
