@@ -80,6 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     metrics.watch("requests_in_flight", "Requests worked on.", lambda: admission.in_flight)
     metrics.watch("held_bytes", "Bytes of bodies that are held.", lambda: admission.bytes.held)
     metrics.watch("decoder_processes", "Processes.", lambda: shared.decoders.processes)
+    metrics.watch("decoder_queue", "Jobs that wait for them.", lambda: shared.decoders.waiting)
     manager = ModelManager(settings, shared.registry, metrics)
     app = FastAPI(
         title="iafvae",

@@ -15,6 +15,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    Summary,
     disable_created_metrics,
 )
 from prometheus_client.core import GaugeMetricFamily
@@ -44,13 +45,16 @@ class Metrics:
         make = _Maker(self.registry)
         self._requests = make.counter("requests", "Requests answered or given up.", what)
         self._request_seconds = make.histogram(
-            "request_seconds", "From a request's headers to its answer.", what, SECONDS
+            "request_seconds", "From a request's headers to its answer.", who, SECONDS
+        )
+        self._failed_seconds = make.summary(
+            "failed_request_seconds", "The same of requests whose outcome is not ok.", who
         )
         self._queue_seconds = make.histogram(
-            "queue_seconds", "Time that a request's rows waited.", what, SECONDS
+            "queue_seconds", "Time that a request's rows waited.", who, SECONDS
         )
         self._compute_seconds = make.histogram(
-            "compute_seconds", "Time that a request's batches computed.", what, SECONDS
+            "compute_seconds", "Time that a request's batches computed.", who, SECONDS
         )
         self._batch_rows = make.histogram("batch_rows", "Rows computed together.", who, ROWS)
         self._batch_seconds = make.histogram("batch_seconds", "Time of one batch.", who, SECONDS)
@@ -143,12 +147,13 @@ class Metrics:
         self, operation: str, model: str, outcome: str
     ) -> tuple[Count, Count, Count, Count]:
         """The four metrics of one kind of request; looking labels up costs more than counting."""
-        labels = (operation, model, outcome)
+        who = (operation, model)
+        whole = self._request_seconds if outcome == "ok" else self._failed_seconds
         return (
-            self._requests.labels(*labels).inc,
-            self._request_seconds.labels(*labels).observe,
-            self._queue_seconds.labels(*labels).observe,
-            self._compute_seconds.labels(*labels).observe,
+            self._requests.labels(*who, outcome).inc,
+            whole.labels(*who).observe,
+            self._queue_seconds.labels(*who).observe,
+            self._compute_seconds.labels(*who).observe,
         )
 
     def batch_children(self, operation: str, model: str) -> tuple[Count, Count, Count]:
@@ -234,6 +239,9 @@ class _Maker:
 
     def gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
         return Gauge(f"iafvae_{name}", text, labels, registry=self._registry)
+
+    def summary(self, name: str, text: str, labels: tuple[str, ...]) -> Summary:
+        return Summary(f"iafvae_{name}", text, labels, registry=self._registry)
 
     def histogram(
         self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]

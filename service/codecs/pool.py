@@ -132,6 +132,11 @@ class DecoderPool:
         """How many there are now."""
         return len(self._idle) + len(self._busy)
 
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for their turn."""
+        return self._quick.waiting + self._dear.waiting
+
     async def warm(self) -> None:
         """Start one process, so that the first image that needs it does not wait for it."""
         self._keep(await _Worker.start())
@@ -204,6 +209,11 @@ class Turns:
     def __init__(self, slots: int) -> None:
         self._free = slots
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # whose turn is next is first
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for one."""
+        return sum(map(len, self._waiting.values()))
 
     @asynccontextmanager
     async def turn(self, caller: str) -> AsyncIterator[None]:

@@ -49,6 +49,10 @@ class Admission(Protocol):
         """Status, headers and body of its answer."""
         ...
 
+    def malformed(self) -> None:
+        """Something came that is no request."""
+        ...
+
 
 class _NotReadError(Exception):
     """Ends the parser: nothing that follows is read."""
@@ -316,6 +320,8 @@ class BoundedHttp(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be framed if it is its turn; nothing after it is read."""
         self.logger.warning("refused a request: %s", msg)
+        if self._admission is not None:
+            self._admission.malformed()
         self._deaf = True
         active = self._active
         if active is None or active.response_complete:

@@ -147,6 +147,9 @@ def serve(settings: Settings) -> None:
         _calm_collector()
         config = _config(app, app.state.shared.admission, settings)
         server = _DrainingServer(config, registry.drain, settings.drain_delay_seconds)
+        connections = server.server_state.connections
+        metrics = app.state.shared.metrics
+        metrics.watch("open_connections", "Of clients.", lambda: len(connections))
         server.run([listener])
 
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 from starlette.types import Scope
 
-from service.api.response.problems import document_of, problem_headers, problem_of
+from service.api.response.problems import PROBLEMS, document_of, problem_headers, problem_of
 from service.api.security.middleware import SECURITY_HEADERS, request_id
-from service.errors import Overloaded, QuotaExceeded
+from service.errors import BadRequest, Overloaded, QuotaExceeded
 from service.metrics import Metrics
 
 __all__ = ["Admission", "Quota", "Shares", "caller_of"]
@@ -149,6 +149,10 @@ class Admission:
             and scope["path"].startswith(OPERATION_PATHS)
             and not scope["path"].startswith(ADMINISTRATION)
         )
+
+    def malformed(self) -> None:
+        """Count a request that cannot be framed."""
+        self._metrics.request("", "", PROBLEMS[BadRequest].type, seconds=0.0)
 
     def whole_refusal(self, scope: Scope) -> tuple[int, Headers, bytes]:
         """Status, headers and body of a refusal, which is counted."""
