@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from service.api.response.problems import PROBLEMS
 from service.logs import configure_logging
 from service.metrics import Metrics
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -51,6 +53,19 @@ def test_user_signals_are_ignored_and_a_hang_up_drains(start_server):
     assert httpx.get(f"{running.url}/readyz").status_code == 200
     running.process.send_signal(signal.SIGHUP)
     assert running.process.wait(10) == 0
+
+
+def test_connections_and_what_is_no_request_are_in_the_metrics(start_server):
+    running = start_server()
+    with socket.create_connection(("127.0.0.1", running.port)) as client:
+        client.sendall(b"nonsense\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 400"
+        page = httpx.get(f"{running.url}/metrics").text
+    said = re.findall(r"^(iafvae_open_connections|iafvae_requests_total\{.*) (.*)$", page, re.M)
+    found = {name: float(value) for name, value in said}
+    assert found["iafvae_open_connections"] >= 1
+    malformed = 'iafvae_requests_total{model="",operation="",outcome="bad-request"}'
+    assert found[malformed] == 1
 
 
 def test_streams_that_are_closed(tiny_bundle):
