@@ -33,7 +33,11 @@ def json_fields(body: bytes, payload: str | None, max_items: int) -> tuple[dict[
 
     Raises MalformedBody, InvalidInput, PayloadTooLarge.
     """
-    check_values(body, MAX_JSON_OPTIONS if payload is None else MAX_JSON_VALUES, payload)
+    if payload is None:
+        check_values(body, most=MAX_JSON_OPTIONS)
+    else:
+        size = len(body) if payload == "images" else MAX_JSON_BYTES
+        check_values(body, f", or {payload} as {NPY}", max_bytes=size)
     if body.count(b":") > MAX_COLONS:  # of fields, and of data: URLs
         raise PayloadTooLarge("the JSON body has more fields than any request takes")
     fields = loads_once(body)
@@ -68,15 +72,16 @@ def of_base64(images: object) -> list[bytes]:
     return [decode_base64(text, f"image {i}") for i, text in enumerate(images)]
 
 
-def check_values(text: bytes, most: int = MAX_JSON_VALUES, payload: str | None = "tensors") -> None:
+def check_values(
+    text: bytes, other: str = "", *, most: int = MAX_JSON_VALUES, max_bytes: int = MAX_JSON_BYTES
+) -> None:
     """Raises PayloadTooLarge where the JSON in `text` is too much to be parsed.
 
-    payload: what may be sent in another form.
+    other: says in what other form it may be sent.
     """
-    other = f", or {payload} as {NPY}" if payload else ""
-    if payload != "images" and len(text) > MAX_JSON_BYTES:
+    if len(text) > max_bytes:
         raise PayloadTooLarge(
-            f"the JSON has {len(text)} bytes, {MAX_JSON_BYTES} are taken: send less{other}"
+            f"the JSON has {len(text)} bytes, {max_bytes} are taken: send less{other}"
         )
     if (values := sum(map(text.count, (b",", b"[", b"{")))) > most:
         raise PayloadTooLarge(

@@ -97,7 +97,7 @@ def _split(body: bytes, header_length: int | None) -> tuple[dict[str, Json], mem
             f"Inference-Header-Content-Length is {length}, but the body has {len(body)} bytes"
         )
     text = body if length == len(body) else body[:length]
-    check_values(text)
+    check_values(text, ", or tensors as binary data")
     return _object(loads_once(text), "the body"), memoryview(body)[length:]
 
 
