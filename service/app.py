@@ -20,7 +20,7 @@ from service.api.routes.models import model_router
 from service.api.routes.pages import page_routes
 from service.api.routes.v1 import operation_routes
 from service.api.routes.v2 import infer_routes, inference_router
-from service.api.security.admission import Admission
+from service.api.security.admission import Admission, Quota
 from service.api.security.auth import ANSWER_HEADERS, KeyGuard
 from service.api.security.keys import KeyFile
 from service.api.security.middleware import RequestContext
@@ -70,6 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         admission=Admission(
             max_in_flight=settings.max_in_flight,
             max_bytes=settings.max_buffered_bytes,
+            quota=Quota(settings.quota_rows_per_minute),
             metrics=metrics,
             operations=OPERATIONS,
             early=not settings.access_log and not settings.cors_origins,
@@ -78,12 +79,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         threads=ThreadPoolExecutor(THREADS, "codec"),
     )
     registry, admission = shared.registry, shared.admission
+    metrics.taken = admission.quota.charge
     metrics.queued(registry.queued_rows)
     metrics.drifting(registry.drift)
     metrics.watch("ready", "1 if the process takes requests.", lambda: registry.ready)
     metrics.watch("requests_in_flight", "Requests worked on.", lambda: admission.in_flight)
     metrics.watch("held_bytes", "Bytes of bodies that are held.", lambda: admission.bytes.held)
     metrics.watch("decoder_processes", "Processes.", lambda: shared.decoders.processes)
+    metrics.watch("decoder_queue", "Jobs that wait for them.", lambda: shared.decoders.waiting)
     manager = ModelManager(settings, shared.registry, metrics)
     app = FastAPI(
         title="iafvae",
@@ -113,9 +116,12 @@ def _add_middleware(app: FastAPI, shared: AppState) -> None:
     """The last that is added is the first that a request meets. Raises KeyFileError."""
     settings = shared.settings
     if settings.keys_file is not None:
+        keys, watch = KeyFile(settings.keys_file), shared.metrics.watch
+        watch("keys_file_failed", "1 if its keys are those of before.", lambda: keys.failed)
+        watch("keys_age_seconds", "Since the keys in force were read.", lambda: keys.age_seconds)
         app.add_middleware(
             KeyGuard,
-            keys=KeyFile(settings.keys_file),
+            keys=keys,
             open_metrics=settings.open_metrics,
             metrics=shared.metrics,
         )

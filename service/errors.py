@@ -28,6 +28,7 @@ __all__ = [
     "Overloaded",
     "PayloadTooLarge",
     "ProviderUnavailable",
+    "QuotaExceeded",
     "RequestTimeout",
     "ServerFault",
     "ShuttingDown",
@@ -144,6 +145,10 @@ class Overloaded(IafvaeError):
     def __init__(self, detail: str, retry_after_seconds: float = 1.0) -> None:
         super().__init__(detail)
         self.retry_after_seconds = retry_after_seconds
+
+
+class QuotaExceeded(Overloaded):
+    """The caller has had what it may have in a minute."""
 
 
 class DeadlineExceeded(IafvaeError):

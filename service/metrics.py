@@ -15,6 +15,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    Summary,
     disable_created_metrics,
 )
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
@@ -29,6 +30,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # a series for each s
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 Count = Callable[..., None]
+Taken = Callable[[str, int], None]  # a caller, and its rows
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 INFO = ("model", "version", "bundle", "provider", "precision")
 
@@ -44,13 +46,16 @@ class Metrics:
         make = _Maker(self.registry)
         self._requests = make.counter("requests", "Requests answered or given up.", what)
         self._request_seconds = make.histogram(
-            "request_seconds", "From a request's headers to its answer.", what, SECONDS
+            "request_seconds", "From a request's headers to its answer.", who, SECONDS
+        )
+        self._failed_seconds = make.summary(
+            "failed_request_seconds", "The same of requests whose outcome is not ok.", who
         )
         self._queue_seconds = make.histogram(
-            "queue_seconds", "Time that a request's rows waited.", what, SECONDS
+            "queue_seconds", "Time that a request's rows waited.", who, SECONDS
         )
         self._compute_seconds = make.histogram(
-            "compute_seconds", "Time that a request's batches computed.", what, SECONDS
+            "compute_seconds", "Time that a request's batches computed.", who, SECONDS
         )
         self._batch_rows = make.histogram("batch_rows", "Rows computed together.", who, ROWS)
         self._batch_seconds = make.histogram("batch_seconds", "Time of one batch.", who, SECONDS)
@@ -80,6 +85,7 @@ class Metrics:
             "Models by state: loaded, retiring (replaced, but still answering), failed.",
             ("state",),
         )
+        self.taken: Taken = lambda _caller, _rows: None  # hears of rows that are to be computed
         self._request = lru_cache(maxsize=512)(self._request_children)
 
     def request(
@@ -135,12 +141,13 @@ class Metrics:
         self, operation: str, model: str, outcome: str
     ) -> tuple[Count, Count, Count, Count]:
         """The four metrics of one kind of request; looking labels up costs more than counting."""
-        labels = (operation, model, outcome)
+        who = (operation, model)
+        whole = self._request_seconds if outcome == "ok" else self._failed_seconds
         return (
-            self._requests.labels(*labels).inc,
-            self._request_seconds.labels(*labels).observe,
-            self._queue_seconds.labels(*labels).observe,
-            self._compute_seconds.labels(*labels).observe,
+            self._requests.labels(*who, outcome).inc,
+            whole.labels(*who).observe,
+            self._queue_seconds.labels(*who).observe,
+            self._compute_seconds.labels(*who).observe,
         )
 
     def batch_children(self, operation: str, model: str) -> tuple[Count, Count, Count]:
@@ -175,6 +182,10 @@ class ModelMetrics:
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._metrics, self._model = metrics, model
         self._by_operation: dict[str, tuple[Count, Count, Count]] = {}
+
+    def taken(self, caller: str, rows: int) -> None:
+        """`rows` rows of `caller` will be computed."""
+        self._metrics.taken(caller, rows)
 
     def batch(self, operation: str, rows: int, padded: int, seconds: float) -> None:
         """A batch of `rows` rows, of which none is among the `padded`, took `seconds`."""
@@ -248,6 +259,9 @@ class _Maker:
 
     def gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
         return Gauge(f"iafvae_{name}", text, labels, registry=self._registry)
+
+    def summary(self, name: str, text: str, labels: tuple[str, ...]) -> Summary:
+        return Summary(f"iafvae_{name}", text, labels, registry=self._registry)
 
     def histogram(
         self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]

@@ -171,6 +171,13 @@ class Settings(BaseSettings):
         Count,
         Field(description="requests to operations at once; above it: 429, with the body unread"),
     ] = 4096
+    quota_rows_per_minute: Annotated[
+        Count | None,
+        Field(
+            description="rows (images times importance samples) that the holder of a key, or an "
+            "address without keys, may have in a minute; above it: 429; absent: no quota"
+        ),
+    ] = None
     max_batch_rows: Annotated[
         Count, Field(description="rows computed at once, if the engine takes so many")
     ] = 256

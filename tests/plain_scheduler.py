@@ -100,7 +100,10 @@ class Counts:
 
     def __init__(self):
         self.batches, self.drops = [], Counter()
-        self.retries = Counter()
+        self.retries, self.rows = Counter(), Counter()
+
+    def taken(self, caller, rows):
+        self.rows[caller] += rows
 
     def batch(self, operation, rows, padded, seconds):
         self.batches.append((operation, rows, padded))

@@ -8,8 +8,10 @@ the server's memory.
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -156,6 +158,25 @@ def punycode_form(site: Site) -> str:
     return site.post("/v1/score", kind, part * 4 + b"--b--\r\n")
 
 
+def line_ends(site: Site) -> str:
+    """A form whose one file is line ends, compressed."""
+    part = b'--b\r\ncontent-disposition: form-data; name="files"; filename="a"\r\n\r\n'
+    body = gzip.compress(part + b"\r\n" * 15_000_000 + b"\r\n--b--\r\n", 1)
+    return site.post("/v1/score", "multipart/form-data; boundary=b", body, "content-encoding: gzip")
+
+
+def long_numbers(site: Site) -> str:
+    """Images that are numbers of thousands of digits, compressed."""
+    body = gzip.compress(b'{"images": [' + (b"9" * 4300 + b",") * 7000 + b"1]}", 1)
+    return site.post("/v1/score", "application/json", body, "content-encoding: gzip")
+
+
+def small_chunks(site: Site) -> str:
+    """A body in hundreds of thousands of chunks of one byte."""
+    lines = ("content-type: application/json", "transfer-encoding: chunked")
+    return site.told(site.head("/v1/sample", *lines) + b"1\r\n \r\n" * 300_000 + b"0\r\n\r\n")
+
+
 def half_open(site: Site) -> str:
     """Many connections that begin a request and leave it there."""
     held = []
@@ -217,6 +238,9 @@ ATTACKS: dict[str, tuple[Callable[[Site], str], int]] = {
     "a million elements": (million_elements, 2),
     "deep JSON": (deep_json, 2),
     "punycode form": (punycode_form, 2),
+    "form of line ends": (line_ends, 2),
+    "numbers of many digits": (long_numbers, 2),
+    "chunks of a byte": (small_chunks, 2),
     "half-open connections": (half_open, 2),
     "pipelined flood": (pipelined_flood, 2),
     "slow readers": (slow_reader, 8),
@@ -293,5 +317,6 @@ def _live(port: int) -> float:
 
 
 if __name__ == "__main__":
+    os.nice(19)  # the processor is the server's, as if the attackers were elsewhere
     attack, port, key, end = sys.argv[1:]
     print(json.dumps(repeated(attack, Site(int(port), key, float(end)))))

@@ -102,13 +102,14 @@ class OperationRoute(APIRoute):
         )
         outcome, answer = "ok", None
         try:
+            request.shared.admission.quota.check(request.holder)
             answer = await self.answer(request, body, send)
         except ClientGone as error:
             outcome = problem_of(error).type
         except IafvaeError as error:
             outcome = await self._refuse(request, error, send)
-        except asyncio.CancelledError:  # by the server, which does not wait any longer
-            over = ShuttingDown("the service has stopped before the answer: send the request again")
+        except asyncio.CancelledError:  # by the server or the registry, which wait no longer
+            over = ShuttingDown("the model has stopped before the answer: send the request again")
             outcome = await self._refuse(request, over, send)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
             outcome = await self._refuse(request, unexpected(error, scope), send)
@@ -138,6 +139,11 @@ class OperationRoute(APIRoute):
                 payload=self.payload,
                 max_items=settings.max_images,
                 optional=self.optional,
+                large_json=partial(
+                    self._shared.decoders.parse_json,
+                    deadline=request.deadline,
+                    caller=request.holder,
+                ),
             )
             with self._shared.registry.find(options.model, options.version) as request.model:
                 async with while_connected(request.receive):

@@ -210,7 +210,8 @@ def _decode(
     except (UndecodableImage, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - on hostile bytes a decoder may raise anything
-        raise broken(what, str(error)) from None
+        # Pillow says where in memory the file was that it cannot read.
+        raise broken(what, str(error).partition(" <")[0]) from None
     if header.orientation > 1:
         plain = plain.transpose(Image.Transpose[TURNS[header.orientation - 2]])
     return plain, note

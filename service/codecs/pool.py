@@ -14,9 +14,10 @@ import os
 import pickle
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from itertools import accumulate, pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ from service.errors import DeadlineExceeded, IafvaeError, ShuttingDown, Undecoda
 __all__ = ["DecoderPool", "Turns"]
 
 QUICK_BYTES, QUICK_WORK = 2**17, 2**20  # of a request's files, 30 ms; all above it is dear
+QUICK_JSON = 2**20  # bytes
 FILES_A_JOB = 16  # then another caller has its turn
 MAX_CORES = 8
 MAX_BYTES = 2**30  # of a process, beyond what it has when it starts
@@ -45,6 +47,7 @@ MAX_SAID_BYTES = 2**20  # of JSON
 # What a worker that died, or is not itself any more, comes to.
 STRANGE = (asyncio.IncompleteReadError, ConnectionError, ValueError, KeyError, TypeError)
 PIPE_BYTES, PIECE_BYTES = 2**20, 2**16
+T = TypeVar("T")
 
 
 class DecoderPool:
@@ -85,7 +88,7 @@ class DecoderPool:
                 async with turns.turn(caller):
                     data = [pickle.PickleBuffer(file) for file in files[part]]
                     job = ("files", (data, size, fit, bounds, names[part]))
-                    parts.append(await self._run(job))
+                    parts.append(await self._run(job, _fitted))
                 left -= parts[-1].decoded
         return _joined(parts)
 
@@ -103,12 +106,25 @@ class DecoderPool:
             return await asyncio.to_thread(fit_array, array, shape, fit)
         turns = self._quick if array.size <= QUICK_WORK else self._dear
         async with _until(deadline), turns.turn(caller):
-            return await self._run(("array", (array, _plain(shape), fit)))
+            return await self._run(("array", (array, _plain(shape), fit)), _fitted)
+
+    async def parse_json(
+        self, body: bytes, max_items: int, *, deadline: float | None = None, caller: str = ""
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """As `json_body.json_images`; raises also what `decode` does."""
+        turns = self._quick if len(body) <= QUICK_JSON else self._dear
+        async with _until(deadline), turns.turn(caller):
+            return await self._run(("json", (pickle.PickleBuffer(body), max_items)), _images)
 
     @property
     def processes(self) -> int:
         """How many there are now."""
         return len(self._idle) + len(self._busy)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for their turn."""
+        return self._quick.waiting + self._dear.waiting
 
     async def warm(self) -> None:
         """Start one process, so that the first image that needs it does not wait for it."""
@@ -123,12 +139,15 @@ class DecoderPool:
         self._idle.clear()
         await asyncio.gather(*(worker.kill() for worker in workers))
 
-    async def _run(self, job: tuple[str, tuple[Any, ...]]) -> Fitted:
+    async def _run(
+        self, job: tuple[str, tuple[Any, ...]], read: Callable[[dict[str, Any], bytes], T]
+    ) -> T:
         """A worker's answer. One that is interrupted, or dies, is not kept."""
         worker = await self._worker()
         self._busy.add(worker)
         try:
-            answer = _answer(*await worker.ask(job))
+            said, data = await worker.ask(job)
+            answer = _error(said) if "error" in said else read(said, data)
         except BaseException as error:
             await worker.kill()
             if not isinstance(error, STRANGE):
@@ -140,9 +159,9 @@ class DecoderPool:
         finally:
             self._busy.discard(worker)
         self._keep(worker)
-        if isinstance(answer, Fitted):
-            return answer
-        raise answer
+        if isinstance(answer, IafvaeError):
+            raise answer
+        return answer
 
     async def _worker(self) -> _Worker:
         self._refuse_if_closed()
@@ -179,6 +198,11 @@ class Turns:
     def __init__(self, slots: int) -> None:
         self._free = slots
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # whose turn is next is first
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for one."""
+        return sum(map(len, self._waiting.values()))
 
     @asynccontextmanager
     async def turn(self, caller: str) -> AsyncIterator[None]:
@@ -274,16 +298,24 @@ async def _until(deadline: float | None) -> AsyncIterator[None]:
         raise DeadlineExceeded("the deadline passed while images were decoded") from None
 
 
-def _answer(said: dict[str, Any], pixels: bytes) -> Fitted | IafvaeError:
-    """What a worker says; an error for what none of ours would."""
-    if "error" in said:
-        kind = getattr(errors, str(said["error"]), None)
-        known = isinstance(kind, type) and issubclass(kind, IafvaeError)
-        return (kind if known else UndecodableImage)(str(said["detail"]))  # type: ignore[misc]
+def _error(said: dict[str, Any]) -> IafvaeError:
+    """What a worker says is wrong."""
+    kind = getattr(errors, str(said["error"]), None)
+    known = isinstance(kind, type) and issubclass(kind, IafvaeError)
+    return (kind if known else UndecodableImage)(str(said["detail"]))  # type: ignore[misc]
+
+
+def _fitted(said: dict[str, Any], pixels: bytes) -> Fitted:
     images = np.frombuffer(pixels, np.uint8).reshape(said["shape"])
     return Fitted(
         images, np.array(said["altered"], np.bool_), tuple(said["notes"]), said["decoded"]
     )
+
+
+def _images(said: dict[str, Any], data: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    """Options, and the files that follow each other in `data`."""
+    ends = [0, *accumulate(said["lengths"])]
+    return dict(said["fields"]), [data[start:end] for start, end in pairwise(ends)]
 
 
 def _plain(shape: ImageShape) -> ImageSize:

@@ -1,10 +1,10 @@
 """``python -m service.codecs.worker BYTES``: decodes images for `pool`, one job after another.
 
 A job comes on the standard input: how many parts it has, how long each is, and the parts, a pickle
-of the arguments of `images.fit_files` or `images.fit_array`, then its buffers. Their answer, or
-error, goes out as JSON and pixels, each after its length: what has met hostile files is not
-believed enough to be unpickled. Ends with its input, and takes at most BYTES of memory beyond what
-it begins with.
+of the arguments of `images.fit_files`, `images.fit_array` or `json_body.json_images`, then its
+buffers. Their answer, or error, goes out as JSON and bytes, each after its length: what has met
+hostile files is not believed enough to be unpickled. Ends with its input, and takes at most BYTES
+of memory beyond what it begins with.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from service.errors import IafvaeError, PayloadTooLarge
 __all__ = ["LENGTH", "main"]
 
 LENGTH = struct.Struct("<Q")
+Outcome = Fitted | tuple[dict[str, Any], list[bytes]] | IafvaeError
 NICENESS = 5  # requests that wait for nothing to be decoded go first
 
 
@@ -34,10 +35,16 @@ def main() -> None:
     from PIL import Image, ImageChops, ImageOps, WebPImagePlugin  # noqa: F401 - before it is bound
 
     from service.codecs.images import fit_array, fit_files
+    from service.codecs.json_body import json_images
 
     Image.preinit()
     _bound_self(int(sys.argv[1]))
-    functions: dict[str, Callable[..., Any]] = {"files": fit_files, "array": fit_array}
+    sys.set_int_max_str_digits(640)  # longer ones take quadratic time
+    functions: dict[str, Callable[..., Any]] = {
+        "files": fit_files,
+        "array": fit_array,
+        "json": json_images,
+    }
     while (job := _read(jobs)) is not None:
         name, arguments = job
         for part in _parts(_outcome(functions[name], arguments)):
@@ -56,22 +63,28 @@ def _read(jobs: BinaryIO) -> tuple[str, tuple[Any, ...]] | None:
     return job
 
 
-def _parts(outcome: Fitted | IafvaeError) -> tuple[bytes, bytes]:
-    """JSON and pixels."""
+def _parts(outcome: Outcome) -> tuple[bytes, bytes]:
+    """JSON, and pixels or files."""
     said: dict[str, Any]
+    data = b""
     if isinstance(outcome, IafvaeError):
         said = {"error": type(outcome).__name__, "detail": str(outcome)}
-        return json.dumps(said).encode(), b""
-    said = {
-        "shape": outcome.images.shape,
-        "altered": outcome.altered.tolist(),
-        "notes": outcome.notes,
-        "decoded": outcome.decoded,
-    }
-    return json.dumps(said).encode(), outcome.images.tobytes()
+    elif isinstance(outcome, tuple):
+        fields, files = outcome
+        said = {"fields": fields, "lengths": [*map(len, files)]}
+        data = b"".join(files)
+    else:
+        said = {
+            "shape": outcome.images.shape,
+            "altered": outcome.altered.tolist(),
+            "notes": outcome.notes,
+            "decoded": outcome.decoded,
+        }
+        data = outcome.images.tobytes()
+    return json.dumps(said).encode(), data
 
 
-def _outcome(function: Callable[..., Fitted], arguments: tuple[Any, ...]) -> Fitted | IafvaeError:
+def _outcome(function: Callable[..., Outcome], arguments: tuple[Any, ...]) -> Outcome:
     try:
         return function(*arguments)
     except IafvaeError as error:

@@ -3,7 +3,8 @@
 Everything here runs on the event loop, where nothing comes between two statements: a request sees
 the table before a change or after it. A model that is taken out still answers the requests that
 hold a lease of it, and only when all of these have ended are its threads stopped and its memory
-freed. So no request is refused or lost because of a change, whatever it was doing.
+freed. So no request is refused or lost because of a change, but for streams that are still not read
+after minutes.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ __all__ = ["LoadedModel", "Registry"]
 
 logger = logging.getLogger("iafvae")
 
+# After which a model that was replaced goes: a stream that is read slowly would hold it for days.
+RETIRED_SECONDS = 300.0
 Table = dict[str, dict[str, "LoadedModel"]]  # name -> version, newest first -> model
 
 
 @dataclass(eq=False)
 class LoadedModel:
-    """A model, the directory of its bundle, and how many requests hold it.
+    """A model, the directory of its bundle, and the requests that hold it.
 
     As a context it is held, and gives the model: ``with registry.find(name) as model``.
     """
@@ -36,6 +39,7 @@ class LoadedModel:
     runtime: Model
     directory: str
     leases: int = 0
+    tasks: set[asyncio.Task[object] | None] = field(default_factory=set)
     unused: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -55,10 +59,12 @@ class LoadedModel:
 
     def __enter__(self) -> Model:
         self.leases += 1
+        self.tasks.add(asyncio.current_task())
         return self.runtime
 
     def __exit__(self, *error: object) -> None:
         self.leases -= 1
+        self.tasks.discard(asyncio.current_task())
         if not self.leases:
             self.unused.set()
 
@@ -229,7 +235,14 @@ class Registry:
         task.add_done_callback(lambda _: self._retiring.pop(model, None))
 
     async def _end(self, model: LoadedModel) -> None:
-        await model.wait_unused()
+        try:
+            async with asyncio.timeout(RETIRED_SECONDS):
+                await model.wait_unused()
+        except TimeoutError:
+            logger.warning("%s goes: %d answers are broken off", model.reference, model.leases)
+            for task in filter(None, list(model.tasks)):
+                task.cancel()
+            await model.wait_unused()
         await model.runtime.stop(self._drain_seconds)
         await asyncio.to_thread(give_memory_back)
         logger.info("%s has ended; its memory is freed", model.reference)

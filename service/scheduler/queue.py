@@ -1,35 +1,44 @@
 """The queue: jobs wait by operation and caller, and leave as pieces, callers in turn.
 
-Every batch is shared equally among the callers that wait for its operation, whatever the sizes and
-numbers of their requests; what one does not need goes to the others. So a huge request is done in
-pieces beside which small ones pass, and a flood of small ones does not hold up a single caller.
+Every batch is shared equally among the holders that wait for its operation, and a holder's share
+among its callers, whatever the sizes and numbers of their requests; what one does not need goes to
+the others. So a huge request is done in pieces beside which small ones pass, and neither a flood of
+small ones nor one from many connections holds up a single caller.
+
+A caller is named "holder/connection", or by its holder alone.
 
 Operations are served by weight: the next batch is of the one that has had the least of the engine's
 seconds, so that one dear batch is followed by several cheap ones.
 
-The room in the queue is shared, too. A caller that already waits may hold as many rows as are free
+The room in the queue is shared, too. A holder that already waits may hold as many rows as are free
 (the dynamic thresholds of Choudhury and Hahne, 1998, *Dynamic queue length thresholds for
 shared-memory packet switches*, IEEE/ACM Transactions on Networking 6(2)): a flood fills half of the
-queue and then stands in its own way, callers who come later find room.
+queue and then stands in its own way, others who come later find room.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
+from functools import partial
+from typing import TypeVar
 
 from service.scheduler.work import Job, Piece
 
 __all__ = ["FairQueue"]
 
+T = TypeVar("T", bound=Sized)
+Turns = OrderedDict[str, T]  # who is served next is in front
+Jobs = OrderedDict[Job, None]
+
 
 class _Line:
-    """What waits for one operation: the callers in turn, and counts. spent: engine seconds."""
+    """What waits for one operation: the holders in turn, and counts. spent: engine seconds."""
 
-    __slots__ = ("callers", "images", "rows", "spent")
+    __slots__ = ("holders", "images", "rows", "spent")
 
     def __init__(self) -> None:
-        self.callers: OrderedDict[str, OrderedDict[Job, None]] = OrderedDict()
+        self.holders: Turns[Turns[Jobs]] = OrderedDict()
         self.rows, self.images, self.spent = 0, 0.0, 0.0
 
 
@@ -43,7 +52,7 @@ class FairQueue:
     def __init__(self, capacity: int, quick_rows: int = 0) -> None:
         self._capacity, self._quick_rows = capacity, quick_rows
         self._lines: OrderedDict[str, _Line] = OrderedDict()  # the one served longest ago first
-        self._rows_by_caller: dict[str, int] = {}
+        self._rows_by_holder: dict[str, int] = {}
         self._clock = 0.0
         self.rows = 0
         self.rows_by_operation: dict[str, int] = {}
@@ -53,7 +62,7 @@ class FairQueue:
         free = self._capacity - self.rows
         if rows > free:
             return f"{self.rows} rows wait and {rows} more would exceed {self._capacity}"
-        held = self._rows_by_caller.get(caller, 0)
+        held = self._rows_by_holder.get(_holder(caller), 0)
         if held and held + rows > free:
             return (
                 f"{held} rows of this caller wait: with {rows} more they would be over {free}, as"
@@ -69,10 +78,8 @@ class FairQueue:
         if not line.rows:
             # Who did not wait has no claim to what others had meanwhile.
             line.spent = max(line.spent, self._clock)
-        jobs = line.callers.get(job.caller)
-        if jobs is None:
-            jobs = line.callers[job.caller] = OrderedDict()
-        jobs[job] = None
+        callers = line.holders.setdefault(_holder(job.caller), OrderedDict())
+        callers.setdefault(job.caller, OrderedDict())[job] = None
         job.taken = 0
         self._count(line, job, job.rows)
 
@@ -81,9 +88,13 @@ class FairQueue:
         left = job.rows - job.taken
         if left:
             line = self._lines[job.operation]
-            del line.callers[job.caller][job]
-            if not line.callers[job.caller]:
-                del line.callers[job.caller]
+            holder = _holder(job.caller)
+            callers = line.holders[holder]
+            del callers[job.caller][job]
+            if not callers[job.caller]:
+                del callers[job.caller]
+            if not callers:
+                del line.holders[holder]
             job.taken = job.rows
             self._count(line, job, -left)
         return left
@@ -97,7 +108,7 @@ class FairQueue:
         line = self._lines[operation]
         self._lines.move_to_end(operation)
         self._clock = line.spent
-        pieces = _share(line.callers, max(1, capacity(operation)))
+        pieces = _share(line.holders, max(1, capacity(operation)))
         pieces = _quickened(pieces, self._quick_rows)
         for job, start, stop in pieces:
             self._count(line, job, start - stop)
@@ -122,23 +133,35 @@ class FairQueue:
             line.images = 0.0  # what rounding has left
         self.rows += rows
         self.rows_by_operation[job.operation] = line.rows
-        held = self._rows_by_caller.get(job.caller, 0) + rows
+        holder = _holder(job.caller)
+        held = self._rows_by_holder.get(holder, 0) + rows
         if held:
-            self._rows_by_caller[job.caller] = held
+            self._rows_by_holder[holder] = held
         else:
-            self._rows_by_caller.pop(job.caller, None)
+            self._rows_by_holder.pop(holder, None)
 
 
-def _share(callers: OrderedDict[str, OrderedDict[Job, None]], room: int) -> list[Piece]:
-    """At most `room` rows, equally from all callers; each job's rows in one piece."""
+def _holder(caller: str) -> str:
+    return caller.partition("/")[0]
+
+
+def _share(holders: Turns[Turns[Jobs]], room: int) -> list[Piece]:
+    """At most `room` rows, equally from all; each job's rows in one piece."""
     firsts: dict[Job, int] = {}  # the first row of each job that is in the batch
-    share = max(1, room // max(1, len(callers)))
-    while room and callers:
-        caller, jobs = callers.popitem(last=False)
-        room -= _take(jobs, min(share, room), firsts)
-        if jobs:
-            callers[caller] = jobs
+    of_callers = partial(_in_turn, take=partial(_take, firsts=firsts))
+    _in_turn(holders, room, take=of_callers)
     return [(job, start, job.taken) for job, start in firsts.items()]
+
+
+def _in_turn(turns: Turns[T], room: int, take: Callable[[T, int], int]) -> int:
+    """How many rows, at most `room`, `take` takes from all equally; who has no more goes."""
+    start, share = room, max(1, room // max(1, len(turns)))
+    while room and turns:
+        name, own = turns.popitem(last=False)
+        room -= take(own, min(share, room))
+        if own:
+            turns[name] = own
+    return start - room
 
 
 def _quickened(pieces: list[Piece], quick: int) -> list[Piece]:
@@ -160,7 +183,7 @@ def _quickened(pieces: list[Piece], quick: int) -> list[Piece]:
     return kept
 
 
-def _take(jobs: OrderedDict[Job, None], room: int, firsts: dict[Job, int]) -> int:
+def _take(jobs: Jobs, room: int, firsts: dict[Job, int]) -> int:
     """Up to `room` rows from the front of one caller's line."""
     start = room
     while jobs and room:

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 # Batches of this many rows already have nearly all that batching gains on a CPU, so work is spread
 # over idle workers down to it, and small requests do not wait for more.
 SPREAD_ROWS = 8
+# A batch cannot be interrupted: who comes meanwhile waits for it.
+BATCH_SECONDS = 0.025
 LEAST_WAIT_SECONDS = 0.1
 WEIGHT = 0.05  # of a new batch in the average cost
 # A batch that took so many times what was expected (the machine was busy, or asleep) counts as this
@@ -49,6 +51,9 @@ SURPRISE = 3.0
 
 class SchedulerObserver(Protocol):
     """Who counts what the scheduler does; called on the event loop."""
+
+    def taken(self, caller: str, rows: int) -> None:
+        """`rows` rows of `caller` will be computed."""
 
     def batch(self, operation: str, rows: int, padded: int, seconds: float) -> None:
         """A batch of `rows` rows was computed, with `padded` more for nothing."""
@@ -63,6 +68,7 @@ class SchedulerObserver(Protocol):
 class _Nobody:
     """Counts nothing."""
 
+    def taken(self, *_: object) -> None: ...
     def batch(self, *_: object) -> None: ...
     def dropped(self, *_: object) -> None: ...
     def retried(self, *_: object) -> None: ...
@@ -121,6 +127,7 @@ class Scheduler:
             for name, batcher in batchers.items()
         }
         self._workers, self._in_flight_limit = workers, workers + prefetch
+        self._prefetches = prefetch > 0
         self._hang_seconds, self._direct_seconds = hang_seconds, direct_seconds
         self._observer: SchedulerObserver = observer or _Nobody()
         self._runner = Runner(engine, batchers, workers if prefetch else None)
@@ -166,8 +173,9 @@ class Scheduler:
     async def submit(self, work: Work, *, caller: str = "", deadline: float | None = None) -> Job:
         """The job of `work`, with the answer in its `arrays`.
 
-        caller: works of one caller wait in one line, callers take turns; deadline: on the clock of
-        `time.monotonic`. Cancelling the awaiting task drops the rows that are not computed yet.
+        caller: works of one caller wait in one line, callers take turns (`FairQueue`); deadline:
+        on the clock of `time.monotonic`. Cancelling the awaiting task drops the rows that are not
+        computed yet.
         Raises Overloaded, DeadlineExceeded, ShuttingDown, EngineFailure or DeviceFault.
         """
         job = Job(work, caller)
@@ -237,6 +245,7 @@ class Scheduler:
         # Where nobody waits any request may: its rows are made batch by batch.
         if self._queue.rows and (why := self._queue.refusal(job.caller, job.rows)):
             raise Overloaded(f"{why}: send the request again later", self._wait_seconds())
+        self._observer.taken(job.caller, job.rows)
         job.future = asyncio.get_running_loop().create_future()
 
     def _wait_seconds(self) -> float:
@@ -286,7 +295,7 @@ class Scheduler:
             return
         assert self._pool is not None  # noqa: S101 - works are accepted since it started
         rows = max(SPREAD_ROWS, -(-job.rows // self._workers))
-        if rows > self._capacity[job.operation]:
+        if rows > self._limit(job.operation):
             self._push(job)
             return
         each = self._cost.seconds(job.operation, job.rows, job.images) / job.rows
@@ -324,12 +333,19 @@ class Scheduler:
 
     def _room(self, operation: str) -> int:
         """Rows of the next batch: what there is is spread over the workers that are idle."""
-        limit = self._capacity[operation]
+        limit = self._limit(operation)
         free = self._workers - len(self._flying)
         if free <= 1:
             return limit
         spread = math.ceil(self._queue.rows_by_operation[operation] / free)
         return min(limit, max(SPREAD_ROWS, spread))
+
+    def _limit(self, operation: str) -> int:
+        """Rows of a batch: on a CPU no more than nearly all gain, where they take long."""
+        limit, each = self._capacity[operation], self._cost.each.get(operation)
+        if self._prefetches or each is None:
+            return limit
+        return min(limit, max(SPREAD_ROWS, int(BATCH_SECONDS / each)))
 
     def _finished(self, batch: Batch) -> None:
         """A worker's report; runs on the event loop."""

@@ -26,7 +26,7 @@ from service.server.transport import ClosedByProtocol
 __all__ = ["Admission", "BoundedHttp"]
 
 HEAD_SECONDS = 30.0  # from a connection, or a later request's first byte, to the end of its head
-WRITE_SECONDS = 60.0  # in which a client must have taken what fills the connection's buffer
+WRITE_SECONDS = 20.0  # in which a client must have taken what fills the connection's 64 KiB
 DRAIN_SECONDS = 10.0  # for the rest of a body whose request is answered already
 CLOSE_SECONDS = 5.0  # for a client to hang up after the last answer
 TICK_SECONDS = 1.0  # between two looks at these
@@ -47,6 +47,10 @@ class Admission(Protocol):
 
     def whole_refusal(self, scope: Scope) -> tuple[int, Headers, bytes]:
         """Status, headers and body of its answer."""
+        ...
+
+    def malformed(self) -> None:
+        """Something came that is no request."""
         ...
 
 
@@ -316,6 +320,8 @@ class BoundedHttp(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be framed if it is its turn; nothing after it is read."""
         self.logger.warning("refused a request: %s", msg)
+        if self._admission is not None:
+            self._admission.malformed()
         self._deaf = True
         active = self._active
         if active is None or active.response_complete:

@@ -126,6 +126,7 @@ def serve(settings: Settings) -> None:
         BundleError, ProviderUnavailable: a model cannot be served.
     """
     _occupy_standard_streams()
+    sys.set_int_max_str_digits(640)  # of numbers in JSON: longer ones take quadratic time
     configure_logging(settings.log_level, settings.log_format)
     # As a container's first process, a signal without a handler is ignored: while the models
     # load, SIGTERM ends the process at once; then the server's own handler drains.
@@ -142,6 +143,9 @@ def serve(settings: Settings) -> None:
         _calm_collector()
         config = _config(app, app.state.shared.admission, settings)
         server = _DrainingServer(config, registry.drain, settings.drain_delay_seconds)
+        connections = server.server_state.connections
+        metrics = app.state.shared.metrics
+        metrics.watch("open_connections", "Of clients.", lambda: len(connections))
         server.run([listener])
 
 
@@ -193,7 +197,8 @@ def _calm_collector() -> None:
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(0)
+    """At once: a thread that loads a model would abort the interpreter that ends around it."""
+    os._exit(0)
 
 
 def _announce(listener: socket.socket, model: str) -> None:

@@ -25,6 +25,7 @@ def exposed() -> dict[str, set[str]]:
     telemetry.non_finite("score", "m", 1)
     telemetry.models("failed", lambda: 1)
     telemetry.watch("ready", "1 if the process takes requests.", lambda: True)
+    telemetry.watch("keys_file_failed", "As the application has it.", lambda: 0)
     telemetry.queued(lambda: {("score", "m"): 1})
     telemetry.drifting(lambda: {("m", "1.0.0"): Drift(100)})
     telemetry.model("m").dropped("score", 1, "expired")

@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from service.api.response.problems import PROBLEMS
 from service.logs import configure_logging
 from service.metrics import Metrics
 from service.verdicts.drift import Drift
@@ -23,8 +24,8 @@ def value(metrics, name, **labels):
 
 def test_a_request_is_counted_and_timed(metrics):
     metrics.request("score", "m", "ok", seconds=0.02, queue_seconds=0.0, compute_seconds=0.01)
-    labels = {"operation": "score", "model": "m", "outcome": "ok"}
-    assert value(metrics, "iafvae_requests_total", **labels) == 1
+    labels = {"operation": "score", "model": "m"}
+    assert value(metrics, "iafvae_requests_total", **labels, outcome="ok") == 1
     assert value(metrics, "iafvae_request_seconds_sum", **labels) == 0.02
     assert value(metrics, "iafvae_queue_seconds_count", **labels) == 1
     assert value(metrics, "iafvae_compute_seconds_bucket", le="0.01", **labels) == 1
@@ -40,8 +41,18 @@ def test_histograms_reach_from_half_a_millisecond_to_ten_seconds(metrics):
 
 def test_what_never_ran_has_no_queue_time(metrics):
     metrics.request("score", "m", "overloaded", seconds=0.001)
-    labels = {"operation": "score", "model": "m", "outcome": "overloaded"}
+    labels = {"operation": "score", "model": "m"}
     assert value(metrics, "iafvae_queue_seconds_count", **labels) == 0
+    assert value(metrics, "iafvae_failed_request_seconds_sum", **labels) == 0.001
+    assert value(metrics, "iafvae_request_seconds_count", **labels) is None
+
+
+def test_the_page_stays_small_whatever_becomes_of_requests(metrics):
+    metrics.request("score", "m", "ok", seconds=1)
+    small = len(metrics.exposition()[0])
+    for problem in PROBLEMS.values():
+        metrics.request("score", "m", problem.type, seconds=1)
+    assert len(metrics.exposition()[0]) - small < 100 * len(PROBLEMS)
 
 
 def test_the_scheduler_reports(metrics):

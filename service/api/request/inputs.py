@@ -19,6 +19,7 @@ from service.codecs.images import (
     fit_array,
     fit_files,
 )
+from service.codecs.json_body import of_base64
 from service.codecs.npy import decode_npy
 from service.errors import (
     InvalidInput,
@@ -32,7 +33,6 @@ from service.settings import Settings
 __all__ = ["INLINE_PIXELS", "check_count", "latents", "pictures"]
 
 INLINE_PIXELS = 2**18  # more than this is encoded or decoded beside the event loop
-INLINE_TEXT = 2**18  # characters of base64
 INLINE_FILES, INLINE_WORK = 2**14, 2**14  # bytes, and pixels times passes: a millisecond
 
 
@@ -59,22 +59,15 @@ async def pictures(
         return await decoders.fit(array, shape, fit, **who)
     if isinstance(payload, Files):
         files, names = payload.contents, payload.names
-        _check_images(len(files), rows_each, settings)
     else:
-        texts, names = _strings(payload), None
-        _check_images(len(texts), rows_each, settings)
-        is_long = sum(map(len, texts)) > INLINE_TEXT
-        files = await request.beside(_decoded, texts) if is_long else _decoded(texts)
+        files, names = of_base64(payload), None
+    _check_images(len(files), rows_each, settings)
     limits = PixelLimits(image=settings.max_image_pixels, total=settings.max_total_pixels)
     if sum(map(len, files)) <= INLINE_FILES:
         work, headers = decoding_work(files)
         if work <= INLINE_WORK:
             return fit_files(files, shape, fit, limits, names, headers)
     return await decoders.decode(files, shape, fit, limits, names=names, **who)
-
-
-def _decoded(texts: list[str]) -> list[bytes]:
-    return [decode_base64(text, f"image {i}") for i, text in enumerate(texts)]
 
 
 def _check_images(count: int, rows_each: int, settings: Settings) -> None:
@@ -86,12 +79,6 @@ def _check_images(count: int, rows_each: int, settings: Settings) -> None:
         check_count("images times importance_samples", count * rows_each, settings.max_rows)
 
 
-def _strings(payload: object) -> list[str]:
-    if not isinstance(payload, list) or not payload or not all(isinstance(x, str) for x in payload):
-        raise InvalidInput("images must be a list of at least one base64 string (PNG, JPEG, WebP)")
-    return payload
-
-
 def latents(request: OperationRequest, name: str = "latents") -> NDArray[np.float32]:
     """float32, at most `max_images` times D of them; the operation checks the rest."""
     dim, limit = request.model.manifest.latent.dim, request.settings.max_images
@@ -100,7 +87,10 @@ def latents(request: OperationRequest, name: str = "latents") -> NDArray[np.floa
         payload = _file_of(payload, name)
     if not isinstance(payload, bytes):
         return _latents_from_json(payload, dim, name)
-    return decode_npy(payload, dtypes=("float32",), max_items=limit * dim)
+    array = decode_npy(payload, dtypes=("float32",), max_items=limit * dim)
+    if array.ndim != 2:
+        raise WrongShape(f"{name} must have the shape [n, {dim}], not {list(array.shape)}")
+    return array
 
 
 def _file_of(text: str, name: str) -> bytes:

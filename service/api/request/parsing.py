@@ -5,20 +5,20 @@ What can be counted is, before it is parsed: JSON values, form fields, images.
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncGenerator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.datastructures import Headers
 
+from service.api.request.forms import Part, parse_form
 from service.api.request.schemas import Options, OptionsT, parse_options
 from service.codecs import IMAGES as IMAGE_TYPES
 from service.codecs import JSON, NPY
+from service.codecs.json_body import json_fields
 from service.errors import (
     InvalidInput,
     MalformedBody,
@@ -28,10 +28,8 @@ from service.errors import (
 
 __all__ = [
     "IMAGE_TYPES",
-    "MAX_JSON_VALUES",
     "Files",
     "Payload",
-    "loads_once",
     "parse_body",
     "query_options",
 ]
@@ -41,11 +39,7 @@ MAX_QUERY_BYTES = 2**13
 MAX_TYPE_BYTES = 2**10  # of a Content-Type
 MAX_FIELDS = 32
 MAX_FIELD_BYTES = 2**12
-# A JSON value takes many times more memory, and time of the event loop, than its few characters.
-MAX_JSON_VALUES = 2**17
-MAX_JSON_OPTIONS = 2**10  # values of a body that has no payload, or of one option
-MAX_KEYS = 64  # of a JSON object
-MAX_COLONS = 2**13
+INLINE_JSON = 2**17  # bytes with images: more than this is parsed beside the event loop
 SEVERAL = ("temperature", "resample", "keep", "seeds")  # may be given more than once in a query
 
 
@@ -59,6 +53,7 @@ class Files:
 
 # What a request brings beside its options: an npy file, image files, the value of a JSON field.
 Payload = bytes | Files | Any | None
+LargeJson = Callable[[bytes, int], Awaitable[tuple[dict[str, Any], list[bytes]]]]
 
 
 async def parse_body(
@@ -70,10 +65,12 @@ async def parse_body(
     payload: str | None,
     max_items: int,
     optional: bool = False,
+    large_json: LargeJson,
 ) -> tuple[OptionsT, Payload]:
     """The options and the payload in `query` and `body`, by the content type.
 
-    payload: its field, "images", "latents", "prior_eps" or None; optional: it may be left out.
+    payload: its field, "images", "latents", "prior_eps" or None; optional: it may be left out;
+    large_json: parses a body and at most so many images beside the event loop.
 
     Raises:
         UnsupportedMedia: a content type that does not carry such a payload.
@@ -94,7 +91,12 @@ async def parse_body(
                 f"with a JSON body options are its fields: move {', '.join(options)} from the "
                 "query into the body"
             )
-        fields, value = _parse_json(body, payload, max_items)
+        value: Payload
+        if payload == "images" and len(body) > INLINE_JSON:
+            fields, contents = await large_json(body, max_items)
+            value = Files(contents)
+        else:
+            fields, value = json_fields(body, payload, max_items)
         return parse_options(kind, fields, text=False), value
     if media_type == NPY and payload is not None and (body or not optional):
         return _of_query(kind, query), body
@@ -165,51 +167,6 @@ def _unique(pairs: list[tuple[str, str]], before: dict[str, Any]) -> dict[str, A
     return options
 
 
-def _parse_json(body: bytes, payload: str | None, max_items: int) -> tuple[dict[str, Any], Any]:
-    most = MAX_JSON_OPTIONS if payload is None else MAX_JSON_VALUES
-    if (values := sum(map(body.count, (b",", b"[", b"{")))) > most:
-        other = "" if payload is None else f", or {payload} as {NPY}"
-        raise PayloadTooLarge(
-            f"the JSON body has some {values} values, {most} are taken: send fewer{other}"
-        )
-    if body.count(b":") > MAX_COLONS:  # of fields, and of data: URLs
-        raise PayloadTooLarge("the JSON body has more fields than any request takes")
-    fields = loads_once(body)
-    if not isinstance(fields, dict):
-        raise MalformedBody('the body must be a JSON object, such as {"n": 4}')
-    value = None if payload is None else fields.pop(payload, None)
-    for name, option in fields.items():
-        if isinstance(option, list | str) and len(option) > MAX_JSON_OPTIONS:
-            raise InvalidInput(
-                f"{name[:60]!r} has {len(option)} entries, {MAX_JSON_OPTIONS} are taken"
-            )
-    if payload is None:
-        return fields, None
-    if isinstance(value, list) and len(value) > max_items:
-        raise PayloadTooLarge(_too_many(len(value), max_items, payload))
-    return fields, value
-
-
-def loads_once(text: bytes) -> Any:
-    """`text` as JSON whose objects hold no key twice. Raises MalformedBody, InvalidInput."""
-    try:
-        return json.loads(text, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise MalformedBody(f"the body is not JSON ({error})") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object without a key that is there twice: which of the two is meant, nobody knows."""
-    if len(pairs) > MAX_KEYS:
-        raise InvalidInput(f"a JSON object here has at most {MAX_KEYS} fields, not {len(pairs)}")
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise InvalidInput(f"{name[:60]!r} is given more than once: give it once")
-        fields[name] = value
-    return fields
-
-
 def _too_many(count: int, max_items: int, what: str) -> str:
     return f"{count} {what} in one request, at most {max_items} are taken: send several requests"
 
@@ -225,41 +182,21 @@ async def _parse_form(
             "multipart/form-data needs its boundary in the Content-Type: let the HTTP library set "
             "this header"
         )
-    end = b"--" + parameters[b"boundary"] + b"--"
-    if body and end not in body:
-        raise MalformedBody("the multipart body is cut off: it lacks its closing boundary")
-    parser = _InMemoryParser(
-        headers,
-        _stream(body),
-        max_files=max_items,
-        max_fields=MAX_FIELDS,
-        max_part_size=MAX_FIELD_BYTES,
-    )
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        if "Too many files" in error.message:
-            raise PayloadTooLarge(_too_many(max_items + 1, max_items, "images")) from None
-        raise MalformedBody(f"the multipart body cannot be parsed: {error.message}") from None
-    except (KeyError, ValueError) as error:
-        raise MalformedBody(f"the multipart body cannot be parsed: {error}") from None
-    try:
-        return _form_content(form)
-    finally:
-        await form.close()
-
-
-def _form_content(form: FormData) -> tuple[list[tuple[str, str]], Files]:
     fields: list[tuple[str, str]] = []
-    files, names = [], []
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile) and name == "files":
-            files.append(value.file.read())
-            names.append(f"file {(value.filename or str(len(files) - 1))[:80]!r}")
-        elif isinstance(value, UploadFile):
-            raise InvalidInput(f"files belong in the field 'files', not in {name[:60]!r}")
+    files: list[bytes] = []
+    names: list[str] = []
+    for part in await parse_form(body, parameters[b"boundary"], max_items + MAX_FIELDS):
+        if part.filename is None:
+            fields.append((part.name, _text(part)))
+        elif part.name == "files":
+            names.append(f"file {(part.filename or str(len(files)))[:80]!r}")
+            files.append(part.content)
         else:
-            fields.append((name, value))
+            raise InvalidInput(f"files belong in the field 'files', not in {part.name[:60]!r}")
+    if len(fields) > MAX_FIELDS:
+        raise MalformedBody(f"the form has more than {MAX_FIELDS} fields that are no files")
+    if len(files) > max_items:
+        raise PayloadTooLarge(_too_many(len(files), max_items, "images"))
     if not files:
         raise InvalidInput(
             "there are no images in the request: send at least one file part, named 'files' and "
@@ -268,11 +205,10 @@ def _form_content(form: FormData) -> tuple[list[tuple[str, str]], Files]:
     return fields, Files(files, names)
 
 
-class _InMemoryParser(MultiPartParser):
-    """Never spools to disk: the body is in memory and bounded, and a disk may be read-only."""
-
-    spool_max_size = 2**62
-
-
-async def _stream(body: bytes) -> AsyncGenerator[bytes, None]:
-    yield body
+def _text(part: Part) -> str:
+    if len(part.content) > MAX_FIELD_BYTES:
+        raise MalformedBody(
+            f"the form field {part.name[:60]!r} has more than {MAX_FIELD_BYTES} bytes: an image "
+            "needs a filename"
+        )
+    return part.content.decode("utf-8", "replace")

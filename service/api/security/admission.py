@@ -11,31 +11,31 @@ one that takes all it gets fills half, and the others find room.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from starlette.types import Scope
 
-from service.api.response.problems import document_of, problem_headers, problem_of
+from service.api.response.problems import PROBLEMS, document_of, problem_headers, problem_of
 from service.api.security.middleware import SECURITY_HEADERS, request_id
-from service.errors import Overloaded
+from service.errors import BadRequest, Overloaded, QuotaExceeded
 from service.metrics import Metrics
 
-__all__ = ["Admission", "Shares", "caller_of"]
+__all__ = ["Admission", "Quota", "Shares", "caller_of"]
 
 Headers = list[tuple[bytes, bytes]]
 OPERATION_PATHS = ("/v1/", "/v2/models/")
+MINUTE = 60.0
+MAX_HOLDERS = 4096  # of quotas; then those who owe nothing are forgotten
 ADMINISTRATION = "/v1/admin/"
 
 
 def caller_of(scope: Scope) -> tuple[str, str]:
-    """Whose turn a request is counted as, and whose share it takes from.
-
-    Both are the holder of its key; without keys, its connection and its address.
+    """Whose turn a request is counted as, "holder/connection", and whose share it takes from: the
+    holder's of its key; without keys, its address.
     """
-    name = scope["state"].get("caller")
-    if name is not None:
-        return name, name
-    client = scope.get("client")
-    return (f"{client[0]}:{client[1]}", client[0]) if client else ("", "")
+    host, port = scope.get("client") or ("", 0)
+    holder = scope["state"].get("caller", host)
+    return f"{holder}/{host}:{port}", holder
 
 
 class Shares:
@@ -64,8 +64,43 @@ class Shares:
             del self._by_holder[holder]
 
 
+class Quota:
+    """Rows that each holder may have in a minute; None: as many as it likes.
+
+    What was not had can be had later, as much as a minute's, and the request that exceeds it is
+    still answered (the generic cell rate algorithm of ITU-T I.371, of which only the moment is kept
+    when all that a holder has had will be paid for). `clock` gives seconds.
+    """
+
+    def __init__(
+        self, rows_a_minute: int | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._seconds_each = MINUTE / rows_a_minute if rows_a_minute else 0.0
+        self._clock = clock
+        self._paid: dict[str, float] = {}
+
+    def charge(self, caller: str, rows: int) -> None:
+        """`rows` more are had by the holder of `caller`."""
+        if not self._seconds_each:
+            return
+        holder, now = caller.partition("/")[0], self._clock()
+        if len(self._paid) >= MAX_HOLDERS and holder not in self._paid:
+            self._paid = {name: moment for name, moment in self._paid.items() if moment > now}
+        self._paid[holder] = max(self._paid.get(holder, 0.0), now) + rows * self._seconds_each
+
+    def check(self, holder: str) -> None:
+        """Raises QuotaExceeded where it must wait."""
+        wait = self._paid.get(holder, 0.0) - self._clock() - MINUTE
+        if wait > 0:
+            raise QuotaExceeded(
+                f"{round(MINUTE / self._seconds_each)} rows (images times importance samples) may "
+                "be had in a minute, and more were: send the request again later",
+                wait,
+            )
+
+
 class Admission:
-    """Requests that are worked on, and the `bytes` of their bodies.
+    """Requests that are worked on, the `bytes` of their bodies, and the `quota` of each holder.
 
     operations: their names, for the metrics; early: whether a refusal may pass by the application,
     and with it the access log and the headers of other origins.
@@ -78,11 +113,13 @@ class Admission:
         *,
         max_in_flight: int,
         max_bytes: int,
+        quota: Quota | None = None,
         metrics: Metrics,
         operations: frozenset[str],
         early: bool = True,
     ) -> None:
         self._slots, self.bytes = Shares(max_in_flight), Shares(max_bytes)
+        self.quota = quota or Quota(None)
         self._metrics, self._operations, self._early = metrics, operations, early
         self._last, self._seconds_each = time.monotonic(), 0.0
 
@@ -112,6 +149,10 @@ class Admission:
             and scope["path"].startswith(OPERATION_PATHS)
             and not scope["path"].startswith(ADMINISTRATION)
         )
+
+    def malformed(self) -> None:
+        """Count a request that cannot be framed."""
+        self._metrics.request("", "", PROBLEMS[BadRequest].type, seconds=0.0)
 
     def whole_refusal(self, scope: Scope) -> tuple[int, Headers, bytes]:
         """Status, headers and body of a refusal, which is counted."""

@@ -52,7 +52,20 @@ class KeyFile:
         self._path, self._clock = path, clock
         self._stamp = _stamp(path)  # before it is read: a change in between is seen next time
         self._keys = read_keys(path)
-        self._checked = clock()
+        self._checked = self._read_at = clock()
+        self._failed = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether the file cannot be read any more, or holds no keys."""
+        self._refresh()
+        return self._failed
+
+    @property
+    def age_seconds(self) -> float:
+        """How long ago the keys that are in force were read."""
+        self._refresh()
+        return self._clock() - self._read_at
 
     def holder(self, authorization: bytes | None) -> str:
         """Whose key the value of an ``Authorization`` header is. Raises Unauthorized."""
@@ -90,8 +103,10 @@ class KeyFile:
         try:
             self._keys = read_keys(self._path)
         except KeyFileError as error:
+            self._failed = True
             logger.error("%s; the keys read before stay in force", error)
         else:
+            self._failed, self._read_at = False, now
             logger.info("%s: %d keys", self._path, len(self._keys))
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from service.api.request.parsing import MAX_JSON_VALUES, loads_once
 from service.api.v2.tensors import TensorInfo, from_binary, from_json, to_binary, to_json
-from service.errors import InvalidInput, MalformedBody, PayloadTooLarge
+from service.codecs.json_body import check_values, loads_once
+from service.errors import InvalidInput, MalformedBody
 from service.operations.results import Result
 
 __all__ = ["InferRequest", "InferResponse", "Wanted", "encode_response", "parse_request"]
@@ -97,11 +97,7 @@ def _split(body: bytes, header_length: int | None) -> tuple[dict[str, Json], mem
             f"Inference-Header-Content-Length is {length}, but the body has {len(body)} bytes"
         )
     text = body if length == len(body) else body[:length]
-    if (values := sum(map(text.count, (b",", b"[", b"{")))) > MAX_JSON_VALUES:
-        raise PayloadTooLarge(
-            f"the JSON has some {values} values, {MAX_JSON_VALUES} are taken: send tensors as "
-            "binary data, or fewer"
-        )
+    check_values(text, ", or tensors as binary data")
     return _object(loads_once(text), "the body"), memoryview(body)[length:]
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.api.security.admission import Admission, Shares, caller_of
-from service.errors import Overloaded
+from service.api.security.admission import Admission, Quota, Shares, caller_of
+from service.errors import Overloaded, QuotaExceeded
 from service.metrics import Metrics
 
 
@@ -133,9 +133,9 @@ def test_callers_are_told_when_to_come_again(admit, monkeypatch):
 
 
 def test_turns_are_by_connection_and_shares_by_address():
-    assert caller_of(scope()) == ("10.0.0.1:5000", "10.0.0.1")
-    assert caller_of(scope(caller="lab")) == ("lab", "lab")
-    assert caller_of({**scope(), "client": None}) == ("", "")
+    assert caller_of(scope()) == ("10.0.0.1/10.0.0.1:5000", "10.0.0.1")
+    assert caller_of(scope(caller="lab")) == ("lab/10.0.0.1:5000", "lab")
+    assert caller_of({**scope(), "client": None}) == ("/:0", "")
 
 
 def test_a_place_is_left_however_a_request_ends(serve, monkeypatch):
@@ -176,3 +176,69 @@ async def nothing():
 
 async def ignore(message):
     pass
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.floats(0.0, 30.0), st.integers(1, 400)), min_size=1, max_size=60))
+def test_a_quota_holds_over_any_time(requests):
+    """Who asks whenever it may has at most a minute's rows, what time brought, and one request."""
+    clock, had = Clock(), 0
+    quota = Quota(600, clock)
+    for pause, rows in requests:
+        clock.now += pause
+        try:
+            quota.check("ada")
+        except QuotaExceeded as error:
+            clock.now += error.retry_after_seconds + 1e-6
+            quota.check("ada")
+        quota.charge("ada/10.0.0.1:1", rows)
+        had += rows
+        assert had <= 600 + 10 * clock.now + rows + 1e-3
+    quota.check("bob")
+
+
+def test_a_minute_without_requests_gives_a_minutes_rows():
+    clock = Clock()
+    quota = Quota(60, clock)
+    for _ in range(3):
+        quota.check("ada")
+        quota.charge("ada", 61)
+        with pytest.raises(QuotaExceeded, match="60 rows") as caught:
+            quota.check("ada")
+        assert caught.value.retry_after_seconds == pytest.approx(1.0)
+        clock.now += 61.0
+
+
+def test_who_owes_nothing_is_forgotten(monkeypatch):
+    monkeypatch.setattr("service.api.security.admission.MAX_HOLDERS", 10)
+    clock = Clock()
+    quota = Quota(60, clock)
+    for number in range(100):
+        clock.now += 10.0
+        quota.charge(f"10.0.0.{number}/1", 30)
+    assert len(quota._paid) <= 10
+
+
+def test_no_quota_keeps_nothing():
+    quota = Quota(None)
+    quota.charge("ada", 10**9)
+    quota.check("ada")
+    assert not quota._paid
+
+
+def test_a_quota_over_http(serve, problem):
+    client = serve(quota_rows_per_minute=10)
+    post = lambda: client.post("/v1/sample?n=4")  # noqa: E731
+    assert [post().status_code for _ in range(3)] == [200, 200, 200]
+    answer = post()
+    assert "10 rows" in problem(answer, 429, "quota-exceeded")
+    assert 1 <= int(answer.headers["retry-after"]) <= 12
+    assert client.post("/v2/models/tiny.sample/infer", content=b"{}").status_code == 429
+    assert client.get("/v1/models").status_code == 200, "asks for no rows"

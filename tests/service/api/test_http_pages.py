@@ -42,7 +42,7 @@ def test_metrics(serve, digits):
     assert page.headers["content-type"].startswith("text/plain")
     who = {"operation": "score", "model": "tiny"}
     assert client.metric("iafvae_requests_total", outcome="ok", **who) == 1
-    assert client.metric("iafvae_compute_seconds_count", outcome="ok", **who) == 1
+    assert client.metric("iafvae_compute_seconds_count", **who) == 1
     assert client.metric("iafvae_batch_rows_sum", **who) == 6
     bad = {"operation": "sample", "model": "", "outcome": "invalid-input"}
     assert client.metric("iafvae_requests_total", **bad) == 1

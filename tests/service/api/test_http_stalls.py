@@ -23,7 +23,28 @@ def form(charset, value=b"x"):
     return body, {"content-type": f"multipart/form-data; boundary=b; charset={charset}"}
 
 
+LINE_ENDS = b'--b\r\nContent-Disposition: form-data; name="files"; filename=a\r\n\r\n'
+LINE_ENDS += b"\r\n" * 2**22 + b"\r\n--b--"
+
 ATTACKS = {
+    "a file of line ends": (
+        *("/v1/score", LINE_ENDS, {"content-type": "multipart/form-data; boundary=b"}),
+        422,
+    ),
+    "images that are numbers of thousands of digits": (
+        *("/v1/score", b'{"images":[' + (b"9" * 4300 + b",") * 4000 + b"1]}", JSON),
+        400,
+    ),
+    "one image of escapes": (
+        *("/v1/score", b'{"images":["' + b"\\u0041" * 2**21 + b'"]}', JSON),
+        422,
+    ),
+    "spaces around nothing": ("/v1/sample", b"{" + b" " * 2**24 + b"}", JSON, 413),
+    "spaces around no images": ("/v1/score", b'{"images":[' + b"\n" * 2**24 + b"]}", JSON, 422),
+    "latents of hundreds of digits": (
+        *("/v1/decode", b'{"latents":[[' + (b"9" * 600 + b",") * 1700 + b"1]]}", JSON),
+        422,
+    ),
     "a list of a million groups": (
         *("/v1/sample", b'{"keep":[' + b",".join([b"0"] * MANY) + b"]}", JSON),
         413,

@@ -147,12 +147,15 @@ def test_a_change_for_the_worse_keeps_the_last_good_keys(keys, clock, caplog, te
         path.unlink()
     else:
         replace(path, text)
+    assert not file.failed
     for clock.now in (2.0, 4.0, 6.0):
         assert file.holder(bearer(made["ada"])) == "ada"
+    assert (file.failed, file.age_seconds) == (True, 6.0)
     said = [record for record in caplog.records if "stay in force" in record.message]
     assert len(said) == 1, "once, not with every request"
     replace(path, key_line("fresh", "lin") + "\n")
     clock.now = 8.0
+    assert (file.failed, file.age_seconds) == (False, 0.0)
     assert file.holder(bearer("fresh")) == "lin"
 
 
@@ -236,7 +239,16 @@ def test_the_holder_is_the_caller_of_the_scheduler(guarded, keys, monkeypatch):
     monkeypatch.setattr(scheduler, "submit", noting)
     for name in ("ada", "grace"):
         client.post("/v1/sample", headers={"authorization": f"Bearer {keys[1][name]}"})
-    assert callers == ["ada", "grace"]
+    assert [caller.partition("/")[0] for caller in callers] == ["ada", "grace"]
+
+
+def test_metrics_say_what_became_of_the_file(guarded, keys, monkeypatch):
+    monkeypatch.setattr("service.api.security.keys.CHECK_SECONDS", 0.0)
+    client = guarded(open_metrics=True)
+    assert client.metric("iafvae_keys_file_failed") == 0
+    keys[0].unlink()
+    assert client.metric("iafvae_keys_file_failed") == 1
+    assert client.metric("iafvae_keys_age_seconds") > 0
 
 
 def test_logs_name_the_holder_and_never_the_key(guarded, keys, caplog):

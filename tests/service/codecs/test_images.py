@@ -173,6 +173,10 @@ def test_truncated_and_foreign_files():
     whole = encoded(Image.fromarray(RNG.integers(0, 256, (50, 50), np.uint8)))
     with pytest.raises(UndecodableImage, match="complete"):
         read(whole[: len(whole) // 2])
+    interlaced = whole[:28] + b"\x09" + whole[29:]  # a method that there is not
+    with pytest.raises(UndecodableImage, match=r"cannot be decoded \([^<]*\): is it") as caught:
+        read(interlaced)
+    assert "0x" not in str(caught.value), "where in memory something is"
     for data in (b"", b"just some text", b"GIF89a" + bytes(30), b"<svg/>"):
         with pytest.raises(UndecodableImage, match="PNG, JPEG or WebP"):
             read(data)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
+import json
 import os
 import signal
 import struct
@@ -16,9 +18,11 @@ from PIL import Image
 
 from service.codecs import pool as pool_module
 from service.codecs.images import Fit, ImageSize, PixelLimits, fit_array, fit_files
+from service.codecs.json_body import json_images
 from service.codecs.pool import DecoderPool, Turns
 from service.errors import (
     DeadlineExceeded,
+    InvalidInput,
     PayloadTooLarge,
     ShuttingDown,
     UndecodableImage,
@@ -81,6 +85,23 @@ def test_files_are_what_they_are_without_a_pool():
     assert np.array_equal(got.images, expected.images)
     assert np.array_equal(got.altered, expected.altered)
     assert got.decoded == expected.decoded == 20 * (28 * 28 + 200 * 300)
+
+
+def test_json_is_what_it_is_without_a_pool():
+    body = json.dumps(
+        {"images": [base64.b64encode(file).decode() for file in (SMALL, MIDDLE)], "model": "\ud800"}
+    ).encode()
+
+    async def main():
+        async with opened() as pool:
+            found = await pool.parse_json(body, 2)
+            with pytest.raises(PayloadTooLarge, match="at most 1 are taken"):
+                await pool.parse_json(body, 1)
+            with pytest.raises(InvalidInput, match="beside the images"):
+                await pool.parse_json(b'{"images": [], "x": {"%b": 1}}' % (b"y" * 20_000), 2)
+            return found
+
+    assert asyncio.run(main()) == ({"model": "\ud800"}, [SMALL, MIDDLE]) == json_images(body, 2)
 
 
 def test_arrays_are_what_they_are_without_a_pool():

@@ -73,6 +73,9 @@ def test_life(tiny_bundle):
     seen = []
 
     class Observer:
+        def taken(self, caller, rows):
+            assert (caller, rows > 0) == ("", True)
+
         def batch(self, *arguments):
             seen.append(arguments)
 

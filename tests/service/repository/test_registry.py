@@ -12,6 +12,7 @@ import pytest
 
 from service.errors import Conflict, InvalidInput, ShuttingDown, UnknownModel
 from service.operations.model import Model
+from service.repository import registry as registry_module
 from service.repository.registry import LoadedModel, Registry
 
 
@@ -209,6 +210,31 @@ def test_what_waits_in_the_queue_is_computed_before_the_end(load):
         registry.exchange([old], [new])
         answers = await asyncio.gather(*tasks)
         assert all(len(answer.images) == 200 for answer in answers)
+        await registry.stop(1.0)
+
+    asyncio.run(main())
+
+
+def test_a_model_that_was_replaced_does_not_wait_for_ever(load, monkeypatch):
+    """Whoever still holds it then is cancelled: a stream that is hardly read."""
+    monkeypatch.setattr(registry_module, "RETIRED_SECONDS", 0.05)
+
+    async def main():
+        old, new = load("1.9.0"), load("1.10.0")
+        registry = registry_of(old)
+        await registry.start()
+        await new.runtime.start()
+
+        async def request():
+            with registry.lease():
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(request())
+        await asyncio.sleep(0)
+        registry.exchange([old], [new])
+        await registry.wait_retired()
+        assert task.cancelled()
+        assert registry.retiring == 0
         await registry.stop(1.0)
 
     asyncio.run(main())

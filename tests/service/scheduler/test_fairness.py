@@ -25,7 +25,13 @@ def rows_of(pieces):
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.integers(1, 30))),
+    st.lists(
+        st.tuples(
+            st.sampled_from("ab"),
+            st.sampled_from(["x", "x/1", "y/1", "y/2", "z"]),
+            st.integers(1, 30),
+        )
+    ),
     st.integers(1, 12),
     st.sets(st.integers(0, 20)),
     st.integers(0, 8),
@@ -62,6 +68,19 @@ def test_a_batch_is_shared_equally_and_the_rest_goes_to_who_can_use_it():
     assert got["small"] == 1
     assert got["large"] >= 10
     assert sum(got.values()) == 30
+
+
+def test_many_connections_of_one_holder_have_one_share():
+    queue = FairQueue(10_000)
+    for connection in range(64):
+        queue.push(Queued("f", f"flood/{connection}", 100))
+    queue.push(Queued("f", "polite/1", 100))
+    _, pieces = queue.take(lambda operation: 64)
+    got = {job.caller: stop - start for job, start, stop in pieces}
+    assert got["polite/1"] == 32
+    assert len(got) == 33, "connections of a holder take turns among themselves"
+    assert queue.refusal("flood/new", 3_500) is not None, "what all of its connections hold counts"
+    assert queue.refusal("somebody/new", 3_500) is None
 
 
 def test_a_small_job_does_not_wait_for_what_fills_its_batch():
@@ -157,5 +176,5 @@ def test_a_queue_keeps_no_shells():
         assert queue.discard(job) == 2
         assert queue.discard(job) == 0
     assert queue.rows == 0
-    assert not queue._lines["f"].callers
+    assert not queue._lines["f"].holders
     assert queue.take(lambda operation: 8) is None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +19,32 @@ from service.logs import configure_logging
 from service.server.background_logs import background_logs
 
 
+def test_the_end_while_models_load(tiny_bundle):
+    """A thread that computes meanwhile must not abort the process."""
+    code = (
+        "from service.engine import onnxruntime_engine as engine\n"
+        "from service.server import run\n"
+        "from service.settings import load_settings\n"
+        "whole = engine.Engine.__init__\n"
+        "def often(self, *args, **more):\n"
+        "    print('loads', flush=True)\n"
+        "    while True:\n"
+        "        whole(self, *args, **more)\n"
+        "engine.Engine.__init__ = often\n"
+        "run.serve(load_settings())\n"
+    )
+    settings = os.environ | {"IAFVAE_MODELS": str(tiny_bundle), "IAFVAE_PORT": "0"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"loads\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 0, said
+
+
 def test_user_signals_are_ignored_and_a_hang_up_drains(start_server):
     running = start_server()
     for number in (signal.SIGUSR1, signal.SIGUSR2):
@@ -25,6 +53,19 @@ def test_user_signals_are_ignored_and_a_hang_up_drains(start_server):
     assert httpx.get(f"{running.url}/readyz").status_code == 200
     running.process.send_signal(signal.SIGHUP)
     assert running.process.wait(10) == 0
+
+
+def test_connections_and_what_is_no_request_are_in_the_metrics(start_server):
+    running = start_server()
+    with socket.create_connection(("127.0.0.1", running.port)) as client:
+        client.sendall(b"nonsense\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 400"
+        page = httpx.get(f"{running.url}/metrics").text
+    said = re.findall(r"^(iafvae_open_connections|iafvae_requests_total\{.*) (.*)$", page, re.M)
+    found = {name: float(value) for name, value in said}
+    assert found["iafvae_open_connections"] >= 1
+    malformed = 'iafvae_requests_total{model="",operation="",outcome="bad-request"}'
+    assert found[malformed] == 1
 
 
 def test_streams_that_are_closed(tiny_bundle):

@@ -211,11 +211,30 @@ def test_pipelined_requests_are_answered_in_turn(line, wait_until):
 class Limit:
     """Refuses all but /slow."""
 
+    seen = 0
+
+    def malformed(self):
+        self.seen += 1
+
     def refuses(self, scope):
         return scope["path"] != "/slow"
 
     def whole_refusal(self, scope):
         return 429, [(b"content-length", b"4")], b"full"
+
+
+def test_what_is_no_request_is_counted_once(line):
+    limit = Limit()
+
+    async def work():
+        async with line(admission=limit) as server:
+            for _ in range(2):
+                reader, writer = await server.connect()
+                writer.write(b"\x16\x03\x01 no HTTP\r\n\r\n" * 3)
+                assert (await reader.read()).startswith(b"HTTP/1.1 400")
+
+    run(work)
+    assert limit.seen == 2
 
 
 @pytest.mark.parametrize("admission", [None, Limit()], ids=["taken", "refused"])

@@ -1,0 +1,86 @@
+"""Forms as clients write them (httpx is the oracle), and as nobody should."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.api.request import forms
+from service.api.request.forms import parse_form
+from service.errors import MalformedBody
+
+NAMES = st.text(st.characters(codec="utf-8", categories=("L", "N")), min_size=1, max_size=8)
+CONTENTS = st.one_of(
+    st.binary(max_size=40),
+    st.lists(st.sampled_from([b"\r\n", b"--", b"\r\n--b", b"\r\n--", b"\r", b"x"])).map(b"".join),
+)
+HEAD = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+
+
+def parsed(body, boundary=b"b", most=100):
+    return asyncio.run(parse_form(body, boundary, most))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(NAMES, NAMES, CONTENTS), min_size=1, max_size=5), st.integers(1, 30))
+def test_what_a_client_writes_is_read(files, step):
+    boundary = b"a boundary that is in no content"
+    request = httpx.Request(
+        "POST",
+        "http://x",
+        files=[(name, (filename, content)) for name, filename, content in files],
+        headers={"content-type": f"multipart/form-data; boundary={boundary.decode()}"},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forms, "STEP_BYTES", step)
+        assert [tuple(part) for part in parsed(request.read(), boundary)] == files
+
+
+def test_what_stands_around_the_parts_is_nobodys():
+    body = b"before\r\n" + HEAD + b"1\r\n--b--\r\nafter\r\n" + HEAD
+    assert [part.content for part in parsed(body)] == [b"1"]
+    assert parsed(b"--b--") == []
+
+
+@pytest.mark.parametrize(
+    ("header", "filename"),
+    [
+        (b"name=files; filename=a.png", "a.png"),
+        (b"name=files; filename*=utf-8''caf%C3%A9.png", "caf%C3%A9.png"),
+        (b"name=files; filename=a; filename*=utf-8''b", "a"),
+        (b"name=files; filename*=b", "b"),
+        (b"name=files", None),
+    ],
+)
+def test_files_have_a_name(header, filename):
+    body = b"--b\r\ncontent-disposition: form-data; " + header + b"\r\n\r\n1\r\n--b--"
+    (part,) = parsed(body)
+    assert (part.name, part.filename, part.content) == ("files", filename, b"1")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        HEAD,
+        HEAD + b"1\r\n--b",
+        HEAD + b"1--b--",
+        b"--bx\r\n\r\n--b--",
+        b"--b\r\nno head\r\n--b--",
+        b"--b\r\n\r\nno disposition\r\n--b--",
+        b"--b\r\nContent-Disposition: form-data\r\n\r\n1\r\n--b--",
+        b"--b\r\nx: " + b"y" * forms.MAX_HEAD_BYTES + b"\r\n" + HEAD[5:] + b"1\r\n--b--",
+        (HEAD + b"1\r\n--b--").replace(b"\r\n", b"\n"),
+    ],
+)
+def test_what_is_no_form_is_refused(body):
+    with pytest.raises(MalformedBody):
+        parsed(body)
+
+
+def test_more_parts_than_are_taken_are_not_looked_at():
+    assert len(parsed((HEAD + b"1\r\n") * 50 + b"--b--", most=3)) == 4
