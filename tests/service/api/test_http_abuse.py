@@ -31,7 +31,7 @@ def png_text(digit):
 
 def test_one_long_text_among_latents_is_not_multiplied(server, problem):
     # NumPy would give every place of its array the longest text's size: 16 GB for this body.
-    row = json.dumps(["x" * 2_000_000, *["a"] * 2000])
+    row = json.dumps(["x" * 1_000_000, *["a"] * 2000])
     started = time.perf_counter()
     answer = server.post("/v1/decode", content=f'{{"latents": [{row}]}}', headers=JSON)
     problem(answer, 422, "wrong-shape")
@@ -58,7 +58,7 @@ def test_latents_that_are_no_matrix_of_numbers(server, problem, latents, slug):
 
 @pytest.mark.parametrize("path", ["/v1/sample", "/v1/score", "/v1/decode"])
 def test_bodies_of_very_many_values_are_not_parsed(server, problem, path):
-    body = b'{"latents": [' + b"{}," * 1_100_000 + b"{}]}"
+    body = b'{"latents": [' + b"{}," * 300_000 + b"{}]}"
     detail = problem(server.post(path, content=body, headers=JSON), 413, "payload-too-large")
     assert "values" in detail
 
