@@ -42,7 +42,7 @@ from training.runs.directory import CONFIG_FILE, read_config
 
 __all__ = ["Inspection", "inspect_folder"]
 
-SIDES = (4, 8, 16)  # pixels of the model's images: of planted defects
+SIDES = (2, 4, 8, 16)  # pixels of the model's images: of planted defects
 PLANTED = 60  # images that defects are planted in, at most
 DRAWN = 32  # samples that are looked at
 PLAN = "inspect.json"
