@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -45,21 +46,28 @@ async def pictures(
         count = array.shape[0] if array.ndim and array.size else 0
         _check_images(count, rows_each, settings)
         if array.size <= INLINE_PIXELS and not fit.resize:
-            return fit_array(array, shape, fit)
-        return await decoders.fit(array, shape, fit, **who)
+            fitted = fit_array(array, shape, fit)
+        else:
+            fitted = await decoders.fit(array, shape, fit, **who)
+        request.parsed = time.perf_counter()
+        return fitted
     limits = PixelLimits(image=settings.max_image_pixels, total=settings.max_total_pixels)
     if isinstance(payload, Files):
         _check_images(len(payload.contents), rows_each, settings)
-        return await decoders.decode(
+        fitted = await decoders.decode(
             payload.contents, shape, fit, limits, names=payload.names, **who
         )
+        request.parsed = time.perf_counter()
+        return fitted
     texts = _strings(payload)
     _check_images(len(texts), rows_each, settings)
     if sum(map(len, texts)) > INLINE_TEXT:
         files = await request.beside(_decoded, texts)
     else:
         files = _decoded(texts)
-    return await decoders.decode(files, shape, fit, limits, **who)
+    fitted = await decoders.decode(files, shape, fit, limits, **who)
+    request.parsed = time.perf_counter()
+    return fitted
 
 
 def _decoded(texts: list[str]) -> list[bytes]:
