@@ -60,16 +60,14 @@ def push(path: Path, url: str) -> Bundle:
 
     Raises BundleError.
     """
-    bundle, store = load_bundle(path), _store(url)
+    bundle, store = load_bundle(path), _store(url, create=True)
     from obstore.exceptions import BaseError, NotFoundError
 
     try:
         try:
             there = bytes(store.get(MANIFEST).bytes())
             if hashlib.sha256(there).hexdigest() != bundle.hash:
-                raise BundleError(
-                    f"{_shown(url)} holds another bundle: give another URL"
-                )
+                raise BundleError(f"{_shown(url)} holds another bundle: give another URL")
         except (NotFoundError, FileNotFoundError):
             pass
         for name in (*bundle.manifest.files, MANIFEST):
@@ -108,7 +106,7 @@ def _fetch(store: ObjectStore, url: str, name: str, file: Path, sha256: str, siz
         )
 
 
-def _store(url: str) -> ObjectStore:
+def _store(url: str, *, create: bool = False) -> ObjectStore:
     try:
         from obstore.exceptions import BaseError
         from obstore.store import from_url
@@ -116,9 +114,11 @@ def _store(url: str) -> ObjectStore:
         raise BundleError(
             "bundles elsewhere need obstore: pip install '.[remote]' -c constraints.txt"
         ) from None
+    made: dict[str, bool] = {"mkdir": True} if create and url.startswith("file:") else {}
     try:
         return from_url(
             url,
+            **made,
             client_options={"allow_http": True},
             retry_config=RETRIES,  # type: ignore[arg-type] # a typed dictionary
         )
