@@ -120,7 +120,7 @@ def _store(url: str, *, create: bool = False) -> ObjectStore:
             url,
             **made,
             client_options={"allow_http": True},
-            retry_config=RETRIES,  # type: ignore[arg-type] # a typed dictionary
+            retry_config=RETRIES,
         )
     except (BaseError, ValueError) as error:
         raise _failed(url, "is no place for bundles", error) from None

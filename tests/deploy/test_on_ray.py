@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tarfile
@@ -24,8 +23,6 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def cluster():
-    for name in ("raylet_start_wait_time_s", "gcs_server_request_timeout_seconds"):
-        os.environ[f"RAY_{name}"] = "200"  # before Ray reads it: machines may be busy
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
