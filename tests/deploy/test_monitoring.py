@@ -1,5 +1,6 @@
-"""Rules and dashboard, by the real Prometheus: it scrapes the real service under load and is asked
-every panel's query and every rule's expression.
+"""Rules and dashboard, by the real Prometheus with the compose file's configuration, as processes
+without containers: it scrapes the real service under load and is asked every panel's query and
+every rule's expression.
 """
 
 from __future__ import annotations
@@ -86,22 +87,34 @@ def _held(given, read):
         assert given == read
 
 
+def test_compose_mounts_what_there_is_and_listens_on_this_machine_alone():
+    """The containers are not run here: the same processes are, by the tests below."""
+    document = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+    services = document["services"]
+    assert {"cpu", "cuda", "prometheus", "grafana"} == set(services)
+    for service in services.values():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        for mount in service.get("volumes", ()):
+            assert (ROOT / "deploy" / mount.split(":")[0]).is_file(), mount
+    dashboard = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert any(f":{dashboard}:" in mount for mount in services["grafana"]["volumes"])
+
+
 @pytest.fixture(scope="module")
 def prometheus(place, tiny_bundle):
     """Its API's address, after some seconds of load."""
     service, port = place.serve(tiny_bundle), place.free_port()
     url = f"http://127.0.0.1:{port}"
+    text = (ROOT / "deploy" / "prometheus.yml").read_text()
+    for there, here in {
+        "service:8000": f"127.0.0.1:{service}",
+        "rules.yml": str(RULES),
+        "5s": "500ms",
+    }.items():
+        assert there in text
+        text = text.replace(there, here)
     config = place.folder / "prometheus.yml"
-    scrape = {"job_name": "iafvae", "static_configs": [{"targets": [f"127.0.0.1:{service}"]}]}
-    config.write_text(
-        json.dumps(
-            {
-                "global": {"scrape_interval": "500ms", "evaluation_interval": "500ms"},
-                "rule_files": [str(RULES)],
-                "scrape_configs": [scrape],
-            }
-        )
-    )
+    config.write_text(text)
     place.start(
         [
             *("prometheus", f"--config.file={config}", f"--storage.tsdb.path={place.folder}/data"),
