@@ -15,11 +15,12 @@ podman=(podman "${storage[@]}" --runtime runc --cgroup-manager cgroupfs)
 
 if ! "${podman[@]}" image exists "$base"; then
   root=$(mktemp -d)
-  trap 'rm -rf "$root"' EXIT
+  trap 'umount -q "$root/proc" || true; rm -rf --one-file-system "$root"' EXIT
   debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$root" >/dev/null
+  umount -q "$root/proc" || true # which debootstrap mounts, and leaves
   rm -f "$root/etc/resolv.conf"
   rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
-  tar -C "$root" -c . | "${podman[@]}" import \
+  tar -C "$root" --one-file-system -c . | "${podman[@]}" import \
     --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' - "$base"
 fi
 
