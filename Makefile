@@ -7,9 +7,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 HOST ?= 127.0.0.1
 PORT ?= 8000
+TARGET ?= cpu
+PROFILE ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install-train docs test test-all check format train clean
+.PHONY: help serve install-train docs up down image sbom test test-all check format train clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
@@ -43,18 +45,36 @@ test: $(VENV)/dev ## Install everything and run the tests
 test-all: $(VENV)/dev ## Run the slow tests too, and those on full data where IAFVAE_DATA_DIR is set
 	$(BIN)/python -m pytest -q
 
-check: $(VENV)/dev ## Lint, format, types and layering
+check: $(VENV)/dev ## Lint, format, types, layering, and the files of deploy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck deploy/*.sh .ci/run
+	$(BIN)/yamllint -c .yamllint.yml deploy .github tests/deploy
+	! command -v promtool >/dev/null || promtool check rules deploy/chart/files/rules.yml
 
 format: $(VENV)/dev ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/serve ## Write the pages that are generated
+docs: $(VENV)/serve ## Write what is generated: a page, the dashboard
 	$(BIN)/iafvae settings --markdown > docs/settings.md
+	$(BIN)/python deploy/dashboard.py > deploy/chart/files/dashboard.json
+
+up: ## Serve with Prometheus and Grafana in containers (PROFILE=cpu or cuda)
+	docker compose -f deploy/compose.yaml --profile $(PROFILE) up --build --detach --wait
+
+down: ## Stop them
+	docker compose -f deploy/compose.yaml --profile $(PROFILE) down
+
+image: ## Build the image TARGET (cpu or cuda), labelled with the revision
+	docker build --target $(TARGET) --build-arg REVISION=$$(git rev-parse HEAD) -t iafvae:$(TARGET) .
+
+sbom: $(VENV)/dev ## Write sbom.json (CycloneDX) of what the service and its extras install
+	$(PYTHON) -m venv build/sbom && build/sbom/bin/python -m pip install --quiet --constraint constraints.txt '.[otel,remote]'
+	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o sbom.json build/sbom
 
 install-train: $(VENV)/train ## Install what training needs (torch and the rest of the extra)
 

@@ -5,7 +5,8 @@
 The repository's own pyproject.toml names the training packages too, and one engine,
 onnxruntime-gpu, for every Linux machine: it runs without a GPU, but is twice the size of
 onnxruntime. From it this derives, for `cpu`, the same dependencies with plain onnxruntime, and for
-`cuda`, with the extra of that name, which adds CUDA's libraries. DESTINATION gets
+`cuda`, with the extra of that name, which adds CUDA's libraries; both with the extras otel and
+remote. DESTINATION gets
 
     pyproject.toml    to build the wheel from; its metadata say what is really installed
     requirements.txt  the dependencies alone, so that they are a layer of their own
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ENGINES = ("onnxruntime", "onnxruntime-gpu")
+EXTRAS = ("otel", "remote")  # traces, and bundles pulled by an init container
 KEPT = ("name", "version", "description", "requires-python", "license", "license-files")
 
 
@@ -48,7 +50,8 @@ def dependencies(project: dict[str, Any], target: str) -> list[str]:
     if len(chosen) != 1 or requirement_name(chosen[0]) not in ENGINES:
         raise SystemExit(f"pyproject.toml states no one engine for {target}, but {chosen}")
     others = [r for r in project["dependencies"] if requirement_name(r) not in ENGINES]
-    return sorted([*others, *chosen])
+    extras = [r for extra in EXTRAS for r in project["optional-dependencies"][extra]]
+    return sorted([*others, *extras, *chosen])
 
 
 def service_project(document: dict[str, Any], target: str) -> str:

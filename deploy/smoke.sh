@@ -12,6 +12,13 @@ read -ra engine <<<"${ENGINE:-docker}"
 image=${1:?usage: smoke.sh IMAGE [options of run]}
 shift
 
+if wrong=$("${engine[@]}" run --rm --network none --env IAFVAE_PROT=1 "$@" "$image" 2>&1) ||
+  [ "$(grep -c . <<<"$wrong")" != 1 ]; then
+  echo "smoke: a misspelt setting does not end the start with one line: $wrong" >&2
+  exit 1
+fi
+echo "$wrong"
+
 started=$(date +%s%N)
 container=$("${engine[@]}" run --detach --network none --read-only --cap-drop ALL \
   --security-opt no-new-privileges "$@" "$image")

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -32,7 +33,10 @@ from service.metrics import Metrics
 from service.repository.manager import ModelManager
 from service.repository.registry import Registry
 from service.repository.watcher import Watcher
-from service.settings import Settings, load_settings
+from service.settings import Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from service.tracing import Tracer
 
 __all__ = ["create_app", "program_version"]
 
@@ -77,6 +81,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ),
         decoders=DecoderPool(available_cores()),
         threads=ThreadPoolExecutor(THREADS, "codec"),
+        tracer=_tracer() if settings.tracing else None,
     )
     registry, admission = shared.registry, shared.admission
     metrics.taken = admission.quota.charge
@@ -156,6 +161,19 @@ async def _life(shared: AppState, manager: ModelManager) -> AsyncGenerator[None,
         await registry.stop(settings.drain_seconds)
         await shared.decoders.close()
         shared.threads.shutdown(wait=False, cancel_futures=True)
+        if shared.tracer is not None:
+            await asyncio.to_thread(shared.tracer.close)
+
+
+def _tracer() -> Tracer:
+    try:
+        from service.tracing import Tracer  # OpenTelemetry, which is not there otherwise
+    except ImportError as error:
+        raise SettingsError(
+            f"IAFVAE_TRACING: {error.name} is not installed; pip install '.[otel]' -c "
+            "constraints.txt, or unset it"
+        ) from None
+    return Tracer()
 
 
 def program_version() -> str:

@@ -19,7 +19,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from service.verdicts.drift import Drift
@@ -97,11 +97,15 @@ class Metrics:
         seconds: float,
         queue_seconds: float | None = None,
         compute_seconds: float | None = None,
+        trace: str | None = None,
     ) -> None:
-        """Count one request; queue and compute time are known where its operation ran."""
+        """Count one request; queue and compute time are known where its operation ran.
+
+        trace: the id of its trace, an exemplar of how long it took.
+        """
         count, whole, queue, compute = self._request(operation, model, outcome)
         count()
-        whole(seconds)
+        whole(seconds, trace and {"trace_id": trace})
         if queue_seconds is not None:
             queue(queue_seconds)
         if compute_seconds is not None:
@@ -171,9 +175,12 @@ class Metrics:
         """A gauge that says what `value` gives whenever it is read."""
         Gauge(f"iafvae_{name}", text, registry=self.registry).set_function(value)
 
-    def exposition(self) -> tuple[bytes, str]:
-        """The page of ``/metrics`` and its content type."""
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """The page of ``/metrics`` and its content type: OpenMetrics, which has exemplars, where
+        the header ``Accept`` asks for it.
+        """
+        encode, media_type = choose_encoder(accept)
+        return encode(self.registry), media_type
 
 
 class ModelMetrics:

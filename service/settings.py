@@ -199,6 +199,9 @@ class Settings(BaseSettings):
         Literal["text", "json"], Field(description="text for people, json for collectors")
     ] = "text"
     access_log: Annotated[bool, Field(description="a line for each request")] = False
+    tracing: Annotated[
+        bool, Field(description="spans by OTLP, as OTEL_* say; needs the extra otel")
+    ] = False
 
     @property
     def engine(self) -> EngineOptions:

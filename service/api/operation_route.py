@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 from fastapi.routing import APIRoute
@@ -30,12 +30,16 @@ from service.api.state import AppState
 from service.errors import ClientGone, IafvaeError, ShuttingDown
 from service.operations.model import Model
 
+if TYPE_CHECKING:
+    from service.tracing import Tracer
+
 __all__ = ["OperationRequest", "OperationRoute"]
 
 logger = logging.getLogger("iafvae")
 T = TypeVar("T")
 P = ParamSpec("P")
 Headers = list[tuple[bytes, bytes]]
+Parts = tuple[tuple[str, float], ...]
 
 
 class OperationRequest(Request):
@@ -43,7 +47,9 @@ class OperationRequest(Request):
 
     caller: whose turn it is counted as; holder: whose share it takes from; deadline: on the clock
     of `time.monotonic`; model: that answers, not there before it is known; payload: of the body;
-    media_type: of the answer; started: its head has gone out.
+    media_type: of the answer; started: its head has gone out; began, parsed: when it came, and when
+    its input was there as arrays, on the clock of `time.perf_counter`; parts: names and seconds of
+    what was done one after another.
     """
 
     model: Model
@@ -55,6 +61,8 @@ class OperationRequest(Request):
         self.deadline = 0.0
         self.payload: Payload = None
         self.media_type, self.started = "", False
+        self.began = self.parsed = time.perf_counter()
+        self.parts: Parts = ()
 
     async def beside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`function` in a thread, awaited until the request's deadline; rows that the scheduler
@@ -95,7 +103,6 @@ class OperationRoute(APIRoute):
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; an error becomes a document that says what was wrong."""
-        began = time.perf_counter()
         request = OperationRequest(scope, receive, self._shared, self.operation)
         body = Body(
             self._shared.admission.bytes, request.holder, self._shared.settings.max_body_bytes
@@ -115,7 +122,7 @@ class OperationRoute(APIRoute):
             outcome = await self._refuse(request, unexpected(error, scope), send)
         finally:
             body.release()
-        self._count(request, outcome, answer, time.perf_counter() - began)
+        self._count(request, outcome, answer, time.perf_counter() - request.began)
 
     async def answer(self, request: OperationRequest, body: Body, send: Send) -> Answer:
         """Negotiate, read, parse, find the model, run the operation, send; raises IafvaeError."""
@@ -145,6 +152,7 @@ class OperationRoute(APIRoute):
                     caller=request.holder,
                 ),
             )
+            request.parsed = time.perf_counter()
             with self._shared.registry.find(options.model, options.version) as request.model:
                 async with while_connected(request.receive):
                     answer = await self._endpoint(request, options)
@@ -154,7 +162,21 @@ class OperationRoute(APIRoute):
 
     async def send(self, answer: Answer, request: OperationRequest, send: Send) -> Answer:
         """Send `answer`, with who computed it."""
-        answer.raw_headers += self._who(request.model)
+        now, result = time.perf_counter(), answer.result
+        parse, rest = request.parsed - request.began, now - request.parsed
+        queue, compute = result.queue_seconds, result.compute_seconds
+        encode = max(0.0, rest - queue - compute)
+        request.parts = (
+            *(("parse", parse), ("queue", queue), ("compute", compute), ("encode", encode)),
+        )
+        answer.raw_headers += [
+            *self._who(request.model),
+            (
+                b"server-timing",
+                b"parse;dur=%.2f, queue;dur=%.2f, compute;dur=%.2f, encode;dur=%.2f, total;dur=%.2f"
+                % (1e3 * parse, 1e3 * queue, 1e3 * compute, 1e3 * encode, 1e3 * (parse + rest)),
+            ),
+        ]
         request.started = True
         await answer(request.scope, request.receive, send)
         return answer
@@ -185,6 +207,8 @@ class OperationRoute(APIRoute):
         response = problem_response(error, scope)
         if hasattr(request, "model"):
             response.raw_headers.extend(self._who(request.model))
+        total = 1e3 * (time.perf_counter() - request.began)
+        response.raw_headers.append((b"server-timing", b"total;dur=%.2f" % total))
         await response(scope, request.receive, send)
         return problem_of(error).type
 
@@ -198,8 +222,16 @@ class OperationRoute(APIRoute):
             queue, compute = answer.result.queue_seconds, answer.result.compute_seconds
             if answer.non_finite:
                 metrics.non_finite(operation, model, answer.non_finite)
+        tracer = self._shared.tracer
+        trace = None if tracer is None else _traced(tracer, request, model, outcome, seconds)
         metrics.request(
-            operation, model, outcome, seconds=seconds, queue_seconds=queue, compute_seconds=compute
+            operation,
+            model,
+            outcome,
+            seconds=seconds,
+            queue_seconds=queue,
+            compute_seconds=compute,
+            trace=trace,
         )
         log = request.scope["state"].get("log")
         if log is not None:
@@ -207,6 +239,22 @@ class OperationRoute(APIRoute):
             if answer is not None:
                 log["queue_seconds"] = round(answer.result.queue_seconds, 6)
                 log["compute_seconds"] = round(answer.result.compute_seconds, 6)
+
+
+def _traced(
+    tracer: Tracer, request: OperationRequest, model: str, outcome: str, seconds: float
+) -> str | None:
+    """Export the request's spans; gives the id of its trace."""
+    attributes = {
+        "http.request.method": "POST",
+        "url.path": request.scope["path"],
+        "iafvae.operation": request.operation,
+        "iafvae.model": model,
+        "iafvae.outcome": outcome,
+        "iafvae.request_id": request.scope["state"].get("request_id", ""),
+    }
+    name, failed = f"{request.operation} {model}".rstrip(), outcome != "ok"
+    return tracer.request(request.headers, name, seconds, request.parts, attributes, failed=failed)
 
 
 def model_headers(model: Model) -> Headers:

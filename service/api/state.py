@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from service.api.security.admission import Admission
 from service.codecs.pool import DecoderPool
@@ -11,13 +12,16 @@ from service.metrics import Metrics
 from service.repository.registry import Registry
 from service.settings import Settings
 
+if TYPE_CHECKING:
+    from service.tracing import Tracer
+
 __all__ = ["AppState"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AppState:
     """Settings, models, metrics, bounds on what is worked on at once, processes for
-    images and threads for other long work on bytes.
+    images, threads for other long work on bytes, and who exports traces, if somebody does.
     """
 
     settings: Settings
@@ -26,3 +30,4 @@ class AppState:
     admission: Admission
     decoders: DecoderPool
     threads: Executor
+    tracer: Tracer | None = None

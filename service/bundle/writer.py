@@ -23,7 +23,7 @@ from typing import Any
 from service.bundle.manifest import Manifest, is_file_name, manifest_to_json
 from service.bundle.reader import MANIFEST, Bundle, BundleError, load_bundle
 
-__all__ = ["write_bundle"]
+__all__ = ["publish", "refuse_strangers", "write_bundle"]
 
 Content = bytes | Path | Callable[[Path], Any]
 
@@ -46,7 +46,7 @@ def write_bundle(
     and nothing is left behind.
     """
     destination = Path(destination)
-    _refuse_strangers(destination)
+    refuse_strangers(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
@@ -60,13 +60,14 @@ def write_bundle(
         bundle = load_bundle(staging)
         if check is not None:
             check(bundle)
-        _publish(staging, destination)
+        publish(staging, destination)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return replace(bundle, path=destination)
 
 
-def _refuse_strangers(destination: Path) -> None:
+def refuse_strangers(destination: Path) -> None:
+    """Raises BundleError where `destination` holds something else than a bundle."""
     if destination.is_dir() and not destination.is_symlink():
         if not any(destination.iterdir()) or (destination / MANIFEST).is_file():
             return
@@ -121,7 +122,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _publish(staging: Path, destination: Path) -> None:
+def publish(staging: Path, destination: Path) -> None:
     """Give `staging` its name: in one step where the system can swap directories, else in two."""
     if not destination.exists():
         staging.rename(destination)

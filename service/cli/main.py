@@ -237,6 +237,50 @@ def show(
     reports.show_bundle(path, as_json=as_json)
 
 
+@bundle_app.command()
+@reported
+def pull(
+    url: Annotated[str, typer.Argument(help="Directory of the bundle: https, s3, gs, az, file.")],
+    sha256: Annotated[
+        str, typer.Option(help="Of its manifest, as `bundle verify --json` says; it names it all.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Directory that the bundle becomes.")],
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Only check what is there; fetch nothing.")
+    ] = False,
+) -> None:
+    """Fetch a bundle, and let it appear when all of it is verified.
+
+    What is there already is not fetched again; an interrupted call goes on where it stopped.
+
+    \b
+    Examples:
+      iafvae bundle pull s3://models/mnist-1.3.0 --sha256 H -o models/mnist
+      iafvae bundle pull https://example.org/mnist-1.3.0 --sha256 H -o models/mnist
+    """
+    from service.bundle.transfer import pull as fetch
+
+    bundle = fetch(url, sha256.lower(), out, offline=offline)
+    typer.echo(f"{out}: {bundle.manifest.name} {bundle.manifest.version} ({bundle.hash})")
+
+
+@bundle_app.command()
+@reported
+def push(
+    path: Annotated[Path, typer.Argument(help="Directory of the bundle.")],
+    url: Annotated[str, typer.Argument(help="Where it shall lie: s3, gs, az, file.")],
+) -> None:
+    """Copy a bundle to where `pull` finds it; one that is there already is not replaced.
+
+    \b
+    Examples:
+      iafvae bundle push runs/mnist/bundle s3://models/mnist-1.3.0
+    """
+    from service.bundle.transfer import push as copy
+
+    typer.echo(copy(path, url).hash)
+
+
 def main() -> None:
     """Entry point of the console command."""
     app()

@@ -133,6 +133,8 @@ class Scheduler:
         self._runner = Runner(engine, batchers, workers if prefetch else None)
         # A GPU is as quick with many rows.
         self._queue = FairQueue(max_queue_rows, 0 if prefetch else SPREAD_ROWS)
+        # An autoscaler finds the gauge of each operation before anything has waited.
+        self._queue.rows_by_operation |= dict.fromkeys(batchers, 0)
         self._cost = CostModel()
         self._jobs: set[Job] = set()  # that somebody awaits
         self._idle = asyncio.Event()

@@ -197,6 +197,8 @@ def test_the_derived_project_is_the_service_alone_with_one_engine(tmp_path, targ
     assert project["dependencies"] == requirements
     assert [r.split(">")[0] for r in requirements if r.startswith("onnxruntime")] == [engine]
     others = {r for r in whole["dependencies"] if not r.startswith("onnxruntime")}
+    for extra in ("otel", "remote"):
+        others |= set(whole["optional-dependencies"][extra])
     assert others < set(requirements)
     assert len(requirements) == len(others) + 1
     assert project["version"] == whole["version"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 import numpy as np
@@ -55,19 +57,24 @@ async def pictures(
         count = array.shape[0] if array.ndim and array.size else 0
         _check_images(count, rows_each, settings)
         if array.size <= INLINE_PIXELS and not fit.resize:
-            return fit_array(array, shape, fit)
-        return await decoders.fit(array, shape, fit, **who)
-    if isinstance(payload, Files):
-        files, names = payload.contents, payload.names
+            fitted = fit_array(array, shape, fit)
+        else:
+            fitted = await decoders.fit(array, shape, fit, **who)
     else:
-        files, names = of_base64(payload), None
-    _check_images(len(files), rows_each, settings)
-    limits = PixelLimits(image=settings.max_image_pixels, total=settings.max_total_pixels)
-    if sum(map(len, files)) <= INLINE_FILES:
-        work, headers = decoding_work(files)
+        if isinstance(payload, Files):
+            files, names = payload.contents, payload.names
+        else:
+            files, names = of_base64(payload), None
+        _check_images(len(files), rows_each, settings)
+        limits = PixelLimits(image=settings.max_image_pixels, total=settings.max_total_pixels)
+        is_small = sum(map(len, files)) <= INLINE_FILES
+        work, headers = decoding_work(files) if is_small else (math.inf, None)
         if work <= INLINE_WORK:
-            return fit_files(files, shape, fit, limits, names, headers)
-    return await decoders.decode(files, shape, fit, limits, names=names, **who)
+            fitted = fit_files(files, shape, fit, limits, names, headers)
+        else:
+            fitted = await decoders.decode(files, shape, fit, limits, names=names, **who)
+    request.parsed = time.perf_counter()
+    return fitted
 
 
 def _check_images(count: int, rows_each: int, settings: Settings) -> None:

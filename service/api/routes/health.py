@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from service.api.state import AppState
@@ -57,8 +58,8 @@ def probe_router(shared: AppState) -> APIRouter:
         response_class=PlainTextResponse,
         responses={200: {"content": {"text/plain": {"example": "iafvae_ready 1.0\n"}}}},
     )
-    async def exposition() -> Response:
-        body, media_type = metrics.exposition()
+    async def exposition(request: Request) -> Response:
+        body, media_type = metrics.exposition(", ".join(request.headers.getlist("accept")))
         return Response(body, media_type=media_type)
 
     return router

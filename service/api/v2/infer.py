@@ -70,6 +70,7 @@ async def compute(request: OperationRequest, infer: InferModel) -> Answer:
         outputs=infer.outputs,
         parameters=infer.parameters,
     )
+    request.parsed = time.perf_counter()
     request.deadline = _sooner(request.deadline, asked)
     response = await infer.run(request, request.model, asked)
     content, length = encode_response(response, asked, model=infer.name, version=infer.version)

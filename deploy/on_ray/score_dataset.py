@@ -1,0 +1,243 @@
+"""Score or encode millions of images with Ray: a folder, Parquet or tar shards, to Parquet.
+
+    python deploy/on_ray/score_dataset.py s3://bucket/images --bundle models/mnist --out scores
+
+The source is cut into parts, and each part becomes one file that appears when it is complete. What
+is there is not computed again, so that an interrupted job goes on, and a part whose node was lost
+is computed elsewhere and written once. The numbers are the service's, to the last bit on one kind
+of processor: same code, and noise that is a function of each image alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import posixpath
+import tarfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import typer
+from pyarrow import fs
+
+from service.bundle import load_bundle
+from service.codecs.images import Fit, PixelLimits, fit_files
+from service.errors import IafvaeError
+from service.operations.model import Model
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+CALL_IMAGES = 256  # of one call of the model: bounds the memory of a worker
+JOB = "_job.json"
+COLUMNS = (
+    *("log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats"),
+    *("effective_sample_size", "p_value", "anomalous", "status"),
+)
+Operation = Literal["score", "encode"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is computed; `bundle` is a directory that every node has."""
+
+    bundle: str
+    operation: Operation = "score"
+    importance_samples: int | None = None
+    seed: int | None = None
+    resize: bool = False
+    convert: bool = False
+    provider: str = "cpu"
+
+
+def place(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system of `uri` (s3://, gs://, a path) and the path in it."""
+    return fs.FileSystem.from_uri(uri if "://" in uri else Path(uri).resolve().as_uri())
+
+
+def parts_of(source: str, images: int) -> list[dict[str, Any]]:
+    """The source in parts: a Parquet row group, a tar shard, or so many `images` of a folder."""
+    system, root = place(source)
+    info = system.get_file_info(root)
+    if info.is_file:
+        files = [root]
+    else:
+        found = system.get_file_info(fs.FileSelector(root, recursive=True))
+        files = sorted(each.path for each in found if each.is_file)
+    by_end = {end: [f for f in files if f.lower().endswith(end)] for end in (".parquet", ".tar")}
+    if by_end[".parquet"]:
+        return [
+            {"parquet": file, "group": group}
+            for file in by_end[".parquet"]
+            for group in range(pq.ParquetFile(file, filesystem=system).num_row_groups)
+        ]
+    if by_end[".tar"]:
+        return [{"tar": file} for file in by_end[".tar"]]
+    pictures = [file for file in files if file.lower().endswith(IMAGES)]
+    return [{"files": pictures[at : at + images]} for at in range(0, len(pictures), images)]
+
+
+def read_part(system: fs.FileSystem, part: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the images of `part`; a file that cannot be read is empty."""
+    if "files" in part:
+        for file in part["files"]:
+            try:
+                with system.open_input_stream(file) as stream:
+                    yield file, stream.read()
+            except OSError:
+                yield file, b""
+    elif "tar" in part:
+        with system.open_input_file(part["tar"]) as stream, tarfile.open(fileobj=stream) as shard:
+            for member in shard:
+                if member.isfile() and member.name.lower().endswith(IMAGES):
+                    content = shard.extractfile(member)
+                    yield f"{part['tar']}/{member.name}", content.read() if content else b""
+    else:
+        table = pq.ParquetFile(part["parquet"], filesystem=system).read_row_group(part["group"])
+        rows = table.column("image").to_pylist()  # bytes, or {"bytes", "path"} as hubs have them
+        names = table.column("id").to_pylist() if "id" in table.column_names else range(len(rows))
+        for name, row in zip(names, rows, strict=True):
+            yield f"{name}", (row.get("bytes") if isinstance(row, dict) else row) or b""
+
+
+class Worker:
+    """A model in an actor of Ray, which turns a part into a file."""
+
+    def __init__(self, options: Options, source: str, out: str) -> None:
+        self.options = options
+        self.source, self.out = place(source)[0], place(out)
+        self.model = Model.load(options.bundle, workers=1, provider=options.provider)
+        manifest = self.model.manifest
+        self.shape = manifest.image
+        how = getattr(manifest, "fit", None) or "crop"
+        self.fit = Fit(resize=options.resize, convert=options.convert, how=how)
+        self.loop = asyncio.Runner()
+        self.loop.run(self.model.start())
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Compute the part of `row` and write its file."""
+        names, images, errors = [], [], []
+        for name, content in read_part(self.source, json.loads(row["part"])):
+            names.append(name)
+            try:
+                fitted = fit_files([content], self.shape, self.fit, PixelLimits(), [name])
+                images.append(fitted.images[0])
+                errors.append(None)
+            except IafvaeError as error:
+                errors.append(str(error))
+        columns = self.computed(np.array(images, np.uint8)) if images else {}
+        good = np.flatnonzero([error is None for error in errors])
+        table = {"id": pa.array(names, pa.string()), "error": pa.array(errors, pa.string())}
+        for name, values in columns.items():
+            spread: list[Any] = [None] * len(names)
+            for at, value in zip(good, values, strict=True):
+                spread[at] = value
+            table[name] = pa.array(spread, from_pandas=True)
+        self.write(pa.table(table), row["name"])
+        return {"images": len(names), "errors": len(names) - len(images)}
+
+    def computed(self, images: np.ndarray) -> dict[str, list[Any]]:
+        """Columns of results for `images` uint8 [n, C, H, W]."""
+        options, columns = self.options, {}
+        for at in range(0, len(images), CALL_IMAGES):
+            some = images[at : at + CALL_IMAGES]
+            if options.operation == "encode":
+                coded = self.loop.run(self.model.encode(some, seed=options.seed))
+                found = {"latent": list(coded.latents)}
+            else:
+                scores = self.loop.run(
+                    self.model.score(
+                        some, importance_samples=options.importance_samples, seed=options.seed
+                    )
+                )
+                found = {name: list(getattr(scores, name)) for name in COLUMNS}
+            for name, values in found.items():
+                columns.setdefault(name, []).extend(values)
+        return columns
+
+    def write(self, table: pa.Table, name: str) -> None:
+        """A Parquet file that appears when it is complete; another of its name is replaced."""
+        system, root = self.out
+        part = f"{root}/.{name}.{uuid.uuid4().hex}"
+        pq.write_table(table, part, filesystem=system)
+        system.move(part, f"{root}/{name}")
+
+
+def unfinished(parts: list[dict[str, Any]], options: Options, out: str) -> list[dict[str, str]]:
+    """The parts that `out` lacks; it belongs to one job: another one there is an error."""
+    system, root = place(out)
+    system.create_dir(root, recursive=True)
+    job = {**asdict(options), "bundle": load_bundle(options.bundle).hash, "provider": ""}
+    told = json.dumps([job, parts], sort_keys=True).encode()
+    mark, file = hashlib.sha256(told).hexdigest().encode(), posixpath.join(root, JOB)
+    if system.get_file_info(file).is_file:
+        with system.open_input_stream(file) as stream:
+            if stream.read() != mark:
+                raise SystemExit(f"{out} holds another job: source, bundle or options differ")
+    else:
+        with system.open_output_stream(file) as stream:
+            stream.write(mark)
+    rows = [{"name": f"part-{i:06d}.parquet", "part": json.dumps(p)} for i, p in enumerate(parts)]
+    there = {each.base_name for each in system.get_file_info(fs.FileSelector(root))}
+    return [row for row in rows if row["name"] not in there]
+
+
+def main(
+    source: Annotated[str, typer.Argument(help="Folder, Parquet or tar shards: a path or URI.")],
+    bundle: Annotated[str, typer.Option(help="Directory of the bundle, on every node.")],
+    out: Annotated[str, typer.Option(help="Directory of the results: a path or URI.")],
+    operation: Operation = "score",
+    importance_samples: Annotated[int | None, typer.Option(min=1)] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    resize: bool = False,
+    convert: bool = False,
+    part_images: Annotated[int, typer.Option(min=1, help="Images of a folder in a part.")] = 1024,
+    workers: Annotated[str, typer.Option(help="Actors, or MIN:MAX of them.")] = "1",
+    cpus: Annotated[float, typer.Option(help="Of each worker.")] = 1,
+    gpus: Annotated[float, typer.Option(help="Of each worker; fractions share one.")] = 0,
+    address: Annotated[str | None, typer.Option(help="Of the cluster; none: this machine.")] = None,
+) -> None:
+    """Compute SOURCE into OUT, and go on where an earlier call has stopped."""
+    options = Options(
+        bundle=str(Path(bundle).resolve()),
+        operation=operation,
+        importance_samples=importance_samples,
+        seed=seed,
+        resize=resize,
+        convert=convert,
+        provider="cuda" if gpus else "cpu",
+    )
+    parts = parts_of(source, part_images)
+    rows = unfinished(parts, options, out)
+    typer.echo(f"{len(parts)} parts, {len(parts) - len(rows)} of them done before", err=True)
+    if not rows:
+        return
+    least, _, most = workers.partition(":")
+    ray.init(address=address, log_to_driver=False, configure_logging=False)
+    began, images, errors = time.monotonic(), 0, 0
+    pool = ray.data.ActorPoolStrategy(min_size=int(least), max_size=int(most or least))
+    data = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        Worker,
+        fn_constructor_args=(options, source, out),
+        compute=pool,
+        num_cpus=cpus,
+        num_gpus=gpus,
+    )
+    for done, row in enumerate(data.iter_rows(), 1):
+        images, errors = images + row["images"], errors + row["errors"]
+        rate = images / (time.monotonic() - began)
+        typer.echo(
+            f"{done} of {len(rows)} parts, {images} images ({errors} bad), {rate:.0f} a second",
+            err=True,
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)

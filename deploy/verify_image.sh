@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Build an image without Docker and without a registry, by Debian's buildah, on a base made by
+# debootstrap, and run smoke.sh on it by podman. As root:
+#
+#   deploy/verify_image.sh [cpu|cuda]
+#
+# Needs buildah, podman, runc and debootstrap. Prints the sizes of base and image.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+target=${1:-cpu}
+base=localhost/python-base:debian
+storage=(--storage-driver vfs)
+podman=(podman "${storage[@]}" --runtime runc --cgroup-manager cgroupfs)
+
+if ! "${podman[@]}" image exists "$base"; then
+  root=$(mktemp -d)
+  trap 'umount -q "$root/proc" || true; rm -rf --one-file-system "$root"' EXIT
+  debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$root" >/dev/null
+  umount -q "$root/proc" || true # which debootstrap mounts, and leaves
+  rm -f "$root/etc/resolv.conf"
+  rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
+  tar -C "$root" --one-file-system -c . | "${podman[@]}" import \
+    --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' - "$base"
+fi
+
+buildah "${storage[@]}" bud --layers --isolation chroot --network host --format docker --pull-never \
+  --timestamp "$(git log -1 --format=%ct)" \
+  --volume /etc/ssl/certs:/etc/ssl/certs:ro \
+  --build-arg "PYTHON_IMAGE=$base" --build-arg "REVISION=$(git rev-parse HEAD)" \
+  --target "$target" -t "localhost/iafvae:$target" .
+
+"${podman[@]}" images --format '{{.Repository}}:{{.Tag}} {{.Size}}' \
+  --filter reference="$base" --filter reference="localhost/iafvae:$target"
+"${podman[@]}" inspect --format '{{json .Labels}}' "localhost/iafvae:$target"
+ENGINE="${podman[*]}" deploy/smoke.sh "localhost/iafvae:$target" \
+  --ulimit nofile=1024:1024 --ulimit nproc=1024:1024

@@ -1,0 +1,141 @@
+"""Bundles from and to elsewhere: https, S3, Google Cloud and Azure storage, or a directory.
+
+A manifest holds the hash of every file, so the manifest's own hash names the whole bundle: nothing
+is listed, and nothing appears under its name before all of it has been verified. Credentials come
+from the variables that each kind of storage has for them (``AWS_ACCESS_KEY_ID``, ...).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.bundle.manifest import manifest_from_json
+from service.bundle.reader import MANIFEST, MAX_MANIFEST_BYTES, Bundle, BundleError, load_bundle
+from service.bundle.writer import publish, refuse_strangers
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+__all__ = ["pull", "push"]
+
+SECRET = re.compile(r"(?<=//)[^/@\s]*@|\?[^\s)\"']*")  # user and password, or a signature
+RETRIES = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
+
+
+def pull(url: str, sha256: str, destination: Path, *, offline: bool = False) -> Bundle:
+    """The bundle at `url`, a directory of it, in `destination`, where it appears verified.
+
+    sha256: of its manifest. A bundle of that hash that is there already is not fetched again; what
+    an interrupted call has fetched is kept beside `destination` and gone on with. `offline` fetches
+    nothing. Raises BundleError.
+    """
+    refuse_strangers(destination)
+    if (destination / MANIFEST).is_file() and _digest(destination / MANIFEST) == sha256:
+        return load_bundle(destination)
+    if offline:
+        raise BundleError(f"{destination}: no bundle of the hash {sha256} is there")
+    part = destination.with_name(f".{destination.name}.{sha256[:16]}.part")
+    part.mkdir(parents=True, exist_ok=True)
+    store = _store(url)
+    _fetch(store, url, MANIFEST, part / MANIFEST, sha256, MAX_MANIFEST_BYTES)
+    try:
+        files = manifest_from_json(json.loads((part / MANIFEST).read_bytes())).files
+    except ValueError as error:
+        raise BundleError(f"{_shown(url)}: {MANIFEST}: {error}") from None
+    for name, record in files.items():
+        (part / name).parent.mkdir(exist_ok=True)
+        _fetch(store, url, name, part / name, record.sha256, record.bytes)
+    load_bundle(part)
+    publish(part, destination)
+    return load_bundle(destination)
+
+
+def push(path: Path, url: str) -> Bundle:
+    """Copy the bundle at `path` to `url`, its manifest last; another that is there is not replaced.
+
+    Raises BundleError.
+    """
+    bundle, store = load_bundle(path), _store(url, create=True)
+    from obstore.exceptions import BaseError, NotFoundError
+
+    try:
+        try:
+            there = bytes(store.get(MANIFEST).bytes())
+            if hashlib.sha256(there).hexdigest() != bundle.hash:
+                raise BundleError(f"{_shown(url)} holds another bundle: give another URL")
+        except (NotFoundError, FileNotFoundError):
+            pass
+        for name in (*bundle.manifest.files, MANIFEST):
+            store.put(name, path / name)
+    except BaseError as error:
+        raise _failed(url, "cannot be written", error) from None
+    return bundle
+
+
+def _fetch(store: ObjectStore, url: str, name: str, file: Path, sha256: str, size: int) -> None:
+    """`name` into `file`, from where an earlier call has left off; of at most `size` bytes."""
+    from obstore.exceptions import BaseError, NotSupportedError
+
+    if file.is_file() and _digest(file) == sha256:
+        return
+    have = file.stat().st_size if file.is_file() else 0
+    if have >= size:
+        have = 0
+    try:
+        try:
+            answer = store.get(name, options={"range": {"offset": have}} if have else {})
+        except NotSupportedError:  # by a server that knows no ranges
+            have, answer = 0, store.get(name)
+        with file.open("ab" if have else "wb") as out:
+            for chunk in answer.stream():
+                have += len(chunk)
+                if have > size:
+                    break
+                out.write(chunk)
+    except (BaseError, OSError) as error:
+        raise _failed(url, f"{name} cannot be read", error) from None
+    if _digest(file) != sha256:
+        file.unlink()
+        raise BundleError(
+            f"{_shown(url)}: {name} does not have the SHA-256 {sha256}: check the URL and the hash"
+        )
+
+
+def _store(url: str, *, create: bool = False) -> ObjectStore:
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import from_url
+    except ImportError:
+        raise BundleError(
+            "bundles elsewhere need obstore: pip install '.[remote]' -c constraints.txt"
+        ) from None
+    made: dict[str, bool] = {"mkdir": True} if create and url.startswith("file:") else {}
+    try:
+        return from_url(
+            url,
+            **made,
+            client_options={"allow_http": True},
+            retry_config=RETRIES,
+        )
+    except (BaseError, ValueError) as error:
+        raise _failed(url, "is no place for bundles", error) from None
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _shown(text: str) -> str:
+    """`text` without what may be secret in its URLs."""
+    return SECRET.sub("", text)
+
+
+def _failed(url: str, problem: str, error: Exception) -> BundleError:
+    reason = _shown(str(error).strip().splitlines()[0]) if str(error).strip() else ""
+    return BundleError(f"{_shown(url)}: {problem} ({type(error).__name__}: {reason[:300]})")

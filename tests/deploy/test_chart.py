@@ -1,0 +1,229 @@
+"""The chart as Helm renders it, against Kubernetes' own schemas and what it promises.
+
+Custom resources (routes, monitors, KEDA, KServe) have no schema in Kubernetes: where the directory
+$CRDS holds their definitions (CustomResourceDefinition, one a file), they are validated too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+helm = pytest.importorskip("helm_python")
+kubernetes_validate = pytest.importorskip("kubernetes_validate")
+yaml = pytest.importorskip("yaml")
+jsonschema = pytest.importorskip("jsonschema")
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "deploy" / "chart"
+EXAMPLES = {"defaults": {}} | {
+    file.stem: yaml.safe_load(file.read_text()) for file in (CHART / "ci").glob("*.yaml")
+}
+BUILT_IN = {"v1", "apps/v1", "networking.k8s.io/v1", "policy/v1", "autoscaling/v2"}
+KUBERNETES = "1.34"
+
+needs_definitions = pytest.mark.skipif(
+    "CRDS" not in os.environ, reason="$CRDS names no directory of definitions"
+)
+every_example = pytest.mark.parametrize("example", EXAMPLES)
+
+
+@pytest.fixture(scope="module")
+def chart():
+    with helm.Chart.load(CHART) as chart:
+        yield chart
+
+
+def documents(chart, values=None, name="iafvae"):
+    """What is rendered, by kind; the pod of `helm test` is "Test"."""
+    found = {}
+    for text in chart.render(values or {}, name=name, namespace="vision").values():
+        for one in filter(None, yaml.safe_load_all(text) if "kind:" in text else ()):
+            hook = one["metadata"].get("annotations", {}).get("helm.sh/hook")
+            kind = "Test" if hook == "test" else one["kind"]
+            assert kind not in found
+            found[kind] = one
+    return found
+
+
+def container(found):
+    return found["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+
+
+def variables(found):
+    return {each["name"]: each["value"] for each in container(found)["env"]}
+
+
+@pytest.fixture(scope="module")
+def definitions():
+    """Schemas of custom resources by (apiVersion, kind)."""
+    schemas = {}
+    for file in sorted(Path(os.environ["CRDS"]).glob("*.yaml")):
+        spec = yaml.load(file.read_text(), yaml.CSafeLoader)["spec"]
+        for version in spec["versions"]:
+            schema = closed(version["schema"]["openAPIV3Schema"])
+            schema["properties"]["metadata"] = {"type": "object"}
+            schemas[f"{spec['group']}/{version['name']}", spec["names"]["kind"]] = schema
+    return schemas
+
+
+def closed(schema):
+    """`schema` that refuses unknown fields, as the API server would drop them."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: closed(value) for key, value in schema.items()}
+    if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        inner.setdefault("additionalProperties", False)
+    return inner
+
+
+@every_example
+def test_lint_finds_nothing(example):
+    found = helm.lint(CHART, EXAMPLES[example], strict=True)
+    messages = [m for m in found.get("messages", []) if "icon is recommended" not in str(m)]
+    assert not messages, messages
+
+
+@every_example
+def test_kubernetes_takes_what_is_rendered(chart, example):
+    found = documents(chart, EXAMPLES[example])
+    assert {"Deployment", "Service", "Test"} <= set(found)
+    for one in found.values():
+        if one["apiVersion"] in BUILT_IN:
+            kubernetes_validate.validate(one, KUBERNETES, strict=True)
+
+
+@needs_definitions
+@every_example
+def test_custom_resources_fit_their_definitions(chart, example, definitions):
+    custom = list(documents(chart, EXAMPLES[example]).values())
+    custom += list(yaml.safe_load_all((ROOT / "deploy" / "kserve.yaml").read_text()))
+    for one in custom:
+        if one["apiVersion"] not in BUILT_IN:
+            schema = jsonschema.Draft202012Validator(definitions[one["apiVersion"], one["kind"]])
+            assert not [f"{e.json_path}: {e.message[:200]}" for e in schema.iter_errors(one)]
+
+
+@every_example
+def test_every_container_is_locked_up(chart, example):
+    found = documents(chart, EXAMPLES[example])
+    for pod in (found["Deployment"]["spec"]["template"]["spec"], found["Test"]["spec"]):
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not pod["enableServiceLinks"]
+        assert not pod["automountServiceAccountToken"]
+        for each in (*pod["containers"], *pod.get("initContainers", ())):
+            assert each["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert each["resources"]["limits"]
+
+
+@every_example
+def test_a_pod_is_killed_only_after_its_drain(chart, example):
+    pod = documents(chart, EXAMPLES[example])["Deployment"]["spec"]["template"]["spec"]
+    each = pod["containers"][0]
+    drain = next(int(e["value"]) for e in each["env"] if e["name"] == "IAFVAE_DRAIN_SECONDS")
+    delay = each["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] > delay + drain
+
+
+def test_every_variable_is_a_setting(chart):
+    from service.settings import Settings
+
+    for values in EXAMPLES.values():
+        names = {n for n in variables(documents(chart, values)) if n.startswith("IAFVAE_")}
+        assert names <= {f"IAFVAE_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_a_gpu_is_asked_for_where_it_is_demanded(chart):
+    found = documents(chart, EXAMPLES["cuda"])
+    assert container(found)["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert variables(found)["IAFVAE_PROVIDER"] == "cuda"
+    assert "nvidia.com/gpu" not in container(documents(chart))["resources"]["limits"]
+
+
+def test_models_come_at_their_hash_or_from_a_volume_or_the_image(chart):
+    found = documents(chart, EXAMPLES["cuda"])
+    pod = found["Deployment"]["spec"]["template"]["spec"]
+    pull = EXAMPLES["cuda"]["models"]["pull"][0]
+    assert pod["initContainers"][0]["args"][:5] == [
+        *("bundle", "pull", pull["url"], "--sha256", pull["sha256"])
+    ]
+    assert pod["containers"][0]["image"].endswith(EXAMPLES["cuda"]["image"]["digest"])
+    assert variables(found)["IAFVAE_MODELS"] == "/models"
+    mounted = documents(chart, EXAMPLES["full"])
+    assert "initContainers" not in mounted["Deployment"]["spec"]["template"]["spec"]
+    assert variables(mounted)["IAFVAE_MODELS"] == "/models"
+    assert "IAFVAE_MODELS" not in variables(documents(chart))
+
+
+def test_nothing_goes_out_unless_it_may(chart):
+    policy = documents(chart)["NetworkPolicy"]["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["egress"] == []
+
+
+def test_autoscaling_leaves_replicas_alone(chart):
+    for example, kind in (("full", "HorizontalPodAutoscaler"), ("keda", "ScaledObject")):
+        found = documents(chart, EXAMPLES[example])
+        assert "replicas" not in found["Deployment"]["spec"]
+        target = found[kind]["spec"]["scaleTargetRef"]["name"]
+        assert target == found["Deployment"]["metadata"]["name"]
+
+
+def test_a_new_key_opens_the_service_it_was_made_for(chart, tmp_path):
+    from service.api.security.keys import KeyFile
+
+    secret = documents(chart, EXAMPLES["full"])["Secret"]
+    assert secret["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    file = tmp_path / "keys.txt"
+    file.write_text(secret["stringData"]["keys.txt"])
+    authorization = f"Bearer {secret['stringData']['key']}".encode()
+    assert KeyFile(file).holder(authorization) == "iafvae"
+
+
+def test_monitoring_is_the_files_that_are_tested(chart):
+    found = documents(chart, EXAMPLES["full"])
+    rules = yaml.safe_load((CHART / "files" / "rules.yml").read_text())
+    assert found["PrometheusRule"]["spec"] == rules
+    dashboard = json.loads((CHART / "files" / "dashboard.json").read_text())
+    assert json.loads(found["ConfigMap"]["data"]["iafvae.json"]) == dashboard
+    for kind in ("ServiceMonitor", "PrometheusRule", "ConfigMap"):
+        assert found[kind]["metadata"]["labels"]["release"] == "prometheus"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"replica": 2},
+        {"image": {"digest": "latest"}},
+        {"models": {"pull": [{"name": "m", "url": "s3://models/m"}]}},
+        {
+            "models": {
+                "pull": [{"name": "m", "url": "s3://b/m", "sha256": "0" * 64}],
+                "volume": {"x": 1},
+            }
+        },
+        {"ingress": {"enabled": True}},
+        {"env": {"IAFVAE_MAX_N": 2000}},
+        {"provider": "gpu"},
+    ],
+)
+def test_wrong_values_are_refused(chart, values):
+    with pytest.raises(helm.HelmError):
+        chart.validate_schema(chart.merge_values(values))
+
+
+def test_names_of_releases_do_not_collide(chart):
+    one, two = documents(chart, name="a"), documents(chart, name="b")
+    for kind in one:
+        assert one[kind]["metadata"]["name"] != two[kind]["metadata"]["name"]
+    assert one["Service"]["spec"]["selector"] != two["Service"]["spec"]["selector"]

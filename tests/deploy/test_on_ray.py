@@ -1,0 +1,136 @@
+"""Bulk scoring on a real Ray cluster of two nodes: the service's numbers, each image once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ray = pytest.importorskip("ray")
+pq = pytest.importorskip("pyarrow.parquet")
+pa = pytest.importorskip("pyarrow")
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = ROOT / "deploy" / "on_ray" / "score_dataset.py"
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20},
+    )
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of 40 pictures of 4x4 pixels, one of which is none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 4, 4), np.uint8)
+    for index, one in enumerate(pixels):
+        Image.fromarray(one).save(folder / f"{index:03d}.png")
+    (folder / "013.png").write_bytes(b"no picture")
+    return folder
+
+
+def start(cluster, source, bundle, out, *more):
+    command = [sys.executable, PROGRAM, source, "--bundle", bundle, "--out", out, *more]
+    command += ["--address", cluster.address, "--importance-samples", "4"]
+    return subprocess.Popen([str(w) for w in command], stderr=subprocess.PIPE, text=True)
+
+
+def run(*args):
+    process = start(*args)
+    told = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, told[-2000:]
+    return told
+
+
+def results(out):
+    """Rows by the name of the picture."""
+    rows = [row for file in sorted(out.glob("part-*")) for row in pq.read_table(file).to_pylist()]
+    found = {row["id"].rpartition("/")[2]: row for row in rows}
+    assert len(found) == len(rows) == 40
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_bundle, pictures, model_bench):
+    """What `score` of one machine says of the good ones."""
+    from service.operations.model import Model
+
+    good = [file for file in sorted(pictures.iterdir()) if file.name != "013.png"]
+    images = np.array([np.asarray(Image.open(file))[None] for file in good])
+    perform = model_bench.performer(Model.load(tiny_bundle, provider="cpu", workers=1))
+    scores = perform(lambda model: model.score(images, importance_samples=4))
+    return dict(zip([file.name for file in good], scores.log_likelihood_nats, strict=True))
+
+
+@pytest.mark.slow  # Ray alone takes ten seconds to start, and minutes on a machine that is busy
+def test_the_numbers_are_the_services_and_a_lost_node_loses_none(
+    cluster, pictures, tiny_bundle, expected, tmp_path
+):
+    node = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+    out = tmp_path / "out"
+    parts = ("--part-images", "2", "--workers", "2")
+    process = start(cluster, pictures, tiny_bundle, out, *parts)
+    while process.poll() is None and not list(out.glob("part-*")):
+        time.sleep(0.05)
+    cluster.remove_node(node, allow_graceful=False)
+    told = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, told[-2000:]
+    found = results(out)
+    assert {
+        name: row["log_likelihood_nats"] for name, row in found.items() if row["error"] is None
+    } == expected
+    assert "013.png" in found["013.png"]["error"]
+    assert found["013.png"]["log_likelihood_nats"] is None
+
+    files = {file: file.stat().st_mtime_ns for file in out.glob("part-*")}
+    lost = sorted(files)[3]
+    lost.unlink()
+    told = run(cluster, pictures, tiny_bundle, out, *parts[:2])
+    assert "20 parts, 19 of them done before" in told
+    again = {file: file.stat().st_mtime_ns for file in out.glob("part-*")}
+    assert {f for f in files if again[f] != files[f]} == {lost}
+    assert results(out) == found
+
+
+def test_folders_tar_shards_and_parquet_give_the_same(pictures, tiny_bundle, expected, tmp_path):
+    """Read without Ray: a part is the same work wherever it runs."""
+    import runpy
+
+    program = runpy.run_path(str(PROGRAM))
+    files = sorted(pictures.iterdir())
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    with tarfile.open(shards / "a.tar", "w") as tar:
+        for file in files:
+            tar.add(file, file.name)
+    table = {"id": [f.name for f in files], "image": [f.read_bytes() for f in files]}
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    pq.write_table(pa.table(table), tables / "a.parquet", row_group_size=16)
+    options = program["Options"](bundle=str(tiny_bundle), importance_samples=4)
+    for source in (pictures, shards, tables):
+        out = tmp_path / f"{source.name}-out"
+        rows = program["unfinished"](program["parts_of"](str(source), 8), options, str(out))
+        worker = program["Worker"](options, str(source), str(out))
+        assert sum(worker(row)["errors"] for row in rows) == 1
+        found = results(out)
+        assert {n: r["log_likelihood_nats"] for n, r in found.items() if not r["error"]} == expected
+        worker.loop.run(worker.model.stop())
+        worker.loop.close()
+    with pytest.raises(SystemExit, match="another job"):
+        program["unfinished"]([{"tar": "x"}], options, str(out))

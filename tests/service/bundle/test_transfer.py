@@ -1,0 +1,152 @@
+"""Bundles pulled from a real HTTP server and a real S3 protocol (moto), and pushed there."""
+
+from __future__ import annotations
+
+import http.server
+import shutil
+import threading
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import httpx
+import pytest
+
+pytest.importorskip("obstore")
+from typer.testing import CliRunner
+
+from service.bundle import BundleError, load_bundle
+from service.bundle.transfer import pull, push
+from service.cli.main import app
+
+
+class Files(http.server.SimpleHTTPRequestHandler):
+    """Files of a directory, with ranges or without."""
+
+    asked: ClassVar[list[tuple[str, str | None]]] = []
+    ranges = True
+
+    def do_GET(self):
+        self.asked.append((self.path, self.headers.get("range")))
+        try:
+            data = Path(self.translate_path(self.path.split("?")[0])).read_bytes()
+        except OSError:
+            self.send_error(404)
+            return
+        start, given = 0, self.headers.get("range") if self.ranges else None
+        if given:
+            start = int(given.removeprefix("bytes=").split("-")[0])
+            self.send_response(206)
+            self.send_header("content-range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        else:
+            self.send_response(200)
+        self.send_header("content-length", str(len(data) - start))
+        self.send_header("last-modified", self.date_time_string(0))
+        self.end_headers()
+        self.wfile.write(data[start:])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def site(tiny_bundle):
+    handler = type("Handler", (Files,), {"asked": [], "ranges": True})
+    serve = partial(handler, directory=str(tiny_bundle))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        handler.url = f"http://127.0.0.1:{server.server_port}"
+        yield handler
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def digest(tiny_bundle):
+    return load_bundle(tiny_bundle).hash
+
+
+def left(folder):
+    return sorted(each.name for each in folder.iterdir())
+
+
+def test_a_pulled_bundle_is_the_one_of_its_hash(site, digest, tmp_path):
+    bundle = pull(site.url, digest, tmp_path / "m")
+    assert bundle.hash == digest
+    assert left(tmp_path) == ["m"]
+    asked = len(site.asked)
+    pull(site.url, digest, tmp_path / "m")  # it is there
+    pull(site.url, digest, tmp_path / "m", offline=True)
+    assert len(site.asked) == asked
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_an_interrupted_pull_goes_on_where_it_stopped(site, digest, tmp_path, tiny_bundle, ranges):
+    site.ranges, name = ranges, "weights.bin"
+    part = tmp_path / f".m.{digest[:16]}.part"
+    part.mkdir()
+    whole = (tiny_bundle / name).read_bytes()
+    (part / name).write_bytes(whole[:1000])
+    (part / "manifest.json").write_bytes((tiny_bundle / "manifest.json").read_bytes())
+    assert pull(site.url, digest, tmp_path / "m").hash == digest
+    assert (f"/{name}", "bytes=1000-") in site.asked
+    assert "/manifest.json" not in [path for path, _ in site.asked]
+
+
+def test_what_was_changed_on_the_way_does_not_appear(site, digest, tmp_path, tiny_bundle):
+    with pytest.raises(BundleError, match="SHA-256"):
+        pull(site.url, "0" * 64, tmp_path / "m")
+    other = tmp_path / "other"
+    shutil.copytree(tiny_bundle, other)
+    (other / "weights.bin").write_bytes(b"x" * (other / "weights.bin").stat().st_size)
+    with pytest.raises(BundleError, match=r"weights\.bin"):
+        pull(other.as_uri(), digest, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_offline_fetches_nothing(digest, tmp_path):
+    with pytest.raises(BundleError, match="no bundle of the hash"):
+        pull("http://127.0.0.1:9/", digest, tmp_path / "m", offline=True)
+
+
+def test_something_else_is_not_replaced(site, digest, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="is no bundle"):
+        pull(site.url, digest, tmp_path / "m")
+    assert left(tmp_path / "m") == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("url", ["{}/nothing", "ftp://h/m", "s3:/x", "nonsense"])
+def test_errors_are_one_line_without_secrets(site, digest, tmp_path, url):
+    given = url.format(site.url).replace("http://", "http://me:hunter2@") + "?sig=hunter2"
+    done = CliRunner().invoke(
+        app, ["bundle", "pull", given, "--sha256", digest, "-o", str(tmp_path / "m")]
+    )
+    assert done.exit_code == 1
+    assert len(done.output.splitlines()) == 1
+    assert "hunter2" not in done.output
+
+
+def test_push_and_pull_by_s3(tiny_bundle, edition, tmp_path, monkeypatch, digest):
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+            "AWS_REGION": "us-east-1",
+            "AWS_ALLOW_HTTP": "true",
+        }.items():
+            monkeypatch.setenv(name, value)
+        httpx.put(f"http://{host}:{port}/models").raise_for_status()
+        assert push(tiny_bundle, "s3://models/tiny-1").hash == digest
+        push(tiny_bundle, "s3://models/tiny-1")  # the same again
+        with pytest.raises(BundleError, match="another bundle"):
+            push(edition("9.9.9"), "s3://models/tiny-1")
+        assert pull("s3://models/tiny-1", digest, tmp_path / "m").hash == digest
+    finally:
+        server.stop()

@@ -1,0 +1,68 @@
+"""Traces: what a collector would get of a request, through the real application."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+pytest.importorskip("opentelemetry.sdk")
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from service import app as application
+from service import tracing
+from service.settings import Settings
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+PARTS = ["parse", "queue", "compute", "encode"]
+
+
+@pytest.fixture
+def exported(serve, monkeypatch):
+    exporter = InMemorySpanExporter()
+    monkeypatch.setattr(application, "_tracer", lambda: tracing.Tracer(exporter))
+    return serve(tracing=True), exporter
+
+
+def test_a_request_is_a_span_with_its_parts_in_the_callers_trace(exported):
+    client, exporter = exported
+    answer = client.post("/v1/sample", json={"n": 3}, headers={"traceparent": PARENT})
+    client.post("/v1/sample", json={"n": 0}, headers={"traceparent": PARENT[:-1] + "0"})
+    metrics = client.get("/metrics", headers={"accept": "application/openmetrics-text"})
+    client.app.state.shared.tracer.close()
+    *parts, span = sorted(exporter.get_finished_spans(), key=lambda s: s.name == "sample tiny")
+    assert span.name == "sample tiny"
+    assert f"{span.context.trace_id:032x}" == PARENT[3:35]
+    assert f"{span.parent.span_id:016x}" == PARENT[36:52]
+    assert span.attributes["iafvae.outcome"] == "ok"
+    assert span.attributes["iafvae.request_id"] == answer.headers["x-request-id"]
+    assert span.resource.attributes["service.name"] == "iafvae"
+    assert [part.name for part in parts] == PARTS
+    assert all(part.parent.span_id == span.context.span_id for part in parts)
+    edges = [span.start_time, *(part.end_time for part in parts)]
+    assert edges == sorted(edges)
+    assert [part.start_time for part in parts] == edges[:-1]
+    assert edges[-1] <= span.end_time + 1e6
+    assert f'trace_id="{PARENT[3:35]}"' in metrics.text  # the exemplar of its bucket
+    assert metrics.text.endswith("# EOF\n")
+
+
+def test_server_timing_adds_up(exported):
+    client, _ = exported
+    answer = client.post("/v1/sample", json={"n": 2})
+    times = dict(re.findall(r"(\w+);dur=([\d.]+)", answer.headers["server-timing"]))
+    assert list(times) == [*PARTS, "total"]
+    assert sum(float(times[part]) for part in PARTS) == pytest.approx(
+        float(times["total"]), abs=0.1
+    )
+    refused = client.post("/v1/sample", json={"n": -1})
+    assert re.fullmatch(r"total;dur=[\d.]+", refused.headers["server-timing"])
+
+
+def test_without_tracing_nothing_of_it_is_imported(tiny_bundle, monkeypatch):
+    def never():
+        raise AssertionError
+
+    monkeypatch.setattr(application, "_tracer", never)
+    app = application.create_app(Settings(models=tiny_bundle, provider="cpu"))
+    assert app.state.shared.tracer is None
