@@ -117,20 +117,19 @@ def test_a_client_that_reads_slowly_holds_the_computation_up(serve):
         reader = Reader(3)  # the head and two pieces
         scope = scope_of("/v1/sample", "n=1000000&seed=0")
         task = asyncio.create_task(client.app(scope, reader.receive, reader.send))
-        await asyncio.sleep(1.0)
-        still = rows_done(client)
-        await asyncio.sleep(0.3)
-        assert rows_done(client) == still
-        assert 2 * MAX_PIECE_ROWS <= still <= 4 * MAX_PIECE_ROWS
-        reader.allowed.release()
-        await asyncio.sleep(0.3)
-        assert rows_done(client) == still + MAX_PIECE_ROWS
+        for pieces in (4, 5):  # two that were taken, one that waits, and one ahead of it
+            async with asyncio.timeout(60):
+                while rows_done(client) < pieces * MAX_PIECE_ROWS:  # noqa: ASYNC110 - a metric wakes nobody
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.3)
+            assert rows_done(client) == pieces * MAX_PIECE_ROWS
+            reader.allowed.release()
         reader.gone.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await task
         return rows_done(client)
 
-    assert client.run(read()) <= 6 * MAX_PIECE_ROWS, "a disconnect cancels the rest"
+    assert client.run(read()) <= 7 * MAX_PIECE_ROWS, "a disconnect cancels the rest"
     labels = {"operation": "sample", "model": "tiny", "outcome": "client-gone"}
     assert client.metric("iafvae_requests_total", **labels) == 1
     assert client.metric("iafvae_queue_rows", operation="sample", model="tiny") == 0
