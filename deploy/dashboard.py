@@ -95,6 +95,12 @@ PANELS: list[tuple[str, str, dict[str, str], str]] = [
         HEALTHY,
     ),
     (
+        "Drift from the calibration: log martingale, alarm above 3",
+        "short",
+        {"{{model}} {{version}} {{instance}}": f"iafvae_drift_log_martingale{OF_JOB}"},
+        "",
+    ),
+    (
         "Versions",
         "short",
         {

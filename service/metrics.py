@@ -105,7 +105,10 @@ class Metrics:
         """
         count, whole, queue, compute = self._request(operation, model, outcome)
         count()
-        whole(seconds, trace and {"trace_id": trace})
+        if trace is None or outcome != "ok":  # a summary takes no exemplar
+            whole(seconds)
+        else:
+            whole(seconds, {"trace_id": trace})
         if queue_seconds is not None:
             queue(queue_seconds)
         if compute_seconds is not None:

@@ -256,7 +256,7 @@ def pull(
     \b
     Examples:
       iafvae bundle pull s3://models/mnist-1.3.0 --sha256 H -o models/mnist
-      iafvae bundle pull https://example.org/mnist-1.3.0 --sha256 H -o models/mnist
+      iafvae bundle pull https://example.org/mnist --sha256 H -o models/mnist
     """
     from service.bundle.transfer import pull as fetch
 
@@ -270,7 +270,9 @@ def push(
     path: Annotated[Path, typer.Argument(help="Directory of the bundle.")],
     url: Annotated[str, typer.Argument(help="Where it shall lie: s3, gs, az, file.")],
 ) -> None:
-    """Copy a bundle to where `pull` finds it; one that is there already is not replaced.
+    """Copy a bundle to where `pull` finds it.
+
+    One that is there already is not replaced.
 
     \b
     Examples:

@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CODE", "Block", "agree", "blocks", "commands"]
+__all__ = ["CODE", "Block", "abridged", "agree", "blocks", "commands"]
 
 CODE = {"sh", "bash", "python", "text", "json", "console", ""}  # what needs a comment
 BLOCK = re.compile(
@@ -92,6 +92,16 @@ def agree(printed: str, documented: str) -> bool:
             return False
         rest = rest[at + len(part) :]
     return True
+
+
+def abridged(printed: str, documented: str) -> str:
+    """What was printed, with as many lines left out for a line `...` as the page leaves out."""
+    lines, shown = printed.rstrip().splitlines(), documented.rstrip().splitlines()
+    if "..." in shown:
+        start = shown.index("...")
+        stop = len(lines) - (len(shown) - start - 1)
+        lines[start:stop] = ["..."]
+    return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
 def _words(text: str) -> list[str]:

@@ -47,6 +47,16 @@ def test_what_never_ran_has_no_queue_time(metrics):
     assert value(metrics, "iafvae_request_seconds_count", **labels) is None
 
 
+@pytest.mark.parametrize("outcome", ["ok", "unauthorized"])
+def test_a_trace_is_an_exemplar_of_what_was_answered(metrics, outcome):
+    for trace in (None, "0af7651916cd43dd8448eb211c80319c"):
+        metrics.request("score", "m", outcome, seconds=0.02, trace=trace)
+    page = metrics.exposition("application/openmetrics-text; version=1.0.0")[0].decode()
+    assert ('trace_id="0af7651916cd43dd8448eb211c80319c"' in page) == (outcome == "ok")
+    labels = {"operation": "score", "model": "m", "outcome": outcome}
+    assert value(metrics, "iafvae_requests_total", **labels) == 2
+
+
 def test_the_page_stays_small_whatever_becomes_of_requests(metrics):
     metrics.request("score", "m", "ok", seconds=1)
     small = len(metrics.exposition()[0])
