@@ -12,7 +12,7 @@ import json
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from service.bundle.manifest import manifest_from_json
 from service.bundle.reader import MANIFEST, MAX_MANIFEST_BYTES, Bundle, BundleError, load_bundle
@@ -114,14 +114,13 @@ def _store(url: str, *, create: bool = False) -> ObjectStore:
         raise BundleError(
             "bundles elsewhere need obstore: pip install '.[remote]' -c constraints.txt"
         ) from None
-    made: dict[str, bool] = {"mkdir": True} if create and url.startswith("file:") else {}
+    # Each kind of store has options of its own.
+    options: dict[str, Any] = {"client_options": {"allow_http": True}, "retry_config": RETRIES}
+    if create and url.startswith("file:"):
+        options["mkdir"] = True
     try:
-        return from_url(
-            url,
-            **made,
-            client_options={"allow_http": True},
-            retry_config=RETRIES,
-        )
+        store: ObjectStore = from_url(url, **options)
+        return store
     except (BaseError, ValueError) as error:
         raise _failed(url, "is no place for bundles", error) from None
 
