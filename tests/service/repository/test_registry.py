@@ -226,7 +226,7 @@ def test_a_model_that_was_replaced_does_not_wait_for_ever(load, monkeypatch):
         await new.runtime.start()
 
         async def request():
-            with registry.lease():
+            with registry.find():
                 await asyncio.Event().wait()
 
         task = asyncio.create_task(request())
