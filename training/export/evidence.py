@@ -16,8 +16,10 @@ the latents cannot say; given the top one, what they say for this image alone.
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from model.contract import DensityModel
+from training.export.passes.widths import VECTOR
 
 __all__ = ["evidence", "statistic_names"]
 
@@ -51,8 +53,8 @@ def evidence(model: DensityModel, x: Tensor, shown: Tensor) -> tuple[Tensor, Ten
         *(_mean(residual.square()) for residual in residuals),
         *_pixels(shown),
     ]
-    residual = torch.stack(residuals).mean(dim=0).mean(dim=1)
-    return residual, torch.cat(columns, dim=1)
+    maps = [residual[:, channel] for residual in residuals for channel in range(shown.shape[1])]
+    return sum(maps[1:], maps[0]) / len(maps), torch.cat(columns, dim=1)
 
 
 def _squares(latents: Tensor, sizes: list[int]) -> Tensor:
@@ -63,12 +65,22 @@ def _squares(latents: Tensor, sizes: list[int]) -> Tensor:
 
 def _mean(maps: Tensor) -> Tensor:
     """Over all subpixels, `[B, 1]`."""
-    return maps.flatten(1).mean(dim=1, keepdim=True)
+    flat = maps.flatten(1)
+    return flat.sum(dim=1, keepdim=True) / flat.shape[1]
 
 
 def _pixels(shown: Tensor) -> list[Tensor]:
+    """Functions and sums that a processor may round by an element's place stand on rows of whole
+    vectors (see `passes.widths`): a bundle would else pad every batch of every operation."""
     level = _mean(shown)
-    contrast = (_mean(shown.square()) - level.square()).clamp_min(0).sqrt()
-    right = _mean((shown[..., 1:] - shown[..., :-1]).abs())
-    below = _mean((shown[..., 1:, :] - shown[..., :-1, :]).abs())
-    return [level, contrast, right + below]
+    variance = (_mean(shown.square()) - level * level).clamp_min(0)
+    contrast = torch.cat([variance] * VECTOR, dim=1).sqrt()[:, :1]
+    height, width = shown.shape[-2:]
+    variation = torch.zeros_like(level)
+    if width > 1:
+        across = functional.pad((shown[..., 1:] - shown[..., :-1]).abs(), (0, 1))
+        variation = variation + _mean(across) * (width / (width - 1))
+    if height > 1:
+        down = functional.pad((shown[..., 1:, :] - shown[..., :-1, :]).abs(), (0, 0, 0, 1))
+        variation = variation + _mean(down) * (height / (height - 1))
+    return [level, contrast, variation]

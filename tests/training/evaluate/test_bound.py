@@ -44,7 +44,6 @@ def subject_of(posterior=None, likelihood="bernoulli"):
         words="RUN",
         stem="step-1-ema",
         images=lambda _: IMAGES,
-        centre=lambda pixels: np.zeros((len(pixels), 4)),
     )
 
 

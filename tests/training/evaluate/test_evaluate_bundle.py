@@ -79,7 +79,7 @@ def test_a_bundle_knows_its_images_or_is_told(digits, monkeypatch):
     module.bundle_images(bundle, None, "test", None)
     module.bundle_images(bundle, "folder:photos", "train", None)
     assert asked[0] == ("mnist", "test", {})
-    assert asked[1] == ("folder:photos", "train", {"size": (28, 28), "channels": 1})
+    assert asked[1] == ("folder:photos", "train", {"size": (28, 28), "channels": 1, "fit": "crop"})
     stranger = replace(
         bundle,
         manifest=bundle.manifest.model_copy(update={"training": {"data": "a folder of images"}}),
