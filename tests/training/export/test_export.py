@@ -199,7 +199,7 @@ def test_graphs_hold_only_what_they_need(conv, form):
     kinds = {op: [node.op_type for node in proto.graph.node] for op, proto in found.items()}
     for operation, used in kinds.items():
         assert "Transpose" not in used, operation
-        # One from or to uint8, one from what is white or black; for what floats do instead, one more.
+        # One from or to uint8, one from what is white or black; floats instead: one more.
         assert used.count("Cast") <= (2 if form == "cpu" else 3), operation
         assert not [kind for kind in used if kind.startswith("Random")]
 
