@@ -72,7 +72,7 @@ def test_bundles_that_ship(path):
     assert lacking(onnx.load(path, load_external_data=False)) == []
 
 
-@pytest.mark.parametrize("kind", ["conv", "ladder"])
+@pytest.mark.parametrize("kind", [pytest.param("conv", marks=pytest.mark.slow), "ladder"])
 def test_models_that_are_exported_now(kind, request):
     bundle = request.getfixturevalue(kind).bundle
     graphs = bundle.manifest.graphs

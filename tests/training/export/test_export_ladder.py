@@ -39,7 +39,8 @@ def other(ladders, tmp_path_factory):
     return ladders.export_ladder(OTHER, tmp_path_factory.mktemp("other") / "b", calibrated=False)
 
 
-@pytest.fixture(scope="module", params=["ladder", "other"])
+# A minute of exports; `make test-all` has it.
+@pytest.fixture(scope="module", params=["ladder", pytest.param("other", marks=pytest.mark.slow)])
 def exported(request):
     return Exported(request.getfixturevalue(request.param))
 

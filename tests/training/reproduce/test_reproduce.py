@@ -145,6 +145,7 @@ def test_the_report_is_drawn_again_from_its_json_alone(run, straight, tmp_path):
         assert (tmp_path / name).read_bytes() == (straight / name).read_bytes(), name
 
 
+@pytest.mark.slow  # processes that compile, twice; a signal is tested below
 def test_a_call_that_was_killed_after_a_step_goes_on_to_the_same_table(
     run, straight, photos, tmp_path, monkeypatch
 ):
