@@ -164,10 +164,15 @@ class OperationRoute(APIRoute):
         """Send `answer`, with who computed it."""
         now, result = time.perf_counter(), answer.result
         parse, rest = request.parsed - request.began, now - request.parsed
-        queue, compute = result.queue_seconds, result.compute_seconds
-        encode = max(0.0, rest - queue - compute)
+        # Batches that ran at once have more seconds together than there were.
+        queue = min(result.queue_seconds, rest)
+        compute = min(result.compute_seconds, rest - queue)
+        encode = rest - queue - compute
         request.parts = (
-            *(("parse", parse), ("queue", queue), ("compute", compute), ("encode", encode)),
+            ("parse", parse),
+            ("queue", queue),
+            ("compute", compute),
+            ("encode", encode),
         )
         answer.raw_headers += [
             *self._who(request.model),

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,9 +52,10 @@ def pull(url: str, sha256: str, destination: Path, *, offline: bool = False) -> 
     for name, record in files.items():
         (part / name).parent.mkdir(exist_ok=True)
         _fetch(store, url, name, part / name, record.sha256, record.bytes)
-    load_bundle(part)
+    bundle = load_bundle(part)
     publish(part, destination)
-    return load_bundle(destination)
+    shutil.rmtree(part, ignore_errors=True)  # what was at `destination` lies there now
+    return replace(bundle, path=destination)
 
 
 def push(path: Path, url: str) -> Bundle:

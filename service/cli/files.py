@@ -54,13 +54,13 @@ def _replacing(out: Path) -> Iterator[IO[bytes]]:
 def write_images(images: NDArray[np.uint8], out: Path, *, columns: int | None = None) -> None:
     """A contact sheet (.png), an array (.npy), or one PNG for each image (a directory)."""
     if out.suffix == ".png":
-        _write(out, encode_png(contact_sheet(images, columns=columns)))
+        write_bytes(encode_png(contact_sheet(images, columns=columns)), out)
     elif out.suffix == ".npy":
         write_array(images, out)
     else:
         out.mkdir(parents=True, exist_ok=True)
         for index, image in enumerate(images):
-            _write(out / f"{index:05d}.png", encode_png(image))
+            write_bytes(encode_png(image), out / f"{index:05d}.png")
 
 
 def write_pairs(images: NDArray[np.uint8], again: NDArray[np.uint8], out: Path) -> None:
@@ -70,12 +70,12 @@ def write_pairs(images: NDArray[np.uint8], again: NDArray[np.uint8], out: Path) 
         return
     pairs = np.stack([images, again], axis=1).reshape(-1, *images.shape[1:])
     columns = 2 * math.ceil(math.sqrt(len(images) / 2))
-    _write(out, encode_png(contact_sheet(pairs, columns=columns)))
+    write_bytes(encode_png(contact_sheet(pairs, columns=columns)), out)
 
 
 def write_array(array: NDArray[Any], out: Path) -> None:
     """An npy file."""
-    _write(out, encode_npy(array))
+    write_bytes(encode_npy(array), out)
 
 
 def write_stream(pieces: Iterator[NDArray[np.uint8]], n: int, out: Path) -> None:
@@ -89,9 +89,5 @@ def write_stream(pieces: Iterator[NDArray[np.uint8]], n: int, out: Path) -> None
 
 def write_bytes(data: bytes, out: Path) -> None:
     """A file."""
-    _write(out, data)
-
-
-def _write(out: Path, data: bytes) -> None:
     with _replacing(out) as file:
         file.write(data)

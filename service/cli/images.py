@@ -197,16 +197,17 @@ def anomaly_map(
     """
     from service.cli import files
     from service.cli import inputs as commands
+    from service.codecs.overlay import overlay
+    from service.codecs.png import encode_png
 
+    files.check(out, (".png", ".npy"))
     with commands.open_backend(bundle, url, model, provider) as backend:
         images = commands.read_all(backend, paths, commands.Fit(resize=resize, convert=convert))
-        if out.suffix == ".png":
-            files.write_bytes(backend.anomaly_picture(images, seed=seed), out)
-        else:
-            maps = commands.in_chunks(
-                images, lambda part: backend.anomaly_map(part, seed=seed).array
-            )
-            files.write_array(maps, out)
+        maps = commands.in_chunks(images, lambda part: backend.anomaly_map(part, seed=seed).array)
+    if out.suffix == ".png":
+        files.write_bytes(encode_png(overlay(images, maps)), out)
+    else:
+        files.write_array(maps, out)
     typer.echo(f"{out}: maps of {len(images)} images", err=True)
 
 

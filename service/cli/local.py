@@ -15,8 +15,6 @@ from service.api.response.streaming import piece_rows
 from service.bundle import BundleError, manifest_to_json, read_manifest
 from service.client import Computed, ScoreTable
 from service.client.results import NUMBERS
-from service.codecs.overlay import overlay
-from service.codecs.png import encode_png
 from service.engine.options import Provider
 from service.operations.model import Model, Output
 from service.operations.results import Result
@@ -129,10 +127,6 @@ class LocalClient:
         """Where `images` are unusual, float32 [n, H, W]."""
         found = self._run(self._model.anomaly_map(images, seed=seed, boxes=0))
         return self._computed(found.maps, found)
-
-    def anomaly_picture(self, images: NDArray[np.uint8], *, seed: int | None = None) -> bytes:
-        """A PNG of `images` under their maps."""
-        return encode_png(overlay(images, self.anomaly_map(images, seed=seed).array))
 
     def anomaly_boxes(
         self, images: NDArray[np.uint8], *, seed: int | None = None, boxes: int = 3

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import ImageSpec
-from service.cli.files import write_bytes
+from service.cli.files import check, write_bytes
 from service.cli.inputs import LIMITS, Fit, Scored, discover, find_images, number, scored
 from service.cli.report_page import page
 from service.client import Client
@@ -78,11 +78,12 @@ def write_report(
 
     Raises InvalidInput, with nothing written, where no image can be read.
     """
-    if out.suffix != ".html":
-        raise InvalidInput(f"{out}: use a name that ends in .html")
+    check(out, (".html",))
     if not folder.is_dir():
         raise InvalidInput(f"{folder} is no folder")
     files = [f for f in find_images([folder]) if MASKS not in f.relative_to(folder).parts]
+    if not files:
+        raise InvalidInput(f"{folder} holds no images but masks")
     manifest = backend.model()["manifest"]
     kept = out.with_suffix(".partial.jsonl")
     rows = _known(kept, _identity(manifest, folder, options))

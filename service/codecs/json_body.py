@@ -16,6 +16,7 @@ __all__ = [
     "json_images",
     "loads_once",
     "of_base64",
+    "too_many",
 ]
 
 # What is parsed holds the interpreter meanwhile. A value takes many times more memory, and time,
@@ -50,11 +51,13 @@ def json_fields(body: bytes, payload: str | None, max_items: int) -> tuple[dict[
                 f"{name[:60]!r} has {len(option)} entries, {MAX_JSON_OPTIONS} are taken"
             )
     if isinstance(value, list) and len(value) > max_items:
-        raise PayloadTooLarge(
-            f"{len(value)} {payload} in one request, at most {max_items} are taken: send several "
-            "requests"
-        )
+        raise PayloadTooLarge(too_many(len(value), max_items, payload or ""))
     return fields, value
+
+
+def too_many(count: int, max_items: int, what: str) -> str:
+    """The detail of a refusal."""
+    return f"{count} {what} in one request, at most {max_items} are taken: send several requests"
 
 
 def json_images(body: bytes, max_items: int) -> tuple[dict[str, Any], list[bytes]]:

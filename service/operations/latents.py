@@ -47,7 +47,6 @@ def edited(
     prior_eps: F32, n: int, keys: Noise, latent: LatentSpec, resample: Sequence[str]
 ) -> Edited:
     """`prior_eps` ``[n, D]`` or ``[1, D]`` (for all `n` rows), `resample` drawn anew."""
-    checks.latents(prior_eps, latent.dim, "prior_eps")
     if len(prior_eps) not in (1, n):
         raise WrongShape(
             f"prior_eps has {len(prior_eps)} rows for {n} images: give one for each, or one for all"

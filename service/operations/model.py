@@ -163,8 +163,10 @@ class Model:
         latent = self.manifest.latent
         if prior_eps is None and (resample is not None or keep is not None):
             raise InvalidInput("resample and keep say what becomes of prior_eps: send it as well")
+        if prior_eps is not None:
+            checks.latents(prior_eps, latent.dim, "prior_eps")
         if n is None:
-            n = 1 if prior_eps is None else max(1, len(prior_eps))
+            n = 1 if prior_eps is None else len(prior_eps)
         checks.count("n", n)
         groups = [] if prior_eps is None else resampled_groups(latent, resample, keep)
         noisy = prior_eps is None or bool(groups) or output == "draw"
@@ -314,7 +316,7 @@ class Model:
         p_value = np.full(len(images), np.nan) if judged is None else judged.p_value
         strangers = None if spec is None or spec.fitted else altered
         anomalous, status = decide(p_value, found.finite, strangers, level, n)
-        if (k, work.seed) == (scoring.default_importance_samples, scoring.default_seed):
+        if judged and (k, work.seed) == (scoring.default_importance_samples, scoring.default_seed):
             self._watch(images, p_value, strangers)
         estimator = "elbo" if k == 1 else "importance_weighted"
         return Scores(

@@ -112,8 +112,13 @@ async function lookNow() {
   const image = pad.image($("seen"));
   remember({ image: image.base64 ? toAddress(image.base64) : null });
   rememberScoring();
-  const npy = await look(image);
-  if (npy) showNoise(npy);
+  try {
+    const npy = await look(image);
+    if (npy) showNoise(npy);
+  } catch (error) {
+    if (error.name !== "AbortError") showNoise(null);
+    throw error;
+  }
 }
 
 async function open(file) {

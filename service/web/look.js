@@ -101,7 +101,7 @@ export async function look(image) {
       ask("v1/reconstruct", {}),
       ask("v1/encode", { output: "prior_eps" }, "application/x-npy"),
       map && ask("v1/anomaly-map", { boxes: 3 }),
-      map && ask("v1/anomaly-map", {}, "application/x-npy"),
+      map && ask("v1/anomaly-map", { boxes: 0 }, "application/x-npy"),
     ]);
     const numbers = map && floatsOf(await deviations.data.arrayBuffer());
     const npy = await coded.data.arrayBuffer();
@@ -188,6 +188,7 @@ function showEvidence(evidence) {
 // Deviations `[H W]` over the image: red is brighter than expected, blue darker.
 function showMap(deviations, answer) {
   $("map-box").hidden = !deviations;
+  $("largest").textContent = "";
   if (!deviations) return;
   const { height, width } = state.model.manifest.image;
   const canvas = Object.assign($("map"), { height, width });

@@ -11,6 +11,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from service import app as application
 from service import tracing
+from service.codecs import NPY
+from service.codecs.npy import encode_npy
 from service.settings import Settings
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -47,9 +49,14 @@ def test_a_request_is_a_span_with_its_parts_in_the_callers_trace(exported):
     assert metrics.text.endswith("# EOF\n")
 
 
-def test_server_timing_adds_up(exported):
+@pytest.mark.parametrize("operation", ["sample", "score"])  # score: two graphs, at once
+def test_server_timing_adds_up(exported, operation, digits):
     client, _ = exported
-    answer = client.post("/v1/sample", json={"n": 2})
+    if operation == "sample":
+        answer = client.post("/v1/sample", json={"n": 2})
+    else:
+        images = {"content": encode_npy(digits), "headers": {"content-type": NPY}}
+        answer = client.post("/v1/score", **images)
     times = dict(re.findall(r"(\w+);dur=([\d.]+)", answer.headers["server-timing"]))
     assert list(times) == [*PARTS, "total"]
     assert sum(float(times[part]) for part in PARTS) == pytest.approx(

@@ -18,7 +18,7 @@ from service.api.request.forms import Part, parse_form
 from service.api.request.schemas import Options, OptionsT, parse_options
 from service.codecs import IMAGES as IMAGE_TYPES
 from service.codecs import JSON, NPY
-from service.codecs.json_body import json_fields
+from service.codecs.json_body import json_fields, too_many
 from service.errors import (
     InvalidInput,
     MalformedBody,
@@ -167,10 +167,6 @@ def _unique(pairs: list[tuple[str, str]], before: dict[str, Any]) -> dict[str, A
     return options
 
 
-def _too_many(count: int, max_items: int, what: str) -> str:
-    return f"{count} {what} in one request, at most {max_items} are taken: send several requests"
-
-
 async def _parse_form(
     headers: Headers, body: bytes, max_items: int
 ) -> tuple[list[tuple[str, str]], Files]:
@@ -196,7 +192,7 @@ async def _parse_form(
     if len(fields) > MAX_FIELDS:
         raise MalformedBody(f"the form has more than {MAX_FIELDS} fields that are no files")
     if len(files) > max_items:
-        raise PayloadTooLarge(_too_many(len(files), max_items, "images"))
+        raise PayloadTooLarge(too_many(len(files), max_items, "images"))
     if not files:
         raise InvalidInput(
             "there are no images in the request: send at least one file part, named 'files' and "

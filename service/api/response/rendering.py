@@ -245,6 +245,3 @@ def _status(finite: NDArray[np.bool_]) -> list[str]:
 
 
 ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
-# What each kind of answer can be made as, in the order of the server's preference.
-IMAGE_OFFERS = (JSON, NPY, PNG)
-NUMBER_OFFERS = (JSON, NPY)

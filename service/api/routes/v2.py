@@ -172,7 +172,7 @@ def _add_server(router: APIRouter, shared: AppState, models: InferModels, versio
     @router.get("/models/stats", summary="What all models have done")
     async def all_stats() -> StatisticsDocument:
         return StatisticsDocument(
-            model_stats=[statistics(shared.metrics, infer) for _, infer in models]
+            model_stats=statistics(shared.metrics, [infer for _, infer in models])
         )
 
 
@@ -203,7 +203,7 @@ def _add_models(router: APIRouter, shared: AppState, models: InferModels) -> Non
     @router.get("/models/{name}/stats", summary="What a model has done", responses=UNKNOWN)
     async def stats(name: str, version: str | None = None) -> StatisticsDocument:
         _, infer = models.find(name, version)
-        return StatisticsDocument(model_stats=[statistics(shared.metrics, infer)])
+        return StatisticsDocument(model_stats=statistics(shared.metrics, [infer]))
 
 
 def _health(good: bool, what: str) -> HealthDocument:

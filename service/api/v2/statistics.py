@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterable, Mapping
 
 from service.api.v2.models import InferModel
 from service.api.v2.schemas import Duration, ModelStatistics, Statistics
@@ -19,17 +19,27 @@ REQUEST, FAILED, QUEUE, COMPUTE, BATCH = (
 )
 
 
-def statistics(metrics: Metrics, model: InferModel) -> ModelStatistics:
-    """What `model` has done since the server started."""
+def statistics(metrics: Metrics, models: Iterable[InferModel]) -> list[ModelStatistics]:
+    """What each of `models` has done since the server started."""
+    values = {
+        (sample.name, sample.labels.get("operation"), sample.labels.get("model")): sample.value
+        for family in metrics.registry.collect()  # once: it asks whatever is watched, too
+        if family.name in (REQUEST, FAILED, QUEUE, COMPUTE, BATCH)
+        for sample in family.samples
+    }
+    return [_of_model(values, model) for model in models]
+
+
+def _of_model(
+    values: Mapping[tuple[str, str | None, str | None], float], model: InferModel
+) -> ModelStatistics:
     bundle = model.name.rpartition(".")[0]
-    value = partial(
-        metrics.registry.get_sample_value, labels={"operation": model.operation, "model": bundle}
-    )
+
+    def value(name: str) -> float:
+        return values.get((name, model.operation, bundle), 0.0)
+
     durations = {
-        name: Duration(
-            count=int(value(f"{metric}_count") or 0),
-            ns=round(1e9 * (value(f"{metric}_sum") or 0.0)),
-        )
+        name: Duration(count=int(value(f"{metric}_count")), ns=round(1e9 * value(f"{metric}_sum")))
         for name, metric in (
             ("success", REQUEST),
             ("fail", FAILED),
@@ -40,7 +50,7 @@ def statistics(metrics: Metrics, model: InferModel) -> ModelStatistics:
     return ModelStatistics(
         name=model.name,
         version=model.version,
-        inference_count=int(value(f"{BATCH}_sum") or 0),
-        execution_count=int(value(f"{BATCH}_count") or 0),
+        inference_count=int(value(f"{BATCH}_sum")),
+        execution_count=int(value(f"{BATCH}_count")),
         inference_stats=Statistics(**durations),
     )

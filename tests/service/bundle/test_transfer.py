@@ -81,6 +81,15 @@ def test_a_pulled_bundle_is_the_one_of_its_hash(site, digest, tmp_path):
     assert len(site.asked) == asked
 
 
+def test_a_pull_over_another_bundle_leaves_neither_behind(site, digest, tmp_path, edition):
+    other = load_bundle(edition("9.9.9")).hash
+    push(edition("9.9.9"), f"file://{tmp_path}/shelf")
+    for _ in range(2):
+        pull(site.url, digest, tmp_path / "m")
+        assert pull(f"file://{tmp_path}/shelf", other, tmp_path / "m").hash == other
+        assert left(tmp_path) == ["m", "shelf"]
+
+
 @pytest.mark.parametrize("ranges", [True, False])
 def test_an_interrupted_pull_goes_on_where_it_stopped(site, digest, tmp_path, tiny_bundle, ranges):
     site.ranges, name = ranges, "weights.bin"

@@ -94,7 +94,10 @@ def test_a_key_is_sent(cli, start_server, two_groups, monkeypatch, tmp_path):
     [
         (("sample", "--keep", "top"), "send it as well"),
         (("sample", "--prior-eps", "eps.npy", "--keep", "z9"), "there are top, low"),
+        (("sample", "--prior-eps", "zero.npy"), "must have the shape [n, 3], not []"),
         (("sample", "--prior-eps", "none.npy"), "none.npy"),
+        (("anomaly-map", "eps.npy", "-o", "map.jpg"), "ends in .png or .npy"),
+        (("anomaly-map", "eps.npy", "-o", "maps"), "ends in .png or .npy"),
         (("sample", "--prior-eps", "text.npy"), "text.npy: the body is not npy"),
         (("interpolate", "--from-seed", 1), "0 images and 1 seeds"),
         (("interpolate",), "0 images and 0 seeds"),
@@ -102,6 +105,7 @@ def test_a_key_is_sent(cli, start_server, two_groups, monkeypatch, tmp_path):
 )
 def test_errors_are_one_line(cli, tmp_path, arguments, words):
     (tmp_path / "eps.npy").write_bytes(encode_npy(np.zeros((1, 3), np.float32)))
+    np.save(tmp_path / "zero.npy", np.zeros((), np.float32))
     (tmp_path / "text.npy").write_text("text")
     output = cli(*arguments, code=1)
     assert words in output

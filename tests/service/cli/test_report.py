@@ -154,6 +154,14 @@ def test_another_name_is_refused(cli, folder):
     assert "ends in .html" in cli(folder, "-o", "report.pdf", code=1)
 
 
+def test_masks_alone_are_nothing_to_judge(cli, tmp_path):
+    folder = tmp_path / "photos" / "ground_truth"
+    folder.mkdir(parents=True)
+    Image.new("L", (4, 4)).save(folder / "0_mask.png")
+    assert "no images but masks" in cli("photos", "-o", "r.html", code=1)
+    assert {p.name for p in tmp_path.iterdir()} == {"photos"}
+
+
 def test_masks_are_no_images(cli, folder, tmp_path):
     (folder / "ground_truth" / "good").mkdir(parents=True)
     Image.new("L", (4, 4)).save(folder / "ground_truth" / "good" / "0_mask.png")
