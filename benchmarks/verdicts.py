@@ -3,6 +3,8 @@
 Of each bundle and K: one image of one caller (the time until it is there, and processor time), and
 images of several callers at once (processor time of all). Exit code 1 where a bound is missed: with
 the default K at most 1.25 times, at K = 1 at most twice.
+
+    python -m benchmarks.verdicts [--bundles service/bundles/mnist]
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ import argparse
 import asyncio
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -19,14 +20,11 @@ from typing import NamedTuple
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's, as in the service
 import torch
 
-# Run as a file, this folder comes first on the path, where other programs' names could hide ours.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from benchmarks.harness import parser_of, table
+from benchmarks.systems import SHIPPED
+from benchmarks.timing import machine, machine_line
+from service.operations.model import Model
 
-from benchmarks.harness import table  # noqa: E402
-from benchmarks.timing import machine, machine_line  # noqa: E402
-from service.operations.model import Model  # noqa: E402
-
-BUNDLES = Path(__file__).resolve().parents[1] / "service" / "bundles"
 BOUND, BOUND_OF_ONE = 1.25, 2.0
 
 
@@ -49,9 +47,7 @@ async def measure(model: Model, k: int, turns: int, callers: int) -> Ratios:
     async def spent(first: int, count: int, verdict: bool) -> tuple[float, float]:
         began, processor = time.perf_counter(), time.process_time()
         calls = [
-            model.score(
-                images[i : i + 1], importance_samples=k, verdict=verdict, caller=str(i), seed=1
-            )
+            model.score(images[i : i + 1], importance_samples=k, verdict=verdict, caller=str(i))
             for i in range(first, first + count)
         ]
         await asyncio.gather(*calls)
@@ -92,10 +88,8 @@ async def run(args: argparse.Namespace) -> bool:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    default = sorted(path for path in BUNDLES.iterdir() if path.is_dir())
+    parser = parser_of(__doc__)
+    default = sorted(path for path in SHIPPED.iterdir() if path.is_dir())
     parser.add_argument("--bundles", nargs="+", type=Path, default=default)
     parser.add_argument("--turns", type=int, default=60)
     parser.add_argument("--callers", type=int, default=16, help="at once")

@@ -174,8 +174,9 @@ class Settings(BaseSettings):
     quota_rows_per_minute: Annotated[
         Count | None,
         Field(
-            description="rows (images times importance samples) that the holder of a key, or an "
-            "address without keys, may have in a minute; above it: 429; absent: no quota"
+            description="rows (an image has one for each importance sample, and one for its "
+            "verdict) that the holder of a key, or an address without keys, may have in a minute; "
+            "above it: 429; absent: no quota"
         ),
     ] = None
     max_batch_rows: Annotated[

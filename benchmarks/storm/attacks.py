@@ -303,8 +303,9 @@ def repeated(name: str, site: Site) -> Counter[str]:
                 outcomes[type(error).__name__] += 1
 
     with ThreadPoolExecutor(threads or 1) as pool:
-        for _ in range(threads):
-            pool.submit(repeat)
+        runs = [pool.submit(repeat) for _ in range(threads)]
+    for run in runs:
+        run.result()  # an attack that failed is no attack
     return outcomes
 
 

@@ -190,7 +190,8 @@ def scored(
 def discover(rows: Sequence[Row], fdr: float) -> None:
     """Say which of all files are discoveries, whatever requests they were sent in."""
     rows = [row for row in rows if "error" not in row]
-    values = [math.nan if row["p_value"] is None else row["p_value"] for row in rows]
+    known = [row["status"] != "altered" and row["p_value"] is not None for row in rows]
+    values = [row["p_value"] if ok else math.nan for row, ok in zip(rows, known, strict=True)]
     for row, found in zip(rows, discovered(np.array(values), fdr), strict=True):
         row["discovery"] = found
 

@@ -50,12 +50,10 @@ ProviderName = Annotated[
 Samples = Annotated[
     int | None, typer.Option("--importance-samples", "-k", min=1, help="K of the bound.")
 ]
-Alpha = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Anomalous if the p-value is at most this.")
-]
+Alpha = Annotated[float | None, typer.Option(help="Anomalous if the p-value is at most this.")]
 Fdr = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="Also say which are discoveries: at most this share is false."),
+    typer.Option(help="Also say which are discoveries: at most this share is false."),
 ]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of the noise, below 2^63.")]
 Resize = Annotated[bool, typer.Option("--resize", help="Resize images of another size.")]

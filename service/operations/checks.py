@@ -52,8 +52,8 @@ def drawn_seed() -> int:
 
 def alpha(value: float, name: str = "alpha") -> float:
     """`value` if it lies between 0 and 1."""
-    if not 0.0 <= value <= 1.0:
-        raise InvalidInput(f"{name} must be from 0 to 1, not {value}")
+    if not 0.0 < value < 1.0:
+        raise InvalidInput(f"{name} must be between 0 and 1, not {value}")
     return value
 
 

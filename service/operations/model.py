@@ -315,6 +315,7 @@ class Model:
         n = None if spec is None else spec.images
         p_value = np.full(len(images), np.nan) if judged is None else judged.p_value
         strangers = None if spec is None or spec.fitted else altered
+        known = p_value if strangers is None else np.where(strangers, np.nan, p_value)
         anomalous, status = decide(p_value, found.finite, strangers, level, n)
         if judged and (k, work.seed) == (scoring.default_importance_samples, scoring.default_seed):
             self._watch(images, p_value, strangers)
@@ -328,7 +329,7 @@ class Model:
             effective_sample_size=found.effective_sample_size,
             p_value=p_value,
             anomalous=anomalous,
-            discovery=discovered(p_value, fdr),
+            discovery=discovered(known, fdr),
             status=status,
             evidence={} if judged is None else judged.parts,
             kl_nats=kl.mean(axis=1, dtype=np.float64) if k > 1 else kl[:, 0].astype(np.float64),

@@ -152,6 +152,10 @@ class _Reader:
         noise = uniform(seeds, keys, 0, images[0].size, Purpose.PIXELS)
         return {"image": images, "u_image": noise}
 
+    def split(self, pieces: Sequence[Piece[Any]], outputs: Arrays) -> list[Arrays]:
+        """All outputs."""
+        return [{name: a[rows] for name, a in outputs.items()} for rows in _places(pieces)]
+
 
 class EncodeBatcher(_Reader):
     """Rows of `EncodeWork`."""
@@ -171,10 +175,6 @@ class EncodeBatcher(_Reader):
             eps[_rows([rows for rows, _ in seeded])] = noise
         return {"eps": eps, **self._read(images, _seeds(pieces, [b - a for _, a, b in pieces]))}
 
-    def split(self, pieces: Sequence[Piece[EncodeWork]], outputs: Arrays) -> list[Arrays]:
-        """Both outputs."""
-        return [{name: a[rows] for name, a in outputs.items()} for rows in _places(pieces)]
-
 
 class EvidenceBatcher(_Reader):
     """Rows of `EvidenceWork`."""
@@ -183,10 +183,6 @@ class EvidenceBatcher(_Reader):
         """Images."""
         images = _join([work.images[a:b] for work, a, b in pieces])
         return self._read(images, _seeds(pieces, [b - a for _, a, b in pieces]))
-
-    def split(self, pieces: Sequence[Piece[EvidenceWork]], outputs: Arrays) -> list[Arrays]:
-        """Both outputs."""
-        return [{name: a[rows] for name, a in outputs.items()} for rows in _places(pieces)]
 
 
 class ScoreBatcher(_Reader):

@@ -17,7 +17,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from service.errors import (
@@ -181,7 +181,7 @@ class Scheduler:
         Raises Overloaded, DeadlineExceeded, ShuttingDown, EngineFailure or DeviceFault.
         """
         job = Job(work, caller)
-        self._admit(job, deadline)
+        self._admit((job,), deadline)
         return await self._compute(job, deadline)
 
     async def submit_both(
@@ -190,8 +190,7 @@ class Scheduler:
         """As `submit`, for two works of one request at once: both are let in or neither, and when
         one fails, what is left of the other is dropped."""
         jobs = Job(first, caller), Job(second, caller)
-        for job in jobs:
-            self._admit(job, deadline)
+        self._admit(jobs, deadline)
         self._jobs.update(jobs)
         tasks = [asyncio.create_task(self._compute(job, deadline)) for job in jobs]
         try:
@@ -235,20 +234,24 @@ class Scheduler:
         """Rows that wait, of each operation that was ever met."""
         return self._queue.rows_by_operation
 
-    def _admit(self, job: Job, deadline: float | None) -> None:
-        if job.rows < 1 or job.operation not in self._capacity:
-            raise InvalidInput(f"no batch can be made of {job.rows} rows of {job.operation!r}")
+    def _admit(self, jobs: Sequence[Job], deadline: float | None) -> None:
+        """Let all `jobs` of one caller in, or none."""
+        for job in jobs:
+            if job.rows < 1 or job.operation not in self._capacity:
+                raise InvalidInput(f"no batch can be made of {job.rows} rows of {job.operation!r}")
         if not self.healthy:
             raise DeviceFault("the device failed: this process is about to be replaced")
         if not self.accepting:
             raise ShuttingDown("the service is starting or stopping: send the request again")
-        if deadline is not None and deadline <= job.submitted:
+        caller, rows = jobs[0].caller, sum(job.rows for job in jobs)
+        if deadline is not None and deadline <= jobs[0].submitted:
             raise DeadlineExceeded("the deadline had passed before the work was queued")
         # Where nobody waits any request may: its rows are made batch by batch.
-        if self._queue.rows and (why := self._queue.refusal(job.caller, job.rows)):
+        if self._queue.rows and (why := self._queue.refusal(caller, rows)):
             raise Overloaded(f"{why}: send the request again later", self._wait_seconds())
-        self._observer.taken(job.caller, job.rows)
-        job.future = asyncio.get_running_loop().create_future()
+        self._observer.taken(caller, rows)
+        for job in jobs:
+            job.future = asyncio.get_running_loop().create_future()
 
     def _wait_seconds(self) -> float:
         """How long what waits and what runs will keep the workers busy, by what batches cost."""

@@ -6,6 +6,8 @@ is the mean squared distance to the nearest usual rows: no shape of their joint 
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,19 +19,8 @@ NEIGHBOURS = 10
 RIDGE = 0.01  # of a variance of one: a statistic that says nothing new weighs little
 FARTHEST = 50.0  # deviations: beyond, farther is no more than far
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-# The standard normal's quantiles at SHARES: the service has no scipy.
-NORMAL = (
-    -2.87816174,
-    -2.5758293,
-    -2.32634787,
-    -2.05374891,
-    -1.64485363,
-    -1.28155157,
-    -0.84162123,
-    -0.52440051,
-    -0.2533471,
-    0.0,
-)
+# Rounded as in the distances of bundles that were calibrated.
+NORMAL = tuple(round(NormalDist().inv_cdf(share), 8) for share in SHARES)
 KNOTS = np.array([*SHARES, *(1.0 - share for share in reversed(SHARES[:-1]))])
 DEVIATIONS = np.array([*NORMAL, *(-z for z in reversed(NORMAL[:-1]))])
 TAIL = 4  # knots to the end of which a tail is continued as a straight line

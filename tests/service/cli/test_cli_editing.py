@@ -99,12 +99,15 @@ def test_a_key_is_sent(cli, start_server, two_groups, monkeypatch, tmp_path):
         (("anomaly-map", "eps.npy", "-o", "map.jpg"), "ends in .png or .npy"),
         (("anomaly-map", "eps.npy", "-o", "maps"), "ends in .png or .npy"),
         (("sample", "--prior-eps", "text.npy"), "text.npy: the body is not npy"),
+        (("score", "image.png", "--alpha", 0), "alpha must be between 0 and 1, not 0.0"),
+        (("score", "image.png", "--alpha", 1), "alpha must be between 0 and 1, not 1.0"),
         (("interpolate", "--from-seed", 1), "0 images and 1 seeds"),
         (("interpolate",), "0 images and 0 seeds"),
     ],
 )
 def test_errors_are_one_line(cli, tmp_path, arguments, words):
     (tmp_path / "eps.npy").write_bytes(encode_npy(np.zeros((1, 3), np.float32)))
+    Image.new("L", (4, 4)).save(tmp_path / "image.png")
     np.save(tmp_path / "zero.npy", np.zeros((), np.float32))
     (tmp_path / "text.npy").write_text("text")
     output = cli(*arguments, code=1)

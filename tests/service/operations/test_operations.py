@@ -132,6 +132,14 @@ def test_images_unlike_the_model_are_anomalous(perform, tiny_model, model_bench)
     assert (odd.p_value <= 0.01).all()
 
 
+def test_an_altered_image_is_decided_and_discovered_alike(perform, tiny_model):
+    """The calibration says nothing of it: neither verdict nor discovery, for or against others."""
+    images, altered = tiny_model.images(4), np.array([True, False, True, False])
+    scores = perform(lambda runtime: runtime.score(images, fdr=0.99, altered=altered))
+    assert [one is None for one in scores.anomalous] == altered.tolist()
+    assert [one is None for one in scores.discovery] == altered.tolist()
+
+
 def test_scores_tighten_with_importance_samples(perform, tiny_model, model_bench):
     images = tiny_model.images(100, seed=5)
 

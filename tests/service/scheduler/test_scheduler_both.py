@@ -43,7 +43,7 @@ def test_they_run_side_by_side(plain):
     plain.run(main())
 
 
-@pytest.mark.parametrize("sizes", [(6, 1), (1, 6)])
+@pytest.mark.parametrize("sizes", [(6, 1), (1, 6), (3, 3)])
 def test_refused_together(plain, sizes):
     async def main():
         async with plain.Bench() as bench:
@@ -55,6 +55,7 @@ def test_refused_together(plain, sizes):
             await nothing_left(bench, rows=95)
             await asyncio.gather(holder, waits)
             assert not bench.counts.drops
+            assert "b" not in bench.counts.rows, "who is refused pays nothing"
             assert "other" not in bench.engine.operations
 
     plain.run(main())
