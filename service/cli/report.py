@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from service.cli.local import LocalClient
 
-__all__ = ["NORMAL", "ReportOptions", "write_report"]
+__all__ = ["MASKS", "NORMAL", "ReportOptions", "write_report"]
 
 Row = dict[str, Any]
 CHUNK = 64  # images between two looks of the progress bar, and lost by an interruption

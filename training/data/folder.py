@@ -26,7 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.codecs.headers import Header, read_header
-from service.codecs.images import Fit, FitMode, Fitted, ImageSize, PixelLimits, fit_files
+from service.codecs.images import (
+    Fit,
+    FitMode,
+    Fitted,
+    ImageSize,
+    PixelLimits,
+    fit_files,
+    read_image,
+)
 from service.errors import IafvaeError
 from training.errors import DataError
 
@@ -241,12 +249,14 @@ def read_fitted(path: Path, channels: int, size: tuple[int, int]) -> NDArray[np.
 
     Raises OSError, or `service.errors.IafvaeError` for what is no sound image.
     """
-    shape = ImageSize(channels=channels, height=size[0], width=size[1])
-    limits = PixelLimits(image=MAX_PIXELS, total=MAX_PIXELS)
-    found = fit_files(
-        [path.read_bytes()], shape, Fit(resize=True, convert=True), limits, [shown(path)]
+    return read_image(
+        path.read_bytes(),
+        channels=channels,
+        height=size[0],
+        width=size[1],
+        what=shown(path),
+        max_pixels=MAX_PIXELS,
     )
-    return np.asarray(found.images[0])
 
 
 def image_files(folder: Path) -> tuple[Files, list[str]]:

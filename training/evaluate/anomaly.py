@@ -113,18 +113,20 @@ def measure_anomaly(
     progress = progress or Progress(disable=True)
     with asyncio.Runner() as runner:
         runner.run(model.start())
-        sets = _sets(runner, model, plan, data, data_dir)
-        partials = [_partial(model, k, plan.seed, item, folder) for item in sets]
-        total, done = sum(len(s.pixels) for s in sets), sum(p.done for p in partials)
-        task = progress.add_task("scoring", total=total, completed=done)
-        for item, partial in zip(sets, partials, strict=True):
-            progress.update(task, description=f"scoring {item.name}")
-            with partial.kept():
-                while (start := partial.done) < len(item.pixels):
-                    pixels = item.pixels[start : start + PART_IMAGES]
-                    partial.add(_scores(runner, model, pixels, k, plan.seed))
-                    progress.advance(task, len(pixels))
-        runner.run(model.stop())
+        try:
+            sets = _sets(runner, model, plan, data, data_dir)
+            partials = [_partial(model, k, plan.seed, item, folder) for item in sets]
+            total, done = sum(len(s.pixels) for s in sets), sum(p.done for p in partials)
+            task = progress.add_task("scoring", total=total, completed=done)
+            for item, partial in zip(sets, partials, strict=True):
+                progress.update(task, description=f"scoring {item.name}")
+                with partial.kept():
+                    while (start := partial.done) < len(item.pixels):
+                        pixels = item.pixels[start : start + PART_IMAGES]
+                        partial.add(_scores(runner, model, pixels, k, plan.seed))
+                        progress.advance(task, len(pixels))
+        finally:
+            runner.run(model.stop())
     values = [_checked(item, p.arrays()) for item, p in zip(sets, partials, strict=True)]
     return _document(model, plan, k, sets, values), partials
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,22 +47,20 @@ def recalibrate(
 
     `data` is a data set's name, whose validation and calibration splits are taken, or a folder of
     images that are known to be usual: half of them make the density, half are ranked among, or each
-    is ranked by a density of others (`crossed`). Those
-    of another size or colour are fitted as in training with `resize`, or where those of the
-    calibration so far were. Raises `ExportError` or `DataError`, with nothing written, where they
-    are too few, all alike or do not fit.
+    is ranked by a density of others (`crossed`). Those of another size or colour are fitted as in
+    training with `resize`, or where those of the calibration so far were. Raises `ExportError` or
+    `DataError`, with nothing written, where they are too few, all alike or do not fit.
     """
     refuse_strangers(out)
     with _refused(out):
         bundle = load_bundle(path)
         fields, contents = _parts(bundle)
         images, fit = _images(bundle, data, data_dir, resize=resize)
-        engine = Engine(bundle, provider="cpu")
-        engine.warm()
-        contents[CALIBRATION_FILE] = calibrated(
-            fields, engine, images, fit, progress, crossed=crossed
-        )
-        engine.close()
+        with closing(Engine(bundle, provider="cpu")) as engine:
+            engine.warm()
+            contents[CALIBRATION_FILE] = calibrated(
+                fields, engine, images, fit, progress, crossed=crossed
+            )
         fields["version"] = version or next_version(bundle.manifest.version)
         if CARD in contents:
             contents[CARD] = _recalibrated(contents[CARD].decode(), fields).encode()
@@ -75,9 +73,8 @@ def into_card(path: Path, verdicts: str, picture: bytes) -> Bundle:
     with _refused(path):
         fields, contents = _parts(load_bundle(path))
         card = contents.get(CARD, f"# {fields['name']} {fields['version']}\n".encode()).decode()
-        card = re.sub(r"(?ms)^## Known failures.*?(?=^## |\Z)", "", card)  # its name before
-        text = f"![anomaly]({PICTURE})\n\n{verdicts}"
-        contents |= {CARD: with_section(card, VERDICTS, text).encode(), PICTURE: picture}
+        card = _with_verdicts(card, f"![anomaly]({PICTURE})\n\n{verdicts}")
+        contents |= {CARD: card.encode(), PICTURE: picture}
         return write_bundle(path, fields, contents)
 
 
@@ -141,4 +138,10 @@ def _recalibrated(card: str, fields: dict[str, Any]) -> str:
     card = re.sub(r"\A# .*", f"# {fields['name']} {fields['version']}", card)
     measure = "iafvae-train evaluate-anomaly --bundle BUNDLE --into-card"
     unknown = f"Not measured since this calibration.\n\n    {measure}"
-    return with_section(with_section(card, "Calibration", text), VERDICTS, unknown)
+    return _with_verdicts(with_section(card, "Calibration", text), unknown)
+
+
+def _with_verdicts(card: str, text: str) -> str:
+    """The card with `text` as its section on verdicts, whatever the name of that was before."""
+    card = re.sub(r"(?ms)^## Known failures.*?(?=^## |\Z)", "", card)
+    return with_section(card, VERDICTS, text)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from service.cli.report import MASKS, NORMAL
 from service.codecs.headers import read_header
 from service.errors import IafvaeError
 from training.data.folder import MAX_PIXELS, Files, image_files, read_fitted, shown
@@ -27,9 +28,7 @@ LEAST = 40  # usual images: fewer teach nothing and rank nothing
 GREY_SAMPLE = 50  # images that are looked at for colour
 GREY_SIDE = 64  # pixels that they are looked at in
 GREY_NOISE = 8  # levels between colours that a compression makes of grey
-MASKS = "ground_truth"
-USUAL = ("good", "normal", "ok")
-GOOD = USUAL[0]
+GOOD = NORMAL[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +78,16 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
             usual[name] = path
         elif laid_out and first == "test" and rest:
             tested["/".join(rest)] = path
-    usual, headers, told = _readable(usual)
+    known: set[bytes] = set()
+    usual, headers, told = _readable(usual, known)
     notes += told
     if len(usual) < LEAST:
         raise DataError(
             f"{len(usual)} different usual images in {shown(folder)} are too few to learn from and "
             f"to compare with: {LEAST} are needed at the least, some hundreds make a start."
         )
+    tested, _, told = _readable(tested, known)
+    notes += told
     classes = _by_class(tested, "test")
     masks = _masks(classes, folder / MASKS)
     usual_test, usual_more = classes.pop(GOOD, {}), {}
@@ -93,10 +95,14 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
         more, told = image_files(test)
         notes += told
         outside = {name: path for name, path in more.items() if MASKS not in name.split("/")}
-        others = _by_class(outside, test.resolve().name)
+        outside, _, told = _readable(outside, known)
+        notes += told
+        own = test.resolve().name
+        others = _by_class({f"{own}/{name}": path for name, path in outside.items()}, own)
         masks |= _masks(others, (test.parent if test.name == "test" else test) / MASKS)
         usual_more = others.pop(GOOD, {})
-        classes |= others
+        for kind, found in others.items():
+            classes[kind] = {**classes.get(kind, {}), **found}
     return Photos(
         usual=usual,
         usual_test=usual_test,
@@ -114,15 +120,15 @@ def _by_class(files: Files, own: str) -> dict[str, Files]:
     found: dict[str, Files] = {}
     for name, path in files.items():
         kind = name.split("/")[-2] if "/" in name else own
-        found.setdefault(GOOD if kind in USUAL else kind, {})[name] = path
+        found.setdefault(GOOD if kind.lower() in NORMAL else kind, {})[name] = path
     return found
 
 
-def _readable(files: Files) -> tuple[Files, list[tuple[int, int]], list[str]]:
-    """Files with a sound header, each content once; their sizes; what was left out."""
+def _readable(files: Files, known: set[bytes]) -> tuple[Files, list[tuple[int, int]], list[str]]:
+    """Files with a sound header whose content is not among `known`, where it is put; their sizes;
+    what was left out."""
     kept: Files = {}
     sizes, faults, copies = [], [], 0
-    known: set[bytes] = set()
     for name, path in files.items():
         try:
             data = path.read_bytes()
@@ -130,8 +136,11 @@ def _readable(files: Files) -> tuple[Files, list[tuple[int, int]], list[str]]:
         except (OSError, IafvaeError) as error:
             faults.append(str(error))
             continue
+        if header.pixels > MAX_PIXELS:
+            faults.append(f"{shown(path)} has {header.pixels} pixels, {MAX_PIXELS} are taken")
+            continue
         digest = hashlib.sha256(data).digest()
-        if digest in known or header.pixels > MAX_PIXELS:
+        if digest in known:
             copies += 1
             continue
         known.add(digest)

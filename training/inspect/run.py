@@ -27,7 +27,7 @@ from service.codecs.png import encode_png
 from service.errors import IafvaeError
 from training.config import Runtime, overridden
 from training.data import FOLDER_PREFIX
-from training.data.folder import Files, read_fitted
+from training.data.folder import Files, read_fitted, shown
 from training.errors import DataError
 from training.evaluate.anomaly_sets import planted_defects
 from training.export.revise import recalibrate
@@ -72,6 +72,12 @@ def inspect_folder(
     anything is written.
     """
     say = _teller(console)
+    for looked in (folder, test):
+        if looked is not None and out.resolve().is_relative_to(looked.resolve()):
+            raise DataError(
+                f"{shown(out)} lies in {shown(looked)}, whose images it would become: give another "
+                "--out."
+            )
     photos = find_photos(folder, test)
     for line in photos.lines():
         say(line)
@@ -153,6 +159,8 @@ def _prepare(
     out: Path, sets: Mapping[str, Files], photos: Photos, plan: Plan, console: Console
 ) -> None:
     """Links to the usual images by purpose; what cannot be decoded is left out and told."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / PLAN).write_text(_plan_text(sets), encoding="utf-8")  # first: a call again may go on
     shutil.rmtree(out / "images", ignore_errors=True)
     faults = []
     todo = [(purpose, path) for purpose, files in sets.items() for path in files.values()]
@@ -165,7 +173,6 @@ def _prepare(
         _link(out / "images" / purpose / "good", path)
     if faults:
         _teller(console)(f"{len(faults)} broken files are left out: {faults[0]}")
-    (out / PLAN).write_text(_plan_text(sets), encoding="utf-8")
 
 
 def _link(folder: Path, path: Path) -> None:

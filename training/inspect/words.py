@@ -191,14 +191,18 @@ def _judgement(facts: Facts, sizes: Mapping[int, float], troubled: bool) -> str:
     height, width = facts.size
     own = facts.photos.size
     each = max(own[0] / height, own[1] / width)
-    found = [side * each for side, share in sizes.items() if share >= TRUSTED]
+    found: list[float] = []
+    for side, share in reversed(list(sizes.items())):  # a size is trusted where all larger ones are
+        if share < TRUSTED:
+            break
+        found.insert(0, side * each)
     seldom = [side * each for side, share in sizes.items() if share < FOUND]
     if not found:
         much = "Do not rely on it for defects yet" if seldom else "It finds some defects, not all"
         return f"{much}: look at the maps, and give it more --minutes or more images."
     words = f"Trust it with plain defects of {found[0]:.3g} pixels and more"
-    if seldom:
-        words += f"; not with ones of {seldom[-1]:.3g} or less"
+    if smaller := [side for side in seldom if side < found[0]]:
+        words += f"; not with ones of {smaller[-1]:.3g} or less"
     careful = ", as far as the above allows" if troubled else ""
     return (
         f"{words}{careful}. Fainter ones, and images of another camera or light, it was not tried "

@@ -7,6 +7,7 @@ its thread's processor, which no busy neighbour changes.
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import time
 
@@ -89,6 +90,15 @@ ATTACKS = {
         413,
     ),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def objects_of_other_tests():
+    """Out of sight of the collector, which would look at millions of them while it is timed."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from training.config import Runtime
 from training.errors import DataError
@@ -21,6 +22,7 @@ from training.inspect.plan import (
     plan_for,
     scaled,
 )
+from training.inspect.run import inspect_folder
 from training.inspect.words import Facts, learned, words
 
 
@@ -45,6 +47,46 @@ def test_a_plain_folder_and_one_with_tests(tmp_path):
     told = "\n".join(photos.lines())
     assert "1 files cannot be read" in told
     assert "1 copies" in told
+
+
+def test_images_elsewhere_are_more_of_them_and_none_that_were_learned(tmp_path):
+    place, back = tmp_path / "bottle", tmp_path / "back"
+    fill(place / "train" / "good", 45)
+    fill(place / "test" / "good", 10, seed=1)
+    fill(place / "test" / "scratch", 6, seed=2)
+    fill(back / "Usual", 9, seed=3)
+    fill(back / "scratch", 2, seed=4)
+    (back / "Usual" / "learned.png").write_bytes((place / "train/good/7.png").read_bytes())
+    photos = find_photos(place, back)
+    assert (len(photos.usual), len(photos.usual_test), len(photos.usual_more)) == (45, 10, 9)
+    assert {kind: len(files) for kind, files in photos.classes.items()} == {"scratch": 8}
+    assert "19 good, 8 scratch" in "\n".join(photos.lines())
+
+
+def test_what_is_written_among_the_images_is_refused(tmp_path):
+    fill(tmp_path / "good", 45)
+    with pytest.raises(DataError, match="whose images it would become"):
+        inspect_folder(
+            tmp_path / "good", tmp_path / "good" / "out", runtime=Runtime(), console=Console()
+        )
+    assert len(list((tmp_path / "good").iterdir())) == 45
+
+
+def test_what_ends_before_the_training_can_be_called_again(tmp_path, monkeypatch):
+    fill(tmp_path / "good", 45)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.inspect.run.read_fitted", stop)
+    for _ in range(2):  # not: exists and is no inspection
+        with pytest.raises(KeyboardInterrupt):
+            inspect_folder(
+                tmp_path / "good",
+                tmp_path / "out",
+                runtime=Runtime(device="cpu", compile="off", threads=1),
+                console=Console(),
+            )
 
 
 def test_grey_in_three_colours_is_grey(tmp_path):
@@ -161,6 +203,10 @@ def test_words_follow_from_the_facts(tmp_path):
     for part in ("is out of reach", "Few images: 50", "Undertrained", "noise", "20% of 8x8"):
         assert part in told
     assert "defects of 16 pixels and more; not with ones of 8" in told
+    planted["classes"].append({"class": "planted 16x16", "images": 10, "anomalous": 1})
+    told = "\n".join(words(Facts(**facts)))
+    assert "Trust it" not in told, "where larger ones are missed, a small size is luck"
+    planted["classes"].pop()
     facts |= {"calibration": 400, "again": (images, images), "drawn": images}
     assert "on the average" in "\n".join(words(Facts(**facts)))
     told = "\n".join(words(Facts(**facts | {"crossed": False})))
