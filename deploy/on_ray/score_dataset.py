@@ -116,8 +116,7 @@ class Worker:
         self.model = Model.load(options.bundle, workers=1, provider=options.provider)
         manifest = self.model.manifest
         self.shape = manifest.image
-        how = getattr(manifest, "fit", None) or "crop"
-        self.fit = Fit(resize=options.resize, convert=options.convert, how=how)
+        self.fit = Fit(resize=options.resize, convert=options.convert, how=manifest.fit)
         self.loop = asyncio.Runner()
         self.loop.run(self.model.start())
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from service.bundle import SCHEMA_VERSION
 
 helm = pytest.importorskip("helm_python")
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
@@ -163,6 +166,15 @@ def test_models_come_at_their_hash_or_from_a_volume_or_the_image(chart):
     assert "initContainers" not in mounted["Deployment"]["spec"]["template"]["spec"]
     assert variables(mounted)["IAFVAE_MODELS"] == "/models"
     assert "IAFVAE_MODELS" not in variables(documents(chart))
+
+
+def test_images_and_formats_are_those_that_exist(chart):
+    program = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for provider in ("cpu", "cuda"):
+        image = container(documents(chart, {"provider": provider}))["image"]
+        assert image == f"iafvae:v{program}-{provider}", "as the release pushes it"
+    runtime, *_ = yaml.safe_load_all((ROOT / "deploy" / "kserve.yaml").read_text())
+    assert runtime["spec"]["supportedModelFormats"][0]["version"] == str(SCHEMA_VERSION)
 
 
 def test_nothing_goes_out_unless_it_may(chart):

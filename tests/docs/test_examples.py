@@ -19,6 +19,7 @@ from training.cli.main import app as iafvae_train
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
+PAGES.append(ROOT / "benchmarks" / "README.md")
 KINDS = {"run", "output", "serve", "parse", "not run"}
 APPS = {"iafvae": iafvae, "iafvae-train": iafvae_train}
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)|(?:src|href)=\"([^\"]+)\"")
@@ -87,7 +88,7 @@ def test_programs_and_targets_exist(page, pages):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"^make ([a-z-]+)", text, re.MULTILINE):
         assert target in targets, target
-    for program, line in re.findall(r"python -m benchmarks\.(\w+)([^`]*)", text):
+    for program, line in re.findall(r"python -m benchmarks\.(\w+)([^`\n]*)", text):
         source = (ROOT / "benchmarks" / f"{program}.py").read_text(encoding="utf-8")
         for option in re.findall(r"(--[a-z-]+)", line):
             assert f'"{option}"' in source, f"{program} {option}"
@@ -109,6 +110,14 @@ def test_links_lead_somewhere(page):
         target = match[1] or match[3]
         if target and not re.match(r"https?://|mailto:", target):
             assert (page.parent / target).exists(), target
+            if target.endswith(".md") and match[2]:
+                text = (page.parent / target).read_text(encoding="utf-8")
+                assert match[2][1:] in map(slug, re.findall(r"^#+ (.+)$", text, re.MULTILINE))
+
+
+def slug(heading):
+    """What a heading is linked by."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def test_outputs_agree_by_numbers(pages):

@@ -19,7 +19,7 @@ labels:
 
 {{- define "iafvae.image" -}}
 {{- with .Values.image -}}
-{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default (printf "v%s-%s" $.Chart.AppVersion $.Values.provider) }}{{ end }}
 {{- end -}}
 {{- end }}
 
