@@ -123,6 +123,7 @@ class Worker:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Compute the part of `row` and write its file."""
+        began = time.process_time()
         names, images, errors = [], [], []
         for name, content in read_part(self.source, json.loads(row["part"])):
             names.append(name)
@@ -141,7 +142,8 @@ class Worker:
                 spread[at] = value
             table[name] = pa.array(spread, from_pandas=True)
         self.write(pa.table(table), row["name"])
-        return {"images": len(names), "errors": len(names) - len(images)}
+        seconds = time.process_time() - began
+        return {"images": len(names), "errors": len(names) - len(images), "seconds": seconds}
 
     def computed(self, images: np.ndarray) -> dict[str, list[Any]]:
         """Columns of results for `images` uint8 [n, C, H, W]."""
@@ -222,7 +224,7 @@ def main(
     least, _, most = workers.partition(":")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use unless told not to
     ray.init(address=address, log_to_driver=False, configure_logging=False)
-    images, errors = 0, 0
+    images, errors, seconds = 0, 0, 0.0
     pool = ray.data.ActorPoolStrategy(min_size=int(least), max_size=int(most or least))
     data = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Worker,
@@ -233,7 +235,9 @@ def main(
     )
     for done, row in enumerate(data.iter_rows(), 1):
         images, errors = images + row["images"], errors + row["errors"]
-        told = f"{done} of {len(rows)} parts, {images} images ({errors} bad)"
+        seconds += row["seconds"]
+        told = f"{done} of {len(rows)} parts, {images} images ({errors} bad), "
+        told += f"{images / seconds:.0f} a second of processor time"
         if done == 1:  # the rate leaves out what Ray and the workers take to start
             began, first = time.monotonic(), images
         else:
