@@ -349,8 +349,8 @@ class Model:
                 "calibration": _calibration(spec),
             },
             notes=fdr_notes(len(images), fdr, n),
-            queue_seconds=max(job.queue_seconds for job in jobs),
-            compute_seconds=sum(job.compute_seconds for job in jobs),
+            queue_seconds=max([job.queue_seconds for job in jobs]),
+            compute_seconds=sum([job.compute_seconds for job in jobs]),
         )
 
     async def anomaly_map(
