@@ -25,7 +25,7 @@ from service.settings import SHIPPED_BUNDLE
 def test_the_end_while_models_load(tiny_bundle, put, tmp_path, serves):
     """A thread in native code may abort the interpreter that ends around it."""
     code = (
-        "import os\n"
+        "import atexit, os\n"
         "from pathlib import Path\n"
         "from service.engine import onnxruntime_engine as engine\n"
         "from service.server import run\n"
@@ -39,10 +39,7 @@ def test_the_end_while_models_load(tiny_bundle, put, tmp_path, serves):
         "    whole(self, *args, **more)\n"
         "    print('loaded', flush=True)\n"
         "engine.Engine.__init__ = often\n"
-        "class Last:\n"
-        "    def __del__(self, write=os.write):\n"
-        "        write(2, b'the interpreter ends')\n"
-        "last = Last()\n"
+        "atexit.register(os.write, 2, b'the interpreter ends')\n"
         "run.serve(settings)\n"
     )
     settings = os.environ | {"IAFVAE_MODELS": str(tmp_path), "IAFVAE_PORT": "0"}
