@@ -53,6 +53,10 @@ check: $(VENV)/dev ## Lint, format, types, layering, and the files of deploy
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck deploy/*.sh .ci/run
 	$(BIN)/yamllint -c .yamllint.yml deploy .github tests/deploy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+	$(BIN)/zizmor --quiet --offline .github
 	! command -v promtool >/dev/null || promtool check rules deploy/chart/files/rules.yml
 
 format: $(VENV)/dev ## Format the code and mend what can be mended

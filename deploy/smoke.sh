@@ -4,7 +4,8 @@
 #   deploy/smoke.sh iafvae:cpu [options of `docker run`]
 #   ENGINE="podman --runtime runc" deploy/smoke.sh iafvae:cuda --volume "$PWD/mine:/models:ro" ...
 #
-# No network, a read-only root file system, no capabilities. The client is the image's own Python.
+# No network, a read-only root file system, no capabilities, a key. The client is the image's own
+# Python. Wrong settings must end the start with one line, and the log must hold no secret.
 # If $SHEET is set, a sheet of 64 samples is left in that file.
 set -euo pipefail
 
@@ -12,18 +13,28 @@ read -ra engine <<<"${ENGINE:-docker}"
 image=${1:?usage: smoke.sh IMAGE [options of run]}
 shift
 
-if wrong=$("${engine[@]}" run --rm --network none --env IAFVAE_PROT=1 "$@" "$image" 2>&1) ||
-  [ "$(grep -c . <<<"$wrong")" != 1 ]; then
-  echo "smoke: a misspelt setting does not end the start with one line: $wrong" >&2
-  exit 1
-fi
-echo "$wrong"
+for setting in PROT=1 PORT=http MODELS=/nowhere KEYS_FILE=/nowhere; do
+  if wrong=$("${engine[@]}" run --rm --no-healthcheck --network none "$@" \
+    --env "IAFVAE_$setting" "$image" 2>&1) || [ "$(grep -c . <<<"$wrong")" != 1 ]; then
+    echo "smoke: IAFVAE_$setting does not end the start with one line: $wrong" >&2
+    exit 1
+  fi
+  echo "$wrong"
+done
+
+keys=$(mktemp -d)
+trap 'rm -rf "$keys"' EXIT
+made=$("${engine[@]}" run --rm --no-healthcheck --network none "$@" "$image" key smoke 2>/dev/null)
+key=${made%%$'\n'*}
+echo "${made##*$'\n'}" >"$keys/keys.txt"
+chmod -R a+rX "$keys"
 
 started=$(date +%s%N)
 container=$("${engine[@]}" run --detach --network none --read-only --cap-drop ALL \
-  --security-opt no-new-privileges "$@" "$image")
-trap '"${engine[@]}" rm --force "$container" >/dev/null' EXIT
-inside() { "${engine[@]}" exec --interactive "$container" "$@"; }
+  --security-opt no-new-privileges --volume "$keys:/keys:ro" --env IAFVAE_KEYS_FILE=/keys/keys.txt \
+  --env IAFVAE_ACCESS_LOG=true --env IAFVAE_LOG_LEVEL=debug "$@" "$image")
+trap '"${engine[@]}" rm --force "$container" >/dev/null; rm -rf "$keys"' EXIT
+inside() { "${engine[@]}" exec --interactive --env "IAFVAE_KEY=$key" "$container" "$@"; }
 fail() {
   "${engine[@]}" logs "$container" >&2 || true
   echo "smoke: $1" >&2
@@ -56,7 +67,10 @@ try:
 except OSError:
     pass
 
-service = httpx.Client(base_url=f"http://127.0.0.1:{os.environ['IAFVAE_PORT']}", timeout=60)
+base = f"http://127.0.0.1:{os.environ['IAFVAE_PORT']}"
+assert httpx.get(f"{base}/v1/models?token=of-smoke").status_code == 401, "asked without a key"
+bearer = {"authorization": f"Bearer {os.environ['IAFVAE_KEY']}"}
+service = httpx.Client(base_url=base, headers=bearer, timeout=60)
 
 
 def ask(path, accept, **given):
@@ -98,4 +112,7 @@ stopping=$(date +%s%N)
 "${engine[@]}" kill --signal TERM "$container" >/dev/null
 code=$("${engine[@]}" wait "$container")
 [ "$code" = 0 ] || fail "SIGTERM ended it with exit code $code"
+log=$("${engine[@]}" logs "$container" 2>&1)
+grep -q /v1/models <<<"$log" || fail "the log has no requests"
+! grep -e "$key" -e of-smoke <<<"$log" || fail "a secret is in the log"
 echo "SIGTERM: exit code 0 after $(milliseconds "$stopping") ms"

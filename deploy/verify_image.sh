@@ -4,13 +4,15 @@
 #
 #   deploy/verify_image.sh [cpu|cuda]
 #
-# Needs buildah, podman, runc and debootstrap. Prints the sizes of base and image.
+# Needs buildah, podman, runc and debootstrap. Prints the sizes of base and image. Images are kept in
+# $IMAGES; where the kernel mounts no overlay, STORAGE_DRIVER=vfs works, and takes many times as long.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target=${1:-cpu}
 base=localhost/python-base:debian
-storage=(--storage-driver vfs)
+images=${IMAGES:-/var/tmp/iafvae-images}
+storage=(--root "$images" --runroot "/run$images" --storage-driver "${STORAGE_DRIVER:-overlay}")
 podman=(podman "${storage[@]}" --runtime runc --cgroup-manager cgroupfs)
 
 if ! "${podman[@]}" image exists "$base"; then

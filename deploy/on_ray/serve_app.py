@@ -19,13 +19,12 @@ from service.settings import SHIPPED_BUNDLE
 class Scores:
     """uint8 npy ``[n, C, H, W]`` in, log-likelihoods out."""
 
-    def __init__(self, bundle: str = str(SHIPPED_BUNDLE)) -> None:
+    async def __init__(self, bundle: str = str(SHIPPED_BUNDLE)) -> None:
         self.model = Model.load(bundle, workers=1)
+        await self.model.start()
 
     async def __call__(self, request: Request) -> Response:
         """Score the images of one request."""
-        if not self.model.ready:
-            await self.model.start()
         try:
             images = decode_npy(await request.body(), dtypes=("uint8",), max_items=2**26)
             scores = await self.model.score(images)

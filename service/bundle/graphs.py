@@ -139,6 +139,16 @@ class GraphSpec(Record):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    @cached_property
+    def input_names(self) -> frozenset[str]:
+        """Names of what it takes."""
+        return frozenset(tensor.name for tensor in self.inputs)
+
+    @cached_property
+    def output_names(self) -> list[str]:
+        """Names of what it gives, in order."""
+        return [tensor.name for tensor in self.outputs]
+
 
 def graph_contract(
     image: ImageSpec, latent: LatentSpec, likelihood: LikelihoodSpec, statistics: Sequence[str]

@@ -63,6 +63,9 @@ def decode_npy(body: bytes, *, dtypes: tuple[str, ...], max_items: int) -> NDArr
     shaped = (
         flat.reshape(header.shape[::-1]).T if header.fortran_order else flat.reshape(header.shape)
     )
+    flags = shaped.flags
+    if dtype.isnative and flags.c_contiguous and flags.aligned:
+        return shaped
     native = shaped.astype(dtype.newbyteorder("="), copy=False)
     return np.require(native, requirements=["C", "A"])
 
@@ -108,6 +111,7 @@ def _parse_header(text: bytes) -> NpyHeader:
     return NpyHeader(descr if isinstance(descr, str) else "structured", fortran_order, shape)
 
 
+@lru_cache(maxsize=256)
 def _dtype(descr: str, allowed: tuple[str, ...]) -> np.dtype[Any]:
     wanted = " or ".join(allowed)
     if "O" in descr:
@@ -134,8 +138,9 @@ def _conversion(descr: str, wanted: str) -> str:
 def encode_npy(array: NDArray[Any]) -> bytes:
     """`array` as an npy file of format version 1, C order, little-endian."""
     array = np.ascontiguousarray(array)
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return npy_prefix(little.dtype.str, array.shape) + little.tobytes()
+    if array.dtype.str[0] == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return npy_prefix(array.dtype.str, array.shape) + array.tobytes()
 
 
 @lru_cache(maxsize=256)

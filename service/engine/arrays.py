@@ -23,7 +23,7 @@ def check(graph: GraphSpec, arrays: Mapping[str, NDArray[Any]], max_rows: int) -
 
     Raises WrongShape, WrongDtype, InvalidInput or PayloadTooLarge naming the input.
     """
-    if len(arrays) != len(graph.inputs) or any(t.name not in arrays for t in graph.inputs):
+    if arrays.keys() != graph.input_names:
         raise InvalidInput(f"inputs must be {', '.join(t.name for t in graph.inputs)}")
     sizes: dict[str, int] = {}
     for tensor in graph.inputs:

@@ -174,8 +174,7 @@ class Engine(EngineBase):
             with self._lock:
                 session = self.sessions.get(operation) or self._session(operation)
                 self.sessions[operation] = session
-        outputs = self.bundle.manifest.graphs[operation].outputs
-        return session.run([tensor.name for tensor in outputs], feed)
+        return session.run(self.bundle.manifest.graphs[operation].output_names, feed)
 
     def warm(self) -> None:
         """Make ready; the files are not held any longer."""

@@ -318,7 +318,7 @@ class Model:
         known = p_value if strangers is None else np.where(strangers, np.nan, p_value)
         anomalous, status = decide(p_value, found.finite, strangers, level, n)
         if judged and (k, work.seed) == (scoring.default_importance_samples, scoring.default_seed):
-            self._watch(images, p_value, strangers)
+            await self._watch(images, p_value, strangers)
         estimator = "elbo" if k == 1 else "importance_weighted"
         return Scores(
             log_likelihood_nats=found.log_likelihood_nats,
@@ -349,8 +349,8 @@ class Model:
                 "calibration": _calibration(spec),
             },
             notes=fdr_notes(len(images), fdr, n),
-            queue_seconds=max(job.queue_seconds for job in jobs),
-            compute_seconds=sum(job.compute_seconds for job in jobs),
+            queue_seconds=max([job.queue_seconds for job in jobs]),
+            compute_seconds=sum([job.compute_seconds for job in jobs]),
         )
 
     async def anomaly_map(
@@ -484,14 +484,15 @@ class Model:
         measured = measured_of({k: log_likelihood}, evidence, work.images, binary=binary)
         return await _aside(len(work.images), reference.judge, k, measured)
 
-    def _watch(
+    async def _watch(
         self, images: U8, p_values: NDArray[np.float64], strangers: NDArray[np.bool_] | None
     ) -> None:
         """Count images for drift, but for those that the calibration says nothing of."""
         if self.drift is None:
             return
         known = slice(None) if strangers is None else ~strangers
-        if self.drift.add(image_keys(images[known]).tolist(), p_values[known].tolist()):
+        keys = await _aside(len(images), image_keys, images[known])
+        if self.drift.add(keys.tolist(), p_values[known].tolist()):
             logger.warning(
                 "%s: the images that come are no longer like those it was calibrated on "
                 "(log martingale %.1f after %d images)",

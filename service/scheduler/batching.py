@@ -148,8 +148,12 @@ class _Reader:
         """Inputs that are made of `images` and their `seeds` ``[N]`` alone."""
         if not self._grey:
             return {"image": images}
-        keys = image_keys(images) if keys is None else keys
-        noise = uniform(seeds, keys, 0, images[0].size, Purpose.PIXELS)
+        noise = np.zeros((len(images), images[0].size), dtype=np.float32)
+        # Black and white are what they are for any noise: 0 - 1 is 255 in eight bits.
+        grey = (images - np.uint8(1) < 254).reshape(len(images), -1).any(axis=1)
+        if grey.any():
+            keys = image_keys(images[grey]) if keys is None else keys[grey]
+            noise[grey] = uniform(seeds[grey], keys, 0, noise.shape[1], Purpose.PIXELS)
         return {"image": images, "u_image": noise}
 
     def split(self, pieces: Sequence[Piece[Any]], outputs: Arrays) -> list[Arrays]:

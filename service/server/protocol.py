@@ -94,7 +94,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
-        super().connection_made(ClosedByProtocol(transport, self._close))
+        super().connection_made(ClosedByProtocol(transport, self._close, self.loop))
         self._deadline = self.loop.time() + HEAD_SECONDS
         self._timer = self.loop.call_later(TICK_SECONDS, self._tick)
 

@@ -174,6 +174,7 @@ def test_images_and_formats_are_those_that_exist(chart):
         image = container(documents(chart, {"provider": provider}))["image"]
         assert image == f"iafvae:v{program}-{provider}", "as the release pushes it"
     runtime, *_ = yaml.safe_load_all((ROOT / "deploy" / "kserve.yaml").read_text())
+    assert runtime["spec"]["containers"][0]["image"] == f"iafvae:v{program}-cpu"
     assert runtime["spec"]["supportedModelFormats"][0]["version"] == str(SCHEMA_VERSION)
 
 
@@ -181,6 +182,23 @@ def test_nothing_goes_out_unless_it_may(chart):
     policy = documents(chart)["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert policy["egress"] == []
+
+
+def test_who_may_call_is_said_and_the_chart_tests_itself(chart):
+    found = documents(chart, EXAMPLES["full"])
+    own, *peers = found["NetworkPolicy"]["spec"]["ingress"][0]["from"]
+    assert peers == EXAMPLES["full"]["networkPolicy"]["from"]
+    assert own["podSelector"]["matchLabels"] == found["Test"]["metadata"]["labels"]
+    chosen = found["Service"]["spec"]["selector"]
+    assert not chosen.items() <= found["Test"]["metadata"]["labels"].items(), "no traffic for it"
+
+
+def test_settings_are_each_said_once_and_the_values_win(chart):
+    values = {"env": {"IAFVAE_LOG_FORMAT": "text", "IAFVAE_MAX_N": "5"}}
+    names = [each["name"] for each in container(documents(chart, values))["env"]]
+    assert len(names) == len(set(names))
+    assert variables(documents(chart, values))["IAFVAE_LOG_FORMAT"] == "text"
+    assert {"IAFVAE_PROVIDER", "IAFVAE_MAX_N"} <= set(names)
 
 
 def test_autoscaling_leaves_replicas_alone(chart):

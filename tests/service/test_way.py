@@ -49,8 +49,8 @@ REQUESTS = {
 }
 BOUNDS = {  # calls, modules, changes of module
     "sample": (93, 16, 51),
-    "score": (203, 26, 92),  # with its verdict: two works at once, and the judging of them
-    "score npy": (167, 24, 64),  # computed on the event loop itself
+    "score": (158, 25, 75),  # with its verdict: two works at once, and the judging of them
+    "score npy": (128, 24, 61),  # computed on the event loop itself
 }
 
 

@@ -37,7 +37,9 @@ class RecipeOptions:
     ] = None
     data: Annotated[
         str | None,
-        typer.Option(help="mnist, fashion-mnist, cifar10, or folder:PATH of your own images."),
+        typer.Option(
+            help="mnist, mnist-static, fashion-mnist, cifar10, or folder:PATH of your own images."
+        ),
     ] = None
     data_dir: DataDir = None
     size: Annotated[

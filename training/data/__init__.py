@@ -19,6 +19,7 @@ __all__ = [
     "DATASETS",
     "FOLDER_PREFIX",
     "SPLITS",
+    "STATIC",
     "FolderOptions",
     "ImageData",
     "Split",
@@ -35,7 +36,10 @@ __all__ = [
 
 FOLDER_PREFIX = "folder:"
 CIFAR10 = "cifar10"
-DATASETS = (*ARCHIVES, CIFAR10)
+# MNIST's digits drawn once, as binary images that stay as they are (the "static" MNIST of the
+# literature, whose own draw is another one). Test digits are those that `evaluate` draws of seed 0.
+STATIC, STATIC_SEEDS = "mnist-static", {"test": 0, "train": 1}
+DATASETS = (*ARCHIVES, STATIC, CIFAR10)
 
 
 def load_dataset(
@@ -50,8 +54,9 @@ def load_dataset(
 ) -> ImageData:
     """The images of one split.
 
-    `name` is "mnist", "fashion-mnist", "cifar10" or "folder:PATH" (a path that is not absolute is
-    taken from `data_dir`, where one is given). `size` (height, width; one number: a square),
+    `name` is "mnist", "mnist-static" (binarised once and for all), "fashion-mnist", "cifar10" or
+    "folder:PATH" (a path that is not absolute is taken from `data_dir`, where one is given).
+    `size` (height, width; one number: a square),
     `channels` (1 or 3) and `fit` are for folders alone, see `training.data.folder`. Raises
     `DataError` with what to do.
     """
@@ -138,6 +143,9 @@ def _published(
     if name == CIFAR10:
         images, indices = read_cifar10(part, data_dir, download=download), cifar10_indices
     else:  # [N, 1, 28, 28]
-        images = read_images(name, part, data_dir, download=download)[:, None]
+        file = "mnist" if name == STATIC else name
+        images = read_images(file, part, data_dir, download=download)[:, None]
+        if name == STATIC:
+            images = drawn_pixels(images, STATIC_SEEDS[part])
         indices = split_indices
     return images if split == "test" else images[indices(len(images), split)]

@@ -19,6 +19,13 @@ NOTES: Mapping[str, str] = {
         + " Licence: copyright Yann LeCun and Corinna Cortes, Creative Commons "
         "Attribution-ShareAlike 3.0, as its distributors state it."
     ),
+    "mnist-static": (
+        "MNIST (LeCun, Bottou, Bengio & Haffner 1998), each digit binarised once: a pixel is white "
+        "with its grey level as the chance, drawn with a fixed seed (another draw than Larochelle "
+        "& Murray's of 2011). "
+        + SPLITS.format(train=60_000, test=10_000)
+        + " Licence: as MNIST's, Creative Commons Attribution-ShareAlike 3.0."
+    ),
     "fashion-mnist": (
         "Fashion-MNIST (Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747), Zalando's article images. "
         + SPLITS.format(train=60_000, test=10_000)

@@ -33,6 +33,7 @@ from service.codecs.images import Fit, ImageSize, fit_array
 from training.data import (
     DATASETS,
     FOLDER_PREFIX,
+    STATIC,
     ImageData,
     Split,
     load_dataset,
@@ -69,7 +70,8 @@ class ImageSet:
 
 def default_names(own: str) -> tuple[str, ...]:
     """What a model of the data set `own` is compared with unless something else is asked for."""
-    return (*(name for name in DATASETS if name != own), *MADE, DRAWS)
+    known = (own, "mnist" if own == STATIC else STATIC)  # the same digits
+    return (*(name for name in DATASETS if name not in known), *MADE, DRAWS)
 
 
 def image_set(

@@ -7,6 +7,11 @@ app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- define "iafvae.test" -}}
+app.kubernetes.io/component: test
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
 {{- define "iafvae.meta" -}}
 name: {{ include "iafvae.name" . }}
 namespace: {{ .Release.Namespace }}

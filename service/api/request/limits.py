@@ -35,7 +35,7 @@ INLINE_COMPRESSED = INLINE_BYTES // 1024
 PLAIN = "identity"  # the encoding of a body that has none
 TIMEOUT_HEADER = "x-iafvae-timeout-seconds"
 # Most answers are there before anybody could hang up: only later somebody listens.
-LISTEN_SECONDS = 0.02
+LISTEN_SECONDS = 0.1
 
 Beside = Callable[..., Awaitable[bytes]]
 

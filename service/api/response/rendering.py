@@ -68,7 +68,7 @@ class Answer(Response):
         ]
         if result.seed is not None:
             self.raw_headers.append((b"x-iafvae-seed", b"%d" % result.seed))
-        if fitted is not None and (altered := int(fitted.altered.sum())):
+        if fitted is not None and (altered := int(np.count_nonzero(fitted.altered))):
             self.raw_headers.append((b"x-iafvae-altered", b"%d" % altered))
         if non_finite:
             self.raw_headers.append((b"x-iafvae-non-finite", b"%d" % non_finite))
@@ -187,7 +187,7 @@ def render_log_likelihoods(result: LogLikelihoods, *, fitted: Fitted) -> Answer:
 
 
 def _non_finite(values: NDArray[np.float64]) -> int:
-    return len(values) - int(np.isfinite(values).sum())
+    return len(values) - int(np.count_nonzero(np.isfinite(values)))
 
 
 SCORE_FIELDS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -39,6 +40,29 @@ def test_they_run_side_by_side(plain):
         async with plain.Bench(plain.FakeEngine(seconds=0.05), workers=2) as bench:
             await both(plain, bench, [1], [2])
             assert bench.engine.most_running == 2
+
+    plain.run(main())
+
+
+def test_alone_and_quick_they_need_no_thread(plain):
+    async def main():
+        async with plain.Bench(direct_seconds=10.0, workers=2) as bench:
+            await both(plain, bench, [1], [2])  # what they cost is not known yet
+            bench.engine.threads.clear()
+            first, second = await both(plain, bench, [1], [2])
+            assert (first.arrays["y"].tolist(), second.arrays["y"].tolist()) == ([2], [4])
+            assert bench.engine.threads == {threading.current_thread().name}
+
+    plain.run(main())
+
+
+def test_alone_they_wait_in_no_line(plain):
+    async def main():
+        async with plain.Bench(workers=2) as bench:
+            pushed = []
+            bench.scheduler._queue.push = pushed.append
+            await both(plain, bench, range(8), [2])
+        assert not pushed
 
     plain.run(main())
 

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from training.data import ImageData, binarize, epoch_order, idx, load_dataset, split_indices
+from training.data import (
+    ImageData,
+    binarize,
+    drawn_pixels,
+    epoch_order,
+    idx,
+    load_dataset,
+    split_indices,
+)
 from training.errors import DataError
 
 
@@ -81,6 +89,19 @@ def test_train_is_what_neither_validation_nor_calibration_took(archive):
         return sorted(row.tobytes() for row in array)
 
     assert in_order(together) == in_order(images["train"])
+
+
+def test_static_digits_are_the_drawn_ones_and_stay_as_they_are(archive):
+    root, images = archive
+    static = load_dataset("mnist-static", "test", root, download=False).pixels
+    grey = images["test"][:, None]
+    assert np.array_equal(static, drawn_pixels(grey, 0))  # what `evaluate` measures by default
+    assert set(np.unique(static)) == {0, 255}
+    assert np.array_equal(drawn_pixels(static, 7), static)
+    parts = [load_dataset("mnist-static", s, root).pixels for s in ("train", "validation")]
+    train = drawn_pixels(images["train"][:, None], 1)
+    for part, split in zip(parts, ("train", "validation"), strict=True):
+        assert np.array_equal(part, train[split_indices(len(train), split)])
 
 
 def test_changed_content_is_refused_by_name(archive):

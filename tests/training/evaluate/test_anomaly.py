@@ -250,6 +250,8 @@ def test_the_names_of_sets(monkeypatch, tmp_path):
     own = np.zeros((3, *SHAPE), np.uint8)
     assert default_names("fashion-mnist") == ("mnist", "cifar10", *MADE, DRAWS)
     assert default_names("cifar10")[:2] == ("mnist", "fashion-mnist")
+    for digits in ("mnist", "mnist-static"):  # the same are no foreign images
+        assert default_names(digits)[:2] == ("fashion-mnist", "cifar10")
 
     def images(name, split, data_dir, **options):
         return ImageData(np.zeros((9, 3, 16, 16), np.uint8), name, split)
