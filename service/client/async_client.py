@@ -98,6 +98,7 @@ class AsyncClient:
     anomaly_map = _awaited(Client.anomaly_map)
     anomaly_picture = _awaited(Client.anomaly_picture)
     anomaly_boxes = _awaited(Client.anomaly_boxes)
+    anomalies = _awaited(Client.anomalies)
     sheet = _awaited(Client.sheet)
 
     async def stream(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ __all__ = [
     "Call",
     "Output",
     "Pieces",
+    "anomalies",
     "boxes",
     "computed",
     "described",
@@ -95,6 +97,19 @@ def boxes(images: NDArray[np.uint8], **options: Any) -> Call[list[list[dict[str,
     return Call(
         **_post("anomaly-map", images, options), read=lambda answer: list(answer.json()["results"])
     )
+
+
+def anomalies(
+    images: NDArray[np.uint8], **options: Any
+) -> Call[tuple[NDArray[np.float32], list[list[dict[str, Any]]]]]:
+    """The maps of images and the largest boxes of each."""
+
+    def read(answer: httpx.Response) -> tuple[NDArray[np.float32], list[list[dict[str, Any]]]]:
+        document = answer.json()
+        npy = base64.b64decode(document["maps"])
+        return decode_npy(npy, dtypes=("float32",), max_items=MAX_ITEMS), document["results"]
+
+    return Call(**_post("anomaly-map", images, {"maps": "true"} | options), read=read)
 
 
 def stream(**options: Any) -> Call[None]:

@@ -170,10 +170,15 @@ class Client:
         seed: int | None = None,
         alpha: float | None = None,
         fdr: float | None = None,
+        altered: NDArray[np.bool_] | None = None,
     ) -> ScoreTable:
-        """Log-likelihoods and p-values of `images` uint8 [n, H, W] or [n, C, H, W]."""
+        """Log-likelihoods and p-values of `images` uint8 [n, H, W] or [n, C, H, W].
+
+        altered: bool [n], which of them were resized or converted before they were sent.
+        """
+        places = None if altered is None else np.flatnonzero(altered).tolist() or None
         options = {"importance_samples": importance_samples, "seed": seed, "alpha": alpha}
-        return self._do(calls.scores(images, **options, fdr=fdr))
+        return self._do(calls.scores(images, **options, fdr=fdr, altered=places))
 
     def anomaly_map(self, images: NDArray[np.uint8], *, seed: int | None = None) -> Computed:
         """Where `images` are unusual: `array` is float32 [n, H, W], in standard deviations."""
@@ -188,6 +193,12 @@ class Client:
     ) -> list[list[dict[str, Any]]]:
         """The largest boxes of each of `images`: left, top, side, deviations, p_value."""
         return self._do(calls.boxes(images, seed=seed, boxes=boxes))
+
+    def anomalies(
+        self, images: NDArray[np.uint8], *, seed: int | None = None, boxes: int = 3
+    ) -> tuple[NDArray[np.float32], list[list[dict[str, Any]]]]:
+        """What `anomaly_map` and `anomaly_boxes` give, of one request."""
+        return self._do(calls.anomalies(images, seed=seed, boxes=boxes))
 
     def sheet(
         self,

@@ -161,7 +161,5 @@ def score_table(document: Mapping[str, Any]) -> ScoreTable:
         model=document["model"],
         version=document["version"],
         notes=document["notes"],
-        decided=np.array(
-            [r["anomalous"] is not None and r["p_value"] is not None for r in results], np.bool_
-        ),
+        decided=np.array([None not in (r["anomalous"], r["p_value"]) for r in results], np.bool_),
     )

@@ -118,6 +118,9 @@ class ScoreOptions(ImageOptions):
     fdr: Annotated[float | None, Field(gt=0, lt=1)] = None
     """Also say which images of this request are discoveries: at most about this share of them is
     false (Benjamini and Hochberg)."""
+    altered: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed)] = []
+    """Places, from 0, of images that were resized or converted before they were sent: they are
+    judged, and counted for drift, as those that are altered here."""
 
 
 class AnomalyMapOptions(ImageOptions):
@@ -127,6 +130,8 @@ class AnomalyMapOptions(ImageOptions):
     """Of a binary model's pixels; absent: the default, 0."""
     boxes: Annotated[int, Field(ge=0, le=16)] = 3
     """How many of the largest boxes JSON lists."""
+    maps: bool = False
+    """JSON also has the maps, as the base64 of an npy file."""
 
 
 class PosteriorOptions(ImageOptions):

@@ -130,6 +130,8 @@ class AnomalyMapResponse(Response):
 
     results: list[list[BoxResult]]
     """Of each image the largest boxes, largest first."""
+    maps: str | None = None
+    """npy float32 [n, H, W] in base64; with maps=true."""
     seed: int
     calibration: Calibration
 
