@@ -128,8 +128,14 @@ def score_files(
     fdr: float | None = None,
 ) -> list[Row]:
     """One row for each file, in order; a file that cannot be scored has a row with "error"."""
-    asked = {"importance_samples": importance_samples, "seed": seed}
-    parts = scored(backend, find_images(paths), fit, **asked, alpha=alpha)
+    parts = scored(
+        backend,
+        find_images(paths),
+        fit,
+        importance_samples=importance_samples,
+        seed=seed,
+        alpha=alpha,
+    )
     rows = [row for part in parts for row in part.rows]
     if fdr is not None:
         discover(rows, fdr)
