@@ -47,6 +47,14 @@ PATH_PREFIX = r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+/?"
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Limits of which the first cannot be above the second: no request would ever reach it.
+NESTED = (
+    ("max_rows", "max_queue_rows"),
+    ("max_body_bytes", "max_buffered_bytes"),
+    ("max_image_pixels", "max_total_pixels"),
+    ("max_n", "max_stream_n"),
+    ("max_importance_samples", "max_rows"),
+)
 ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.:\[\]_-]+")
 
 
@@ -92,118 +100,92 @@ class StartError(Exception):
 class Settings(BaseSettings):
     """Everything an operator can set. A field `x` is the environment variable ``IAFVAE_X``."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
-
-    host: Annotated[str, Field(min_length=1, description="address to listen on")] = "127.0.0.1"
-    port: Annotated[
-        int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    ] = 8000
-    models: Annotated[Path, Field(description="a bundle, or a directory of bundles")] = (
-        SHIPPED_MODELS
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True
     )
-    default_model: Annotated[
-        str | None,
-        Field(
-            description="name, or name@version to pin it; absent: the only one, or the first; of "
-            f"those that ship {SHIPPED_DEFAULT}"
-        ),
-    ] = None
-    max_models: Annotated[Count, Field(description="loaded at once, all versions counted")] = 16
-    watch_seconds: Annotated[
-        Seconds, Field(description="look at the models this often and follow changes; 0: never")
-    ] = 0.0
-    provider: Annotated[
-        Provider, Field(description="auto: CUDA where it works; cuda is a demand")
-    ] = "auto"
-    device: Annotated[int, Field(ge=0, description="which GPU, as CUDA counts them")] = 0
-    gpu_bucket: Annotated[
-        Count | None,
-        Field(
-            description="pad every batch of a GPU to so many rows: the same bytes whatever the "
-            "batch; absent: to a few sizes"
-        ),
-    ] = None
-    load_seconds: Annotated[
-        Seconds, Field(gt=0, description="a bundle that takes longer to load is refused")
-    ] = 600.0
-    hang_seconds: Annotated[
-        Seconds, Field(gt=0, description="a batch that takes longer fails liveness")
-    ] = 120.0
 
-    keys_file: Annotated[
-        Path | None, Field(description="hashes of the keys of who may call; absent: everyone may")
-    ] = None
-    open_metrics: Annotated[bool, Field(description="/metrics needs no key")] = False
-    cors_origins: Annotated[
-        Origins, Field(description="web origins whose pages may call, with commas; * is all")
-    ] = ()
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """address to listen on"""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """port to listen on; 0 takes a free one"""
+    models: Path = SHIPPED_MODELS
+    """a bundle, or a directory of bundles"""
+    default_model: str | None = None
+    """name, or name@version to pin it; absent: the only one, or the first; of those that ship
+    mnist"""
+    max_models: Count = 16
+    """loaded at once, all versions counted"""
+    watch_seconds: Seconds = 0.0
+    """look at the models this often and follow changes; 0: never"""
+    provider: Provider = "auto"
+    """auto: CUDA where it works; cuda is a demand"""
+    device: Annotated[int, Field(ge=0)] = 0
+    """which GPU, as CUDA counts them"""
+    gpu_bucket: Count | None = None
+    """pad every batch of a GPU to so many rows: the same bytes whatever the batch; absent: to a few
+    sizes"""
+    load_seconds: Annotated[Seconds, Field(gt=0)] = 600.0
+    """a bundle that takes longer to load is refused"""
+    hang_seconds: Annotated[Seconds, Field(gt=0)] = 120.0
+    """a batch that takes longer fails liveness"""
 
-    root_path: Annotated[
-        str,
-        AfterValidator(_root_path),
-        Field(description="prefix of the path that callers see, behind a reverse proxy"),
-    ] = ""
-    forwarded_allow_ips: Annotated[
-        Proxies,
-        Field(description="addresses or networks of proxies whose X-Forwarded-* are believed"),
-    ] = ()
+    keys_file: Path | None = None
+    """hashes of the keys of who may call; absent: everyone may"""
+    open_metrics: bool = False
+    """/metrics needs no key"""
+    cors_origins: Origins = ()
+    """web origins whose pages may call, with commas; * is all"""
 
-    max_body_bytes: Annotated[
-        Count, Field(description="of one request's body, before and after decompression")
-    ] = 32 * 2**20
-    max_buffered_bytes: Annotated[
-        Count, Field(description="of all bodies that are held at once; above it: 429")
-    ] = 512 * 2**20
-    max_image_pixels: Annotated[Count, Field(description="of one encoded image")] = 33_554_432
-    max_total_pixels: Annotated[Count, Field(description="of one request, before resizing")] = (
-        67_108_864
-    )
-    max_images: Annotated[Count, Field(description="images or latents in one request")] = 1024
-    max_n: Annotated[Count, Field(description="images drawn by one request")] = 1024
-    max_stream_n: Annotated[
-        Count, Field(description="images drawn by one request whose answer is streamed (npy)")
-    ] = 1_000_000
-    max_importance_samples: Annotated[Count, Field(description="the largest K")] = 1024
-    max_rows: Annotated[Count, Field(description="images times importance samples")] = 16_384
-    max_queue_rows: Annotated[Count, Field(description="rows that may wait; above it: 429")] = (
-        32_768
-    )
-    max_in_flight: Annotated[
-        Count,
-        Field(description="requests to operations at once; above it: 429, with the body unread"),
-    ] = 4096
-    quota_rows_per_minute: Annotated[
-        Count | None,
-        Field(
-            description="rows (an image has one for each importance sample, and one for its "
-            "verdict) that the holder of a key, or an address without keys, may have in a minute; "
-            "above it: 429; absent: no quota"
-        ),
-    ] = None
-    max_batch_rows: Annotated[
-        Count, Field(description="rows computed at once, if the engine takes so many")
-    ] = 256
+    root_path: Annotated[str, AfterValidator(_root_path)] = ""
+    """prefix of the path that callers see, behind a reverse proxy"""
+    forwarded_allow_ips: Proxies = ()
+    """addresses or networks of proxies whose X-Forwarded-* are believed"""
 
-    body_timeout_seconds: Annotated[
-        Seconds, Field(gt=0, description="a body that takes longer to come: 408")
-    ] = 30.0
-    timeout_seconds: Annotated[Seconds, Field(gt=0, description="deadline of a request")] = 60.0
-    drain_delay_seconds: Annotated[
-        Seconds, Field(description="after SIGTERM: /readyz says 503, requests are still served")
-    ] = 0.0
-    drain_seconds: Annotated[Seconds, Field(description="for what is in flight at the end")] = 20.0
+    max_body_bytes: Count = 32 * 2**20
+    """of one request's body, before and after decompression"""
+    max_buffered_bytes: Count = 512 * 2**20
+    """of all bodies that are held at once; above it: 429"""
+    max_image_pixels: Count = 33_554_432
+    """of one encoded image"""
+    max_total_pixels: Count = 67_108_864
+    """of one request, before resizing"""
+    max_images: Count = 1024
+    """images or latents in one request"""
+    max_n: Count = 1024
+    """images drawn by one request"""
+    max_stream_n: Count = 1_000_000
+    """images drawn by one request whose answer is streamed (npy)"""
+    max_importance_samples: Count = 1024
+    """the largest K"""
+    max_rows: Count = 16_384
+    """images times importance samples"""
+    max_queue_rows: Count = 32_768
+    """rows that may wait; above it: 429"""
+    max_in_flight: Count = 4096
+    """requests to operations at once; above it: 429, with the body unread"""
+    quota_rows_per_minute: Count | None = None
+    """rows (an image has one for each importance sample, and one for its verdict) that the holder
+    of a key, or an address without keys, may have in a minute; above it: 429; absent: no quota"""
+    max_batch_rows: Count = 256
+    """rows computed at once, if the engine takes so many"""
 
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"],
-        Field(description="debug, info, warning or error; logs go to standard error"),
-    ] = "info"
-    log_format: Annotated[
-        Literal["text", "json"], Field(description="text for people, json for collectors")
-    ] = "text"
-    access_log: Annotated[bool, Field(description="a line for each request")] = False
-    tracing: Annotated[
-        bool, Field(description="spans by OTLP, as OTEL_* say; needs the extra otel")
-    ] = False
+    body_timeout_seconds: Annotated[Seconds, Field(gt=0)] = 30.0
+    """a body that takes longer to come: 408"""
+    timeout_seconds: Annotated[Seconds, Field(gt=0)] = 60.0
+    """deadline of a request"""
+    drain_delay_seconds: Seconds = 0.0
+    """after SIGTERM: /readyz says 503, requests are still served"""
+    drain_seconds: Seconds = 20.0
+    """for what is in flight at the end"""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """debug, info, warning or error; logs go to standard error"""
+    log_format: Literal["text", "json"] = "text"
+    """text for people, json for collectors"""
+    access_log: bool = False
+    """a line for each request"""
+    tracing: bool = False
+    """spans by OTLP, as OTEL_* say; needs the extra otel"""
 
     @property
     def engine(self) -> EngineOptions:
@@ -232,31 +214,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.max_rows > self.max_queue_rows:
-            raise ValueError(
-                f"{PREFIX}MAX_ROWS ({self.max_rows}) is above {PREFIX}MAX_QUEUE_ROWS "
-                f"({self.max_queue_rows}): such a request could never be queued; lower the first"
-            )
-        if self.max_body_bytes > self.max_buffered_bytes:
-            raise ValueError(
-                f"{PREFIX}MAX_BODY_BYTES ({self.max_body_bytes}) is above "
-                f"{PREFIX}MAX_BUFFERED_BYTES ({self.max_buffered_bytes}); lower the first"
-            )
-        if self.max_image_pixels > self.max_total_pixels:
-            raise ValueError(
-                f"{PREFIX}MAX_IMAGE_PIXELS ({self.max_image_pixels}) is above "
-                f"{PREFIX}MAX_TOTAL_PIXELS ({self.max_total_pixels}); lower the first"
-            )
-        if self.max_n > self.max_stream_n:
-            raise ValueError(
-                f"{PREFIX}MAX_N ({self.max_n}) is above {PREFIX}MAX_STREAM_N "
-                f"({self.max_stream_n}); lower the first"
-            )
-        if self.max_importance_samples > self.max_rows:
-            raise ValueError(
-                f"{PREFIX}MAX_IMPORTANCE_SAMPLES ({self.max_importance_samples}) is above "
-                f"{PREFIX}MAX_ROWS ({self.max_rows}); lower the first"
-            )
+        for small, large in NESTED:
+            if (value := getattr(self, small)) > (most := getattr(self, large)):
+                raise ValueError(
+                    f"{PREFIX}{small.upper()} ({value}) is above {PREFIX}{large.upper()} ({most}); "
+                    "lower the first"
+                )
         return self
 
 

@@ -1,4 +1,4 @@
-"""What the commands of `iafvae` do with images: files to arrays, arrays to files."""
+"""What the commands of `iafvae` begin with: who computes, image files as arrays and scores."""
 
 from __future__ import annotations
 
@@ -128,16 +128,15 @@ def score_files(
     fdr: float | None = None,
 ) -> list[Row]:
     """One row for each file, in order; a file that cannot be scored has a row with "error"."""
-    rows: list[Row] = []
-    for part in scored(
+    parts = scored(
         backend,
         find_images(paths),
         fit,
         importance_samples=importance_samples,
         seed=seed,
         alpha=alpha,
-    ):
-        rows += part.rows
+    )
+    rows = [row for part in parts for row in part.rows]
     if fdr is not None:
         discover(rows, fdr)
     return rows
@@ -164,22 +163,22 @@ def scored(
     chunk: int = CHUNK,
 ) -> Iterator[Scored]:
     """Scores of image files, `chunk` at a time."""
-    manifest = backend.model()["manifest"]
-    shape, fit = _rules(manifest, fit)
-    calibration = manifest["calibration"]
-    strange = calibration is not None and not calibration["fitted"]
+    shape, fit = _rules(backend.model()["manifest"], fit)
     for start in range(0, len(files), chunk):
         part = files[start : start + chunk]
         read = [_read_one(path, shape, fit) for path in part]
         good = [one for one in read if not isinstance(one, str)]
         images = np.array([image for image, _ in good], np.uint8)
-        table: ScoreTable | None = None
-        found: Iterator[Row] = iter(())
+        table = None
         if good:
             table = backend.score(
-                images, importance_samples=importance_samples, seed=seed, alpha=alpha
+                images,
+                importance_samples=importance_samples,
+                seed=seed,
+                alpha=alpha,
+                altered=np.array([altered for _, altered in good], np.bool_),
             )
-            found = _rows(table, [altered for _, altered in good], strange)
+        found = iter(() if table is None else _rows(table))
         rows = [
             {"file": str(path)} | ({"error": one} if isinstance(one, str) else next(found))
             for path, one in zip(part, read, strict=True)
@@ -204,16 +203,13 @@ def _read_one(path: Path, shape: ImageSpec, fit: Fit) -> tuple[NDArray[np.uint8]
     return fitted.images[0], bool(fitted.altered[0])
 
 
-def _rows(table: ScoreTable, altered: list[bool], strange: bool) -> Iterator[Row]:
-    """strange: no calibration image was altered, so that it says nothing of those that are."""
+def _rows(table: ScoreTable) -> Iterator[Row]:
     for i in range(len(table)):
-        undecided = altered[i] and strange and table.status[i] == "ok"
-        decided = table.decided[i] and not undecided
         yield {
             **{name: number(getattr(table, name)[i]) for name in NUMBERS},
-            "anomalous": bool(table.anomalous[i]) if decided else None,
-            "altered": altered[i],
-            "status": "altered" if undecided else table.status[i],
+            "anomalous": bool(table.anomalous[i]) if table.decided[i] else None,
+            "altered": bool(table.altered[i]),
+            "status": table.status[i],
             "estimator": table.estimator,
             "importance_samples": table.importance_samples,
             "seed": table.seed,

@@ -103,12 +103,17 @@ class LocalClient:
         importance_samples: int | None,
         seed: int | None,
         alpha: float | None,
-        fdr: float | None = None,
+        altered: NDArray[np.bool_] | None = None,
     ) -> ScoreTable:
         """Log-likelihoods of `images` and how unusual they are."""
+        altered = np.zeros(len(images), np.bool_) if altered is None else altered
         scores = self._run(
             self._model.score(
-                images, importance_samples=importance_samples, seed=seed, alpha=alpha, fdr=fdr
+                images,
+                importance_samples=importance_samples,
+                seed=seed,
+                alpha=alpha,
+                altered=altered,
             )
         )
         return ScoreTable(
@@ -116,7 +121,7 @@ class LocalClient:
             **scores.resolved,
             anomalous=np.array(scores.anomalous, np.bool_),
             discovery=np.array(scores.discovery, np.bool_),
-            altered=np.zeros(len(images), np.bool_),
+            altered=altered,
             model=self._model.name,
             version=self._model.version,
             notes=list(scores.notes),
@@ -128,12 +133,12 @@ class LocalClient:
         found = self._run(self._model.anomaly_map(images, seed=seed, boxes=0))
         return self._computed(found.maps, found)
 
-    def anomaly_boxes(
+    def anomalies(
         self, images: NDArray[np.uint8], *, seed: int | None = None, boxes: int = 3
-    ) -> list[list[dict[str, Any]]]:
-        """The largest boxes of each of `images`."""
+    ) -> tuple[NDArray[np.float32], list[list[dict[str, Any]]]]:
+        """The maps of `images` and the largest boxes of each."""
         found = self._run(self._model.anomaly_map(images, seed=seed, boxes=boxes))
-        return [[asdict(box) for box in each] for each in found.boxes]
+        return found.maps, [[asdict(box) for box in each] for each in found.boxes]
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run(work)

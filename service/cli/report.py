@@ -210,21 +210,16 @@ def _evidence(
     if part.table is None:
         return
     names = part.table.evidence
-    maps, boxes = [], [[NO_BOX]] * len(part.images)
+    pictures, boxes = [""] * len(part.images), [[NO_BOX]] * len(part.images)
     if mapped:
-        maps = [
-            _palette(each)
-            for each in coloured(
-                part.images.mean(axis=1, dtype=np.float32),
-                backend.anomaly_map(part.images, seed=seed).array,
-            )
-        ]
-        boxes = backend.anomaly_boxes(part.images, seed=seed, boxes=1)
+        maps, boxes = backend.anomalies(part.images, seed=seed, boxes=1)
+        grey = part.images.mean(axis=1, dtype=np.float32)
+        pictures = [_palette(each) for each in coloured(grey, maps)]
     for i in range(len(part.images)):
         yield {
             "evidence": {name: number(names[name][i]) for name in names},
             "box": boxes[i][0],
-            "map": maps[i] if maps else "",
+            "map": pictures[i],
             "alpha": part.table.alpha,
             "certified_alpha": part.table.certified_alpha,
         }

@@ -48,7 +48,7 @@ def settings_in_force(settings: Settings) -> Iterator[Setting]:
             variable=PREFIX + name.upper(),
             value=_text(getattr(settings, name)),
             default=_text(SHIPPED_DEFAULT if name == "default_model" else field.default),
-            meaning=field.description or "",
+            meaning=" ".join((field.description or "").split()),
         )
 
 

@@ -6,9 +6,10 @@ async with AsyncClient("http://127.0.0.1:8000") as client:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import anyio
 import httpx
@@ -17,12 +18,36 @@ from numpy.typing import NDArray
 
 from service.client import calls
 from service.client.calls import Call, Output, Pieces
-from service.client.results import Computed, ScoreTable
+from service.client.client import Client
 from service.client.retries import Attempts, unreachable
 
 __all__ = ["AsyncClient"]
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class _Unsent(Client):
+    """A client whose methods give the call that they would send."""
+
+    def __init__(self) -> None:
+        pass
+
+    def _do(self, call: Call[T]) -> T:
+        return cast("T", call)
+
+
+def _awaited(
+    method: Callable[Concatenate[Client, P], T],
+) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
+    """A method of `Client` whose answer is awaited."""
+
+    @functools.wraps(method)
+    async def send(client: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        call = cast("Call[T]", method(_Unsent(), *args, **kwargs))
+        return await client._do(call)
+
+    return send
 
 
 class AsyncClient:
@@ -57,35 +82,24 @@ class AsyncClient:
 
     async def models(self) -> dict[str, Any]:
         """What is loaded: ``{"default": name, "models": [...]}``."""
-        return await self._do(calls.models())
+        return await self._do(calls.described("models"))
 
     async def model(self, name: str | None = None) -> dict[str, Any]:
         """One model with its manifest; by default this client's, or the server's default one."""
-        return await self._do(calls.model(name or self._model or (await self.models())["default"]))
+        name = name or self._model or (await self.models())["default"]
+        return await self._do(calls.described(f"models/{name}"))
 
-    async def sample(
-        self,
-        n: int | None = None,
-        *,
-        seed: int | None = None,
-        temperature: float | list[float] = 1.0,
-        output: Output = "mean",
-        prior_eps: NDArray[np.float32] | None = None,
-        resample: list[str] | None = None,
-        keep: list[str] | None = None,
-    ) -> Computed:
-        """Draw `n` images, or from `prior_eps`."""
-        return await self._do(
-            calls.sample(
-                n,
-                seed=seed,
-                temperature=temperature,
-                output=output,
-                prior_eps=prior_eps,
-                resample=resample,
-                keep=keep,
-            )
-        )
+    sample = _awaited(Client.sample)
+    decode = _awaited(Client.decode)
+    encode = _awaited(Client.encode)
+    reconstruct = _awaited(Client.reconstruct)
+    interpolate = _awaited(Client.interpolate)
+    score = _awaited(Client.score)
+    anomaly_map = _awaited(Client.anomaly_map)
+    anomaly_picture = _awaited(Client.anomaly_picture)
+    anomaly_boxes = _awaited(Client.anomaly_boxes)
+    anomalies = _awaited(Client.anomalies)
+    sheet = _awaited(Client.sheet)
 
     async def stream(
         self,
@@ -96,7 +110,7 @@ class AsyncClient:
         output: Output = "mean",
     ) -> AsyncIterator[NDArray[np.uint8]]:
         """Draw `n` images piece by piece: arrays uint8 [some, C, H, W]."""
-        call = calls.stream(n, seed=seed, temperature=temperature, output=output)
+        call = calls.stream(n=n, seed=seed, temperature=temperature, output=output)
         pieces = Pieces()
         async with aclosing(await self._send(call)) as answer:
             try:
@@ -105,81 +119,6 @@ class AsyncClient:
                         yield images
             except httpx.HTTPError as error:
                 raise unreachable(self._http.base_url, error) from error
-
-    async def decode(
-        self, latents: NDArray[np.float32], *, output: Output = "mean", seed: int | None = None
-    ) -> Computed:
-        """Images of `latents` float32 [n, D]."""
-        return await self._do(calls.decode(latents, output=output, seed=seed))
-
-    async def encode(
-        self,
-        images: NDArray[np.uint8],
-        *,
-        seed: int | None = None,
-        output: Literal["latents", "prior_eps"] = "latents",
-    ) -> Computed:
-        """Latents float32 [n, D] of `images`, or their prior_eps."""
-        return await self._do(calls.encode(images, seed=seed, output=output))
-
-    async def reconstruct(
-        self, images: NDArray[np.uint8], *, seed: int | None = None, output: Output = "mean"
-    ) -> Computed:
-        """`images` through their latents and back."""
-        return await self._do(calls.reconstruct(images, seed=seed, output=output))
-
-    async def interpolate(
-        self,
-        images: NDArray[np.uint8] | None = None,
-        n: int = 8,
-        *,
-        seeds: tuple[int, ...] = (),
-        seed: int | None = None,
-        output: Output = "mean",
-    ) -> Computed:
-        """`n` images from one end to the other: of `images`, then of `seeds`, two together."""
-        return await self._do(calls.interpolate(images, n, seeds=seeds, seed=seed, output=output))
-
-    async def score(
-        self,
-        images: NDArray[np.uint8],
-        *,
-        importance_samples: int | None = None,
-        seed: int | None = None,
-        alpha: float | None = None,
-        fdr: float | None = None,
-    ) -> ScoreTable:
-        """Log-likelihoods and p-values of `images` uint8 [n, H, W] or [n, C, H, W]."""
-        return await self._do(
-            calls.score(
-                images, importance_samples=importance_samples, seed=seed, alpha=alpha, fdr=fdr
-            )
-        )
-
-    async def anomaly_map(self, images: NDArray[np.uint8], *, seed: int | None = None) -> Computed:
-        """Where `images` are unusual: `array` is float32 [n, H, W], in standard deviations."""
-        return await self._do(calls.anomaly_map(images, seed=seed))
-
-    async def anomaly_picture(self, images: NDArray[np.uint8], *, seed: int | None = None) -> bytes:
-        """A PNG of `images` under their maps, on one scale for all."""
-        return await self._do(calls.anomaly_picture(images, seed=seed))
-
-    async def anomaly_boxes(
-        self, images: NDArray[np.uint8], *, seed: int | None = None, boxes: int = 3
-    ) -> list[list[dict[str, Any]]]:
-        """The largest boxes of each of `images`: left, top, side, deviations, p_value."""
-        return await self._do(calls.anomaly_boxes(images, seed=seed, boxes=boxes))
-
-    async def sheet(
-        self,
-        n: int = 64,
-        *,
-        seed: int | None = None,
-        temperature: float | list[float] = 1.0,
-        output: Output = "mean",
-    ) -> bytes:
-        """A PNG contact sheet of `n` drawn images."""
-        return await self._do(calls.sheet(n, seed=seed, temperature=temperature, output=output))
 
     async def _do(self, call: Call[T]) -> T:
         return call.read(await self._send(call))

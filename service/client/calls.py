@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -19,19 +20,13 @@ __all__ = [
     "Call",
     "Output",
     "Pieces",
-    "anomaly_boxes",
-    "anomaly_map",
-    "anomaly_picture",
-    "decode",
-    "encode",
-    "interpolate",
-    "model",
-    "models",
-    "reconstruct",
+    "anomalies",
+    "boxes",
+    "computed",
+    "described",
+    "picture",
     "refusal",
-    "sample",
-    "score",
-    "sheet",
+    "scores",
     "stream",
 ]
 
@@ -58,7 +53,11 @@ class Call(Generic[T]):
     def request(self, model: str | None, seconds: float) -> dict[str, Any]:
         """Arguments of httpx's ``request``; `seconds`: after them the answer is of no use."""
         given: dict[str, Any] = {"model": model, **(self.options or {})}
-        params = {name: value for name, value in given.items() if value is not None}
+        params = {
+            name: ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+            for name, value in given.items()
+            if value is not None  # an empty list is not the same as none
+        }
         headers = {"accept": self.accept}
         if not self.streamed:
             headers["x-iafvae-timeout-seconds"] = f"{max(seconds, 0.001):.3f}"
@@ -73,125 +72,54 @@ class Call(Generic[T]):
         return request | ({"params": params, "content": self.body} if self.method == "POST" else {})
 
 
-def models() -> Call[dict[str, Any]]:
-    """What is loaded."""
-    return Call(path="/v1/models", read=_document, method="GET")
+def described(path: str) -> Call[dict[str, Any]]:
+    """What the server says at `path`."""
+    return Call(path=f"/v1/{path}", method="GET", read=lambda answer: dict(answer.json()))
 
 
-def model(name: str) -> Call[dict[str, Any]]:
-    """One model with its manifest."""
-    return Call(path=f"/v1/models/{name}", read=_document, method="GET")
+def computed(operation: str, array: NDArray[Any] | None, **options: Any) -> Call[Computed]:
+    """What an operation makes of `array`, as an array."""
+    return Call(**_post(operation, array, options), accept=NPY, read=_read_computed)
 
 
-def sample(
-    n: int | None,
-    *,
-    seed: int | None,
-    temperature: float | list[float],
-    output: Output,
-    prior_eps: NDArray[np.float32] | None,
-    resample: list[str] | None,
-    keep: list[str] | None,
-) -> Call[Computed]:
-    """Draw images."""
-    body = None if prior_eps is None else encode_npy(np.asarray(prior_eps, np.float32))
-    options = _drawing(n, seed, temperature, output)
-    return _computed("sample", body, **options, resample=_list(resample), keep=_list(keep))
-
-
-def stream(
-    n: int, *, seed: int | None, temperature: float | list[float], output: Output
-) -> Call[None]:
-    """Draw images; the answer is read by `Pieces`."""
-    options = _drawing(n, seed, temperature, output)
-    return Call(path="/v1/sample", options=options, accept=NPY, streamed=True, read=_none)
-
-
-def sheet(
-    n: int, *, seed: int | None, temperature: float | list[float], output: Output
-) -> Call[bytes]:
-    """Draw images, as one PNG."""
-    options = _drawing(n, seed, temperature, output)
-    return Call(path="/v1/sample", options=options, accept=PNG, read=lambda answer: answer.content)
-
-
-def decode(latents: NDArray[np.float32], *, output: Output, seed: int | None) -> Call[Computed]:
-    """Images of latents."""
-    body = encode_npy(np.asarray(latents, np.float32))
-    return _computed("decode", body, output=output, seed=seed)
-
-
-def encode(
-    images: NDArray[np.uint8], *, seed: int | None, output: Literal["latents", "prior_eps"]
-) -> Call[Computed]:
-    """Latents of images."""
-    return _computed("encode", encode_npy(images), seed=seed, output=output)
-
-
-def reconstruct(images: NDArray[np.uint8], *, seed: int | None, output: Output) -> Call[Computed]:
-    """Images through their latents and back."""
-    return _computed("reconstruct", encode_npy(images), seed=seed, output=output)
-
-
-def interpolate(
-    images: NDArray[np.uint8] | None,
-    n: int,
-    *,
-    seeds: tuple[int, ...],
-    seed: int | None,
-    output: Output,
-) -> Call[Computed]:
-    """From one image or seed to another."""
-    body = None if images is None else encode_npy(images)
-    ends = _list(seeds or None)
-    return _computed("interpolate", body, n=n, seed=seed, output=output, seeds=ends)
-
-
-def score(
-    images: NDArray[np.uint8],
-    *,
-    importance_samples: int | None,
-    seed: int | None,
-    alpha: float | None,
-    fdr: float | None,
-) -> Call[ScoreTable]:
-    """Log-likelihoods and p-values."""
-    options: dict[str, Any] = {"importance_samples": importance_samples, "seed": seed}
-    options |= {"alpha": alpha, "fdr": fdr}
-    return Call(
-        path="/v1/score",
-        options=options,
-        body=encode_npy(images),
-        read=lambda answer: score_table(answer.json()),
-    )
-
-
-def anomaly_map(images: NDArray[np.uint8], *, seed: int | None) -> Call[Computed]:
-    """Where images are unusual, as numbers."""
-    return _computed("anomaly-map", encode_npy(images), seed=seed)
-
-
-def anomaly_picture(images: NDArray[np.uint8], *, seed: int | None) -> Call[bytes]:
+def picture(operation: str, array: NDArray[Any] | None, **options: Any) -> Call[bytes]:
     """The same as one PNG."""
-    return Call(
-        path="/v1/anomaly-map",
-        options={"seed": seed},
-        body=encode_npy(images),
-        accept=PNG,
-        read=lambda answer: answer.content,
-    )
+    return Call(**_post(operation, array, options), accept=PNG, read=lambda answer: answer.content)
 
 
-def anomaly_boxes(
-    images: NDArray[np.uint8], *, seed: int | None, boxes: int
-) -> Call[list[list[dict[str, Any]]]]:
+def scores(images: NDArray[np.uint8], **options: Any) -> Call[ScoreTable]:
+    """Log-likelihoods and p-values."""
+    return Call(**_post("score", images, options), read=lambda answer: score_table(answer.json()))
+
+
+def boxes(images: NDArray[np.uint8], **options: Any) -> Call[list[list[dict[str, Any]]]]:
     """The largest boxes of each image."""
     return Call(
-        path="/v1/anomaly-map",
-        options={"seed": seed, "boxes": boxes},
-        body=encode_npy(images),
-        read=lambda answer: list(answer.json()["results"]),
+        **_post("anomaly-map", images, options), read=lambda answer: list(answer.json()["results"])
     )
+
+
+def anomalies(
+    images: NDArray[np.uint8], **options: Any
+) -> Call[tuple[NDArray[np.float32], list[list[dict[str, Any]]]]]:
+    """The maps of images and the largest boxes of each."""
+
+    def read(answer: httpx.Response) -> tuple[NDArray[np.float32], list[list[dict[str, Any]]]]:
+        document = answer.json()
+        npy = base64.b64decode(document["maps"])
+        return decode_npy(npy, dtypes=("float32",), max_items=MAX_ITEMS), document["results"]
+
+    return Call(**_post("anomaly-map", images, {"maps": "true"} | options), read=read)
+
+
+def stream(**options: Any) -> Call[None]:
+    """Draw images; the answer is read by `Pieces`."""
+    return Call(**_post("sample", None, options), accept=NPY, streamed=True, read=lambda _: None)
+
+
+def _post(operation: str, array: NDArray[Any] | None, options: dict[str, Any]) -> dict[str, Any]:
+    body = None if array is None else encode_npy(array)
+    return {"path": f"/v1/{operation}", "options": options, "body": body}
 
 
 def refusal(answer: httpx.Response) -> ProblemError:
@@ -226,32 +154,6 @@ class Pieces:
         images = np.frombuffer(self._held, np.uint8, whole * size).reshape(whole, *self._shape)
         self._held = self._held[whole * size :]
         return images
-
-
-def _drawing(
-    n: int | None, seed: int | None, temperature: float | list[float], output: Output
-) -> dict[str, Any]:
-    return {"n": n, "seed": seed, "temperature": temperature, "output": output}
-
-
-def _list(values: Sequence[object] | None) -> str | None:
-    """A list in a query: an empty one is not the same as none."""
-    return None if values is None else ",".join(map(str, values))
-
-
-def _computed(operation: str, body: bytes | None, **options: Any) -> Call[Computed]:
-    return Call(
-        path=f"/v1/{operation}", options=options, body=body, accept=NPY, read=_read_computed
-    )
-
-
-def _none(_: httpx.Response) -> None:
-    return None
-
-
-def _document(answer: httpx.Response) -> dict[str, Any]:
-    document: dict[str, Any] = answer.json()
-    return document
 
 
 def _read_computed(answer: httpx.Response) -> Computed:

@@ -64,11 +64,12 @@ class Client:
 
     def models(self) -> dict[str, Any]:
         """What is loaded: ``{"default": name, "models": [...]}``."""
-        return self._do(calls.models())
+        return self._do(calls.described("models"))
 
     def model(self, name: str | None = None) -> dict[str, Any]:
         """One model with its manifest; by default this client's, or the server's default one."""
-        return self._do(calls.model(name or self._model or self.models()["default"]))
+        name = name or self._model or self.models()["default"]
+        return self._do(calls.described(f"models/{name}"))
 
     def sample(
         self,
@@ -87,12 +88,13 @@ class Client:
         latent groups to `resample` (or all but those to `keep`) drawn anew.
         """
         return self._do(
-            calls.sample(
-                n,
+            calls.computed(
+                "sample",
+                None if prior_eps is None else np.asarray(prior_eps, np.float32),
+                n=n,
                 seed=seed,
                 temperature=temperature,
                 output=output,
-                prior_eps=prior_eps,
                 resample=resample,
                 keep=keep,
             )
@@ -110,7 +112,7 @@ class Client:
 
         Any n up to the server's max_stream_n; memory stays flat on both sides.
         """
-        call = calls.stream(n, seed=seed, temperature=temperature, output=output)
+        call = calls.stream(n=n, seed=seed, temperature=temperature, output=output)
         pieces = Pieces()
         with closing(self._send(call)) as answer:
             try:
@@ -124,7 +126,8 @@ class Client:
         self, latents: NDArray[np.float32], *, output: Output = "mean", seed: int | None = None
     ) -> Computed:
         """Images of `latents` float32 [n, D]."""
-        return self._do(calls.decode(latents, output=output, seed=seed))
+        array = np.asarray(latents, np.float32)
+        return self._do(calls.computed("decode", array, output=output, seed=seed))
 
     def encode(
         self,
@@ -135,13 +138,13 @@ class Client:
     ) -> Computed:
         """Latents float32 [n, D] of `images` uint8 [n, H, W] or [n, C, H, W], or their prior_eps:
         the prior's noise that gives them, for `sample`."""
-        return self._do(calls.encode(images, seed=seed, output=output))
+        return self._do(calls.computed("encode", images, seed=seed, output=output))
 
     def reconstruct(
         self, images: NDArray[np.uint8], *, seed: int | None = None, output: Output = "mean"
     ) -> Computed:
         """`images` through their latents and back."""
-        return self._do(calls.reconstruct(images, seed=seed, output=output))
+        return self._do(calls.computed("reconstruct", images, seed=seed, output=output))
 
     def interpolate(
         self,
@@ -153,7 +156,11 @@ class Client:
         output: Output = "mean",
     ) -> Computed:
         """`n` images from one end to the other: of `images`, then of `seeds`, two together."""
-        return self._do(calls.interpolate(images, n, seeds=seeds, seed=seed, output=output))
+        return self._do(
+            calls.computed(
+                "interpolate", images, n=n, seeds=seeds or None, seed=seed, output=output
+            )
+        )
 
     def score(
         self,
@@ -163,27 +170,35 @@ class Client:
         seed: int | None = None,
         alpha: float | None = None,
         fdr: float | None = None,
+        altered: NDArray[np.bool_] | None = None,
     ) -> ScoreTable:
-        """Log-likelihoods and p-values of `images` uint8 [n, H, W] or [n, C, H, W]."""
-        return self._do(
-            calls.score(
-                images, importance_samples=importance_samples, seed=seed, alpha=alpha, fdr=fdr
-            )
-        )
+        """Log-likelihoods and p-values of `images` uint8 [n, H, W] or [n, C, H, W].
+
+        altered: bool [n], which of them were resized or converted before they were sent.
+        """
+        places = None if altered is None else np.flatnonzero(altered).tolist() or None
+        options = {"importance_samples": importance_samples, "seed": seed, "alpha": alpha}
+        return self._do(calls.scores(images, **options, fdr=fdr, altered=places))
 
     def anomaly_map(self, images: NDArray[np.uint8], *, seed: int | None = None) -> Computed:
         """Where `images` are unusual: `array` is float32 [n, H, W], in standard deviations."""
-        return self._do(calls.anomaly_map(images, seed=seed))
+        return self._do(calls.computed("anomaly-map", images, seed=seed))
 
     def anomaly_picture(self, images: NDArray[np.uint8], *, seed: int | None = None) -> bytes:
         """A PNG of `images` under their maps, on one scale for all."""
-        return self._do(calls.anomaly_picture(images, seed=seed))
+        return self._do(calls.picture("anomaly-map", images, seed=seed))
 
     def anomaly_boxes(
         self, images: NDArray[np.uint8], *, seed: int | None = None, boxes: int = 3
     ) -> list[list[dict[str, Any]]]:
         """The largest boxes of each of `images`: left, top, side, deviations, p_value."""
-        return self._do(calls.anomaly_boxes(images, seed=seed, boxes=boxes))
+        return self._do(calls.boxes(images, seed=seed, boxes=boxes))
+
+    def anomalies(
+        self, images: NDArray[np.uint8], *, seed: int | None = None, boxes: int = 3
+    ) -> tuple[NDArray[np.float32], list[list[dict[str, Any]]]]:
+        """What `anomaly_map` and `anomaly_boxes` give, of one request."""
+        return self._do(calls.anomalies(images, seed=seed, boxes=boxes))
 
     def sheet(
         self,
@@ -194,7 +209,9 @@ class Client:
         output: Output = "mean",
     ) -> bytes:
         """A PNG contact sheet of `n` drawn images."""
-        return self._do(calls.sheet(n, seed=seed, temperature=temperature, output=output))
+        return self._do(
+            calls.picture("sample", None, n=n, seed=seed, temperature=temperature, output=output)
+        )
 
     def _do(self, call: Call[T]) -> T:
         return call.read(self._send(call))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -137,25 +136,19 @@ class ScoreTable:
         return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
 def score_table(document: Mapping[str, Any]) -> ScoreTable:
     """The columns of a ``POST /v1/score`` answer in JSON."""
     results = document["results"]
 
-    def column(name: str) -> Any:
-        return np.array([np.nan if r[name] is None else r[name] for r in results], np.float64)
+    def column(values: Iterable[float | None]) -> NDArray[np.float64]:
+        return np.array(list(values), np.float64)  # None becomes NaN
 
+    names = results[0].get("evidence", {}) if results else {}
     return ScoreTable(
-        **{name: column(name) for name in NUMBERS},
+        **{name: column(r[name] for r in results) for name in NUMBERS},
         anomalous=np.array([r["anomalous"] for r in results], np.bool_),
         discovery=np.array([r.get("discovery") for r in results], np.bool_),
-        evidence={
-            name: np.array([_nan(r["evidence"][name]) for r in results], np.float64)
-            for name in (results[0].get("evidence", {}) if results else {})
-        },
+        evidence={name: column(r["evidence"][name] for r in results) for name in names},
         altered=np.array([r["altered"] for r in results], np.bool_),
         status=[r["status"] for r in results],
         estimator=document["estimator"],
@@ -168,7 +161,5 @@ def score_table(document: Mapping[str, Any]) -> ScoreTable:
         model=document["model"],
         version=document["version"],
         notes=document["notes"],
-        decided=np.array(
-            [r["anomalous"] is not None and r["p_value"] is not None for r in results], np.bool_
-        ),
+        decided=np.array([None not in (r["anomalous"], r["p_value"]) for r in results], np.bool_),
     )

@@ -85,13 +85,14 @@ class ModelManager:
                 f"{self._settings.models} holds {len(paths)} bundles, and IAFVAE_MAX_MODELS is "
                 f"{self._settings.max_models}: raise it, or move some away"
             )
-        for name, reason in self.store.strange().items():
+        found, strange = self.store.survey()
+        for name, reason in strange.items():
             self._registry.failed[name] = reason
             logger.warning("%s %s; it is left alone", self.store.root / name, reason)
         refusal: BundleError | None = None
-        for name, path in self.store.paths().items():
+        for name, (path, looks) in found.items():
+            self.attempted[name] = looks
             try:
-                self.attempted[name] = self.store.look(name).looks
                 self._load_first(name, path)
             except ProviderUnavailable:
                 raise

@@ -52,18 +52,10 @@ class ModelStore:
         self.root = settings.models
         self._single = (self.root / MANIFEST).exists()
 
-    def paths(self) -> dict[str, Path]:
-        """Directories that hold a manifest, by name, in order. Raises OSError."""
-        return self._entries()[0]
-
-    def strange(self) -> dict[str, str]:
-        """Entries that may be bundles but cannot be looked at: name -> why. Raises OSError."""
-        return self._entries()[1]
-
     def look(self, directory: str) -> Found:
         """The bundle in `directory`, as it is now. Raises UnknownBundle."""
         try:
-            paths = self.paths()
+            paths, _ = self._entries()
         except OSError as error:
             raise UnknownBundle(f"the models cannot be listed ({error.strerror})") from error
         if directory not in paths:
@@ -77,16 +69,17 @@ class ModelStore:
             present=frozenset(paths),
         )
 
-    def survey(self) -> tuple[dict[str, Fingerprint | None], dict[str, str]]:
-        """What each bundle looks like now, None where it changes meanwhile; and `strange`.
+    def survey(self) -> tuple[dict[str, tuple[Path, Fingerprint | None]], dict[str, str]]:
+        """By name, in order, where each bundle lies and what it looks like now, None where it
+        changes meanwhile; and why entries that may be bundles cannot be looked at.
 
         Raises OSError where the directory cannot be listed.
         """
         paths, strange = self._entries()
-        return {name: _fingerprint(path) for name, path in paths.items()}, strange
+        return {name: (path, _fingerprint(path)) for name, path in paths.items()}, strange
 
     def _entries(self) -> tuple[dict[str, Path], dict[str, str]]:
-        """`paths` and `strange`, from one listing."""
+        """The bundles, and what cannot be looked at, of one listing."""
         if self._single:
             here = (self.root / MANIFEST).is_file()
             return ({self.root.resolve().name: self.root} if here else {}), {}
@@ -166,13 +159,10 @@ def _holds_manifest(entry: Path) -> bool:
         raise ValueError("has a name that is no UTF-8: rename it") from None
     try:
         entry.stat()
-    except FileNotFoundError:
-        raise ValueError("is a link to nothing") from None
-    except PermissionError:
-        raise ValueError("cannot be read: give this process the right to") from None
-    try:
         return stat.S_ISREG((entry / MANIFEST).stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
+        if not entry.exists():
+            raise ValueError("is a link to nothing") from None
         return False
     except PermissionError:
         raise ValueError("cannot be read: give this process the right to") from None

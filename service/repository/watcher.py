@@ -56,7 +56,7 @@ class Watcher:
             self._say("", f"the models cannot be listed ({error.strerror}); what is loaded stays")
             return
         self._note_strange(strange)
-        now = {name: looks for name, looks in found.items() if looks is not None}
+        now = {name: looks for name, (_, looks) in found.items() if looks is not None}
         for directory, looks in now.items():
             at_rest = looks == self._before.get(directory)
             if at_rest and looks != self._manager.attempted.get(directory):

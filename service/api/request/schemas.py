@@ -63,130 +63,106 @@ Names = Annotated[list[str], BeforeValidator(_listed)]
 class Options(BaseModel):
     """Fields that every operation has."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    model: Annotated[
-        str | None,
-        Field(description="A loaded model, also as name@version; absent: the default one."),
-    ] = None
-    version: Annotated[
-        str | None, Field(description="A loaded version of it; absent: the newest, or the pinned.")
-    ] = None
+    model: str | None = None
+    """A loaded model, also as name@version; absent: the default one."""
+    version: str | None = None
+    """A loaded version of it; absent: the newest, or the pinned."""
 
 
 class SampleOptions(Options):
     """``POST /v1/sample``"""
 
-    n: Annotated[
-        int | None,
-        Field(ge=1, description="How many images; absent: 1, or one for each row of prior_eps."),
-    ] = None
-    seed: Annotated[
-        Seed | None, Field(description="Absent: the server draws one and returns it.")
-    ] = None
-    resample: Annotated[
-        Names | None,
-        Field(description="Latent groups of prior_eps to draw anew; the others are kept."),
-    ] = None
-    keep: Annotated[
-        Names | None, Field(description="Instead of resample: the groups that are not drawn anew.")
-    ] = None
-    temperature: Annotated[
-        Temperatures,
-        BeforeValidator(_split_commas),
-        Field(description="Scale of the prior's noise: a number, or one per latent group."),
-    ] = 1.0
-    output: Annotated[
-        Output, Field(description="The pixels' mean, or pixels drawn from their distribution.")
-    ] = "mean"
+    n: Annotated[int | None, Field(ge=1)] = None
+    """How many images; absent: 1, or one for each row of prior_eps."""
+    seed: Seed | None = None
+    """Absent: the server draws one and returns it."""
+    resample: Names | None = None
+    """Latent groups of prior_eps to draw anew; the others are kept."""
+    keep: Names | None = None
+    """Instead of resample: the groups that are not drawn anew."""
+    temperature: Annotated[Temperatures, BeforeValidator(_split_commas)] = 1.0
+    """Scale of the prior's noise: a number, or one per latent group."""
+    output: Output = "mean"
+    """The pixels' mean, or pixels drawn from their distribution."""
 
 
 class DecodeOptions(Options):
     """``POST /v1/decode``"""
 
-    seed: Annotated[Seed | None, Field(description="For output=draw; absent: drawn.")] = None
-    output: Annotated[Output, Field(description="As in sample.")] = "mean"
+    seed: Seed | None = None
+    """For output=draw; absent: drawn."""
+    output: Output = "mean"
+    """As in sample."""
 
 
 class ImageOptions(Options):
     """Fields of every operation that takes images."""
 
-    resize: Annotated[
-        bool, Field(description="Resize images of another size; the answer says so.")
-    ] = False
-    convert: Annotated[
-        bool, Field(description="Convert colour images to grey; the answer says so.")
-    ] = False
+    resize: bool = False
+    """Resize images of another size; the answer says so."""
+    convert: bool = False
+    """Convert colour images to grey; the answer says so."""
 
 
 class ScoreOptions(ImageOptions):
     """``POST /v1/score``"""
 
-    importance_samples: Annotated[
-        int | None,
-        Field(ge=1, description="K of the importance-weighted bound; absent: the model's default."),
-    ] = None
-    seed: Annotated[Seed | None, Field(description="Absent: the model's default, 0.")] = None
-    alpha: Annotated[
-        float | None,
-        Field(gt=0, lt=1, description="An image is anomalous if its p-value is at most alpha."),
-    ] = None
-    fdr: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            lt=1,
-            description="Also say which images of this request are discoveries: at most about this "
-            "share of them is false (Benjamini and Hochberg).",
-        ),
-    ] = None
+    importance_samples: Annotated[int | None, Field(ge=1)] = None
+    """K of the importance-weighted bound; absent: the model's default."""
+    seed: Seed | None = None
+    """Absent: the model's default, 0."""
+    alpha: Annotated[float | None, Field(gt=0, lt=1)] = None
+    """An image is anomalous if its p-value is at most alpha."""
+    fdr: Annotated[float | None, Field(gt=0, lt=1)] = None
+    """Also say which images of this request are discoveries: at most about this share of them is
+    false (Benjamini and Hochberg)."""
+    altered: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed)] = []
+    """Places, from 0, of images that were resized or converted before they were sent: they are
+    judged, and counted for drift, as those that are altered here."""
 
 
 class AnomalyMapOptions(ImageOptions):
     """``POST /v1/anomaly-map``"""
 
-    seed: Annotated[
-        Seed | None, Field(description="Of a binary model's pixels; absent: the default, 0.")
-    ] = None
-    boxes: Annotated[
-        int, Field(ge=0, le=16, description="How many of the largest boxes JSON lists.")
-    ] = 3
+    seed: Seed | None = None
+    """Of a binary model's pixels; absent: the default, 0."""
+    boxes: Annotated[int, Field(ge=0, le=16)] = 3
+    """How many of the largest boxes JSON lists."""
+    maps: bool = False
+    """JSON also has the maps, as the base64 of an npy file."""
 
 
 class PosteriorOptions(ImageOptions):
     """Fields of every operation that encodes images."""
 
-    seed: Annotated[Seed | None, Field(description="Absent: the posterior at eps = 0.")] = None
+    seed: Seed | None = None
+    """Absent: the posterior at eps = 0."""
 
 
 class EncodeOptions(PosteriorOptions):
     """``POST /v1/encode``"""
 
-    output: Annotated[
-        Literal["latents", "prior_eps"],
-        Field(description="Which of the two an npy answer holds; JSON holds both."),
-    ] = "latents"
+    output: Literal["latents", "prior_eps"] = "latents"
+    """Which of the two an npy answer holds; JSON holds both."""
 
 
 class ReconstructOptions(PosteriorOptions):
     """``POST /v1/reconstruct``"""
 
-    output: Annotated[Output, Field(description="As in sample.")] = "mean"
+    output: Output = "mean"
+    """As in sample."""
 
 
 class InterpolateOptions(ReconstructOptions):
     """``POST /v1/interpolate``"""
 
-    n: Annotated[int, Field(ge=2, description="Images from one end to the other, with both.")] = 8
-    seeds: Annotated[
-        list[Seed],
-        BeforeValidator(_listed),
-        Field(
-            max_length=2,
-            description="Ends that are no images: the first image that each of these seeds draws. "
-            "Images come first, then seeds; together they are two.",
-        ),
-    ] = []
+    n: Annotated[int, Field(ge=2)] = 8
+    """Images from one end to the other, with both."""
+    seeds: Annotated[list[Seed], BeforeValidator(_listed), Field(max_length=2)] = []
+    """Ends that are no images: the first image that each of these seeds draws. Images come first,
+    then seeds; together they are two."""
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)

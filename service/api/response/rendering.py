@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from base64 import b64encode
 from dataclasses import asdict
 from operator import attrgetter
 from typing import Any, Literal, cast
@@ -89,9 +90,8 @@ def render_images(
     elif media_type == PNG:
         body = encode_png(contact_sheet(pixels, columns=columns))
     else:
-        document = {"images": png_base64(pixels), "shape": list(pixels.shape)}
-        document["status"] = _status(result.finite)
-        body = ENCODER.encode(document | who | _said(result, fitted)).encode()
+        document: dict[str, Any] = {"images": png_base64(pixels), "shape": pixels.shape}
+        body = _json(document | {"status": _status(result.finite)}, result, who, fitted)
     return Answer(
         body,
         media_type,
@@ -115,9 +115,9 @@ def render_latents(
     if media_type == NPY:
         body = encode_npy(getattr(result, output))
     else:
-        rows = {name: _rows(getattr(result, name)) for name in ("latents", "prior_eps")}
-        document = {**rows, "status": _status(finite)} | who | _said(result, fitted)
-        body = ENCODER.encode(document).encode()
+        document: dict[str, Any] = {"status": _status(finite)}
+        document |= {name: _rows(getattr(result, name)) for name in ("latents", "prior_eps")}
+        body = _json(document, result, who, fitted)
     return Answer(
         body,
         media_type,
@@ -127,11 +127,15 @@ def render_latents(
     )
 
 
-def _said(result: Result, fitted: Fitted | None) -> dict[str, Any]:
+def _json(
+    document: dict[str, Any], result: Result, who: dict[str, Any], fitted: Fitted | None
+) -> bytes:
     notes = list(result.notes)
-    if fitted is not None and (fitted.notes or fitted.altered.any()):
-        notes = [*_altered_notes(fitted.altered), *fitted.notes, *notes]
-    return {"notes": notes, **result.resolved}
+    if fitted is not None:
+        notes[:0] = fitted.notes
+        if fitted.altered.any():
+            notes.insert(0, _altered_note(fitted.altered))
+    return ENCODER.encode(document | who | {"notes": notes, **result.resolved}).encode()
 
 
 def render_scores(
@@ -144,7 +148,7 @@ def render_scores(
     """Scores as JSON."""
     document = {"results": _results(result, fitted.altered, kl_groups)}
     return Answer(
-        ENCODER.encode(document | who | _said(result, fitted)).encode(),
+        _json(document, result, who, fitted),
         JSON,
         result,
         fitted=fitted,
@@ -153,17 +157,20 @@ def render_scores(
 
 
 def render_anomaly_maps(
-    result: AnomalyMaps, media_type: str, who: dict[str, Any], *, fitted: Fitted
+    result: AnomalyMaps, media_type: str, who: dict[str, Any], *, fitted: Fitted, maps: bool = False
 ) -> Answer:
-    """Deviations as npy float32 [n, H, W], over the images as PNG; the largest boxes as JSON."""
+    """Deviations as npy float32 [n, H, W], over the images as PNG; the largest boxes as JSON, with
+    the npy file in base64 where `maps` asks for it."""
     finite = np.asarray(np.isfinite(result.maps).all(axis=(1, 2)))
     if media_type == NPY:
         body = encode_npy(result.maps)
     elif media_type == PNG:
         body = encode_png(overlay(fitted.images, result.maps))
     else:
-        document = {"results": _boxes(result)} | who | _said(result, fitted)
-        body = ENCODER.encode(document).encode()
+        document: dict[str, Any] = {"results": _boxes(result)}
+        if maps:
+            document["maps"] = b64encode(encode_npy(result.maps)).decode("ascii")
+        body = _json(document, result, who, fitted)
     return Answer(body, media_type, result, fitted=fitted, non_finite=int((~finite).sum()))
 
 
@@ -227,17 +234,13 @@ def _rows(table: NDArray[np.floating]) -> list[list[float | None]]:
     return [[value if math.isfinite(value) else None for value in row] for row in rows]
 
 
-def _altered_notes(altered: NDArray[np.bool_]) -> list[str]:
-    """The note that an answer on altered images carries; empty where none was."""
-    if not altered.any():
-        return []
+def _altered_note(altered: NDArray[np.bool_]) -> str:
     places = np.flatnonzero(altered).tolist()
     which = ", ".join(map(str, places[:20])) + (", ..." if len(places) > 20 else "")
-    note = (
+    return (
         f"resized or converted before the model saw them: images {which}; their scores, p-values "
         "and latents are those of the altered images"
     )
-    return [note]
 
 
 def _status(finite: NDArray[np.bool_]) -> list[str]:

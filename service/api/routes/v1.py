@@ -9,12 +9,7 @@ from fastapi import Query
 
 from service.api.openapi import documented_operation
 from service.api.operation_route import OperationRequest, OperationRoute
-from service.api.request.inputs import (
-    INLINE_PIXELS,
-    check_count,
-    latents,
-    pictures,
-)
+from service.api.request.inputs import INLINE_PIXELS, check_count, latents, pictures
 from service.api.request.schemas import (
     AnomalyMapOptions,
     DecodeOptions,
@@ -44,7 +39,7 @@ from service.api.response.streaming import stream_images
 from service.api.state import AppState
 from service.codecs import JSON, NPY, PNG
 from service.codecs.fitting import Fitted
-from service.errors import NotAcceptable, PayloadTooLarge
+from service.errors import InvalidInput, NotAcceptable, PayloadTooLarge
 from service.operations.model import Model
 from service.operations.results import Images
 
@@ -110,10 +105,15 @@ async def encode(request: OperationRequest, options: Annotated[EncodeOptions, Qu
     coded = await model.encode(
         fitted.images, seed=options.seed, caller=request.caller, deadline=request.deadline
     )
-    render = partial(render_latents, coded, request.media_type, _who(model))
-    if coded.latents.size <= INLINE_NUMBERS:
-        return render(fitted=fitted, output=options.output)
-    return await request.beside(render, fitted=fitted, output=options.output)
+    render = partial(
+        render_latents,
+        coded,
+        request.media_type,
+        _who(model),
+        fitted=fitted,
+        output=options.output,
+    )
+    return render() if coded.latents.size <= INLINE_NUMBERS else await request.beside(render)
 
 
 async def score(request: OperationRequest, options: Annotated[ScoreOptions, Query()]) -> Answer:
@@ -122,6 +122,10 @@ async def score(request: OperationRequest, options: Annotated[ScoreOptions, Quer
     samples = options.importance_samples or manifest.scoring.default_importance_samples
     check_count("importance_samples", samples, request.settings.max_importance_samples)
     fitted = await pictures(request, options, rows_each=samples)
+    if options.altered:
+        if max(options.altered) >= len(fitted.images):
+            raise InvalidInput(f"altered names an image that is none of {len(fitted.images)}")
+        fitted.altered[options.altered] = True
     asked: dict[str, Any] = {
         "importance_samples": options.importance_samples,
         "seed": options.seed,
@@ -137,9 +141,7 @@ async def score(request: OperationRequest, options: Annotated[ScoreOptions, Quer
     render = partial(
         render_scores, scores, _who(model), fitted=fitted, kl_groups=manifest.kl_groups
     )
-    if len(fitted.images) <= INLINE_SCORES:
-        return render()
-    return await request.beside(render)
+    return render() if len(fitted.images) <= INLINE_SCORES else await request.beside(render)
 
 
 async def anomaly_map(
@@ -157,10 +159,15 @@ async def anomaly_map(
         caller=request.caller,
         deadline=request.deadline,
     )
-    arguments = found, request.media_type, _who(model)
-    if found.maps.size <= INLINE_NUMBERS:
-        return render_anomaly_maps(*arguments, fitted=fitted)
-    return await request.beside(render_anomaly_maps, *arguments, fitted=fitted)
+    render = partial(
+        render_anomaly_maps,
+        found,
+        request.media_type,
+        _who(model),
+        fitted=fitted,
+        maps=options.maps,
+    )
+    return render() if found.maps.size <= INLINE_NUMBERS else await request.beside(render)
 
 
 async def reconstruct(
@@ -200,28 +207,20 @@ async def interpolate(
 def operation_routes(shared: AppState) -> list[OperationRoute]:
     """``POST /v1/{operation}``."""
     images: dict[str, Any] = {"payload": "images"}
-    given: dict[str, Any] = {"payload": "prior_eps", "optional": True}
+    eps: dict[str, Any] = {"payload": "prior_eps", "optional": True}
+    ends: dict[str, Any] = {"payload": "images", "optional": True}
+    latent: dict[str, Any] = {"payload": "latents"}
     return [
-        _route(shared, sample, "Draw images, or change some", SampleOptions, **given),
-        _route(shared, score, "Log-likelihood and p-value of images", ScoreOptions, **images),
-        _route(shared, anomaly_map, "Where images are unusual", AnomalyMapOptions, **images),
-        _route(shared, encode, "Latents of images", EncodeOptions, **images),
-        _route(shared, decode, "Images of latents", DecodeOptions, payload="latents"),
-        _route(
-            shared,
-            reconstruct,
-            "Images through their latents and back",
-            ReconstructOptions,
-            **images,
-        ),
-        _route(
-            shared,
-            interpolate,
-            "Images between two images or seeds",
-            InterpolateOptions,
-            optional=True,
-            **images,
-        ),
+        _route(shared, endpoint, summary, options, **body)
+        for endpoint, summary, options, body in (
+            (sample, "Draw images, or change some", SampleOptions, eps),
+            (score, "Log-likelihood and p-value of images", ScoreOptions, images),
+            (anomaly_map, "Where images are unusual", AnomalyMapOptions, images),
+            (encode, "Latents of images", EncodeOptions, images),
+            (decode, "Images of latents", DecodeOptions, latent),
+            (reconstruct, "Images through their latents and back", ReconstructOptions, images),
+            (interpolate, "Images between two images or seeds", InterpolateOptions, ends),
+        )
     ]
 
 
@@ -254,7 +253,5 @@ async def _images(
     channels = images.images.shape[1]
     if request.media_type == PNG and channels not in (1, 3):
         raise NotAcceptable(f"a PNG cannot hold {channels} channels: ask for application/x-npy")
-    arguments = images, request.media_type, _who(request.model)
-    if images.images.size <= INLINE_PIXELS:
-        return render_images(*arguments, fitted=fitted)
-    return await request.beside(render_images, *arguments, fitted=fitted)
+    render = partial(render_images, images, request.media_type, _who(request.model), fitted=fitted)
+    return render() if images.images.size <= INLINE_PIXELS else await request.beside(render)

@@ -26,13 +26,14 @@ Numbers = Annotated[list[Any], Field(description="Numbers, flat or nested, in ro
 class Document(BaseModel):
     """Names such as `model_name` are the protocol's."""
 
-    model_config = ConfigDict(protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=(), use_attribute_docstrings=True)
 
 
 class InferenceError(Document):
     """Every error under ``/v2``."""
 
-    error: Annotated[str, Field(description="What was wrong, and what to do.")]
+    error: str
+    """What was wrong, and what to do."""
 
 
 class HealthDocument(Document):
@@ -90,7 +91,8 @@ class ModelConfig(Document):
     name: str
     platform: str
     backend: str
-    max_batch_size: Annotated[int, Field(description="Rows of one request.")]
+    max_batch_size: int
+    """Rows of one request."""
     input: list[ConfigTensor]
     output: list[ConfigTensor]
 
@@ -157,14 +159,11 @@ class InferDocument(Document):
     """The JSON of a request."""
 
     id: str | None = None
-    parameters: Annotated[
-        dict[str, Any],
-        Field(description="The model's own, and binary_data_output: bytes for all outputs."),
-    ] = {}
+    parameters: dict[str, Any] = {}
+    """The model's own, and binary_data_output: bytes for all outputs."""
     inputs: list[InputTensor]
-    outputs: Annotated[
-        list[RequestedOutput] | None, Field(description="Absent or empty: all of the model's.")
-    ] = None
+    outputs: list[RequestedOutput] | None = None
+    """Absent or empty: all of the model's."""
 
 
 class OutputTensor(Document):
@@ -174,9 +173,8 @@ class OutputTensor(Document):
     datatype: Datatype
     shape: list[int]
     parameters: dict[str, Any] | None = None
-    data: Annotated[
-        list[float | None] | list[str] | None, Field(description="null where not finite.")
-    ] = None
+    data: list[float | None] | list[str] | None = None
+    """null where not finite."""
 
 
 class InferResult(Document):

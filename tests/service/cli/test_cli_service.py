@@ -108,6 +108,13 @@ def test_local_and_remote_scores_are_the_same(cli, folder, running, monkeypatch)
     assert local == remote
 
 
+def test_altered_files_are_judged_as_such_by_a_server_too(cli, folder, running):
+    Image.new("L", (9, 9)).save(folder / "2.png")
+    local = cli("score", folder, "--json", "--resize").output
+    assert [row["status"] for row in json.loads(local)].count("altered") == 1
+    assert local == cli("score", folder, "--json", "--resize", "--url", running.url).output
+
+
 def test_files_that_cannot_be_scored_are_listed(cli, folder):
     (folder / "2.png").write_bytes(b"no image")
     Image.new("L", (9, 9)).save(folder / "3.png")

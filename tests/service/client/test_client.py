@@ -45,6 +45,30 @@ def test_scores_are_columns(client, digits):
     assert table.anomalous.dtype == np.bool_
 
 
+def test_images_that_were_altered_before_are_judged_as_such(client, server, tiny_model):
+    images = np.unique(tiny_model.images(6, seed=77), axis=0)
+    altered = np.arange(len(images)) % 2 == 1
+    who = {"model": "tiny", "version": "1.2.3"}
+    before = server.metric("iafvae_drift_p_value_count", **who)
+    table = client.score(images, altered=altered)
+    assert table.altered.tolist() == altered.tolist()
+    assert [status == "altered" for status in table.status] == altered.tolist()
+    assert (table.decided == ~altered).all()
+    counted = server.metric("iafvae_drift_p_value_count", **who) - before
+    assert counted == (~altered).sum()
+    plain = client.score(images)
+    assert np.array_equal(plain.p_value, table.p_value)
+    assert not plain.altered.any()
+    refused = server.post("/v1/score", params={"altered": "9"}, json={"images": []})
+    assert refused.status_code == 422
+
+
+def test_maps_and_boxes_of_one_request_are_those_of_two(client, digits):
+    maps, boxes = client.anomalies(digits, seed=3, boxes=2)
+    assert np.array_equal(maps, client.anomaly_map(digits, seed=3).array)
+    assert boxes == client.anomaly_boxes(digits, seed=3, boxes=2)
+
+
 def test_a_sheet_is_a_png(client):
     with Image.open(io.BytesIO(client.sheet(9, seed=0))) as image:
         assert image.format == "PNG"

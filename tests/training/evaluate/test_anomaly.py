@@ -57,7 +57,7 @@ def answered(bundle, pixels):
     """What the local command line gets: p-values, log-likelihoods and the largest box."""
     with LocalClient.open(bundle, None, "cpu") as client:
         table = client.score(pixels, importance_samples=1, seed=0, alpha=None)
-        boxes = client.anomaly_boxes(pixels, seed=0, boxes=1)
+        _, boxes = client.anomalies(pixels, seed=0, boxes=1)
     return {
         "verdict": -table.p_value,
         "log_likelihood": -table.log_likelihood_nats,
