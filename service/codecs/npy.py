@@ -127,7 +127,7 @@ def _dtype(descr: str, allowed: tuple[str, ...]) -> np.dtype[Any]:
     for name in allowed:
         dtype = np.dtype(name)
         if kind in (dtype.str[1:], dtype.name, dtype.char):  # of other writers than NumPy too
-            return dtype.newbyteorder(order)
+            return np.dtype(order + dtype.str[1:])
     raise WrongDtype(
         f"the npy array has dtype {descr!r}, this takes {wanted}: {_advice(kind, allowed[0])}"
     )
