@@ -41,6 +41,14 @@ QUICK_BYTES, QUICK_WORK = 2**17, 2**20  # of a request's files, 30 ms; all above
 QUICK_JSON = 2**20  # bytes
 FILES_A_JOB = 16  # then another caller has its turn
 MAX_CORES = 8
+# Of low priority before it imports anything: requests that wait for nothing to be decoded go first.
+WORKER = """\
+import os
+if hasattr(os, "nice"):
+    os.nice(5)
+from service.codecs.worker import main
+main()
+"""
 MAX_BYTES = 2**30  # of a process, beyond what it has when it starts
 IDLE_SECONDS = 60.0  # then all processes but one end
 MAX_SAID_BYTES = 2**20  # of JSON
@@ -244,8 +252,8 @@ class _Worker:
         path = os.pathsep.join(part for part in sys.path if part)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "service.codecs.worker",
+            "-c",
+            WORKER,
             str(MAX_BYTES),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

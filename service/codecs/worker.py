@@ -1,10 +1,10 @@
-"""``python -m service.codecs.worker BYTES``: decodes images for `pool`, one job after another.
+"""A process that decodes images for `pool`, one job after another.
 
 A job comes on the standard input: how many parts it has, how long each is, and the parts, a pickle
 of the arguments of `images.fit_files`, `images.fit_array` or `json_body.json_images`, then its
 buffers. Their answer, or error, goes out as JSON and bytes, each after its length: what has met
-hostile files is not believed enough to be unpickled. Ends with its input, and takes at most BYTES
-of memory beyond what it begins with.
+hostile files is not believed enough to be unpickled. Ends with its input, and takes at most so many
+bytes of memory beyond what it begins with as its argument says.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ __all__ = ["LENGTH", "main"]
 
 LENGTH = struct.Struct("<Q")
 Outcome = Fitted | tuple[dict[str, Any], list[bytes]] | IafvaeError
-NICENESS = 5  # requests that wait for nothing to be decoded go first
 
 
 def main() -> None:
@@ -94,17 +93,12 @@ def _outcome(function: Callable[..., Outcome], arguments: tuple[Any, ...]) -> Ou
 
 
 def _bound_self(max_bytes: int) -> None:
-    """A low priority, and a bound on memory, where the system has them."""
+    """A bound on memory, where the system has one."""
     if sys.platform == "win32":
         return
     import resource
 
-    os.nice(NICENESS)
     memory = Path("/proc/self/statm")  # its sixth number: pages of data
     if memory.exists():
         most = int(memory.read_text().split()[5]) * resource.getpagesize() + max_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-
-
-if __name__ == "__main__":
-    main()

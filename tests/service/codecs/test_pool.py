@@ -368,7 +368,9 @@ def test_a_worker_loads_decoders_alone():
     async def work():
         async with opened() as pool:
             await pool.decode([MIDDLE], SHAPE, FIT, LIMITS)
-            with open(f"/proc/{pool._idle[0].pid}/maps") as maps:  # noqa: ASYNC230, PTH123
+            pid = pool._idle[0].pid
+            assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0)
+            with open(f"/proc/{pid}/maps") as maps:  # noqa: ASYNC230, PTH123
                 return maps.read()
 
     loaded = run(work())
