@@ -255,7 +255,7 @@ def pull(
 
     \b
     Examples:
-      iafvae bundle pull s3://models/mnist-1.3.1 --sha256 H -o models/mnist
+      iafvae bundle pull s3://models/mnist-1.4.0 --sha256 H -o models/mnist
       iafvae bundle pull https://example.org/mnist --sha256 H -o models/mnist
     """
     from service.bundle.transfer import pull as fetch
@@ -276,7 +276,7 @@ def push(
 
     \b
     Examples:
-      iafvae bundle push runs/mnist/bundle s3://models/mnist-1.3.1
+      iafvae bundle push runs/mnist/bundle s3://models/mnist-1.4.0
     """
     from service.bundle.transfer import push as copy
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from typing import Any, Protocol, cast
 
 import httptools
@@ -33,7 +34,9 @@ TICK_SECONDS = 1.0  # between two looks at these
 MAX_HEAD_BYTES = 65_536  # of a head, of trailers, of what stands between chunks
 DRAIN_BYTES = 64 * 2**20  # of a body that nobody wants any more
 MAX_PIPELINED = 64  # requests that wait behind one that is being answered
-SMALL_CHUNK, MAX_SMALL_CHUNKS = 32, 2**13  # bytes; such chunks of a body
+# Chunks of a byte take a thousand times as long to read as a large one: so many bytes are read at
+# once, and after so many seconds of it others come first for so many.
+AT_ONCE, READ_SECONDS, REST_SECONDS = 2**13, 0.004, 0.012
 FRAMING = 16  # bytes that a body's byte may come with: chunks may be small
 
 Headers = list[tuple[bytes, bytes]]
@@ -83,7 +86,7 @@ class BoundedHttp(HttpToolsProtocol):
     _active: RequestResponseCycle | None = None  # the last that was begun with
     _reading_head = False
     _outside = 0  # bytes that were read and belong to no body
-    _small_chunks = 0
+    _unread = b""  # came already, and is read after the others had their turn
     _drained = 0  # bytes that were read for nobody
     _deaf = False  # what comes is thrown away
     _closing = False
@@ -104,6 +107,7 @@ class BoundedHttp(HttpToolsProtocol):
         """It has gone: what is being answered hears of it, also where more was sent behind it."""
         self._timer.cancel()
         self._closing = self._deaf = True
+        self._unread = b""
         self.pipeline.clear()
         self._abandon()
         super().connection_lost(exc)
@@ -112,7 +116,35 @@ class BoundedHttp(HttpToolsProtocol):
         """Bytes from the client; those outside of bodies count towards their bound."""
         if self._deaf:
             self._throw_away(len(data))
-            return
+        elif self._unread:
+            self._unread += data
+        elif len(data) <= AT_ONCE:
+            self._feed(data)
+        else:
+            self._read_in_pieces(data)
+
+    def _read_in_pieces(self, data: bytes) -> None:
+        until = time.perf_counter() + READ_SECONDS
+        for start in range(0, len(data), AT_ONCE):
+            if self._deaf:
+                self._throw_away(len(data) - start)
+                return
+            if time.perf_counter() > until:
+                self._unread = data[start:]
+                self.flow.pause_reading()
+                self.loop.call_later(REST_SECONDS, self._go_on)
+                return
+            self._feed(data[start : start + AT_ONCE])
+
+    def _go_on(self) -> None:
+        data, self._unread = self._unread, b""
+        if not data:
+            return  # the connection is lost
+        self._read_in_pieces(data)
+        if not self._unread:
+            self.flow.resume_reading()
+
+    def _feed(self, data: bytes) -> None:
         self._outside += len(data)
         try:
             try:
@@ -202,7 +234,7 @@ class BoundedHttp(HttpToolsProtocol):
         """The last byte of its head."""
         if self.parser.should_upgrade():
             return  # the parser will stop behind it: `_decline`
-        self._reading_head, self._deadline, self._small_chunks = False, math.inf, 0
+        self._reading_head, self._deadline = False, math.inf
         super().on_headers_complete()
         self.headers = NOWHERE
         if self.pipeline:
@@ -212,8 +244,6 @@ class BoundedHttp(HttpToolsProtocol):
         """Some of a body."""
         cycle, size = self.cycle, len(body)
         self._outside = max(0, self._outside - FRAMING * size)
-        if size < SMALL_CHUNK:
-            self._count_small()
         if cycle.response_complete:
             self._throw_away(size)
             return
@@ -221,17 +251,6 @@ class BoundedHttp(HttpToolsProtocol):
         if len(cycle.body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
         cycle.message_event.set()
-
-    def _count_small(self) -> None:
-        """Chunks of a few bytes hold the event loop for a hundred times as long as large ones."""
-        self._small_chunks += 1
-        if self._small_chunks <= MAX_SMALL_CHUNKS:
-            return
-        if self.cycle.response_complete:
-            self.transport.close()
-        else:
-            self.send_400_response(f"More than {MAX_SMALL_CHUNKS} chunks of a few bytes.")
-        raise _NotReadError
 
     def on_message_complete(self) -> None:
         """The last byte of a request."""
