@@ -40,7 +40,13 @@ MAX_TYPE_BYTES = 2**10  # of a Content-Type
 MAX_FIELDS = 32
 MAX_FIELD_BYTES = 2**12
 INLINE_JSON = 2**17  # bytes with images: more than this is parsed beside the event loop
-SEVERAL = ("temperature", "resample", "keep", "seeds")  # may be given more than once in a query
+SEVERAL = (
+    "temperature",
+    "resample",
+    "keep",
+    "seeds",
+    "altered",
+)  # may be given more than once in a query
 
 
 @dataclass(frozen=True)
