@@ -35,13 +35,14 @@ SHIPPED_DEFAULT = "mnist"
 SHIPPED_BUNDLE = SHIPPED_MODELS / SHIPPED_DEFAULT
 OTHER_PROGRAMS = {"IAFVAE_DATA_DIR", "IAFVAE_KEY"}  # of training, and of the client
 # Kubernetes and Docker links describe Services named "iafvae" or "iafvae-..." in variables of our
-# prefix: IAFVAE_CPU_SERVICE_HOST, IAFVAE_PORT_8000_TCP_ADDR; IAFVAE_CPU_PORT is tcp://10.0.0.9:8000.
+# prefix: IAFVAE_CPU_SERVICE_HOST, IAFVAE_PORT_8000_TCP_ADDR; IAFVAE_CPU_PORT is tcp://10.0.0.9:8000,
+# and of Docker alone IAFVAE_NAME is /web/iafvae, and IAFVAE_ENV_PATH what PATH is there.
 LINKED = re.compile(
     r"IAFVAE_(\w+_)?"
-    r"(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+    r"(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?|ENV_\w+)"
 )
-LINKED_PORT = re.compile(r"IAFVAE_(\w+_)?PORT")
-LINK = re.compile(r"(tcp|udp|sctp)://\S+")
+LINKED_PORT = re.compile(r"IAFVAE_(\w+_)?(PORT|NAME)")
+LINK = re.compile(r"(tcp|udp|sctp)://\S+|/\S+/\S+")
 PATH_PREFIX = r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+/?"
 
 Count = Annotated[int, Field(ge=1)]
@@ -246,10 +247,10 @@ class _Environment(PydanticBaseSettingsSource):
         given = {
             variable: text
             for variable, text in os.environ.items()
-            if variable.startswith(PREFIX) and not _of_others(variable, text)
+            if variable.upper().startswith(PREFIX) and not _of_others(variable, text)
         }
         names = {variable: variable[len(PREFIX) :].lower() for variable in given}
-        unknown = [v for v, name in names.items() if name not in Settings.model_fields]
+        unknown = [v for v, n in names.items() if n not in Settings.model_fields or v != v.upper()]
         if unknown:
             raise SettingsError("\n".join(_unknown(v, names[v]) for v in sorted(unknown)))
         return {names[variable]: text for variable, text in given.items() if text}

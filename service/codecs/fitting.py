@@ -81,7 +81,8 @@ def fit_array(array: Pixels, shape: ImageShape, fit: Fit) -> Fitted:
     """Bring uint8 `array` of [n, H, W], [n, C, H, W] or [n, H, W, C] to `shape`.
 
     Where both readings of four dimensions are possible, channels come first. Three dimensions are
-    one image, [C, H, W] or [H, W, C], where C is the model's. Raises WrongShape.
+    one image, [C, H, W] or [H, W, C], where C is the model's, or where it comes last and is 1 or 3.
+    Raises WrongShape.
     """
     images = _channels_first(array, shape)
     if 0 in images.shape:
@@ -117,11 +118,14 @@ def resize(image: Image.Image, height: int, width: int, fit: FitMode) -> Image.I
 
 
 def _channels_first(array: Pixels, shape: ImageShape) -> Pixels:
-    if array.ndim == 3 and shape.channels in (array.shape[0], array.shape[2]):
+    counts = (shape.channels, 1, 3)
+    if array.ndim == 3 and (
+        shape.channels in (array.shape[0], array.shape[2])
+        or (array.shape[2] in counts and array.shape[2] != shape.width)
+    ):
         array = array[None]
     if array.ndim == 3:
         return array[:, None]
-    counts = (shape.channels, 1, 3)
     if array.ndim == 4 and array.shape[1] in counts:
         return array
     if array.ndim == 4 and array.shape[3] in counts:

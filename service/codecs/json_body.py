@@ -47,8 +47,9 @@ def json_fields(body: bytes, payload: str | None, max_items: int) -> tuple[dict[
     value = None if payload is None else fields.pop(payload, None)
     for name, option in fields.items():
         if isinstance(option, list | str) and len(option) > MAX_JSON_OPTIONS:
+            unit = "characters" if isinstance(option, str) else "entries"
             raise InvalidInput(
-                f"{name[:60]!r} has {len(option)} entries, {MAX_JSON_OPTIONS} are taken"
+                f"{name[:60]!r} has {len(option)} {unit}, {MAX_JSON_OPTIONS} are taken"
             )
     if isinstance(value, list) and len(value) > max_items:
         raise PayloadTooLarge(too_many(len(value), max_items, payload or ""))
@@ -96,8 +97,12 @@ def loads_once(text: bytes) -> Any:
     """`text` as JSON whose objects hold no key twice. Raises MalformedBody, InvalidInput."""
     try:
         return json.loads(text, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise MalformedBody(f"the body is not JSON ({error})") from None
+    except RecursionError:
+        raise MalformedBody("the JSON body is nested too deep: no request here is") from None
+    except ValueError as error:
+        # Of a number that is too long Python says how its own limit is lifted.
+        why = str(error).partition(";")[0]
+        raise MalformedBody(f"the body is not JSON ({why})") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

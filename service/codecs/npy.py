@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import struct
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ __all__ = [
 ]
 
 MAGIC = b"\x93NUMPY"
+ZIP = b"PK\x03\x04"
+PYTHON_2_LONG = re.compile(rb"(?<=\d)L(?=[,)])")  # sizes such as 28L
 MAX_HEADER_BYTES = 1024  # numpy.save writes 118 for arrays such as are taken here
 MAX_DIMS = 8
 
@@ -73,8 +76,9 @@ def decode_npy(body: bytes, *, dtypes: tuple[str, ...], max_items: int) -> NDArr
 def npy_header(body: bytes) -> tuple[NpyHeader, int]:
     """The header of an npy file and where its numbers start (NEP 1, format versions 1 to 3)."""
     if body[:6] != MAGIC or len(body) < 10:
+        hint = "; an npz is a zip file of them, send one" if body[:4] == ZIP else ""
         raise MalformedBody(
-            "the body is not npy: it must begin with \\x93NUMPY, as numpy.save writes it"
+            f"the body is not npy: it must begin with \\x93NUMPY, as numpy.save writes it{hint}"
         )
     wide = body[6] >= 2  # since version 2 the header's length has four bytes
     if body[6] not in (1, 2, 3) or (wide and len(body) < 12):
@@ -92,6 +96,7 @@ def npy_header(body: bytes) -> tuple[NpyHeader, int]:
 @lru_cache(maxsize=256)
 def _parse_header(text: bytes) -> NpyHeader:
     try:
+        text = PYTHON_2_LONG.sub(b"", text)
         fields = ast.literal_eval(text.decode("latin-1").strip())
         descr, fortran_order, shape = (fields[k] for k in ("descr", "fortran_order", "shape"))
         well_formed = (
@@ -118,21 +123,29 @@ def _dtype(descr: str, allowed: tuple[str, ...]) -> np.dtype[Any]:
         raise WrongDtype(
             f"the npy array holds pickled Python objects, which are never loaded; send {wanted}"
         )
+    order, kind = (descr[0], descr[1:]) if descr.startswith(("<", ">", "|", "=")) else ("=", descr)
     for name in allowed:
         dtype = np.dtype(name)
-        if descr[1:] == dtype.str[1:] and descr[:1] in "<>|=":
-            return np.dtype(descr)
+        if kind in (dtype.str[1:], dtype.name, dtype.char):  # of other writers than NumPy too
+            return np.dtype(order + dtype.str[1:])
     raise WrongDtype(
-        f"the npy array has dtype {descr!r}, this takes {wanted}: convert it with "
-        f"{_conversion(descr, allowed[0])}"
+        f"the npy array has dtype {descr!r}, this takes {wanted}: {_advice(kind, allowed[0])}"
     )
 
 
-def _conversion(descr: str, wanted: str) -> str:
-    """NumPy for it: a cast alone would make black images of fractions and truth values."""
-    if wanted == "uint8" and descr[1:2] in ("f", "b"):
-        return f"(255 * array).round().astype({wanted!r}) where its values are in [0, 1]"
-    return f"array.astype({wanted!r})"
+def _advice(kind: str, wanted: str) -> str:
+    """NumPy for it: a cast alone makes black images of fractions and truth values, and noise of
+    what is beyond 255."""
+    cast = f"astype({wanted!r})"
+    if kind[:1] not in ("f", "b", "u", "i"):
+        return "send numbers"
+    if wanted != "uint8":
+        return f"convert it with array.{cast}"
+    if kind[0] in "fb":
+        return f"convert it with (255 * array).round().{cast} where its values are in [0, 1]"
+    if kind in ("u2", "uint16"):
+        return f"convert it with (array / 257).round().{cast} where its values are in [0, 65535]"
+    return f"convert it with array.{cast} where its values are in [0, 255]"
 
 
 def encode_npy(array: NDArray[Any]) -> bytes:

@@ -33,6 +33,7 @@ TICK_SECONDS = 1.0  # between two looks at these
 MAX_HEAD_BYTES = 65_536  # of a head, of trailers, of what stands between chunks
 DRAIN_BYTES = 64 * 2**20  # of a body that nobody wants any more
 MAX_PIPELINED = 64  # requests that wait behind one that is being answered
+SMALL_CHUNK, MAX_SMALL_CHUNKS = 32, 2**13  # bytes; such chunks of a body
 FRAMING = 16  # bytes that a body's byte may come with: chunks may be small
 
 Headers = list[tuple[bytes, bytes]]
@@ -82,6 +83,7 @@ class BoundedHttp(HttpToolsProtocol):
     _active: RequestResponseCycle | None = None  # the last that was begun with
     _reading_head = False
     _outside = 0  # bytes that were read and belong to no body
+    _small_chunks = 0
     _drained = 0  # bytes that were read for nobody
     _deaf = False  # what comes is thrown away
     _closing = False
@@ -200,7 +202,7 @@ class BoundedHttp(HttpToolsProtocol):
         """The last byte of its head."""
         if self.parser.should_upgrade():
             return  # the parser will stop behind it: `_decline`
-        self._reading_head, self._deadline = False, math.inf
+        self._reading_head, self._deadline, self._small_chunks = False, math.inf, 0
         super().on_headers_complete()
         self.headers = NOWHERE
         if self.pipeline:
@@ -210,6 +212,8 @@ class BoundedHttp(HttpToolsProtocol):
         """Some of a body."""
         cycle, size = self.cycle, len(body)
         self._outside = max(0, self._outside - FRAMING * size)
+        if size < SMALL_CHUNK:
+            self._count_small()
         if cycle.response_complete:
             self._throw_away(size)
             return
@@ -217,6 +221,17 @@ class BoundedHttp(HttpToolsProtocol):
         if len(cycle.body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
         cycle.message_event.set()
+
+    def _count_small(self) -> None:
+        """Chunks of a few bytes hold the event loop for a hundred times as long as large ones."""
+        self._small_chunks += 1
+        if self._small_chunks <= MAX_SMALL_CHUNKS:
+            return
+        if self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self.send_400_response(f"More than {MAX_SMALL_CHUNKS} chunks of a few bytes.")
+        raise _NotReadError
 
     def on_message_complete(self) -> None:
         """The last byte of a request."""

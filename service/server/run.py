@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -147,6 +148,8 @@ def serve(settings: Settings) -> None:
         metrics = app.state.shared.metrics
         metrics.watch("open_connections", "Of clients.", lambda: len(connections))
         server.run([listener])
+    if any(thread.daemon for thread in threading.enumerate()):
+        _leave()  # a model that the watcher was loading, a batch that never ended
 
 
 def _config(app: ASGIApp, admission: Admission | None, settings: Settings) -> uvicorn.Config:
@@ -196,7 +199,7 @@ def _calm_collector() -> None:
     gc.set_threshold(*COLLECTOR)
 
 
-def _leave(_number: int, _frame: FrameType | None) -> None:
+def _leave(_number: int = 0, _frame: FrameType | None = None) -> None:
     """At once: a thread that loads a model would abort the interpreter that ends around it."""
     os._exit(0)
 

@@ -37,6 +37,8 @@ def test_empty_is_absent(monkeypatch):
     ("name", "value", "message"),
     [
         ("IAFVAE_PROT", "1", "did you mean IAFVAE_PORT"),
+        ("iafvae_port", "1", "iafvae_port: there is no such setting; did you mean IAFVAE_PORT"),
+        ("IAFVAE_Log_Level", "info", "did you mean IAFVAE_LOG_LEVEL"),
         ("IAFVAE_XYZZY", "1", "IAFVAE_XYZZY: there is no such setting"),
         ("IAFVAE_PORT", "http", "IAFVAE_PORT='http'"),
         ("IAFVAE_PORT", "70000", "IAFVAE_PORT"),
@@ -74,6 +76,9 @@ LINKS = {
     "PORT_8000_TCP_PROTO": "tcp",
     "PORT_8000_TCP_PORT": "8000",
     "PORT_8000_TCP_ADDR": "10.0.0.1",
+    "PORT_53_UDP": "udp://[fd00::1]:53",
+    "NAME": "/web/iafvae",  # of Docker's links
+    "ENV_PATH": "/usr/bin:/bin",
 }
 
 
@@ -88,6 +93,7 @@ def test_variables_of_kubernetes_services_named_iafvae(monkeypatch, service):
     ("name", "value"),
     [
         ("CPU_PORT", "8000"),
+        ("NAME", "digits"),
         ("PORTS", "tcp://1.2.3.4:5"),
         ("CPU_SERVICE_HOSTS", "x"),
         ("HOSTT", "a"),

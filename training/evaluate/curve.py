@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,22 @@ def run_curve(run_dir: Path, last_step: int | None = None) -> dict[str, Any]:
         "dataset": public_name(config.data.name),
         "unit": _unit(config),
         "step": last,
-        "epochs": sum(record["kind"] == "validation" for record in records),
+        "epochs": _epochs(records, last),
         "minutes": clock(last),
         "images_per_second": statistics.median(speeds) if speeds else None,
         "batch_size": config.optim.batch_size,
         "validation": _points([r for r in records if r["kind"] == "validation"], clock),
         "training": _thinned(_points(train, clock)),
     }
+
+
+def _epochs(records: Sequence[Record], last: int) -> int:
+    """How many there were in `last` steps: each, whole, ends with a validation."""
+    ends = sorted({record["step"] for record in records if record["kind"] == "validation"})
+    if not ends:
+        return 0
+    each = float(statistics.median(b - a for a, b in pairwise([0, *ends])))
+    return round(last / each)
 
 
 def _unit(config: RunConfig) -> str:

@@ -7,13 +7,21 @@ from functools import lru_cache
 
 from service.errors import MalformedBody, PayloadTooLarge
 
-__all__ = ["ENCODINGS", "accepted_encoding", "compress", "decompress"]
+__all__ = ["ENCODINGS", "PLAIN", "accepted_encoding", "compress", "content_encoding", "decompress"]
 
 ENCODINGS = ("gzip", "deflate")
 # deflate is zlib's format in HTTP (RFC 9110, 8.4.1.2), x-gzip the old name of gzip
+PLAIN = "identity"  # the encoding of a body that has none
 WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 MAX_MEMBERS = 64
 LEVEL = 1  # higher ones cost several times more, and images and floats hardly get smaller
+
+
+@lru_cache(maxsize=256)
+def content_encoding(header: str) -> str:
+    """What a ``Content-Encoding`` header names beside "identity"; that where it names nothing."""
+    names = [name.strip().lower() for name in header.split(",")]
+    return ",".join(name for name in names if name not in ("", PLAIN)) or PLAIN
 
 
 def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
@@ -46,7 +54,7 @@ def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
             )
         if not stream.eof:
             raise MalformedBody(f"the {encoding} body is cut off")
-        rest = stream.unused_data
+        rest = stream.unused_data.lstrip(b"\0") if bits == 31 else stream.unused_data  # padding
     if rest:
         raise MalformedBody(f"the {encoding} body has bytes after its end")
     return parts[0] if len(parts) == 1 else b"".join(parts)

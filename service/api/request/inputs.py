@@ -94,7 +94,10 @@ def latents(request: OperationRequest, name: str = "latents") -> NDArray[np.floa
         payload = _file_of(payload, name)
     if not isinstance(payload, bytes):
         return _latents_from_json(payload, dim, name)
-    return decode_npy(payload, dtypes=("float32",), max_items=limit * dim)
+    array = decode_npy(payload, dtypes=("float32",), max_items=limit * dim)
+    if array.ndim != 2:  # how many they are is asked before the operation checks the rest
+        raise WrongShape(f"{name} must have the shape [n, {dim}], not {list(array.shape)}")
+    return array
 
 
 def _file_of(text: str, name: str) -> bytes:

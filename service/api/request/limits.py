@@ -15,7 +15,13 @@ from types import TracebackType
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from service.api.request.compression import ENCODINGS, WINDOW_BITS, decompress
+from service.api.request.compression import (
+    ENCODINGS,
+    PLAIN,
+    WINDOW_BITS,
+    content_encoding,
+    decompress,
+)
 from service.api.security.admission import Shares
 from service.errors import (
     ClientGone,
@@ -32,7 +38,6 @@ __all__ = ["INLINE_BYTES", "TIMEOUT_HEADER", "Body", "timeout_of", "until", "whi
 INLINE_BYTES = 2**16  # more than this is coded beside the event loop
 # Zeros become a thousand times as many: of so few compressed bytes, no more than INLINE_BYTES.
 INLINE_COMPRESSED = INLINE_BYTES // 1024
-PLAIN = "identity"  # the encoding of a body that has none
 TIMEOUT_HEADER = "x-iafvae-timeout-seconds"
 # Most answers are there before anybody could hang up: only later somebody listens.
 LISTEN_SECONDS = 0.1
@@ -63,7 +68,10 @@ class Body:
             MalformedBody: not what its encoding says.
         """
         encoding = headers.get("content-encoding", PLAIN)
-        if encoding != PLAIN and (encoding := encoding.strip().lower()) not in WINDOW_BITS:
+        if encoding != PLAIN and (encoding := content_encoding(encoding)) not in (
+            PLAIN,
+            *WINDOW_BITS,
+        ):
             raise UnsupportedMedia(
                 f"send the body compressed with {' or '.join(ENCODINGS)}, or without "
                 "Content-Encoding: others are unknown"

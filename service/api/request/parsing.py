@@ -5,6 +5,7 @@ What can be counted is, before it is parsed: JSON values, form fields, images.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,8 +17,8 @@ from starlette.datastructures import Headers
 
 from service.api.request.forms import Part, parse_form
 from service.api.request.schemas import Options, OptionsT, parse_options
+from service.codecs import IMAGE_ALIASES, JSON, NPY
 from service.codecs import IMAGES as IMAGE_TYPES
-from service.codecs import JSON, NPY
 from service.codecs.json_body import json_fields, too_many
 from service.errors import (
     InvalidInput,
@@ -40,13 +41,8 @@ MAX_TYPE_BYTES = 2**10  # of a Content-Type
 MAX_FIELDS = 32
 MAX_FIELD_BYTES = 2**12
 INLINE_JSON = 2**17  # bytes with images: more than this is parsed beside the event loop
-SEVERAL = (
-    "temperature",
-    "resample",
-    "keep",
-    "seeds",
-    "altered",
-)  # may be given more than once in a query
+AMPERSANDS = re.compile("&+")
+SEVERAL = ("temperature", "resample", "keep", "seeds", "altered")  # times in a query
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,7 @@ async def parse_body(
         if not given:
             return _of_query(kind, query), files
         return parse_options(kind, _unique(given, query_options(query)), text=True), files
-    if media_type in IMAGE_TYPES and payload == "images":
+    if payload == "images" and (media_type in IMAGE_TYPES or media_type in IMAGE_ALIASES):
         return _of_query(kind, query), Files([body])
     raise UnsupportedMedia(_unsupported(media_type, payload, optional))
 
@@ -148,7 +144,7 @@ def query_options(query: bytes) -> dict[str, Any]:
         return {}
     try:
         pairs = parse_qsl(
-            query.decode("ascii").strip("&"),
+            AMPERSANDS.sub("&", query.decode("ascii")).strip("&"),
             keep_blank_values=True,
             strict_parsing=True,
             max_num_fields=MAX_FIELDS,

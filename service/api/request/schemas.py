@@ -182,8 +182,8 @@ def parse_options(kind: type[OptionsT], values: Mapping[str, Any], *, text: bool
 
 
 def _line(item: Any, kind: type[Options]) -> str:
-    name = str(item["loc"][0]) if item["loc"] else "the body"
-    if item["type"] == "extra_forbidden":
+    name = str(item["loc"][0] if item["loc"] else item["input"])  # of no place: a field's own
+    if item["type"] == "extra_forbidden" or not item["loc"]:
         return f"there is no field {name[:60]!r}; known are {', '.join(kind.model_fields)}"
     given = repr(item["input"])
     return f"{name}={given if len(given) <= 60 else given[:57] + '...'}: {item['msg']}"

@@ -186,7 +186,7 @@ def add_problem_handlers(app: FastAPI, metrics: Metrics) -> None:
 
 def _translate(error: HTTPException, request: Request) -> IafvaeError:
     path = request.url.path
-    if error.status_code in (404, 405) and path.endswith(":predict"):
+    if error.status_code in (404, 405) and path.endswith((":predict", ":explain")):
         return NotFound(
             "KServe's v1 protocol is not spoken here: POST /v2/models/MODEL.score/infer, or "
             "/v1/score; /docs lists what there is"

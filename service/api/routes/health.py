@@ -30,7 +30,6 @@ def probe_router(shared: AppState) -> APIRouter:
     router = APIRouter(tags=["health and metrics"])
     registry, metrics = shared.registry, shared.metrics
 
-    @router.head("/livez", include_in_schema=False)
     @router.get(
         "/livez",
         summary="Whether the process can still work",
@@ -40,7 +39,6 @@ def probe_router(shared: AppState) -> APIRouter:
     async def livez() -> Response:
         return _probe(registry.healthy, "alive", "a device failed: replace this process")
 
-    @router.head("/readyz", include_in_schema=False)
     @router.get(
         "/readyz",
         summary="Whether to send requests here",
@@ -51,7 +49,6 @@ def probe_router(shared: AppState) -> APIRouter:
         reason = "draining" if registry.draining else "loading, or a model is unhealthy"
         return _probe(registry.ready, "ready", reason)
 
-    @router.head("/metrics", include_in_schema=False)
     @router.get(
         "/metrics",
         summary="Prometheus metrics",

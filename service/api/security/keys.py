@@ -113,13 +113,17 @@ class KeyFile:
 def read_keys(path: Path) -> list[_Key]:
     """The keys in the file at `path`. Raises KeyFileError naming the line that is wrong."""
     if path.exists() and not path.is_file():  # to open a FIFO would wait for who writes to it
-        raise KeyFileError(f"{path} cannot be read (it is no regular file)")
+        raise KeyFileError(
+            f"the keys' file {path} (IAFVAE_KEYS_FILE) cannot be read: it is no regular file"
+        )
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
         text = data.decode("utf-8")
     except OSError as error:
-        raise KeyFileError(f"{path} cannot be read ({error.strerror})") from None
+        raise KeyFileError(
+            f"the keys' file {path} (IAFVAE_KEYS_FILE) cannot be read ({error.strerror})"
+        ) from None
     except UnicodeDecodeError:
         raise KeyFileError(f"{path} is not text: write a line for each key") from None
     if len(data) > MAX_FILE_BYTES:

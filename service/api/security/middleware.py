@@ -54,6 +54,8 @@ class RequestContext:
         name = request_id(scope)
         state = scope.setdefault("state", {})
         state["request_id"] = name.decode("ascii")
+        # HEAD is what GET is, and the server leaves the body out; FastAPI's routes know GET alone.
+        asked = scope if scope["method"] != "HEAD" else {**scope, "method": "GET"}
         more = ((b"x-request-id", name), *SECURITY_HEADERS)
         status = 0
 
@@ -68,7 +70,7 @@ class RequestContext:
             state["log"] = {}
         started = time.perf_counter()
         try:
-            await self._app(scope, receive, with_headers)
+            await self._app(asked, receive, with_headers)
         except Exception as error:
             if status:
                 raise  # half an answer has gone out: the server closes the connection

@@ -7,7 +7,12 @@ import zlib
 
 import pytest
 
-from service.api.request.compression import accepted_encoding, compress, decompress
+from service.api.request.compression import (
+    accepted_encoding,
+    compress,
+    content_encoding,
+    decompress,
+)
 from service.errors import MalformedBody, PayloadTooLarge
 
 TEXT = b"all work and no play " * 100
@@ -76,7 +81,24 @@ def test_members_of_gzip_follow_each_other():
     body = gzip.compress(TEXT) + gzip.compress(b"and more")
     assert decompress(body, "gzip", 10**6) == TEXT + b"and more"
     assert decompress(body, "x-gzip", 10**6) == TEXT + b"and more"
+    assert decompress(body + bytes(512), "gzip", 10**6) == TEXT + b"and more"  # of blocks, as tar's
     with pytest.raises(PayloadTooLarge):
         decompress(body, "gzip", len(TEXT) + 7)
     with pytest.raises(MalformedBody, match="members"):
         decompress(gzip.compress(b"") * 1000, "gzip", 10**6)
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        ("", "identity"),
+        ("identity", "identity"),
+        (" GZIP ", "gzip"),
+        ("gzip, identity", "gzip"),
+        ("identity,deflate", "deflate"),
+        ("gzip, gzip", "gzip,gzip"),
+        ("br", "br"),
+    ],
+)
+def test_what_a_body_is_encoded_with(header, name):
+    assert content_encoding(header) == name

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from service.codecs.npy import decode_npy, encode_npy
+from service.codecs.png import encode_png
 
 JSON = {"content-type": "application/json"}
 NPY = {"content-type": "application/x-npy"}
@@ -92,6 +93,13 @@ def test_wrapped_base64_is_taken(server, digits):
 
 
 # ------------------------------------------------------------------ what is computed, and said
+
+
+@pytest.mark.parametrize("name", ["image/jpg", "image/x-png", "IMAGE/PNG; q=1"])
+def test_what_clients_call_images(server, digits, name):
+    content = encode_png(digits[0])
+    answer = server.post("/v1/score", content=content, headers={"content-type": name})
+    assert len(answer.json()["results"]) == 1
 
 
 def test_images_that_are_no_numbers_are_said_to_be_none(server):
@@ -197,7 +205,10 @@ def test_the_deadline_holds_while_images_are_decoded(serve, problem, monkeypatch
 # ------------------------------------------------------------------ HTTP
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", "/", "/docs"])
+PAGES = ["/", "/docs", "/openapi.json", "/livez", "/readyz", "/metrics"]
+
+
+@pytest.mark.parametrize("path", [*PAGES, "/v1/models", "/v2", "/v2/health/ready"])
 def test_head_is_answered(running, path):
     answer = httpx.head(running.url + path)
     assert (answer.status_code, answer.content) == (200, b"")

@@ -9,6 +9,9 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from service.codecs.npy import encode_npy
@@ -129,6 +132,25 @@ BAD = {
         "cut off",
     ),
 }
+
+
+def saved(array):
+    file = io.BytesIO()  # encode_npy has no arrays without axes
+    np.save(file, array)
+    return file.getvalue()
+
+
+SHAPES = hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=5)
+ARRAYS = hnp.arrays(st.sampled_from(["u1", "f4", "?", "i8"]), SHAPES | st.sampled_from([(2, 4)]))
+PATHS = ["score", "encode", "reconstruct", "interpolate", "anomaly-map", "decode", "sample"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(ARRAYS, st.sampled_from(PATHS), st.sampled_from(["", "?resize=true&convert=true"]))
+def test_no_array_is_a_fault_of_the_service(server, array, path, query):
+    query = query if path not in ("decode", "sample") else ""
+    answer = server.post(f"/v1/{path}{query}", content=saved(array), headers=NPY)
+    assert answer.status_code < 500, answer.text
 
 
 @pytest.mark.parametrize("case", BAD)

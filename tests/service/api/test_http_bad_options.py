@@ -9,6 +9,9 @@ from service.codecs.npy import encode_npy
 
 NPY = {"content-type": "application/x-npy"}
 GOOD = np.zeros((1, 1, 4, 4), np.uint8)
+SCALAR = b"\x93NUMPY\x01\x00\x35\x00{'descr': '<f4', 'fortran_order': False, 'shape': ()}" + bytes(
+    4
+)
 
 
 def raw_json(text: bytes):
@@ -221,6 +224,42 @@ BAD = {
         415,
         "unsupported-media-type",
         "npy",
+    ),
+    "noise without axes": (
+        "/v1/sample",
+        {"content": SCALAR, "headers": NPY},
+        422,
+        "wrong-shape",
+        "prior_eps must have the shape [n, 3], not []",
+    ),
+    "latents without axes": (
+        "/v1/decode",
+        {"content": SCALAR, "headers": NPY},
+        422,
+        "wrong-shape",
+        "latents must have the shape [n, 3], not []",
+    ),
+    # JSON
+    "nested deep": (
+        "/v1/sample",
+        raw_json(b'{"n":' + b"[" * 1000 + b"]" * 1000 + b"}"),
+        400,
+        "malformed-body",
+        "nested too deep",
+    ),
+    "a name that is no text": (
+        "/v1/sample",
+        raw_json(b'{"\\udfff": 1}'),
+        422,
+        "invalid-input",
+        r"there is no field '\udfff'; known are",
+    ),
+    "a long name": (
+        "/v1/sample",
+        {"json": {"model": "a" * 5000}},
+        422,
+        "invalid-input",
+        "5000 characters",
     ),
     # negotiation and deadlines
     "accept html": (

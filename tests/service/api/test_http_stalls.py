@@ -138,11 +138,13 @@ async def end(task):
 def test_a_form_without_boundary_and_an_ampersand_too_many(server, problem):
     answer = server.post("/v1/score", content=b"x", headers={"content-type": "multipart/form-data"})
     assert "boundary" in problem(answer, 400, "malformed-body")
-    assert server.post("/v1/sample?n=1&").status_code == 200
+    for query in ("n=1&", "&n=1", "n=1&&seed=2"):
+        assert server.post(f"/v1/sample?{query}").status_code == 200
 
 
 def test_other_protocols_are_told_where_to_go(server, problem):
-    answer = server.post("/v1/models/tiny:predict", json={"instances": []})
-    assert "/v2/models/MODEL.score/infer" in problem(answer, 404, "not-found")
+    for verb in ("predict", "explain"):
+        answer = server.post(f"/v1/models/tiny:{verb}", json={"instances": []})
+        assert "/v2/models/MODEL.score/infer" in problem(answer, 404, "not-found")
     labels = {"operation": "", "model": "", "outcome": "not-found"}
     assert server.metric("iafvae_requests_total", **labels) >= 1

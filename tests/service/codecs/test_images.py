@@ -306,6 +306,16 @@ def test_one_image_without_a_batch_axis_is_one(shape, spec, transposed):
     assert len(images) == 1
 
 
+@pytest.mark.parametrize(("shape", "spec"), [((40, 60, 3), GREY), ((40, 60, 1), RGB)])
+def test_channels_that_come_last_are_none_of_the_sides(shape, spec):
+    """Else one photo were as many strips of three pixels as it is high, each with a result."""
+    array = RNG.integers(0, 256, shape, np.uint8)
+    fitted = fit_array(array, spec, Fit(resize=True, convert=True))
+    batch = fit_array(array[None], spec, Fit(resize=True, convert=True))
+    assert len(fitted.images) == 1
+    assert np.array_equal(fitted.images, batch.images)
+
+
 def test_three_grey_images_of_a_grey_model_are_three():
     assert len(fit_array(np.zeros((3, 4, 6), np.uint8), GREY, Fit()).images) == 3
 

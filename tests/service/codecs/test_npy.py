@@ -142,10 +142,51 @@ def test_the_advice_keeps_fractions_and_truth_values(dtype):
 
 
 def test_the_advice_for_whole_numbers_and_latents():
-    with pytest.raises(WrongDtype, match=r"array\.astype\('uint8'\)$"):
+    with pytest.raises(WrongDtype, match=r"array\.astype\('uint8'\) where .* in \[0, 255\]$"):
         read(saved(np.zeros(3, np.int64)))
+    array = np.array([0, 128 * 257, 65535], np.uint16)
+    with pytest.raises(WrongDtype) as caught:
+        read(saved(array))
+    advice = str(caught.value).partition("convert it with ")[2].partition(" where")[0]
+    assert eval(advice, {"array": array}).tolist() == [0, 128, 255]  # noqa: S307
     with pytest.raises(WrongDtype, match=r"array\.astype\('float32'\)$"):
         read(saved(np.zeros(3, np.float64)), ("float32",))
+
+
+@pytest.mark.parametrize("dtype", ["<U1", "<M8[D]", "<c8", [("a", "u1")]])
+def test_what_is_no_number_is_not_converted(dtype):
+    with pytest.raises(WrongDtype, match=r"this takes uint8: send numbers$"):
+        read(saved(np.zeros(3, dtype)))
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype"),
+    [
+        ("{'descr': 'u1', 'fortran_order': False, 'shape': (4,)}", "uint8"),
+        ("{'descr': 'uint8', 'fortran_order': False, 'shape': (4,)}", "uint8"),
+        ("{'descr': '|B', 'fortran_order': False, 'shape': (4,)}", "uint8"),
+        ('{"descr": "f4", "fortran_order": False, "shape": [1,]}', None),
+        ("{'descr': 'float32', 'fortran_order': False, 'shape': (1,)}", "float32"),
+        ("{'descr': '>f', 'fortran_order': False, 'shape': (1,)}", ">f4"),
+        ("{'descr': '|u1', 'fortran_order': False, 'shape': (2L, 2L)}", "uint8"),  # Python 2
+        ("{'shape':(4,),'fortran_order':False,'descr':'<u1'}\n\n", "uint8"),
+    ],
+)
+def test_what_other_programs_write_is_what_numpy_reads(text, dtype):
+    body = header(text, b"\x00\x01\x80\x3f")
+    if dtype is None:  # NumPy does not take it either
+        with pytest.raises(MalformedBody):
+            read(body, ("float32",))
+        return
+    got = read(body, ("uint8", "float32"))
+    assert np.array_equal(got.ravel(), np.frombuffer(b"\x00\x01\x80\x3f", dtype))
+
+
+def test_an_archive_says_what_it_is():
+    file = io.BytesIO()
+    np.savez(file, np.zeros(3, np.uint8))
+    with pytest.raises(MalformedBody, match="an npz is a zip file of them"):
+        read(file.getvalue())
 
 
 plausible = st.fixed_dictionaries(

@@ -14,35 +14,50 @@ import time
 from contextlib import contextmanager
 
 import httpx
+import pytest
 
 from service.logs import configure_logging
 from service.server.background_logs import background_logs
+from service.settings import SHIPPED_BUNDLE
 
 
-def test_the_end_while_models_load(tiny_bundle):
-    """A thread that computes meanwhile must not abort the process."""
+@pytest.mark.parametrize("serves", [False, True], ids=["at the start", "the watcher"])
+def test_the_end_while_models_load(tiny_bundle, put, tmp_path, serves):
+    """A thread in native code may abort the interpreter that ends around it."""
     code = (
+        "import atexit, os\n"
+        "from pathlib import Path\n"
         "from service.engine import onnxruntime_engine as engine\n"
         "from service.server import run\n"
         "from service.settings import load_settings\n"
-        "whole = engine.Engine.__init__\n"
+        "whole, settings = engine.Engine.__init__, load_settings()\n"
         "def often(self, *args, **more):\n"
-        "    print('loads', flush=True)\n"
-        "    while True:\n"
-        "        whole(self, *args, **more)\n"
+        f"    if Path({str(tmp_path)!r}, 'second').exists():\n"
+        "        print('loads', flush=True)\n"
+        "        while True:\n"
+        "            whole(self, *args, **more)\n"
+        "    whole(self, *args, **more)\n"
+        "    print('loaded', flush=True)\n"
         "engine.Engine.__init__ = often\n"
-        "run.serve(load_settings())\n"
+        "atexit.register(os.write, 2, b'the interpreter ends')\n"
+        "run.serve(settings)\n"
     )
-    settings = os.environ | {"IAFVAE_MODELS": str(tiny_bundle), "IAFVAE_PORT": "0"}
+    settings = os.environ | {"IAFVAE_MODELS": str(tmp_path), "IAFVAE_PORT": "0"}
+    settings |= {"IAFVAE_WATCH_SECONDS": "0.1", "IAFVAE_DRAIN_SECONDS": "1"}
+    put(tiny_bundle, tmp_path / ("first" if serves else "second"))
     with subprocess.Popen(
         [sys.executable, "-c", code], env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
+        if serves:
+            assert process.stdout.readline() == b"loaded\n"
+            put(SHIPPED_BUNDLE, tmp_path / "second")
         assert process.stdout.readline() == b"loads\n"
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 0, said
+    assert b"the interpreter ends" not in said
 
 
 def test_user_signals_are_ignored_and_a_hang_up_drains(start_server):

@@ -164,11 +164,36 @@ def test_small_chunks_are_no_fault(line):
     async def work():
         async with line() as server:
             answer, closed = await server.talk(
-                POST + CHUNKED, *[b"1\r\nx\r\n" * 10_000] * 5, b"0\r\n\r\n" + GET
+                POST + CHUNKED, *[b"1\r\nx\r\n" * 4096] * 2, b"0\r\n\r\n" + GET
             )
-            assert b"50000 bytes" in answer
+            assert b"8192 bytes" in answer
             assert answer.count(b"HTTP/1.1 200") == 2
             assert not closed
+
+    run(work)
+
+
+@pytest.mark.parametrize(("path", "status"), [(b"/post", b"400"), (b"/early", b"401")])
+def test_small_chunks_without_end_are_not_read(line, path, status):
+    """Each costs the event loop as much as a large one."""
+
+    async def work():
+        async with line() as server:
+            head = b"POST %b HTTP/1.1\r\nhost: t\r\n" % path + CHUNKED
+            answer, closed = await server.talk(head, *[b"1\r\nx\r\n" * 4096] * 3)
+            assert answer.startswith(b"HTTP/1.1 " + status)
+            assert answer.count(b"HTTP/1.1") == 1
+            assert closed
+
+    run(work)
+
+
+def test_large_chunks_are_never_too_many(line):
+    async def work():
+        async with line() as server:
+            chunks = b"20\r\n" + bytes(32) + b"\r\n"
+            answer, _ = await server.talk(POST + CHUNKED, chunks * 10_000, b"0\r\n\r\n")
+            assert b"320000 bytes" in answer
 
     run(work)
 
