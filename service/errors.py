@@ -45,11 +45,6 @@ __all__ = [
 class IafvaeError(Exception):
     """Root of the tree. ``str(exc)`` is the detail: what was wrong, and what to do."""
 
-    @property
-    def detail(self) -> str:
-        """What was wrong on this occasion, and what to do."""
-        return str(self)
-
 
 class BadRequest(IafvaeError):
     """The caller's fault: sending the same again fails again."""

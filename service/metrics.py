@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,6 +21,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from service.verdicts.drift import Drift
@@ -32,6 +34,7 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 Count = Callable[..., None]
 Taken = Callable[[str, int], None]  # a caller, and its rows
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+WHO = ("operation", "model")
 INFO = ("model", "version", "bundle", "provider", "precision")
 
 
@@ -42,48 +45,55 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        who, what = ("operation", "model"), ("operation", "model", "outcome")
-        make = _Maker(self.registry)
-        self._requests = make.counter("requests", "Requests answered or given up.", what)
-        self._request_seconds = make.histogram(
-            "request_seconds", "From a request's headers to its answer.", who, SECONDS
+        where: dict[str, Any] = {"namespace": "iafvae", "registry": self.registry}
+        timed: dict[str, Any] = {"labelnames": WHO, "buckets": SECONDS, **where}
+        self._requests = Counter(
+            "requests", "Requests answered or given up.", (*WHO, "outcome"), **where
         )
-        self._failed_seconds = make.summary(
-            "failed_request_seconds", "The same of requests whose outcome is not ok.", who
+        self._request_seconds = Histogram(
+            "request_seconds", "From a request's headers to its answer.", **timed
         )
-        self._queue_seconds = make.histogram(
-            "queue_seconds", "Time that a request's rows waited.", who, SECONDS
+        self._failed_seconds = Summary(
+            "failed_request_seconds", "The same of requests whose outcome is not ok.", WHO, **where
         )
-        self._compute_seconds = make.histogram(
-            "compute_seconds", "Time that a request's batches computed.", who, SECONDS
+        self._queue_seconds = Histogram(
+            "queue_seconds", "Time that a request's rows waited.", **timed
         )
-        self._batch_rows = make.histogram("batch_rows", "Rows computed together.", who, ROWS)
-        self._batch_seconds = make.histogram("batch_seconds", "Time of one batch.", who, SECONDS)
-        self._padded = make.counter("padded_rows", "Rows added to fill a batch's shape.", who)
-        self.dropped = make.counter(
-            "dropped_rows", "Rows never computed, by reason.", (*who, "reason")
+        self._compute_seconds = Histogram(
+            "compute_seconds", "Time that a request's batches computed.", **timed
         )
-        self.retries = make.counter(
-            "batch_retries", "Runs of halves of batches that failed as a whole.", who
+        self._batch_rows = Histogram(
+            "batch_rows", "Rows computed together.", WHO, buckets=ROWS, **where
         )
-        self._non_finite = make.counter("non_finite_results", "Results with NaN or infinity.", who)
-        self._info = make.gauge(
-            "model_info",
-            "1 for each loaded model.",
-            INFO,
+        self._batch_seconds = Histogram("batch_seconds", "Time of one batch.", **timed)
+        self._padded = Counter("padded_rows", "Rows added to fill a batch's shape.", WHO, **where)
+        self.dropped = Counter(
+            "dropped_rows", "Rows never computed, by reason.", (*WHO, "reason"), **where
         )
-        self._changes = make.counter(
+        self.retries = Counter(
+            "batch_retries", "Runs of halves of batches that failed as a whole.", WHO, **where
+        )
+        self._non_finite = Counter(
+            "non_finite_results", "Results with NaN or infinity.", WHO, **where
+        )
+        self._info = Gauge("model_info", "1 for each loaded model.", INFO, **where)
+        self._changes = Counter(
             "model_changes",
             "Models loaded, swapped for another bundle, unloaded.",
             ("model", "change"),
+            **where,
         )
-        self._load_failures = make.counter(
-            "model_load_failures", "Bundles that were refused, by directory.", ("directory",)
+        self._load_failures = Counter(
+            "model_load_failures",
+            "Bundles that were refused, by directory.",
+            ("directory",),
+            **where,
         )
-        self._models = make.gauge(
+        self._models = Gauge(
             "models",
             "Models by state: loaded, retiring (replaced, but still answering), failed.",
             ("state",),
+            **where,
         )
         self.taken: Taken = lambda _caller, _rows: None  # hears of rows that are to be computed
         self._request = lru_cache(maxsize=512)(self._request_children)
@@ -123,14 +133,13 @@ class Metrics:
         """What the scheduler of model `name` reports to."""
         return ModelMetrics(self, name)
 
-    def model_info(self, *, model: str, version: str, bundle: str, **who: str) -> None:
-        """State a loaded model; `who` are its provider and precision."""
-        self._info.labels(model=model, version=version, bundle=bundle, **who).set(1)
+    def model_info(self, **who: str) -> None:
+        """State a loaded model; `who` are the labels of INFO."""
+        self._info.labels(**who).set(1)
 
-    def model_gone(self, *, model: str, version: str, bundle: str, **who: str) -> None:
+    def model_gone(self, **who: str) -> None:
         """Take back what `model_info` said."""
-        labels = {"model": model, "version": version, "bundle": bundle, **who}
-        self._info.remove(*(labels[name] for name in INFO))
+        self._info.remove(*(who[name] for name in INFO))
 
     def model_changed(self, model: str, change: str) -> None:
         """Count a model that was loaded, swapped or unloaded."""
@@ -168,11 +177,39 @@ class Metrics:
 
     def queued(self, rows: Callable[[], dict[tuple[str, str], int]]) -> None:
         """A gauge of what `rows` gives, by operation and model, whenever it is read."""
-        self.registry.register(_QueueRows(rows))
+
+        def collect() -> Iterable[Metric]:
+            gauge = GaugeMetricFamily("iafvae_queue_rows", "Rows that wait.", labels=WHO)
+            for labels, waiting in rows().items():
+                gauge.add_metric(labels, waiting)
+            yield gauge
+
+        self.registry.register(_Read(collect))
 
     def drifting(self, models: Callable[[], dict[tuple[str, str], Drift]]) -> None:
-        """Metrics of what `models` gives, by model and version, whenever they are read."""
-        self.registry.register(_DriftOfModels(models))
+        """Metrics of what `models` gives, by model and version, whenever they are read: how unlike
+        the calibration images those are that were scored."""
+
+        def collect() -> Iterable[Metric]:
+            who = ("model", "version")
+            capital = GaugeMetricFamily(
+                "iafvae_drift_log_martingale",
+                "Natural logarithm of what bets against 'as calibrated' have made of 1: above 3, "
+                "which 1 stream in 20 without drift ever reaches, images differ from "
+                "calibration's.",
+                labels=who,
+            )
+            p_values = HistogramMetricFamily(
+                "iafvae_drift_p_value",
+                "p-values of the images that count for drift; uniform as calibrated.",
+                labels=who,
+            )
+            for labels, drift in models().items():
+                capital.add_metric(labels, drift.log_martingale)
+                p_values.add_metric(labels, drift.buckets, drift.p_sum)
+            return (capital, p_values)
+
+        self.registry.register(_Read(collect))
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that says what `value` gives whenever it is read."""
@@ -217,63 +254,11 @@ class ModelMetrics:
         self._metrics.retries.labels(operation, self._model).inc(runs)
 
 
-class _QueueRows(Collector):
-    """The gauge of rows that wait, read where they wait."""
+class _Read(Collector):
+    """Metrics that are made whenever they are read."""
 
-    def __init__(self, rows: Callable[[], dict[tuple[str, str], int]]) -> None:
-        self._rows = rows
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self._collect = collect
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        gauge = GaugeMetricFamily(
-            "iafvae_queue_rows", "Rows that wait.", labels=("operation", "model")
-        )
-        for labels, rows in self._rows().items():
-            gauge.add_metric(labels, rows)
-        yield gauge
-
-
-class _DriftOfModels(Collector):
-    """How unlike the calibration images those are that were scored, read where it is counted."""
-
-    def __init__(self, models: Callable[[], dict[tuple[str, str], Drift]]) -> None:
-        self._models = models
-
-    def collect(self) -> Iterable[GaugeMetricFamily | HistogramMetricFamily]:
-        who = ("model", "version")
-        capital = GaugeMetricFamily(
-            "iafvae_drift_log_martingale",
-            "Natural logarithm of what bets against 'as calibrated' have made of 1: above 3, which "
-            "1 stream in 20 without drift ever reaches, images differ from calibration's.",
-            labels=who,
-        )
-        p_values = HistogramMetricFamily(
-            "iafvae_drift_p_value",
-            "p-values of the images that count for drift; uniform as calibrated.",
-            labels=who,
-        )
-        for labels, drift in self._models().items():
-            capital.add_metric(labels, drift.log_martingale)
-            p_values.add_metric(labels, drift.buckets, drift.p_sum)
-        yield capital
-        yield p_values
-
-
-class _Maker:
-    """Metrics with the common prefix and registry."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    def counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
-        return Counter(f"iafvae_{name}", text, labels, registry=self._registry)
-
-    def gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
-        return Gauge(f"iafvae_{name}", text, labels, registry=self._registry)
-
-    def summary(self, name: str, text: str, labels: tuple[str, ...]) -> Summary:
-        return Summary(f"iafvae_{name}", text, labels, registry=self._registry)
-
-    def histogram(
-        self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]
-    ) -> Histogram:
-        return Histogram(f"iafvae_{name}", text, labels, registry=self._registry, buckets=buckets)
+    def collect(self) -> Iterable[Metric]:
+        return self._collect()

@@ -62,12 +62,7 @@ class Examples:
         """A value of a parameter in `path`."""
         if parameter == "version":
             return self.version
-        return self.infer_model if path.startswith("/v2") else self.model
-
-    @property
-    def infer_model(self) -> str:
-        """A model of ``/v2``."""
-        return f"{self.model}.score"
+        return f"{self.model}.score" if path.startswith("/v2") else self.model
 
 
 def example_of(schema: Mapping[str, Json], schemas: Mapping[str, Json]) -> Json:

@@ -22,7 +22,7 @@ from service.bundle.manifest import FileRecord, Manifest, manifest_from_json
 from service.verdicts.reference import Reference
 from service.verdicts.statistics import host_names
 
-__all__ = ["MANIFEST", "Bundle", "BundleError", "load_bundle", "read_manifest"]
+__all__ = ["MANIFEST", "Bundle", "BundleError", "file_digest", "load_bundle", "read_manifest"]
 
 MANIFEST = "manifest.json"
 FOLDERS = ("portable", "cpu")
@@ -133,6 +133,12 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return fields
 
 
+def file_digest(file: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _inside(path: Path, name: str) -> Path:
     """The regular file `name` of the bundle; a link that leaves the directory is refused."""
     file = path / name
@@ -168,9 +174,7 @@ def _check_file(path: Path, name: str, record: FileRecord) -> None:
     file = _inside(path, name)
     if (size := file.stat().st_size) != record.bytes:
         raise _refuse(path, name, f"has {size} bytes, the manifest says {record.bytes}")
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != record.sha256:
+    if file_digest(file) != record.sha256:
         raise _refuse(path, name, "does not have the SHA-256 that the manifest says")
 
 

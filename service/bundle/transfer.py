@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.bundle.manifest import manifest_from_json
-from service.bundle.reader import MANIFEST, MAX_MANIFEST_BYTES, Bundle, BundleError, load_bundle
+from service.bundle.reader import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    Bundle,
+    BundleError,
+    file_digest,
+    load_bundle,
+)
 from service.bundle.writer import publish, refuse_strangers
 
 if TYPE_CHECKING:
@@ -37,7 +44,7 @@ def pull(url: str, sha256: str, destination: Path, *, offline: bool = False) -> 
     nothing. Raises BundleError.
     """
     refuse_strangers(destination)
-    if (destination / MANIFEST).is_file() and _digest(destination / MANIFEST) == sha256:
+    if (destination / MANIFEST).is_file() and file_digest(destination / MANIFEST) == sha256:
         return load_bundle(destination)
     if offline:
         raise BundleError(f"{destination}: no bundle of the hash {sha256} is there")
@@ -84,7 +91,7 @@ def _fetch(store: ObjectStore, url: str, name: str, file: Path, sha256: str, siz
     """`name` into `file`, from where an earlier call has left off; of at most `size` bytes."""
     from obstore.exceptions import BaseError, NotSupportedError
 
-    if file.is_file() and _digest(file) == sha256:
+    if file.is_file() and file_digest(file) == sha256:
         return
     have = file.stat().st_size if file.is_file() else 0
     if have >= size:
@@ -102,7 +109,7 @@ def _fetch(store: ObjectStore, url: str, name: str, file: Path, sha256: str, siz
                 out.write(chunk)
     except (BaseError, OSError) as error:
         raise _failed(url, f"{name} cannot be read", error) from None
-    if _digest(file) != sha256:
+    if file_digest(file) != sha256:
         file.unlink()
         raise BundleError(
             f"{_shown(url)}: {name} does not have the SHA-256 {sha256}: check the URL and the hash"
@@ -126,11 +133,6 @@ def _store(url: str, *, create: bool = False) -> ObjectStore:
         return store
     except (BaseError, ValueError) as error:
         raise _failed(url, "is no place for bundles", error) from None
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _shown(text: str) -> str:

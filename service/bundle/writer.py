@@ -8,7 +8,6 @@ bundle or the new one, never a half.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from service.bundle.manifest import Manifest, is_file_name, manifest_to_json
-from service.bundle.reader import MANIFEST, Bundle, BundleError, load_bundle
+from service.bundle.reader import MANIFEST, Bundle, BundleError, file_digest, load_bundle
 
 __all__ = ["publish", "refuse_strangers", "write_bundle"]
 
@@ -99,16 +98,13 @@ def _write_manifest(
 ) -> None:
     given = manifest_fields
     fields = manifest_to_json(given) if isinstance(given, Manifest) else dict(given)
-    fields["files"] = {name: _record(staging / name) for name in names}
+    fields["files"] = {
+        name: {"sha256": file_digest(staging / name), "bytes": (staging / name).stat().st_size}
+        for name in names
+    }
     text = json.dumps(fields, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     (staging / MANIFEST).write_text(text + "\n", encoding="utf-8")
     _sync(staging / MANIFEST)
-
-
-def _record(file: Path) -> dict[str, object]:
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": file.stat().st_size}
 
 
 def _sync(path: Path) -> None:

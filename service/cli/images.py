@@ -74,25 +74,24 @@ def sample(
       iafvae sample -n 100000 -t 0.8 -o samples.npy --url http://127.0.0.1:8000
       iafvae sample -n 16 --prior-eps one.npy --keep z20 -o variations.png
     """
-    from service.cli import files
-    from service.cli import inputs as commands
+    from service.cli import files, inputs
     from service.operations.checks import drawn_seed
 
     files.check(out)
-    given = None if prior_eps is None else commands.read_latents(prior_eps)
+    given = None if prior_eps is None else inputs.read_latents(prior_eps)
     count = n or (None if given is not None else 64)
-    warmth = _temperature(temperature)
-    with commands.open_backend(bundle, url, model, provider) as backend:
-        if given is None and out.suffix == ".npy" and (count or 0) > commands.STREAMED:
+    scale = _temperature(temperature)
+    with inputs.open_backend(bundle, url, model, provider) as backend:
+        if given is None and out.suffix == ".npy" and (count or 0) > inputs.STREAMED:
             chosen = drawn_seed() if seed is None else seed
-            pieces = backend.stream(count or 0, seed=chosen, temperature=warmth, output=output)
+            pieces = backend.stream(count or 0, seed=chosen, temperature=scale, output=output)
             files.write_stream(pieces, count or 0, out)
             typer.echo(f"{out}: {count} images, seed {chosen}", err=True)
             return
         drawn = backend.sample(
             count,
             seed=seed,
-            temperature=warmth,
+            temperature=scale,
             output=output,
             prior_eps=given,
             resample=resample or None,
@@ -146,14 +145,14 @@ def score(
       iafvae score digit.png
       iafvae score photos/ --resize --convert --csv > scores.csv
     """
-    from service.cli import inputs as commands
+    from service.cli import inputs
     from service.cli import output as reports
 
     if as_json and as_csv:
         raise typer.BadParameter("--json and --csv exclude each other")
-    with commands.open_backend(bundle, url, model, provider) as backend:
-        fit = commands.Fit(resize=resize, convert=convert)
-        rows = commands.score_files(
+    with inputs.open_backend(bundle, url, model, provider) as backend:
+        fit = inputs.Fit(resize=resize, convert=convert)
+        rows = inputs.score_files(
             backend,
             paths,
             fit,
@@ -195,15 +194,14 @@ def anomaly_map(
 
         iafvae anomaly-map photos/ --resize -o anomalies.png
     """
-    from service.cli import files
-    from service.cli import inputs as commands
+    from service.cli import files, inputs
     from service.codecs.overlay import overlay
     from service.codecs.png import encode_png
 
     files.check(out, (".png", ".npy"))
-    with commands.open_backend(bundle, url, model, provider) as backend:
-        images = commands.read_all(backend, paths, commands.Fit(resize=resize, convert=convert))
-        maps = commands.in_chunks(images, lambda part: backend.anomaly_map(part, seed=seed).array)
+    with inputs.open_backend(bundle, url, model, provider) as backend:
+        images = inputs.read_all(backend, paths, inputs.Fit(resize=resize, convert=convert))
+        maps = inputs.in_chunks(images, lambda part: backend.anomaly_map(part, seed=seed).array)
     if out.suffix == ".png":
         files.write_bytes(encode_png(overlay(images, maps)), out)
     else:
@@ -251,11 +249,11 @@ def report(
     from rich.console import Console
     from rich.progress import Progress
 
-    from service.cli import inputs as commands
+    from service.cli import inputs
     from service.cli.report import NORMAL, ReportOptions, write_report
 
     options = ReportOptions(
-        fit=commands.Fit(resize=resize, convert=convert),
+        fit=inputs.Fit(resize=resize, convert=convert),
         importance_samples=importance_samples,
         seed=seed,
         alpha=alpha,
@@ -265,7 +263,7 @@ def report(
     )
     console = Console(stderr=True)
     with (
-        commands.open_backend(bundle, url, model, provider) as backend,
+        inputs.open_backend(bundle, url, model, provider) as backend,
         Progress(console=console, disable=not console.is_terminal) as progress,
     ):
         found = write_report(backend, folder, out, options, progress=progress)
@@ -303,14 +301,13 @@ def encode(
       iafvae encode digits/ -o latents.npy
       iafvae encode digit.png --prior-eps -o one.npy
     """
-    from service.cli import files
-    from service.cli import inputs as commands
+    from service.cli import files, inputs
 
     files.check(out, (".npy",))
-    with commands.open_backend(bundle, url, model, provider) as backend:
-        images = commands.read_all(backend, paths, commands.Fit(resize=resize, convert=convert))
+    with inputs.open_backend(bundle, url, model, provider) as backend:
+        images = inputs.read_all(backend, paths, inputs.Fit(resize=resize, convert=convert))
         what: Literal["latents", "prior_eps"] = "prior_eps" if prior_eps else "latents"
-        latents = commands.in_chunks(
+        latents = inputs.in_chunks(
             images, lambda part: backend.encode(part, seed=seed, output=what).latents
         )
     files.write_array(latents, out)
@@ -338,13 +335,12 @@ def reconstruct(
     Example:
       iafvae reconstruct digits/ -o reconstructions.png
     """
-    from service.cli import files
-    from service.cli import inputs as commands
+    from service.cli import files, inputs
 
     files.check(out)
-    with commands.open_backend(bundle, url, model, provider) as backend:
-        images = commands.read_all(backend, paths, commands.Fit(resize=resize, convert=convert))
-        again = commands.in_chunks(
+    with inputs.open_backend(bundle, url, model, provider) as backend:
+        images = inputs.read_all(backend, paths, inputs.Fit(resize=resize, convert=convert))
+        again = inputs.in_chunks(
             images, lambda part: backend.reconstruct(part, seed=seed, output=output).images
         )
     files.write_pairs(images, again, out)
@@ -385,13 +381,12 @@ def interpolate(
       iafvae interpolate three.png eight.png -n 10 -o way.png
       iafvae interpolate --from-seed 1 --from-seed 2 -o way.png
     """
-    from service.cli import files
-    from service.cli import inputs as commands
+    from service.cli import files, inputs
 
     files.check(out)
-    with commands.open_backend(bundle, url, model, provider) as backend:
-        fit = commands.Fit(resize=resize, convert=convert)
-        images = commands.read_all(backend, paths, fit) if paths else None
+    with inputs.open_backend(bundle, url, model, provider) as backend:
+        fit = inputs.Fit(resize=resize, convert=convert)
+        images = inputs.read_all(backend, paths, fit) if paths else None
         way = backend.interpolate(images, n, seeds=tuple(seeds or ()), seed=seed, output=output)
     files.write_images(way.images, out, columns=n)
     typer.echo(f"{out}: {n} images by {way.model} {way.version}", err=True)

@@ -72,14 +72,10 @@ class LocalClient:
             yield self._run(self._model.draw(work.piece(first, min(n, first + rows)))).images
 
     def encode(
-        self,
-        images: NDArray[np.uint8],
-        *,
-        seed: int | None,
-        output: Literal["latents", "prior_eps"] = "latents",
+        self, images: NDArray[np.uint8], *, output: Literal["latents", "prior_eps"], **options: Any
     ) -> Computed:
-        """Latents of `images`, or their prior noise."""
-        coded = self._run(self._model.encode(images, seed=seed))
+        """Latents of `images`, or their prior noise; options as `Model.encode` has them."""
+        coded = self._run(self._model.encode(images, **options))
         return self._computed(getattr(coded, output), coded)
 
     def interpolate(
@@ -89,33 +85,17 @@ class LocalClient:
         way = self._run(self._model.interpolate(images, n=n, seeds=seeds, **options))
         return self._computed(way.images, way)
 
-    def reconstruct(
-        self, images: NDArray[np.uint8], *, seed: int | None, output: Output
-    ) -> Computed:
-        """`images` through their latents and back."""
-        again = self._run(self._model.reconstruct(images, seed=seed, output=output))
+    def reconstruct(self, images: NDArray[np.uint8], **options: Any) -> Computed:
+        """`images` through their latents and back; options as `Model.reconstruct` has them."""
+        again = self._run(self._model.reconstruct(images, **options))
         return self._computed(again.images, again)
 
     def score(
-        self,
-        images: NDArray[np.uint8],
-        *,
-        importance_samples: int | None,
-        seed: int | None,
-        alpha: float | None,
-        altered: NDArray[np.bool_] | None = None,
+        self, images: NDArray[np.uint8], *, altered: NDArray[np.bool_] | None = None, **options: Any
     ) -> ScoreTable:
-        """Log-likelihoods of `images` and how unusual they are."""
+        """Log-likelihoods of `images` and how unusual they are; options as `Model.score` has."""
         altered = np.zeros(len(images), np.bool_) if altered is None else altered
-        scores = self._run(
-            self._model.score(
-                images,
-                importance_samples=importance_samples,
-                seed=seed,
-                alpha=alpha,
-                altered=altered,
-            )
-        )
+        scores = self._run(self._model.score(images, altered=altered, **options))
         return ScoreTable(
             **{name: getattr(scores, name) for name in (*NUMBERS, "status", "evidence")},
             **scores.resolved,

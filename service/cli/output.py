@@ -15,7 +15,7 @@ from service.bundle import Bundle, load_bundle, manifest_to_json
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["print_scores", "show_bundle"]
+__all__ = ["csv_text", "print_scores", "show_bundle", "shown"]
 
 Row = dict[str, Any]
 
@@ -25,18 +25,19 @@ def print_scores(rows: list[Row], form: Literal["table", "json", "csv"]) -> None
     if form == "json":
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")
     elif form == "csv":
-        _print_csv(rows)
+        sys.stdout.write(csv_text(rows))
     else:
         _print_table(rows)
 
 
-def _print_csv(rows: list[Row]) -> None:
+def csv_text(rows: list[Row]) -> str:
+    """Rows as CSV; "error" is its last column."""
     names = list(dict.fromkeys(name for row in rows for name in row if name != "error"))
     text = io.StringIO()
     writer = csv.DictWriter(text, [*names, "error"], restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    sys.stdout.write(text.getvalue())
+    return text.getvalue()
 
 
 def _print_table(rows: list[Row]) -> None:
@@ -85,15 +86,16 @@ def _cells(row: Row) -> list[Text]:
         verdict += ", discovery"
     return [
         Text(row["file"]),
-        Text(_text(row["log_likelihood_nats"], ".2f")),
-        Text(_text(row["standard_error_nats"], ".2f")),
-        Text(_text(row["bits_per_dim"], ".4f")),
-        Text(_text(row["p_value"], ".4f")),
+        Text(shown(row["log_likelihood_nats"], ".2f")),
+        Text(shown(row["standard_error_nats"], ".2f")),
+        Text(shown(row["bits_per_dim"], ".4f")),
+        Text(shown(row["p_value"], ".4f")),
         Text(verdict, style="yellow" if row["anomalous"] else ""),
     ]
 
 
-def _text(value: float | None, form: str) -> str:
+def shown(value: float | None, form: str) -> str:
+    """A number in a table; nothing where there is none."""
     return "" if value is None else format(value, form)
 
 

@@ -7,7 +7,6 @@ call goes on where it was interrupted; it is removed when the page is written.
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import io
 import json
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from service.bundle import ImageSpec
 from service.cli.files import check, write_bytes
 from service.cli.inputs import LIMITS, Fit, Scored, discover, find_images, number, scored
+from service.cli.output import csv_text
 from service.cli.report_page import page
 from service.client import Client
 from service.codecs.headers import read_header
@@ -369,9 +369,4 @@ def _csv(document: Mapping[str, Any]) -> str:
         parts = {f"evidence/{k}": v for k, v in row["evidence"].items()}
         flat.append({k: v for k, v in row.items() if k not in ("box", "evidence")} | box | parts)
     flat += document["unreadable"]
-    names = list(dict.fromkeys(name for row in flat for name in row if name != "error"))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*names, "error"], restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return text.getvalue()
+    return csv_text(flat)

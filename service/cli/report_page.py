@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from service.cli.output import shown
 from service.verdicts.decisions import REASONS
 
 __all__ = ["page"]
@@ -162,11 +163,11 @@ def _roc(classes: Sequence[Document]) -> str:
     )
 
 
-def _hidden(document: Document, shown: int) -> str:
-    left = document["images"] - shown
+def _hidden(document: Document, pictures: int) -> str:
+    left = document["images"] - pictures
     if left <= 0:
         return ""
-    return f"<p>Pictures of the {shown} most unusual images; {left} more are listed without.</p>"
+    return f"<p>Pictures of the {pictures} most unusual images; {left} more are listed without.</p>"
 
 
 def _rows(document: Document, pictures: Mapping[str, tuple[str, str]]) -> Iterator[str]:
@@ -188,18 +189,14 @@ def _rows(document: Document, pictures: Mapping[str, tuple[str, str]]) -> Iterat
         cells = [
             row["file"],
             row["class"],
-            _number(row["p_value"], ".4f"),
+            shown(row["p_value"], ".4f"),
             told,
-            _number(row["log_likelihood_nats"], ".1f"),
-            _number(row["bits_per_dim"], ".3f"),
+            shown(row["log_likelihood_nats"], ".1f"),
+            shown(row["bits_per_dim"], ".3f"),
             _parts(row),
         ]
         texts = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         yield f'<tr class="{verdict}">{images}{texts}</tr>\n'
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
 
 
 def _parts(row: Document) -> str:

@@ -24,7 +24,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,30 +49,7 @@ __all__ = ["CPU", "CUDA", "Engine", "Session", "Sessions", "gpu_problem", "place
 CPU_ROWS = 32
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 NO_FALLBACK = "session.disable_cpu_ep_fallback"
-
-
-class Session(Protocol):
-    """What is needed of ``onnxruntime.InferenceSession``."""
-
-    def run(self, outputs: list[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Compute from and to arrays of the host."""
-        ...
-
-    def io_binding(self) -> Any:
-        """An empty ``onnxruntime.IOBinding``."""
-        ...
-
-    def run_with_iobinding(self, binding: Any) -> None:
-        """Compute from and to what `binding` names."""
-        ...
-
-    def get_providers(self) -> list[str]:
-        """Which providers it has, in order."""
-        ...
-
-    def get_provider_options(self) -> dict[str, dict[str, str]]:
-        """What each provider was really told."""
-        ...
+Session = Any  # an `onnxruntime.InferenceSession`, which has no types
 
 
 class Sessions:
@@ -174,7 +151,9 @@ class Engine(EngineBase):
             with self._lock:
                 session = self.sessions.get(operation) or self._session(operation)
                 self.sessions[operation] = session
-        return session.run(self.bundle.manifest.graphs[operation].output_names, feed)
+        names = self.bundle.manifest.graphs[operation].output_names
+        outputs: list[NDArray[Any]] = session.run(names, feed)
+        return outputs
 
     def warm(self) -> None:
         """Make ready; the files are not held any longer."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +28,6 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.operations.model import Model
-from service.repository.patience import begin
 from service.repository.registry import LoadedModel, Registry
 from service.repository.store import Fingerprint, Found, ModelStore, bundle_paths
 from service.repository.versions import split_reference
@@ -108,7 +109,7 @@ class ModelManager:
         self._choose_default()
 
     def _load_first(self, directory: str, path: Path) -> None:
-        opening = begin(lambda: self.store.open(path), f"load {directory}")
+        opening = _begin(lambda: self.store.open(path), f"load {directory}")
         try:
             model = LoadedModel(opening.result(self._settings.load_seconds), directory)
         except TimeoutError:
@@ -203,7 +204,7 @@ class ModelManager:
         return change
 
     async def _open(self, path: Path, directory: str) -> Model:
-        opening = asyncio.wrap_future(begin(lambda: self.store.open(path), f"load {directory}"))
+        opening = asyncio.wrap_future(_begin(lambda: self.store.open(path), f"load {directory}"))
         done, _ = await asyncio.wait([opening], timeout=self._settings.load_seconds)
         if not done:
             opening.add_done_callback(_look)
@@ -293,6 +294,21 @@ class ModelManager:
         subject = new or next(iter(gone))
         self._metrics.model_changed(subject.name, change)
         logger.info("%s %s (bundle %s)", change, subject.reference, subject.runtime.bundle.hash)
+
+
+def _begin(work: Callable[[], Model], name: str) -> Future[Model]:
+    """Run `work` in a thread of its own, which keeps no process alive: who waits may give up."""
+    future: Future[Model] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - who waits is told
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 def _as_bundle_error(path: Path, error: Exception) -> BundleError:

@@ -32,7 +32,7 @@ def test_the_row_of_a_subclass_is_its_bases():
     error = Odd("too odd")
     assert problem_of(error) is PROBLEMS[WrongShape]
     problem = problem_of(error)
-    assert (problem.type, problem.status, error.detail) == ("wrong-shape", 422, "too odd")
+    assert (problem.type, problem.status, str(error)) == ("wrong-shape", 422, "too odd")
     assert problem.title
 
 

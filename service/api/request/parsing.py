@@ -42,7 +42,7 @@ MAX_FIELDS = 32
 MAX_FIELD_BYTES = 2**12
 INLINE_JSON = 2**17  # bytes with images: more than this is parsed beside the event loop
 AMPERSANDS = re.compile("&+")
-SEVERAL = ("temperature", "resample", "keep", "seeds")  # may be given more than once in a query
+SEVERAL = ("temperature", "resample", "keep", "seeds", "altered")  # times in a query
 
 
 @dataclass(frozen=True)

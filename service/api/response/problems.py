@@ -17,39 +17,19 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
+from service import errors
 from service.api.request.negotiation import PROBLEM
 from service.codecs import JSON
 from service.errors import (
     BadRequest,
-    BundleRefused,
-    ClientGone,
-    Conflict,
-    DeadlineExceeded,
-    DeviceFault,
-    EngineFailure,
-    Forbidden,
     IafvaeError,
     InvalidInput,
-    MalformedBody,
     MethodNotAllowed,
-    ModelLimit,
-    NonFiniteInput,
-    NotAcceptable,
     NotFound,
     Overloaded,
-    PayloadTooLarge,
-    ProviderUnavailable,
-    QuotaExceeded,
     RequestTimeout,
     ServerFault,
-    ShuttingDown,
     Unauthorized,
-    UndecodableImage,
-    UnknownBundle,
-    UnknownModel,
-    UnsupportedMedia,
-    WrongDtype,
-    WrongShape,
 )
 from service.metrics import Metrics
 
@@ -82,36 +62,36 @@ class Problem:
 PROBLEMS: dict[type[IafvaeError], Problem] = {
     kind: Problem(type=slug, title=title, status=status)
     for kind, slug, title, status in (
-        (BadRequest, "bad-request", "Bad request", 400),
-        (MalformedBody, "malformed-body", "The body cannot be parsed", 400),
-        (Unauthorized, "unauthorized", "A key is needed", 401),
-        (Forbidden, "forbidden", "The key does not allow it", 403),
-        (NotFound, "not-found", "Not found", 404),
-        (UnknownModel, "unknown-model", "Unknown model", 404),
-        (UnknownBundle, "unknown-bundle", "Unknown bundle", 404),
-        (MethodNotAllowed, "method-not-allowed", "Method not allowed", 405),
-        (NotAcceptable, "not-acceptable", "No acceptable representation", 406),
-        (RequestTimeout, "request-timeout", "The body did not arrive in time", 408),
-        (Conflict, "conflict", "Not possible now", 409),
-        (ModelLimit, "model-limit", "As many models are loaded as may be", 409),
-        (PayloadTooLarge, "payload-too-large", "Over a limit", 413),
-        (UnsupportedMedia, "unsupported-media-type", "Unsupported content type", 415),
-        (InvalidInput, "invalid-input", "Invalid value", 422),
-        (BundleRefused, "bundle-refused", "The bundle cannot be served", 422),
-        (WrongShape, "wrong-shape", "Wrong shape", 422),
-        (WrongDtype, "wrong-dtype", "Wrong type of numbers", 422),
-        (UndecodableImage, "undecodable-image", "Undecodable image", 422),
-        (NonFiniteInput, "non-finite-input", "Non-finite numbers", 422),
-        (Overloaded, "overloaded", "The queue is full", 429),
-        (QuotaExceeded, "quota-exceeded", "The quota is used up", 429),
-        (ClientGone, "client-gone", "The client has gone", 499),
-        (IafvaeError, "internal-error", "Internal error", 500),
-        (ServerFault, "internal-error", "Internal error", 500),
-        (EngineFailure, "engine-failure", "The computation failed", 500),
-        (DeviceFault, "device-fault", "The device failed", 500),
-        (ProviderUnavailable, "provider-unavailable", "The provider is unavailable", 500),
-        (ShuttingDown, "shutting-down", "The service is not ready", 503),
-        (DeadlineExceeded, "deadline-exceeded", "The deadline has passed", 504),
+        (errors.BadRequest, "bad-request", "Bad request", 400),
+        (errors.MalformedBody, "malformed-body", "The body cannot be parsed", 400),
+        (errors.Unauthorized, "unauthorized", "A key is needed", 401),
+        (errors.Forbidden, "forbidden", "The key does not allow it", 403),
+        (errors.NotFound, "not-found", "Not found", 404),
+        (errors.UnknownModel, "unknown-model", "Unknown model", 404),
+        (errors.UnknownBundle, "unknown-bundle", "Unknown bundle", 404),
+        (errors.MethodNotAllowed, "method-not-allowed", "Method not allowed", 405),
+        (errors.NotAcceptable, "not-acceptable", "No acceptable representation", 406),
+        (errors.RequestTimeout, "request-timeout", "The body did not arrive in time", 408),
+        (errors.Conflict, "conflict", "Not possible now", 409),
+        (errors.ModelLimit, "model-limit", "As many models are loaded as may be", 409),
+        (errors.PayloadTooLarge, "payload-too-large", "Over a limit", 413),
+        (errors.UnsupportedMedia, "unsupported-media-type", "Unsupported content type", 415),
+        (errors.InvalidInput, "invalid-input", "Invalid value", 422),
+        (errors.BundleRefused, "bundle-refused", "The bundle cannot be served", 422),
+        (errors.WrongShape, "wrong-shape", "Wrong shape", 422),
+        (errors.WrongDtype, "wrong-dtype", "Wrong type of numbers", 422),
+        (errors.UndecodableImage, "undecodable-image", "Undecodable image", 422),
+        (errors.NonFiniteInput, "non-finite-input", "Non-finite numbers", 422),
+        (errors.Overloaded, "overloaded", "The queue is full", 429),
+        (errors.QuotaExceeded, "quota-exceeded", "The quota is used up", 429),
+        (errors.ClientGone, "client-gone", "The client has gone", 499),
+        (errors.IafvaeError, "internal-error", "Internal error", 500),
+        (errors.ServerFault, "internal-error", "Internal error", 500),
+        (errors.EngineFailure, "engine-failure", "The computation failed", 500),
+        (errors.DeviceFault, "device-fault", "The device failed", 500),
+        (errors.ProviderUnavailable, "provider-unavailable", "The provider is unavailable", 500),
+        (errors.ShuttingDown, "shutting-down", "The service is not ready", 503),
+        (errors.DeadlineExceeded, "deadline-exceeded", "The deadline has passed", 504),
     )
 }
 
@@ -143,14 +123,14 @@ def _problem(error: IafvaeError, scope: Scope) -> dict[str, str | int]:
         "type": TYPE_PREFIX + problem.type,
         "title": problem.title,
         "status": problem.status,
-        "detail": _shortened(error.detail, MAX_DETAIL),
+        "detail": _shortened(str(error), MAX_DETAIL),
         "instance": _shortened(scope["path"], MAX_DETAIL),
         "request_id": scope.get("state", {}).get("request_id", ""),
     }
 
 
 def _inference_error(error: IafvaeError) -> dict[str, str | int]:
-    return {"error": _shortened(error.detail or problem_of(error).title, MAX_DETAIL)}
+    return {"error": _shortened(str(error) or problem_of(error).title, MAX_DETAIL)}
 
 
 def problem_headers(error: IafvaeError) -> dict[str, str]:

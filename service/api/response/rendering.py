@@ -76,19 +76,14 @@ class Answer(Response):
 
 
 def render_images(
-    result: Images,
-    media_type: str,
-    who: dict[str, Any],
-    *,
-    fitted: Fitted | None = None,
-    columns: int | None = None,
+    result: Images, media_type: str, who: dict[str, Any], *, fitted: Fitted | None = None
 ) -> Answer:
     """Images as `media_type`; JSON also says `who` drew them and with which options."""
     pixels = result.images
     if media_type == NPY:
         body = encode_npy(pixels)
     elif media_type == PNG:
-        body = encode_png(contact_sheet(pixels, columns=columns))
+        body = encode_png(contact_sheet(pixels))
     else:
         document: dict[str, Any] = {"images": png_base64(pixels), "shape": pixels.shape}
         body = _json(document | {"status": _status(result.finite)}, result, who, fitted)

@@ -34,7 +34,6 @@ from service.api.v2.schemas import (
     TensorMetadata,
 )
 from service.api.v2.statistics import statistics
-from service.api.v2.tensors import TensorInfo
 from service.codecs import JSON
 from service.errors import ShuttingDown
 from service.repository.registry import LoadedModel
@@ -214,26 +213,18 @@ def _health(good: bool, what: str) -> HealthDocument:
 
 
 def _metadata(model: InferModel, versions: list[str]) -> ModelMetadata:
-    def described(infos: tuple[TensorInfo, ...]) -> list[TensorMetadata]:
-        return [
-            TensorMetadata.model_validate(
-                {"name": info.name, "datatype": info.datatype, "shape": list(info.shape)}
-            )
-            for info in infos
-        ]
-
+    inputs, outputs = (
+        [TensorMetadata(name=i.name, datatype=i.datatype, shape=list(i.shape)) for i in infos]
+        for infos in (model.inputs, model.outputs)
+    )
     return ModelMetadata(
-        name=model.name,
-        versions=versions,
-        platform=PLATFORM,
-        inputs=described(model.inputs),
-        outputs=described(model.outputs),
+        name=model.name, versions=versions, platform=PLATFORM, inputs=inputs, outputs=outputs
     )
 
 
 def _config(shared: AppState, loaded: LoadedModel, model: InferModel) -> ModelConfig:
-    def described(infos: tuple[TensorInfo, ...]) -> list[ConfigTensor]:
-        return [
+    inputs, outputs = (
+        [
             ConfigTensor.model_validate(
                 {
                     "name": info.name,
@@ -244,13 +235,14 @@ def _config(shared: AppState, loaded: LoadedModel, model: InferModel) -> ModelCo
             )
             for info in infos
         ]
-
+        for infos in (model.inputs, model.outputs)
+    )
     settings = shared.settings
     return ModelConfig(
         name=model.name,
         platform=PLATFORM,
         backend=loaded.runtime.engine.backend,
         max_batch_size=settings.max_n if model.operation == "sample" else settings.max_images,
-        input=described(model.inputs),
-        output=described(model.outputs),
+        input=inputs,
+        output=outputs,
     )

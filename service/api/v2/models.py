@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from service.api.operation_route import OperationRequest
 from service.api.request.inputs import check_count
 from service.api.v2.codec import InferRequest, InferResponse
-from service.api.v2.tensors import TensorInfo
+from service.api.v2.tensors import Datatype, TensorInfo
 from service.bundle import Manifest
 from service.errors import InvalidInput, UnknownModel
 from service.operations.checks import MAX_SEED
@@ -169,7 +169,7 @@ def _integer(infer: InferRequest, name: str, default: int, least: int = 0) -> in
     return value
 
 
-def _tensor(name: str, datatype: str, *shape: int, optional: bool = False) -> TensorInfo:
+def _tensor(name: str, datatype: Datatype, *shape: int, optional: bool = False) -> TensorInfo:
     return TensorInfo(name=name, datatype=datatype, shape=(-1, *shape), optional=optional)
 
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.v2.tensors import Datatype
+
 __all__ = [
     "HealthDocument",
     "InferDocument",
@@ -19,7 +21,6 @@ __all__ = [
     "StatisticsDocument",
 ]
 
-Datatype = Literal["FP32", "UINT8", "INT8", "INT64", "BYTES"]
 Numbers = Annotated[list[Any], Field(description="Numbers, flat or nested, in row-major order.")]
 
 

@@ -10,15 +10,24 @@ import math
 import struct
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidInput, MalformedBody, WrongDtype, WrongShape
 
-__all__ = ["DATATYPES", "TensorInfo", "from_binary", "from_json", "to_binary", "to_json"]
+__all__ = [
+    "DATATYPES",
+    "Datatype",
+    "TensorInfo",
+    "from_binary",
+    "from_json",
+    "to_binary",
+    "to_json",
+]
 
+Datatype = Literal["FP32", "UINT8", "INT8", "INT64", "BYTES"]
 DATATYPES = {"FP32": "<f4", "UINT8": "|u1", "INT8": "|i1", "INT64": "<i8"}  # BYTES: any object
 MAX_SIZE = 2**40  # of one dimension
 Json = Any
@@ -29,7 +38,7 @@ class TensorInfo:
     """An input or an output; -1 in `shape` is a size that may vary."""
 
     name: str
-    datatype: str
+    datatype: Datatype
     shape: tuple[int, ...]
     optional: bool = False
 
