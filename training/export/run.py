@@ -12,7 +12,7 @@ from service.bundle import Bundle
 from training.config import ConfigError, run_config_from_dict
 from training.data import FOLDER_PREFIX, ImageData, Split, public_name
 from training.errors import DataError, ExportError, TrainingError
-from training.evaluate.run import run_images
+from training.evaluate.subject import run_images
 from training.export.export import BundleDetails, export_bundle, refuse_strangers
 from training.export.findings import gather
 from training.runs.checkpoint import Checkpoint, Weights, load_run, weights_used

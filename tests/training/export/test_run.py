@@ -10,7 +10,7 @@ from model import build_model
 from model.config import ConvVaeConfig
 from training.data import ImageData
 from training.errors import CheckpointError, DataError, ExportError, TrainingError
-from training.evaluate import run as evaluation
+from training.evaluate import subject as evaluation
 from training.evaluate.run import evaluate_run
 from training.export import run as exporting
 from training.export.run import export_run
@@ -129,7 +129,7 @@ def test_figures_of_other_weights_at_the_same_step_are_left_out(run, tmp_path, m
 def test_the_raw_weights_are_named_in_the_command(run):
     _, path = evaluate_run(run, importance_samples=2, weights="raw")
     content = json.loads(path.read_bytes())
-    assert content["command"].endswith("--seed 0 --weights raw")
+    assert content["command"].startswith("iafvae-train evaluate RUN --weights raw ")
     assert content["manifest"][0]["command"] == content["command"]
 
 
