@@ -148,7 +148,7 @@ def evaluate_images(
     figures = image_figures(kept, importance_samples)
     if importance_samples == 1 or not moments[0]:
         return figures
-    summed = {name: sum(part[name] for part in moments).numpy() for name in moments[0]}
+    summed = {n: np.sum([part[n].numpy() for part in moments], axis=0) for n in moments[0]}
     return replace(figures, posterior_mean_variance=mean_variance(summed))
 
 
