@@ -40,6 +40,8 @@ def in_vectors(proto: onnx.ModelProto) -> None:
             nodes.append(node)
         else:
             nodes += write(node.input[0], node.output[0])
+    if len(nodes) == len(proto.graph.node):  # nothing was rewritten
+        return
     for name, value in ((ZERO, 0.0), (ONE, 1.0)):
         constant = onnx.numpy_helper.from_array(np.array(value, np.float32), name)
         proto.graph.initializer.append(constant)
