@@ -10,11 +10,11 @@ from rich.progress import Progress
 from training.data import Split
 from training.evaluate.evaluate import MEMORY_GIB, evaluate_model
 from training.evaluate.report import EvaluationReport
-from training.evaluate.subject import run_subject
+from training.evaluate.subject import Subject, run_subject
 from training.files import write_json
 from training.runs.checkpoint import Weights
 
-__all__ = ["evaluate_run"]
+__all__ = ["evaluate_run", "keep_report"]
 
 
 def evaluate_run(
@@ -37,7 +37,7 @@ def evaluate_run(
     weights replaces it.
     """
     subject = run_subject(run, weights=weights, data_dir=data_dir, device=device)
-    folder = subject.place_for_results(None)
+    subject.place_for_results(None)  # said before the work, not after it
     report = evaluate_model(
         subject.scorer,
         subject.images(split).first(limit),
@@ -46,9 +46,14 @@ def evaluate_run(
         memory_gib=memory_gib,
         progress=progress,
     )
+    return report, keep_report(subject, report, limit)
+
+
+def keep_report(subject: Subject, report: EvaluationReport, limit: int | None) -> Path:
+    """Write the report on the first `limit` images (None: on all) into its run's directory."""
     command = (
-        f"iafvae-train evaluate {subject.words} --split {split} "
-        f"--importance-samples {importance_samples} --seed {seed}"
+        f"iafvae-train evaluate {subject.words} --split {report.split} "
+        f"--importance-samples {report.importance_samples} --seed {report.seed}"
     )
     content = {
         **report.to_dict(),
@@ -56,6 +61,7 @@ def evaluate_run(
         "manifest": report.manifest_entries(command),
         **subject.identity,
     }
-    path = folder / f"evaluation-{split}-k{importance_samples}-{subject.stem}.json"
+    name = f"evaluation-{report.split}-k{report.importance_samples}-{subject.stem}.json"
+    path = subject.place_for_results(None) / name
     write_json(path, content)
-    return report, path
+    return path
