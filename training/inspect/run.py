@@ -27,7 +27,7 @@ from service.codecs.png import encode_png
 from service.errors import IafvaeError
 from training.config import Runtime, overridden
 from training.data import FOLDER_PREFIX
-from training.data.folder import Files, read_fitted, shown
+from training.data.image_files import Files, read_fitted, shown
 from training.errors import DataError
 from training.evaluate.anomaly_sets import planted_defects
 from training.export.revise import recalibrate
