@@ -7,9 +7,9 @@ from its first step, and is measured on the validation images: the ELBO of the a
 nats, higher is better. The learning rate stays constant after a short warm-up, so that the length
 of a run, which equal minutes leave open, changes nothing else. --list shows the rows.
 
-Most rows change the run's configuration. Three choices have no switch, because nobody should turn
-them off: data-dependent initialisation, weight normalisation, and how a convolutional model's gains
-are stored. They are changed here, from outside, in the model that the trainer builds.
+Most rows change the run's configuration. Two choices have no switch, because nobody should turn
+them off: data-dependent initialisation and weight normalisation. They are changed here, from
+outside, in the model that the trainer builds.
 
 DIR/results.json is rewritten after every row: interrupted, the same command goes on with the row
 that it was at. DIR/ablations.md is the table. A row that is not compiled in the same way, or shares
@@ -122,18 +122,6 @@ def without_weight_norm(model: nn.Module) -> None:
         layer.__class__ = type(f"Plain{type(layer).__name__}", (Unnormalised, type(layer)), {})
 
 
-def with_gain(gain: str) -> Alter:
-    """Store every layer's gain as `model.layers.WeightNormLayer` describes."""
-
-    def alter(model: nn.Module) -> None:
-        for layer in _normalised(model):
-            layer.gain = gain  # type: ignore[assignment]
-            with torch.no_grad():
-                layer.g.fill_(1.0 if gain == "linear" else 0.0)
-
-    return alter
-
-
 def _set(part: str, **changes: Any) -> Configure:
     """Change fields of one part of the configuration: model, optim, train."""
     return lambda config: overridden(config, {part: changes})
@@ -203,8 +191,6 @@ ROWS = (
     Row("weight-decay", "an L2 penalty of 0.0001", _set("optim", weight_decay=1e-4)),
     Row("no-skip", "steps of large gradients are taken", _set("optim", skip_factor=0.0)),
     Row("wide", "twice the feature maps", _widened),
-    Row("gain-exp", "gains exp(g)", alter=with_gain("exp")),
-    Row("gain-exp-third", "exp(g), g a third at the start", alter=with_gain("exp_third")),
 )
 
 
@@ -246,8 +232,7 @@ def train_row(row: Row, config: RunConfig, options: argparse.Namespace) -> Resul
             optimizer_state=False,
             console=Console(stderr=True),
         )
-    if not options.keep_runs:
-        shutil.rmtree(run_dir)
+    shutil.rmtree(run_dir)
     if result.reason != "budget":
         raise KeyboardInterrupt(result.reason)
     return {"elbo_nats": result.elbo_nats, "steps": result.step, "skipped": result.skipped}
@@ -320,7 +305,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
     parser.add_argument("--compile", choices=["on", "off"], default="on", help="default on")
-    parser.add_argument("--keep-runs", action="store_true", help="keep each row's run directory")
     parser.add_argument("--list", action="store_true", help="show the rows and end")
     options = parser.parse_args()
     if options.out is None and not options.list:

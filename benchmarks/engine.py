@@ -5,8 +5,8 @@
                                    [--seconds 0.5] [--rounds 5] [--profile] [--json FILE]
 
 For each graph, batch and form: microseconds an image, FLOP/s (products alone), their
-share of the float32 matrix peak, and what the batch's noise costs beside it; then one image through
-the engine against its bare graph. ``--profile`` says which operators take a graph's time.
+share of the float32 matrix peak, and what the batch's noise costs beside it. ``--profile`` says
+which operators take a graph's time. What an engine costs beyond a graph is in `serving.py`.
 
 A floating point operation is an addition or a multiplication of a product; zeros of masks and
 padding count, as they are multiplied, element-wise functions do not, whatever they cost.
@@ -25,7 +25,6 @@ import math
 import os
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -58,7 +57,6 @@ from service.noise import normal
 from service.settings import SHIPPED_BUNDLE
 
 CPU = torch.device("cpu")
-ONE_IMAGE_RUNS = 200
 CASES_A_PEAK = 8  # so often is the peak measured
 Arrays = dict[str, np.ndarray]
 
@@ -140,22 +138,6 @@ def noise_of(given: Arrays) -> Callable[[], object]:
     return partial(normal, 0, np.arange(rows, dtype=np.uint64), 0, dim)
 
 
-def one_image(bundle: Bundle, operation: str, rounds: int) -> float:
-    """The engine's time of one image over its bare graph's; by the clock, medians of calls in
-    turns."""
-    bare, given = session(graph_file(bundle.path, operation)), inputs(bundle, operation, 1)
-    names = [value.name for value in bare.get_outputs()]
-    times: tuple[list[float], ...] = [], []
-    with closing(_engine(bundle, "cpu", 32)) as engine:
-        runs = partial(engine.run, operation, given), partial(bare.run, names, given)
-        for _ in range(rounds * ONE_IMAGE_RUNS):
-            for run, own in zip(runs, times, strict=True):
-                started = time.perf_counter()
-                run()
-                own.append(time.perf_counter() - started)
-    return statistics.median(times[0]) / statistics.median(times[1])
-
-
 def operator_shares(bundle: Bundle, operation: str, batch: int) -> list[tuple[str, int, float]]:
     """Operators by time: kind, how many, share. A node's time is the lower quartile of its runs."""
     given = inputs(bundle, operation, batch)
@@ -171,12 +153,11 @@ def operator_shares(bundle: Bundle, operation: str, batch: int) -> list[tuple[st
             runs[event["args"]["op_name"], event["name"]].append(event["dur"])
     nodes = {key: sorted(times)[len(times) // 4] for key, times in runs.items()}
     whole = sum(nodes.values())
-    kinds = {kind for kind, _ in nodes}
-    shares = [
-        (kind, sum(k == kind for k, _ in nodes), sum(t for (k, _), t in nodes.items() if k == kind))
-        for kind in kinds
-    ]
-    return sorted(((k, n, t / whole) for k, n, t in shares), key=lambda row: -row[2])
+    shares: dict[str, tuple[int, float]] = {}
+    for (kind, _), time in nodes.items():
+        count, share = shares.get(kind, (0, 0.0))
+        shares[kind] = count + 1, share + time / whole
+    return sorted(((kind, *found) for kind, found in shares.items()), key=lambda row: -row[2])
 
 
 def graph_flops(path: Path) -> float:
@@ -234,11 +215,10 @@ def main() -> None:
         for case, one in found.items()
     ]
     print(table(head, rows), end="\n\n")
-    for bundle in map(load_bundle, args.bundles):
+    for bundle in map(load_bundle, args.bundles * args.profile):
         for operation in args.operations:
-            ratio = one_image(bundle, operation, args.rounds)
-            print(f"{bundle.path.name} {operation}, one image: {ratio:.2f} times its bare graph")
-            for kind, nodes, share in operator_shares(bundle, operation, 32) * args.profile:
+            print(f"{bundle.path.name} {operation}")
+            for kind, nodes, share in operator_shares(bundle, operation, 32):
                 print(f"    {kind:16} {nodes:4}  {share:.1%}")
     if args.json is not None:
         document = [{**case._asdict(), **one._asdict()} for case, one in found.items()]

@@ -77,22 +77,14 @@ def mean_pixels(mean: torch.Tensor) -> Pixels:
 
 
 @torch.inference_mode()
-def sample_sheet(
-    model: DensityModel,
-    *,
-    count: int = 64,
-    seed: int = 0,
-    temperature: float = 1.0,
-    columns: int | None = None,
-    scale: int = 1,
-) -> Pixels:
+def sample_sheet(model: DensityModel, *, count: int = 64, seed: int = 0, scale: int = 1) -> Pixels:
     """Means of `count` draws from the model; the same `seed` shows the same latents every time."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     eps = torch.randn(count, model.layout.dim, generator=generator).to(device)
-    scales = torch.full((count, len(model.layout.groups)), temperature, device=device)
+    scales = torch.ones(count, len(model.layout.groups), device=device)
     mean = model.likelihood.mean(model.generate(eps, scales))
-    return _sheet(mean_pixels(mean), columns, scale)
+    return _sheet(mean_pixels(mean), None, scale)
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.engine import graph_flops, measure, one_image, operator_shares
+from benchmarks.engine import graph_flops, measure, operator_shares
 from service.bundle import load_bundle
 
 SIZE = 6
@@ -82,5 +82,4 @@ def test_every_form_is_measured(tiny_bundle):
     }
     assert all(one.seconds > 0 and one.flops > 0 for one in found.values())
     bundle = load_bundle(tiny_bundle)
-    assert one_image(bundle, "score", rounds=1) > 0
     assert sum(share for *_, share in operator_shares(bundle, "score", 2)) == pytest.approx(1)

@@ -10,9 +10,12 @@ import typer
 from rich.progress import Progress
 
 from model.config import ConfigError
+from training.cli.anomaly import evaluate_anomaly
+from training.cli.bound import bound
+from training.cli.curve import curve
+from training.cli.evaluate import evaluate
 from training.cli.fit import fit
 from training.cli.inspect import inspect
-from training.cli.measure import bound, curve, evaluate, evaluate_anomaly
 from training.cli.options import DataDir, Weights, console, errors, one_of
 from training.cli.prior import fit_prior
 from training.cli.reproduce import app as reproduce

@@ -29,11 +29,13 @@ __all__ = [
     "errors",
     "numbers",
     "one_of",
+    "whole_numbers",
     "with_options",
     "words",
 ]
 
 T = TypeVar("T", bound="DataclassInstance")
+N = TypeVar("N", int, float)
 
 console = Console()
 errors = Console(stderr=True)
@@ -105,7 +107,16 @@ def words(values: list[str] | None) -> list[str]:
 
 def numbers(option: str, text: str) -> list[float]:
     """Numbers with commas between; raises `ConfigError` naming the option."""
+    return _parsed(float, f"{option} takes numbers", text)
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    """`numbers` that are whole."""
+    return _parsed(int, f"{option} takes whole numbers", text)
+
+
+def _parsed(kind: Callable[[str], N], what: str, text: str) -> list[N]:
     try:
-        return [float(word) for word in words([text])]
+        return [kind(word) for word in words([text])]
     except ValueError as error:
-        raise ConfigError(f"{option} takes numbers with commas between: {error}") from None
+        raise ConfigError(f"{what} with commas between: {error}") from None

@@ -4,7 +4,7 @@ A file's split is a function of its path relative to the folder: SHA-256 of the 
 "/" between its parts), its first eight bytes as a fraction of 2^64: below 0.80 `train`, below 0.85
 `validation`, below 0.90 `calibration`, else `test`. Files that are added later move no other file.
 A copy of a file that an earlier one of these splits has is left out: no image is both learned from
-and measured on. What is hidden is passed over, links are followed.
+and measured on.
 
 A folder that has `train` and `test` gives the splits itself (`validation` and `calibration` are
 then taken from `train` by its files' names, unless they are there too), as MVTec's sets: everything
@@ -17,13 +17,12 @@ Files are decoded and fitted as the service does it (`service.codecs.images`).
 import hashlib
 import os
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.codecs.headers import Header, read_header
 from service.codecs.images import (
@@ -33,29 +32,15 @@ from service.codecs.images import (
     ImageSize,
     PixelLimits,
     fit_files,
-    read_image,
 )
 from service.errors import IafvaeError
+from training.data.image_files import MAX_PIXELS, Files, by, fault, image_files, refuse, shown, some
 from training.errors import DataError
 
-__all__ = [
-    "Files",
-    "FolderOptions",
-    "Survey",
-    "decode",
-    "image_files",
-    "read_fitted",
-    "read_folder",
-    "shown",
-    "split_of",
-    "survey",
-]
+__all__ = ["FolderOptions", "Survey", "decode", "split_of", "survey"]
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 UPPER_BOUNDS = {"train": 0.80, "validation": 0.85, "calibration": 0.90, "test": 1.0}
-MAX_PIXELS = 64_000_000  # of one file: what is larger is refused before it is decoded
 LARGE = 256 * 256  # pixels: an image of more is a photo that nobody meant to model as it is
-SHOWN = 5  # names of a kind that are shown
 USUAL_ALPHA = 0.01
 FITTED = {
     "crop": "scaled and cut around the middle to",
@@ -63,7 +48,6 @@ FITTED = {
     "none": "of which all must be",
 }
 
-Files = dict[str, Path]  # by their path relative to the folder, in its order
 SizeOption = int | tuple[int, int] | None
 
 
@@ -128,9 +112,9 @@ class Survey:
         counts = {split: len(files) for split, files in self.splits.items()}
         parts = ", ".join(f"{count} {split}" for split, count in counts.items())
         yield f"{shown(self.folder)}: {sum(counts.values())} images ({parts})"
-        smallest, largest = map(_by, self.sizes)
+        smallest, largest = map(by, self.sizes)
         sizes = smallest if smallest == largest else f"{smallest} to {largest}"
-        wanted = _by(self.height_width)
+        wanted = by(self.height_width)
         fit = "" if sizes == wanted else f", {FITTED[self.fit]} {wanted}"
         colour = "grey" if self.channels == 1 else "RGB"
         yield f"sizes (height x width): {sizes}{fit}; {colour}"
@@ -171,14 +155,8 @@ def _splits(files: Files) -> tuple[dict[str, str], list[str]]:
             found[name] = first
     notes = [f"splits as the folders say: {', '.join(s for s in UPPER_BOUNDS if s in given)}"]
     if odd:
-        notes.append(f"neither learned from nor measured on: {_some(sorted(odd))}")
+        notes.append(f"neither learned from nor measured on: {some(sorted(odd))}")
     return found, notes
-
-
-def read_folder(folder: Path, split: str, options: FolderOptions) -> NDArray[np.uint8]:
-    """The images of one split, uint8 [N, C, H, W]: `decode` of `survey`."""
-    found = survey(folder, options)
-    return decode(found, found.split(split)).images
 
 
 def survey(folder: Path, options: FolderOptions) -> Survey:
@@ -195,7 +173,7 @@ def survey(folder: Path, options: FolderOptions) -> Survey:
     headers = _headers(files)
     copies = _copies(files, split_by_name)
     if copies:
-        named = _some([f"{shown(copy)} (of {shown(kept)})" for copy, kept in copies.items()])
+        named = some([f"{shown(copy)} (of {shown(kept)})" for copy, kept in copies.items()])
         notes.append(f"left out, copies of images in another split: {named}")
     splits: dict[str, Files] = {split: {} for split in UPPER_BOUNDS}
     for name, path in files.items():
@@ -236,82 +214,12 @@ def decode(found: Survey, files: Files) -> Fitted:
         try:
             one = fit_files([path.read_bytes()], size, rules, limits, [shown(path)])
         except (OSError, IafvaeError) as error:
-            faults.append(_fault(path, error))
+            faults.append(fault(path, error))
             continue
         images[row], altered[row] = one.images[0], one.altered[0]
         notes += one.notes
-    _refuse(faults, len(files))
-    return Fitted(images, altered, (_some(notes, "; "),) if notes else ())
-
-
-def read_fitted(path: Path, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """One image file, scaled and cut to `size` (height, width), uint8 [channels, H, W].
-
-    Raises OSError, or `service.errors.IafvaeError` for what is no sound image.
-    """
-    return read_image(
-        path.read_bytes(),
-        channels=channels,
-        height=size[0],
-        width=size[1],
-        what=shown(path),
-        max_pixels=MAX_PIXELS,
-    )
-
-
-def image_files(folder: Path) -> tuple[Files, list[str]]:
-    """All images at any depth, and what else is worth telling."""
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {shown(folder)}.")
-    files: Files = {}
-    faults: list[OSError] = []
-    hidden: list[str] = []
-    dangling: list[str] = []
-    others = Counter[str]()
-    for path in _walk(folder, faults, hidden):
-        name = path.relative_to(folder).as_posix()
-        if path.suffix.lower() not in EXTENSIONS:
-            others[path.suffix.lower() or "without extension"] += 1
-        elif path.is_symlink() and not path.exists():
-            dangling.append(shown(name))
-        else:
-            files[name] = path
-    _refuse([f"{shown(fault.filename)}: {fault.strerror}" for fault in faults], len(files))
-    if not files:
-        raise DataError(
-            f"There are no images in {shown(folder)}: PNG, JPEG and WebP files are read, at any "
-            "depth."
-        )
-    kinds = [f"{count} {kind}" for kind, count in others.most_common()]
-    told = {
-        "hidden, passed over": hidden,
-        "links to nothing, passed over": dangling,
-        "other files, passed over": kinds,
-    }
-    notes = [f"{what}: {_some(names)}" for what, names in told.items() if names]
-    return dict(sorted(files.items())), notes
-
-
-def _walk(folder: Path, faults: list[OSError], hidden: list[str]) -> Iterator[Path]:
-    """Files below `folder`; links are followed, but into no folder twice."""
-    seen = {os.path.realpath(folder)}
-
-    def fresh(place: str, name: str) -> bool:
-        real = os.path.realpath(os.path.join(place, name))  # noqa: PTH118  os.walk's own words
-        known = real in seen
-        seen.add(real)
-        return not known
-
-    for place, folders, names in os.walk(folder, onerror=faults.append, followlinks=True):
-        hidden += [shown(name) for name in sorted(folders + names) if _is_hidden(name)]
-        folders[:] = [
-            name for name in sorted(folders) if not _is_hidden(name) and fresh(place, name)
-        ]
-        yield from (Path(place, name) for name in names if not _is_hidden(name))
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    refuse(faults, len(files))
+    return Fitted(images, altered, (some(notes, "; "),) if notes else ())
 
 
 def _headers(files: Files) -> dict[Path, Header]:
@@ -326,26 +234,9 @@ def _headers(files: Files) -> dict[Path, Header]:
                 raise DataError(f"{shown(path)}: {size} pixels are more than {MAX_PIXELS}")
             headers[path] = header
         except (OSError, IafvaeError, DataError) as error:
-            faults.append(_fault(path, error))
-    _refuse(faults, len(files))
+            faults.append(fault(path, error))
+    refuse(faults, len(files))
     return headers
-
-
-def _fault(path: Path, error: Exception) -> str:
-    return f"{shown(path)}: {error.strerror}" if isinstance(error, OSError) else str(error)
-
-
-def _refuse(faults: Sequence[str], count: int) -> None:
-    if faults:
-        raise DataError(
-            f"{len(faults)} of {count} images cannot be used, repair or remove them: "
-            + _some(faults, "; ")
-        )
-
-
-def _some(names: Sequence[str], between: str = ", ") -> str:
-    more = len(names) - SHOWN
-    return between.join(names[:SHOWN]) + (f"{between}and {more} more" if more > 0 else "")
 
 
 def _copies(files: Files, split_by_name: Mapping[str, str]) -> dict[str, str]:
@@ -371,8 +262,8 @@ def _one_size(headers: Mapping[Path, Header]) -> tuple[int, int]:
     for other, header in headers.items():
         if header.size != size:
             raise DataError(
-                f"The images have several sizes: {shown(first)} is {_by(size)}, "
-                f"{shown(other)} is {_by(header.size)} (height x width). Say which size they "
+                f"The images have several sizes: {shown(first)} is {by(size)}, "
+                f"{shown(other)} is {by(header.size)} (height x width). Say which size they "
                 "shall have (--size)."
             )
     height, width = size
@@ -380,7 +271,7 @@ def _one_size(headers: Mapping[Path, Header]) -> tuple[int, int]:
         scale = 64 / max(size)
         shape = f"{max(1, round(height * scale))}x{max(1, round(width * scale))}"
         raise DataError(
-            f"The images have {_by(size)} pixels (height x width): too many to be modelled one by "
+            f"The images have {by(size)} pixels (height x width): too many to be modelled one by "
             f"one, unless you say so. Give a --size, such as --size 64, a square from the middle, "
             f"or --size {shape}, their own shape."
         )
@@ -395,12 +286,3 @@ def _one_colour(headers: Mapping[Path, Header]) -> int:
             f"({shown(by_channels[3])}). Say what they shall be (--channels 1 or 3)."
         )
     return next(iter(by_channels))
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-def shown(path: Path | str) -> str:
-    """A path for people: bytes that are no text, and line ends, as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))

@@ -19,34 +19,20 @@ from numpy.typing import NDArray
 from training.data.download import fetch, first_file, roots
 from training.errors import DataError
 
-__all__ = ["ARCHIVES", "IdxArchive", "IdxFile", "read_images"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class IdxFile:
-    """One published file: its packed name and the checksums of both its forms."""
-
-    name: str
-    md5_packed: str
-    sha256_content: str
+__all__ = ["ARCHIVES", "read_images"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class IdxArchive:
-    """One data set: torchvision's folder for it, its mirrors, its images by official split."""
+    """One data set: torchvision's folder for it, its mirrors, and by official part the MD5 of the
+    packed file and the SHA-256 of its content."""
 
     folder: str
     mirrors: tuple[str, ...]
-    files: Mapping[str, IdxFile]
+    checksums: Mapping[str, tuple[str, str]]
 
 
-def _files(train: tuple[str, str], test: tuple[str, str]) -> dict[str, IdxFile]:
-    return {
-        part: IdxFile(name=f"{stem}-images-idx3-ubyte.gz", md5_packed=md5, sha256_content=sha256)
-        for part, stem, (md5, sha256) in (("train", "train", train), ("test", "t10k", test))
-    }
-
-
+NAMES = {"train": "train-images-idx3-ubyte.gz", "test": "t10k-images-idx3-ubyte.gz"}
 ARCHIVES: Mapping[str, IdxArchive] = {
     "mnist": IdxArchive(
         folder="MNIST",
@@ -54,16 +40,16 @@ ARCHIVES: Mapping[str, IdxArchive] = {
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
             "https://storage.googleapis.com/cvdf-datasets/mnist/",
         ),
-        files=_files(
-            train=(
+        checksums={
+            "train": (
                 "f68b3c2dcbeaaa9fbdd348bbdeb94873",
                 "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
             ),
-            test=(
+            "test": (
                 "9fb629c4189551a2d022fa330f9573f3",
                 "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
             ),
-        ),
+        },
     ),
     "fashion-mnist": IdxArchive(
         folder="FashionMNIST",
@@ -71,16 +57,16 @@ ARCHIVES: Mapping[str, IdxArchive] = {
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
             "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
         ),
-        files=_files(
-            train=(
+        checksums={
+            "train": (
                 "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
                 "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
             ),
-            test=(
+            "test": (
                 "bef4ecab320f06d8554ea6380940ec79",
                 "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
             ),
-        ),
+        },
     ),
 }
 
@@ -96,20 +82,20 @@ def read_images(
     nothing can be downloaded, or the content is not the published one.
     """
     archive = ARCHIVES[dataset]
-    file = archive.files[part]
+    file, (md5, sha256) = NAMES[part], archive.checksums[part]
     places = roots(data_dir)
     folders = [root / archive.folder / below for root in places for below in ("raw", "")]
     folders += places[:1]  # the data directory itself
-    names = (file.name, file.name.removesuffix(".gz"))
+    names = (file, file.removesuffix(".gz"))
     path = first_file(folder / name for folder in folders for name in names)
     if path is None and not download:
         raise DataError(
-            f"{file.name} of {dataset} is not under {data_dir}: put it at "
-            f"{archive.folder}/raw/{file.name} there, or allow the download."
+            f"{file} of {dataset} is not under {data_dir}: put it at "
+            f"{archive.folder}/raw/{file} there, or allow the download."
         )
-    path = path or fetch(file.name, archive.mirrors, file.md5_packed, folders[0])
+    path = path or fetch(file, archive.mirrors, md5, folders[0])
     content = _unpacked(path)
-    if hashlib.sha256(content).hexdigest() != file.sha256_content:
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(
             f"{path} has not the published content of {dataset}: delete it and it is fetched again."
         )

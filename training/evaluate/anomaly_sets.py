@@ -47,7 +47,6 @@ __all__ = [
     "default_names",
     "image_set",
     "made_anomalies",
-    "other_images",
     "planted_defects",
 ]
 
@@ -91,7 +90,7 @@ def image_set(
     """
     shape: Shape = (own.shape[1], own.shape[2], own.shape[3])
     if name.partition(":")[0] in MADE:
-        pixels, words = _made(name, own, seed)
+        pixels, words = made_anomalies(own, name, seed)
         return ImageSet(name, words, pixels)
     if name.startswith(FOLDER_PREFIX):
         data = load_dataset(name, split, data_dir, size=shape[1:], channels=shape[0])
@@ -102,10 +101,10 @@ def image_set(
             f"--against {name!r} is none of {', '.join(DATASETS)}, folder:PATH, "
             f"{', '.join(MADE)}, {DRAWS}"
         )
-    return other_images(data.first(count), shape)
+    return _other_images(data.first(count), shape)
 
 
-def other_images(data: ImageData, shape: Shape) -> ImageSet:
+def _other_images(data: ImageData, shape: Shape) -> ImageSet:
     """Another data set's images in the model's `shape`, as the service fits them when it is
     asked to resize and convert."""
     name = public_name(data.name)
@@ -229,17 +228,12 @@ MADE: Mapping[str, _Kind] = {
 }
 
 
-def made_anomalies(images: Pixels, kind: str, seed: int) -> Pixels:
-    """Anomalies made of `images` uint8 [N, C, H, W]: as many, of the same shape.
+def made_anomalies(images: Pixels, name: str, seed: int) -> tuple[Pixels, str]:
+    """Anomalies made of `images` uint8 [N, C, H, W], as many and of their shape; what they are.
 
-    `kind` is one of `MADE`, with its strength after a colon where it has one ("blurred:2"); only
+    `name` is one of `MADE`, with its strength after a colon where it has one ("blurred:2"); only
     "constants" gives 256 images whatever there are. Raises `ConfigError` for another kind.
     """
-    return _made(kind, images, seed)[0]
-
-
-def _made(name: str, images: Pixels, seed: int) -> tuple[Pixels, str]:
-    """Anomalies of a kind, and in words what they are."""
     kind, _, given = name.partition(":")
     if kind not in MADE:
         raise ConfigError(f"{name!r} is none of {', '.join(MADE)}")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
 
@@ -22,12 +21,13 @@ from model.config import require
 from model.conv_vae import ConvVae
 from training.data import ImageData, Split, drawn_pixels
 from training.errors import EvaluationError
-from training.evaluate.draws import Spread, Sums, nested_sums, noise_threads
+from training.evaluate.draws import Sums, latent_moments, nested_sums, noise_threads
 from training.evaluate.evaluate import (
     MEMORY_GIB,
     active_units,
     check_images,
     image_figures,
+    mean_variance,
     pieces,
 )
 from training.evaluate.report import AS_THEY_ARE, PROTOCOLS
@@ -43,6 +43,7 @@ Arrays = dict[str, NDArray[Any]]
 PART_ROWS = 6_000  # draws after which results are kept: seconds or so ...
 LARGE_LATENT, LARGE_SHARE = 1024, 10  # ... of models whose draws take no longer than a digit's
 LEAST_DRAWS = 16  # of an image, for the moments of a latent
+LATENT = "latent_"  # before the name of such a moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,23 +134,25 @@ def _part(
         found = nested_sums(
             scorer, batch, ks=ks, seed=plan.seed, start=start, chunk=chunk, threads=threads
         )
-    return _arrays(scorer, found, plan.ks)
+    return _arrays(found, plan.ks)
 
 
-def _arrays(scorer: Scorer, found: Mapping[int, Sums], ks: Sequence[int]) -> Arrays:
+def _arrays(found: Mapping[int, Sums], ks: Sequence[int]) -> Arrays:
     draws = max(found)
     largest = found[draws]
     n = len(largest.elbo)
     iw, variance = np.full((n, len(ks)), np.nan), np.full((n, len(ks)), np.nan)
-    whole = image_figures([largest.without_latents()], Spread(draws), draws)
+    whole = image_figures([largest], draws)
     for column, k in enumerate(ks):
         if k not in found:
             continue
-        figures = image_figures([found[k].without_latents()], Spread(k), k)
+        figures = image_figures([found[k]], k)
         iw[:, column] = figures.importance_weighted
         # A single draw has no spread of its own: all draws tell it.
         single = whole.elbo_variance * draws
         variance[:, column] = single if k == 1 else figures.importance_weighted_variance
+    told = float(draws >= LEAST_DRAWS)  # fewer tell nothing: they count as no images
+    moments = latent_moments(largest, draws)
     return {
         "iw": iw,
         "variance": variance,
@@ -158,33 +161,8 @@ def _arrays(scorer: Scorer, found: Mapping[int, Sums], ks: Sequence[int]) -> Arr
         "kl": whole.kl,
         "log_px_z": whole.log_px_z,
         "effective": whole.effective_sample_size / draws,
-        **_latent_sums(scorer, largest, draws),
+        **{f"{LATENT}{name}": told * part.numpy() for name, part in moments.items()},
     }
-
-
-def _latent_sums(scorer: Scorer, sums: Sums, draws: int) -> Arrays:
-    """Sums over a part's images of each latent's moments, [1, D]; none from graphs.
-
-    Of fewer than `LEAST_DRAWS` nothing is told: they count as no images. `latent_kl`:
-    0.5 (m^2 + s^2 - 1 - log s^2), the divergence of a Gaussian with the posterior's mean m and
-    variance s^2 of that latent from N(0, 1), with the bias of so many draws taken out.
-    """
-    if sums.z is None or sums.z2 is None:
-        return {}
-    told = draws >= LEAST_DRAWS
-    mean = sums.z / draws
-    variance = (sums.z2 / draws - mean.square()) * (draws / max(1, draws - 1))  # [n, D] unbiased
-    parts = {
-        "latent_images": torch.ones(len(mean), 1),
-        "latent_mean": mean,
-        "latent_mean2": mean.square(),
-        "latent_noise": variance / draws,
-    }
-    if isinstance(scorer, ModelScorer) and isinstance(scorer.model, ConvVae):
-        log_variance = variance.clamp_min(1e-30).log() + 1 / max(1, draws - 1)
-        parts["latent_kl"] = 0.5 * (mean.square() - variance / draws + variance - 1 - log_variance)
-    summed = {name: part.double().sum(dim=0, keepdim=True) for name, part in parts.items()}
-    return {name: part.cpu().numpy() * float(told) for name, part in summed.items()}
 
 
 def _document(subject: Subject, data: ImageData, plan: BoundPlan, found: Arrays) -> dict[str, Any]:
@@ -211,7 +189,7 @@ def _document(subject: Subject, data: ImageData, plan: BoundPlan, found: Arrays)
         "kl_nats": dict(zip(facts.kl_groups, found["kl"].mean(axis=0).tolist(), strict=True)),
         "latents": facts.latents,
         "effective_share": float(found["effective"].mean()),
-        **_latents(facts.latents, found),
+        **_latents(subject.scorer, found),
         "protocol": _protocol(data, plan, facts.likelihood, facts.backend),
         "command": f"iafvae-train bound {subject.words} {plan.options}",
         **subject.identity,
@@ -251,18 +229,19 @@ def _error(variances: Array) -> float | None:
     return math.sqrt(variances.mean() / len(variances))
 
 
-def _latents(groups: Mapping[str, int], found: Arrays) -> dict[str, Any]:
+def _latents(scorer: Scorer, found: Arrays) -> dict[str, Any]:
     """Active units of each group and, of a single Gaussian layer, the nats of each latent."""
-    images = found["latent_images"].sum() if "latent_images" in found else 0.0
-    if not images:
+    moments = {
+        name.removeprefix(LATENT): array.sum(axis=0, keepdims=True)
+        for name, array in found.items()
+        if name.startswith(LATENT)
+    }
+    if not moments or not moments["images"]:
         return {"active_units": None, "latent_kl_nats": None}
-    mean = found["latent_mean"].sum(axis=0) / images
-    spread = found["latent_mean2"].sum(axis=0) / images - np.square(mean)
-    variance = spread - found["latent_noise"].sum(axis=0) / images
-    kl = found["latent_kl"].sum(axis=0) / images if "latent_kl" in found else None
+    alone = isinstance(scorer, ModelScorer) and isinstance(scorer.model, ConvVae)
     return {
-        "active_units": active_units(variance, groups),
-        "latent_kl_nats": None if kl is None else kl.tolist(),
+        "active_units": active_units(mean_variance(moments), scorer.facts.latents),
+        "latent_kl_nats": (moments["kl"] / moments["images"])[0].tolist() if alone else None,
     }
 
 

@@ -20,9 +20,7 @@ from torch import Tensor
 
 from training.evaluate.scorers import Scorer, Scores
 
-__all__ = ["NOISE_BLOCK", "Noise", "Spread", "Sums", "nested_sums", "noise_threads"]
-
-Array = NDArray[np.float64]
+__all__ = ["NOISE_BLOCK", "Noise", "Sums", "latent_moments", "nested_sums", "noise_threads"]
 
 NOISE_BLOCK = 16  # draws made at once: torch.randn fills in sixteens
 LOGARITHMS = {"log_w", "log_w2"}
@@ -152,40 +150,23 @@ def _cut(scores: Scores, marks: Sequence[int]) -> Iterator[Scores]:
         yield Scores(scores.log_px_z[first:last], scores.kl[first:last], z)
 
 
-class Spread:
-    """How each latent's posterior mean varies over the images, [D] numbers for any number of them.
+def latent_moments(sums: Sums, draws: int) -> dict[str, Tensor]:
+    """What n images say of each latent, sums over them, float64 [1, D]; {} where none were seen.
 
-    Parts are merged as by Chan, Golub & LeVeque (1979), so that nothing cancels.
+    "images": how many there are, [1, 1]; "mean", "mean2": E_q[z] and its square; "noise": how much
+    of "mean2" comes of so few draws; "kl": 0.5 (m^2 + s^2 - 1 - log s^2), the divergence from
+    N(0, 1) of a Gaussian with the posterior's mean m and variance s^2, free of that bias.
     """
-
-    def __init__(self, draws: int) -> None:
-        self.draws = draws
-        self.count = 0
-        self.mean = self.squares = self.within = torch.zeros(())
-
-    def add(self, sums: Sums) -> None:
-        """Count the images of `sums`."""
-        if sums.z is None or sums.z2 is None:
-            return
-        means = sums.z / self.draws  # [n, D] of E_q[z]
-        within = (sums.z2 / self.draws - means.square()).sum(dim=0)  # times (K-1)/K
-        n, mean = len(means), means.mean(dim=0)
-        shift, total = mean - self.mean, self.count + n
-        squares = (means - mean).square().sum(dim=0)
-        self.squares = self.squares + squares + shift.square() * (self.count * n / total)
-        self.mean = self.mean + shift * (n / total)
-        self.within = self.within + within
-        self.count = total
-
-    def variance(self) -> Array | None:
-        """The variance [D] over the images of E_q[z], without its Monte-Carlo part.
-
-        nan at K = 1, None where no latents were seen.
-        """
-        if not self.count:
-            return None
-        between = (self.squares / self.count).cpu().numpy()
-        within = (self.within / self.count).cpu().numpy()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found: Array = between - within / np.float64(self.draws - 1)
-        return found
+    if sums.z is None or sums.z2 is None:
+        return {}
+    mean, fewer = sums.z / draws, max(1, draws - 1)
+    variance = (sums.z2 / draws - mean.square()) * (draws / fewer)  # [n, D] unbiased
+    log_variance = variance.clamp_min(1e-30).log() + 1 / fewer
+    parts = {
+        "images": mean.new_ones(len(mean), 1),
+        "mean": mean,
+        "mean2": mean.square(),
+        "noise": variance / draws,
+        "kl": 0.5 * (mean.square() - variance / draws + variance - 1 - log_variance),
+    }
+    return {name: part.sum(dim=0, keepdim=True).cpu() for name, part in parts.items()}

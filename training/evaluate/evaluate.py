@@ -8,9 +8,9 @@ made here, from a seed: draw k of image i is the same whatever the batch and the
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,13 @@ from rich.progress import Progress
 from model.contract import DensityModel
 from training.data import ImageData, drawn_pixels
 from training.errors import EvaluationError
-from training.evaluate.draws import NOISE_BLOCK, Spread, Sums, nested_sums, noise_threads
+from training.evaluate.draws import (
+    NOISE_BLOCK,
+    Sums,
+    latent_moments,
+    nested_sums,
+    noise_threads,
+)
 from training.evaluate.report import Estimate, EvaluationReport
 from training.evaluate.scorers import Facts, ModelScorer, Scorer
 
@@ -33,11 +39,13 @@ __all__ = [
     "evaluate_images",
     "evaluate_model",
     "image_figures",
+    "mean_variance",
     "pieces",
 ]
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5: a unit is active above it
 MEMORY_GIB = 2.0
+MOMENTS = ("mean", "mean2", "noise")  # of a latent, see `draws.latent_moments`
 
 
 @dataclass(frozen=True)
@@ -46,10 +54,8 @@ class ImageFigures:
 
     `elbo`, `importance_weighted`, `log_px_z` [N]; `kl` [N, G]; `elbo_variance` and
     `importance_weighted_variance` [N], their Monte-Carlo variances, the latter by the delta method
-    (both nan at K = 1); `effective_sample_size` [N] in 1..K. `posterior_mean_variance` [D]: the
-    variance over the images of E_q[z], free of the Monte-Carlo variance of that mean (nan at
-    K = 1), so that it may come out slightly negative for a latent that is switched off; None
-    where the latents are not to be seen.
+    (both nan at K = 1); `effective_sample_size` [N] in 1..K. `posterior_mean_variance` [D]: see
+    `mean_variance`; None at K = 1, and where the latents are not to be seen.
     """
 
     elbo: Array
@@ -59,7 +65,7 @@ class ImageFigures:
     elbo_variance: Array
     importance_weighted_variance: Array
     effective_sample_size: Array
-    posterior_mean_variance: Array | None
+    posterior_mean_variance: Array | None = None
 
 
 def evaluate_model(
@@ -68,18 +74,14 @@ def evaluate_model(
     *,
     importance_samples: int = 128,
     seed: int = 0,
-    batch_size: int | None = None,
-    chunk: int | None = None,
     memory_gib: float = MEMORY_GIB,
     progress: Progress | None = None,
 ) -> EvaluationReport:
     """The figures of a model, or of a bundle's scorer, on `data`.
 
     A Bernoulli model sees the pixels drawn to 0 and 255 by `training.data.drawn_pixels(seed)`,
-    another sees them as they are. `batch_size` images times `chunk` draws are computed at once
-    (None: as many as `memory_gib` holds, see `pieces`), on the device where the model is; they
-    change speed and memory, not the noise. Raises `EvaluationError` where an image's bound is not
-    finite or the images do not fit the model.
+    another sees them as they are. Raises `EvaluationError` where an image's bound is not finite or
+    the images do not fit the model.
     """
     start = time.monotonic()
     scorer = ModelScorer(model) if isinstance(model, DensityModel) else model
@@ -91,8 +93,6 @@ def evaluate_model(
         pixels,
         importance_samples=importance_samples,
         seed=seed,
-        batch_size=batch_size,
-        chunk=chunk,
         memory_gib=memory_gib,
         progress=progress,
     )
@@ -111,11 +111,12 @@ def evaluate_images(
     chunk: int | None = None,
     memory_gib: float = MEMORY_GIB,
     progress: Progress | None = None,
-    start: int = 0,
 ) -> ImageFigures:
-    """The figures of each image of `pixels` uint8 [N, C, H, W], as the likelihood reads them.
+    """The figures of each image of `pixels` uint8 [N, C, H, W], for a binary model 0 and 255.
 
-    `start` is the first one's place in a larger set, whose other images are measured elsewhere.
+    `batch_size` images times `chunk` draws are computed at once (None: as many as `memory_gib`
+    holds, see `pieces`), on the device where the model is; they change speed and memory, not the
+    noise.
     """
     if min(importance_samples, batch_size or 1, chunk or 1) < 1 or not memory_gib > 0:
         raise ValueError(
@@ -128,7 +129,7 @@ def evaluate_images(
     batch_size, chunk = batch_size or fitting[0], chunk or fitting[1]
     progress = progress or Progress(disable=True)
     task = progress.add_task("evaluating", total=len(pixels))
-    kept, spread = [], Spread(importance_samples)
+    kept, moments = [], []
     with ThreadPoolExecutor(noise_threads()) as threads, scorer.exactly():
         for first in range(0, len(pixels), batch_size):
             batch = pixels[first : first + batch_size]
@@ -137,14 +138,18 @@ def evaluate_images(
                 batch,
                 ks=[importance_samples],
                 seed=seed,
-                start=start + first,
+                start=first,
                 chunk=chunk,
                 threads=threads,
             )[importance_samples]
-            spread.add(sums)
+            moments.append(latent_moments(sums, importance_samples))
             kept.append(sums.without_latents())
             progress.advance(task, len(batch))
-    return image_figures(kept, spread, importance_samples)
+    figures = image_figures(kept, importance_samples)
+    if importance_samples == 1 or not moments[0]:
+        return figures
+    summed = {n: np.sum([part[n].numpy() for part in moments], axis=0) for n in moments[0]}
+    return replace(figures, posterior_mean_variance=mean_variance(summed))
 
 
 def check_images(facts: Facts, pixels: NDArray[np.uint8]) -> None:
@@ -167,7 +172,7 @@ def pieces(facts: Facts, draws: int, memory_gib: float) -> tuple[int, int]:
     return max(1, min(images, facts.rows // chunk)), chunk
 
 
-def image_figures(sums: list[Sums], spread: Spread, draws: int) -> ImageFigures:
+def image_figures(sums: Sequence[Sums], draws: int) -> ImageFigures:
     """What sums over so many draws say of each image, in the order of the parts."""
 
     def together(name: str) -> Array:
@@ -185,8 +190,18 @@ def image_figures(sums: list[Sums], spread: Spread, draws: int) -> ImageFigures:
             elbo_variance=(together("elbo2") / draws - np.square(elbo)) / np.float64(draws - 1),
             importance_weighted_variance=(draws * shares2 - 1) / np.float64(draws - 1),
             effective_sample_size=1 / shares2,
-            posterior_mean_variance=spread.variance(),
         )
+
+
+def mean_variance(moments: Mapping[str, Array]) -> Array:
+    """The variance [D] over the images of E_q[z], from sums of `latent_moments`.
+
+    Without its Monte-Carlo part, so that it may come out slightly negative for a latent that is
+    switched off.
+    """
+    mean, mean2, noise = ((moments[name] / moments["images"])[0] for name in MOMENTS)
+    found: Array = mean2 - np.square(mean) - noise
+    return found
 
 
 def _report(
@@ -203,7 +218,7 @@ def _report(
             f"The bound of {len(bad)} of {len(data)} images is not finite (the first is image "
             f"{bad[0]}): the model's weights or its precision are at fault."
         )
-    variance = figures.posterior_mean_variance if draws > 1 else None
+    variance = figures.posterior_mean_variance
     return EvaluationReport(
         dataset=data.name,
         split=data.split,

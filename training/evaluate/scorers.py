@@ -22,9 +22,8 @@ from model.densities import Bernoulli
 from service.bundle import Bundle
 from service.engine import make_engine
 from service.engine.options import EngineOptions, Provider
-from service.noise import Purpose, image_keys, uniform
 
-__all__ = ["BundleScorer", "Facts", "ModelScorer", "Scorer", "Scores", "pixel_noise"]
+__all__ = ["BundleScorer", "Facts", "ModelScorer", "Scorer", "Scores"]
 
 FLOAT32 = 4
 # So many arrays of the largest activation's size live at once in a row's pass, at most ...
@@ -83,7 +82,7 @@ class Scorer(Protocol):
     facts: Facts
 
     def images(self, pixels: NDArray[np.uint8]) -> Any:
-        """What is computed once for images uint8 [n, C, H, W]."""
+        """What is computed once for images uint8 [n, C, H, W], of a binary model 0 and 255."""
 
     def score(self, images: Any, eps: Tensor) -> Scores:
         """Score the draws made from `eps` [k, n, D] (on the CPU)."""
@@ -136,11 +135,7 @@ class ModelScorer:
 
     def images(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Features]:
         """What the likelihood reads [n, C, H, W], and the bottom-up features."""
-        levels, likelihood = torch.from_numpy(pixels).to(self.device), self.model.likelihood
-        if isinstance(likelihood, Bernoulli):
-            x = likelihood.binarised(levels, torch.from_numpy(pixel_noise(pixels)).to(self.device))
-        else:
-            x = likelihood.from_pixels(levels)
+        x = self.model.likelihood.from_pixels(torch.from_numpy(pixels).to(self.device))
         return x, self.model.bottom_up(x)
 
     def score(self, images: tuple[Tensor, Features], eps: Tensor) -> Scores:
@@ -164,12 +159,6 @@ class ModelScorer:
             return
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             yield
-
-
-def pixel_noise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What decides which grey pixels a binary model sees as white, float32 [n, CHW], as the service
-    makes it with its own seed; black and white ones stay what they are."""
-    return uniform(0, image_keys(images), 0, images[0].size, Purpose.PIXELS)
 
 
 def _repeat(t: Tensor, k: int) -> Tensor:
@@ -213,7 +202,8 @@ class BundleScorer:
         noise: NDArray[np.float32] = eps.reshape(k * n, dim).numpy()
         arrays: dict[str, NDArray[Any]] = {"image": images, "owner": owner, "eps": noise}
         if self.facts.likelihood == Bernoulli.kind:
-            arrays["u_image"] = pixel_noise(images)
+            # Black and white pixels stay what they are whatever it is.
+            arrays["u_image"] = np.full((n, self.facts.dims), 0.5, np.float32)
         outputs = self.engine.run("score", arrays)
         log_px_z, kl = (torch.from_numpy(outputs[name]) for name in ("log_px_z", "kl"))
         return Scores(log_px_z.view(k, n), kl.view(k, n, -1).double(), None)

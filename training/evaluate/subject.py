@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,22 @@ import torch
 
 from model.config import ConfigError
 from service.bundle import Bundle, BundleError, load_bundle
+from service.codecs.images import FitMode
 from training.data import DATASETS, FOLDER_PREFIX, ImageData, Split, load_dataset
 from training.errors import EvaluationError
-from training.evaluate.run import run_images
 from training.evaluate.scorers import BundleScorer, ModelScorer, Scorer
 from training.fit.device import choose_device
 from training.runs.checkpoint import Weights, load_run, weights_used
 from training.runs.directory import known_data_dir
 
-__all__ = ["Subject", "bundle_images", "bundle_subject", "run_subject", "writable"]
+__all__ = [
+    "Subject",
+    "bundle_images",
+    "bundle_subject",
+    "run_images",
+    "run_subject",
+    "writable",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +77,8 @@ def run_subject(
     """The newest checkpoint of a run, or the checkpoint `run` itself."""
     config, model, checkpoint = load_run(run, weights=weights)
     run_dir = checkpoint.path.parent.parent
-    scorer = ModelScorer(model.to(choose_device(device)))
-
     return Subject(
-        scorer=scorer,
+        scorer=ModelScorer(model.to(choose_device(device))),
         name=run_dir.resolve().name,
         identity=weights_used(checkpoint, weights),
         words="RUN" if weights == "ema" else f"RUN --weights {weights}",
@@ -128,8 +133,21 @@ def bundle_images(
             f"{bundle.path} was trained on {name or 'images that it does not name'}: say which "
             f"images to use with --data ({', '.join(DATASETS)} or folder:PATH)."
         )
+    return _images(name, split, data_dir, bundle.manifest.image.shape, bundle.manifest.fit)
+
+
+def run_images(config: Mapping[str, Any], split: Split, data_dir: Path | None) -> ImageData:
+    """One split of the images that a run was trained on, at its size."""
+    data = config["data"]
+    shape = config["model"]["image_shape"]
+    return _images(str(data["name"]), split, data_dir, shape, data.get("fit", "crop"))
+
+
+def _images(
+    name: str, split: Split, data_dir: Path | None, shape: Sequence[int], fit: FitMode
+) -> ImageData:
+    """One split; of a folder, at `shape` (C, H, W)."""
     if not name.startswith(FOLDER_PREFIX):
         return load_dataset(name, split, data_dir)
-    channels, height, width = bundle.manifest.image.shape
-    fit = bundle.manifest.fit
+    channels, height, width = shape
     return load_dataset(name, split, data_dir, size=(height, width), channels=channels, fit=fit)

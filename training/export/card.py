@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from service.bundle import Manifest
 from service.verdicts.conformal import certified_alpha
@@ -69,7 +68,7 @@ def model_card(manifest: Manifest, *, reconstructions: bool, findings: Findings 
         _figures(manifest),
         *_section("The bound by the number of draws", findings.bound, "bound.png", findings),
         "## Calibration",
-        _calibration(manifest),
+        calibration_text(manifest),
         *_section(VERDICTS, findings.verdicts, "anomaly.png", findings),
         "## Training",
         *_training(manifest),
@@ -135,19 +134,6 @@ def _figures(manifest: Manifest) -> str:
     )
 
 
-def _calibration(manifest: Manifest) -> str:
-    spec = manifest.calibration
-    if spec is None:
-        return "None: the service answers no p-values and calls nothing anomalous."
-    scoring = manifest.scoring
-    return calibration_text(
-        spec.images,
-        spec.model_dump(),
-        scoring.calibrated_importance_samples,
-        scoring.alpha,
-    )
-
-
 def with_section(card: str, title: str, text: str) -> str:
     """A finished card with the section `title` anew; it follows "Calibration" where it is new."""
     section = f"## {title}\n\n{text.strip()}\n\n"
@@ -158,24 +144,26 @@ def with_section(card: str, title: str, text: str) -> str:
     return (found if count else f"{card.rstrip()}\n\n{section}").rstrip() + "\n"
 
 
-def calibration_text(
-    images: int, spec: Mapping[str, Any], samples: Sequence[int], alpha: float
-) -> str:
+def calibration_text(manifest: Manifest) -> str:
     """What p-values refer to, and what they can and cannot promise."""
-    crossed = spec.get("folds", 1) > 1
-    smallest = 1 / (images + 1)
-    certified = None if crossed else certified_alpha(alpha, images)
+    spec, alpha = manifest.calibration, manifest.scoring.alpha
+    if spec is None:
+        return "None: the service answers no p-values and calls nothing anomalous."
+    crossed = spec.folds > 1
+    smallest = 1 / (spec.images + 1)
+    certified = None if crossed else certified_alpha(alpha, spec.images)
     density = (
-        f"each with a density of the others, in {spec['folds']} folds"
+        f"each with a density of the others, in {spec.folds} folds"
         if crossed
-        else f"with a density made of {spec['fit_images']} others"
+        else f"with a density made of {spec.fit_images} others"
     )
+    samples = ", ".join(map(str, manifest.scoring.calibrated_importance_samples))
     text = (
-        f"`p_value` says how far an image's statistics (likelihood, its parts, latents, residuals, "
-        f"pixels) lie from those of usual images: its rank among {images} images ({spec['split']}, "
-        f"{spec['date']}), {density}, at K = "
-        f"{', '.join(map(str, samples))} importance samples and seed {spec['seed']}. The smallest "
-        f"possible is {smallest:.1g}. An image is called anomalous at p <= {alpha:g}"
+        "`p_value` says how far an image's statistics (likelihood, its parts, latents, residuals, "
+        f"pixels) lie from those of usual images: its rank among {spec.images} images "
+        f"({spec.split}, {spec.date}), {density}, at K = {samples} importance samples and seed "
+        f"{spec.seed}. The smallest possible is {smallest:.1g}. An image is called anomalous at "
+        f"p <= {alpha:g}"
     )
     if smallest > alpha:
         return text + ", which so few cannot tell: no decision ever is. Calibrate on more."

@@ -54,11 +54,18 @@ from training.export.graphs import (
 from training.export.parity import PARITY_ROWS, check_parity, graph_inputs, torch_outputs
 from training.plots import png_bytes, reconstruction_sheet, sample_sheet
 
-__all__ = ["BundleDetails", "calibrated", "export_bundle", "refuse_strangers"]
+__all__ = [
+    "BundleDetails",
+    "calibrated",
+    "draft_manifest",
+    "export_bundle",
+    "refuse_strangers",
+]
 
 CALIBRATION_FILE = "calibration.npz"
 CANARIES_FILE = "canaries.npz"
 CALIBRATION_SEED = 0
+DEFAULT_SAMPLES, ALPHA = 16, 0.01  # where a caller asks for nothing else
 CANARY_IMAGES = 4
 CANARY_IMAGES_OF_LARGE, LARGE_LATENT = 2, 4096  # their noise would outweigh a small model
 SHEET_SCALE = 2
@@ -81,8 +88,6 @@ class BundleDetails:
     description: str = ""
     license: str = "MIT"
     fit: FitMode = "crop"
-    default_importance_samples: int = 16
-    alpha: float = 0.01
     evaluation: tuple[Mapping[str, Any], ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
@@ -108,7 +113,7 @@ def export_bundle(
     refuse_strangers(out)
     folded = model.fold().cpu()
     fields = _manifest_fields(folded, details, _parameter_count(model))
-    _draft_manifest(fields)  # a name that no manifest takes is said before the work, not after it
+    _checked_manifest(fields)  # a name that no manifest takes is said before the work, not after it
     modules = graph_modules(folded)
     contents = _graph_files(fields, build_graphs(modules))
     images = _sampled_pixels(folded, max(PARITY_ROWS))
@@ -125,7 +130,7 @@ def export_bundle(
                 contents[CALIBRATION_FILE] = calibrated(fields, engine, calibration, fit, progress)
         contents |= _pictures(folded, examples) | dict(details.findings.pictures)
         card = model_card(
-            _manifest(fields, contents),
+            draft_manifest(fields, contents),
             reconstructions=examples is not None,
             findings=details.findings,
         )
@@ -253,10 +258,10 @@ def _manifest_fields(
             "parameters": parameters,
             "noise_version": NOISE_VERSION,
             "scoring": {
-                "default_importance_samples": details.default_importance_samples,
+                "default_importance_samples": DEFAULT_SAMPLES,
                 "calibrated_importance_samples": [],
                 "default_seed": CALIBRATION_SEED,
-                "alpha": details.alpha,
+                "alpha": ALPHA,
             },
             "calibration": None,
             "canaries": {"file": CANARIES_FILE, "rtol": 1e-3, "atol": 1e-3},
@@ -274,17 +279,17 @@ def _json_values(value: Any) -> Any:
     return [_json_values(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _manifest(fields: Mapping[str, Any], contents: Mapping[str, bytes]) -> Manifest:
+def draft_manifest(fields: Mapping[str, Any], contents: Mapping[str, bytes]) -> Manifest:
     """The manifest before its files are hashed, for what only reads it."""
     unknown = {name: {"sha256": "0" * 64, "bytes": len(data)} for name, data in contents.items()}
     return manifest_from_json({**fields, "files": unknown})
 
 
-def _draft_manifest(fields: Mapping[str, Any]) -> Manifest:
+def _checked_manifest(fields: Mapping[str, Any]) -> Manifest:
     """The manifest before any file is made; raises `ExportError` naming what it cannot hold."""
     names = [graph[form] for graph in fields["graphs"].values() for form in ("portable", "cpu")]
     try:
-        return _manifest(
+        return draft_manifest(
             {**fields, "weights": []}, dict.fromkeys((*names, WEIGHTS_FILE, CANARIES_FILE), b"")
         )
     except ValueError as error:
@@ -295,7 +300,7 @@ def _canaries(
     modules: Mapping[str, GraphModule], fields: Mapping[str, Any], images: NDArray[np.uint8]
 ) -> bytes:
     """Inputs with torch's outputs: known answers from an independent computation."""
-    manifest = _draft_manifest(fields)
+    manifest = _checked_manifest(fields)
     arrays: dict[str, NDArray[Any]] = {}
     for operation, inputs in graph_inputs(manifest, images, seed=0).items():
         outputs = torch_outputs(modules[operation], inputs)

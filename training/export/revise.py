@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from service.bundle import Bundle, BundleError, load_bundle, manifest_to_json, write_bundle
+from service.bundle import (
+    Bundle,
+    BundleError,
+    Manifest,
+    load_bundle,
+    manifest_to_json,
+    write_bundle,
+)
 from service.engine.onnxruntime_engine import Engine
 from service.noise import image_keys
 from training.data import (
@@ -25,7 +32,12 @@ from training.data import (
 from training.errors import DataError, ExportError
 from training.export.calibrate import LEAST
 from training.export.card import CARD, VERDICTS, calibration_text, with_section
-from training.export.export import CALIBRATION_FILE, calibrated, refuse_strangers
+from training.export.export import (
+    CALIBRATION_FILE,
+    calibrated,
+    draft_manifest,
+    refuse_strangers,
+)
 
 __all__ = ["into_card", "next_version", "recalibrate"]
 
@@ -63,7 +75,8 @@ def recalibrate(
             )
         fields["version"] = version or next_version(bundle.manifest.version)
         if CARD in contents:
-            contents[CARD] = _recalibrated(contents[CARD].decode(), fields).encode()
+            card = contents[CARD].decode()
+            contents[CARD] = _recalibrated(card, draft_manifest(fields, contents)).encode()
             contents.pop(PICTURE, None)
         return write_bundle(out, fields, contents)
 
@@ -127,18 +140,13 @@ def _images(
     return replace(images, pixels=images.pixels[np.sort(first)]), None
 
 
-def _recalibrated(card: str, fields: dict[str, Any]) -> str:
+def _recalibrated(card: str, manifest: Manifest) -> str:
     """The card with what it says of version and calibration brought up to date."""
-    text = calibration_text(
-        fields["calibration"]["images"],
-        fields["calibration"],
-        fields["scoring"]["calibrated_importance_samples"],
-        fields["scoring"]["alpha"],
-    )
-    card = re.sub(r"\A# .*", f"# {fields['name']} {fields['version']}", card)
+    card = re.sub(r"\A# .*", f"# {manifest.name} {manifest.version}", card)
     measure = "iafvae-train evaluate-anomaly --bundle BUNDLE --into-card"
     unknown = f"Not measured since this calibration.\n\n    {measure}"
-    return _with_verdicts(with_section(card, "Calibration", text), unknown)
+    calibration = calibration_text(manifest)
+    return _with_verdicts(with_section(card, "Calibration", calibration), unknown)
 
 
 def _with_verdicts(card: str, text: str) -> str:

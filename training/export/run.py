@@ -12,12 +12,12 @@ from service.bundle import Bundle
 from training.config import ConfigError, run_config_from_dict
 from training.data import FOLDER_PREFIX, ImageData, Split, public_name
 from training.errors import DataError, ExportError, TrainingError
-from training.evaluate.run import run_images
+from training.evaluate.subject import run_images
 from training.export.export import BundleDetails, export_bundle, refuse_strangers
 from training.export.findings import gather
 from training.runs.checkpoint import Checkpoint, Weights, load_run, weights_used
 from training.runs.directory import known_data_dir
-from training.runs.metrics import read_metrics
+from training.runs.metrics import minutes_clock, read_metrics
 from training.runs.provenance import fit_command, git_revision, processor
 
 __all__ = ["export_run", "training_facts"]
@@ -36,14 +36,13 @@ def export_run(
     weights: Weights = "ema",
     data_dir: Path | None = None,
     calibrate: bool = True,
-    command: str = "",
     progress: Progress | None = None,
 ) -> Bundle:
     """Write the bundle of a run's newest checkpoint (or of the checkpoint `run`) to `out`.
 
     The figures of every full evaluation of these weights go with it, and what `bound` and
     `evaluate-anomaly` found of them, and the curve of its training. `calibrate=False` needs no
-    images and gives a bundle without p-values; `command` is the one that trained the model.
+    images and gives a bundle without p-values.
     """
     refuse_strangers(out)  # before the images are read, and the graphs made
     config, model, checkpoint = load_run(run, weights=weights)
@@ -57,7 +56,7 @@ def export_run(
         license=license_name,
         fit=config["data"].get("fit", "crop"),
         evaluation=tuple(_figures(run_dir, checkpoint, weights)),
-        training=training_facts(run_dir, config, checkpoint, weights, command),
+        training=training_facts(run_dir, config, checkpoint, weights),
         findings=gather(run_dir, weights_used(checkpoint, weights), f"{name} {version}"),
     )
     images = _shown_images(config, known_data_dir(run_dir, data_dir)) if calibrate else {}
@@ -94,19 +93,20 @@ def training_facts(
     config: Mapping[str, Any],
     checkpoint: Checkpoint,
     weights: Weights,
-    command: str = "",
 ) -> dict[str, Any]:
     """What made the weights, for the manifest: numbers and words, no path of this machine."""
     environment = {"processor": processor(), **config.get("environment", {})}
     recorded = environment.pop("command", "")  # said once, above
     calls = environment.pop("calls", [])
+    batch = int(config.get("optim", {}).get("batch_size", 0))
+    clock = minutes_clock(read_metrics(run_dir), batch)
     return {
-        "command": command or recorded or _fit_command(config),
+        "command": recorded or _fit_command(config),
         "data": public_name(str(config["data"]["name"])),
         "preset": str(config.get("preset", "")),
         "git_revision": environment.pop("git_revision", None) or git_revision(),
         **weights_used(checkpoint, weights),
-        "minutes": round(_minutes(run_dir, config, checkpoint.step), 1),
+        "minutes": round(clock(checkpoint.step), 1),
         "model": dict(config["model"]),
         "optim": dict(config.get("optim", {})),
         "train": dict(config.get("train", {})),
@@ -137,18 +137,3 @@ def _figures(run_dir: Path, checkpoint: Checkpoint, weights: Weights) -> Iterato
             raise TrainingError(f"{path} is no evaluation ({error!r}): remove it.") from error
         if used.items() <= wanted.items() and "--limit" not in command:
             yield from entries
-
-
-def _minutes(run_dir: Path, config: Mapping[str, Any], last_step: int) -> float:
-    """Time that the steps took, by the speeds that the run recorded; 0 where it kept none."""
-    batch = int(config.get("optim", {}).get("batch_size", 0))
-    speeds = {  # by step: the last record of each counts
-        record["step"]: record["images_per_second"]
-        for record in read_metrics(run_dir)
-        if record["kind"] == "train" and record["step"] <= last_step
-    }
-    seconds, before = 0.0, 0
-    for step, speed in sorted(speeds.items()):
-        seconds += (step - before) * batch / speed
-        before = step
-    return seconds / 60

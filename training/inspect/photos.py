@@ -19,7 +19,7 @@ import numpy as np
 from service.cli.report import MASKS, NORMAL
 from service.codecs.headers import read_header
 from service.errors import IafvaeError
-from training.data.folder import MAX_PIXELS, Files, image_files, read_fitted, shown
+from training.data.image_files import MAX_PIXELS, Files, by, image_files, read_fitted, shown
 from training.errors import DataError
 
 __all__ = ["LEAST", "Photos", "find_photos"]
@@ -52,7 +52,7 @@ class Photos:
     def lines(self) -> list[str]:
         """What was found, for people."""
         colour = "grey" if self.channels == 1 else "colour"
-        lines = [f"{len(self.usual)} usual images, {_by(self.size)} (height x width), {colour}"]
+        lines = [f"{len(self.usual)} usual images, {by(self.size)} (height x width), {colour}"]
         tested = {"good": {**self.usual_test, **self.usual_more}, **self.classes}
         if any(tested.values()):
             counts = [f"{len(files)} {name}" for name, files in tested.items() if files]
@@ -178,7 +178,3 @@ def _masks(classes: Mapping[str, Files], folder: Path) -> dict[Path, Path]:
                     found[path] = mask
                     break
     return found
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from service.client import Computed
 from service.errors import IafvaeError
 from service.verdicts.ranks import Figure, pooled_detection
-from training.data.folder import read_fitted
+from training.data.image_files import read_fitted
 from training.inspect.photos import Photos
 
 __all__ = ["pixel_detection"]

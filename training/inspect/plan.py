@@ -13,7 +13,7 @@ import numpy as np
 
 from training.config import UNENDING_EPOCHS, RunConfig, Runtime, for_images, run_preset
 from training.data import FOLDER_PREFIX, ImageData
-from training.data.folder import Files
+from training.data.image_files import Files
 from training.fit.trainer import Trainer
 from training.overrides import with_settings
 

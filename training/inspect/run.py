@@ -27,7 +27,7 @@ from service.codecs.png import encode_png
 from service.errors import IafvaeError
 from training.config import Runtime, overridden
 from training.data import FOLDER_PREFIX
-from training.data.folder import Files, read_fitted, shown
+from training.data.image_files import Files, read_fitted, shown
 from training.errors import DataError
 from training.evaluate.anomaly_sets import planted_defects
 from training.export.revise import recalibrate
@@ -211,12 +211,12 @@ def _judge(
         spec = model.model()["manifest"]["calibration"]
         alpha = max(false_alarms, 1 / (1 + spec["images"]))
         options = ReportOptions(fit=Fit(resize=True, convert=True), alpha=alpha)
-        _plant(out, plan, photos.channels, usual)
+        pixels = _pixels(usual, plan.size, photos.channels)
+        _plant(out, pixels)
         planted = write_report(
             model, out / "planted", out / "planted.html", options, progress=progress
         )
         drawn = model.sample(DRAWN, seed=0, output="mean").array
-        shown_images = _pixels(usual, plan.size, photos.channels)
         facts = Facts(
             photos=photos,
             size=plan.size,
@@ -226,7 +226,7 @@ def _judge(
             alpha=alpha,
             planted=planted,
             training=learned(out / "run"),
-            again=(shown_images, model.reconstruct(shown_images, seed=None, output="mean").images),
+            again=(pixels, model.reconstruct(pixels, seed=None, output="mean").images),
             drawn=drawn,
             pixels=pixel_detection(model, photos, plan.size) if photos.masks else None,
         )
@@ -261,12 +261,11 @@ def _pixels(files: Files, size: tuple[int, int], channels: int) -> NDArray[np.ui
     return np.stack(found)
 
 
-def _plant(out: Path, plan: Plan, channels: int, usual: Files) -> None:
-    """Usual test images in the model's size, and the same with defects of several sizes."""
-    pixels = _pixels(usual, plan.size, channels)
+def _plant(out: Path, pixels: NDArray[np.uint8]) -> None:
+    """Usual test images [N, C, H, W] in the model's size, and the same with defects of several."""
     kinds = {"good": pixels}
     for side in SIDES:
-        if side <= min(plan.size) // 2:
+        if side <= min(pixels.shape[2:]) // 2:
             kinds[f"planted {side}x{side}"] = planted_defects(pixels, 0, side)[0]
     for kind, images in kinds.items():
         folder = out / "planted" / kind

@@ -13,7 +13,8 @@ from rich.progress import Progress
 from model.config import require
 from training.config import Runtime
 from training.data import Split
-from training.evaluate.run import evaluate_run, run_images
+from training.evaluate.run import evaluate_run
+from training.evaluate.subject import run_images
 from training.fit.device import choose_device, prepare
 from training.fit.distributed import World
 from training.fit.validate import validate

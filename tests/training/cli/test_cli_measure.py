@@ -18,7 +18,6 @@ from service.bundle import load_bundle
 from training.cli.main import main
 from training.data import ImageData
 from training.evaluate import bound as bound_module
-from training.evaluate import run as evaluation
 from training.evaluate import subject as subject_module
 from training.export import run as exporting
 from training.runs.checkpoint import save_checkpoint
@@ -47,7 +46,7 @@ def run(tmp_path, monkeypatch) -> Path:
         generator = np.random.default_rng(len(split))
         return ImageData(generator.integers(0, 256, (12, 1, 8, 8), np.uint8), name, split)
 
-    monkeypatch.setattr(evaluation, "load_dataset", images)
+    monkeypatch.setattr(subject_module, "load_dataset", images)
     return run_dir
 
 

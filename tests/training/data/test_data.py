@@ -37,18 +37,14 @@ def archive(tmp_path, monkeypatch):
     images["test"] = rng.integers(0, 256, (30, 4, 5), np.uint8)
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    files = {}
+    checksums = {}
     for part, array in images.items():
-        file = idx.ARCHIVES["mnist"].files[part]
         content = idx_bytes(array)
         packed = gzip.compress(content)
-        (raw / file.name).write_bytes(packed)
-        files[part] = replace(
-            file,
-            sha256_content=hashlib.sha256(content).hexdigest(),
-            md5_packed=hashlib.md5(packed, usedforsecurity=False).hexdigest(),
-        )
-    table = {"mnist": replace(idx.ARCHIVES["mnist"], files=files)}
+        (raw / idx.NAMES[part]).write_bytes(packed)
+        md5 = hashlib.md5(packed, usedforsecurity=False).hexdigest()
+        checksums[part] = md5, hashlib.sha256(content).hexdigest()
+    table = {"mnist": replace(idx.ARCHIVES["mnist"], checksums=checksums)}
     monkeypatch.setattr(idx, "ARCHIVES", table)
     monkeypatch.setattr("training.data.download.cache_dir", lambda: tmp_path / "cache")
     return tmp_path, images

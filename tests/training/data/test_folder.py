@@ -9,8 +9,13 @@ from PIL import Image
 from scipy import stats
 
 from training.data import load_dataset
-from training.data.folder import FolderOptions, read_folder, split_of, survey
+from training.data.folder import FolderOptions, decode, split_of, survey
 from training.errors import DataError
+
+
+def read_folder(folder, split, options):
+    found = survey(folder, options)
+    return decode(found, found.split(split)).images
 
 
 @pytest.fixture

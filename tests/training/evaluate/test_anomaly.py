@@ -190,21 +190,21 @@ def test_noise_has_the_deviation_that_is_asked_for():
 @pytest.mark.parametrize("kind", MADE)
 def test_made_anomalies_are_functions_of_the_images_and_the_seed(kind):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 12, 9), np.uint8)
-    made = made_anomalies(pixels, kind, 5)
+    made = made_anomalies(pixels, kind, 5)[0]
     assert made.dtype == np.uint8
     assert made.shape == (256 if kind == "constants" else 6, 3, 12, 9)
-    assert np.array_equal(made, made_anomalies(pixels, kind, 5))
+    assert np.array_equal(made, made_anomalies(pixels, kind, 5)[0])
     drawn = kind in ("noise", "noisy", "shuffled", "defects")
-    assert np.array_equal(made, made_anomalies(pixels, kind, 6)) == (not drawn)
+    assert np.array_equal(made, made_anomalies(pixels, kind, 6)[0]) == (not drawn)
     assert not np.array_equal(made[:6], pixels)
 
 
 def test_mirrors_and_shuffles_keep_what_they_should():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 2, 9, 12), np.uint8)
-    assert np.array_equal(made_anomalies(pixels, "inverted", 0), 255 - pixels)
-    flipped = made_anomalies(pixels, "flipped", 0)
+    assert np.array_equal(made_anomalies(pixels, "inverted", 0)[0], 255 - pixels)
+    flipped = made_anomalies(pixels, "flipped", 0)[0]
     assert np.array_equal(flipped[:, :, 0], pixels[:, :, -1])
-    mixed = made_anomalies(pixels, "shuffled:4", 0)
+    mixed = made_anomalies(pixels, "shuffled:4", 0)[0]
     assert np.array_equal(mixed[:, :, 8:], pixels[:, :, 8:])  # what fills no square
 
     def squares(images):  # of one image, as a multiset
@@ -214,7 +214,7 @@ def test_mirrors_and_shuffles_keep_what_they_should():
     assert all(squares(a) == squares(b) for a, b in zip(mixed, pixels, strict=True))
     moved = [not np.array_equal(a, b) for a, b in zip(mixed, pixels, strict=True)]
     assert np.mean(moved) > 0.9
-    assert not np.array_equal(made_anomalies(pixels, "shuffled:100", 0), pixels)  # halves
+    assert not np.array_equal(made_anomalies(pixels, "shuffled:100", 0)[0], pixels)  # halves
 
 
 def test_defects_lie_where_their_masks_say():
@@ -230,7 +230,7 @@ def test_defects_lie_where_their_masks_say():
     tops, lefts = masks.any(axis=2).argmax(axis=1), masks.any(axis=1).argmax(axis=1)
     assert set(tops) == set(range(7))  # anywhere, the edges too
     assert set(lefts) == set(range(5))
-    assert np.array_equal(spoilt, made_anomalies(pixels, "defects", 2))
+    assert np.array_equal(spoilt, made_anomalies(pixels, "defects", 2)[0])
     assert planted_defects(pixels, seed=2, side=9)[1].sum() == 500 * 64  # as large as fits
 
 

@@ -10,7 +10,7 @@ from model import build_model
 from model.config import ConvVaeConfig
 from training.data import ImageData
 from training.errors import CheckpointError, DataError, ExportError, TrainingError
-from training.evaluate import run as evaluation
+from training.evaluate import subject as evaluation
 from training.evaluate.run import evaluate_run
 from training.export import run as exporting
 from training.export.run import export_run
@@ -99,7 +99,7 @@ def test_a_bundle_carries_the_full_evaluations_of_its_own_weights(run, tmp_path)
     report, _ = evaluate_run(run, importance_samples=4)
     evaluate_run(run, importance_samples=2, limit=3)  # not of all images
     evaluate_run(run, importance_samples=3, weights="raw")  # of other weights
-    bundle = export_run(run, tmp_path / "bundle", command="iafvae-train fit --preset tiny")
+    bundle = export_run(run, tmp_path / "bundle")
     figures = bundle.manifest.evaluation
     assert [(f.estimator, f.importance_samples) for f in figures] == [
         ("elbo", 4),
@@ -110,7 +110,7 @@ def test_a_bundle_carries_the_full_evaluations_of_its_own_weights(run, tmp_path)
     assert facts["step"] == 120
     assert facts["minutes"] == 2.0  # 120 steps of 100 images at 100 images a second
     assert facts["environment"]["torch"] == "9.9"
-    assert facts["command"] == "iafvae-train fit --preset tiny"
+    assert facts["command"] == "iafvae-train fit --out RUN"
     assert bundle.manifest.name == "tiny"
     assert bundle.manifest.calibration.images == 12
     text = (bundle.path / "manifest.json").read_text()
@@ -129,7 +129,7 @@ def test_figures_of_other_weights_at_the_same_step_are_left_out(run, tmp_path, m
 def test_the_raw_weights_are_named_in_the_command(run):
     _, path = evaluate_run(run, importance_samples=2, weights="raw")
     content = json.loads(path.read_bytes())
-    assert content["command"].endswith("--seed 0 --weights raw")
+    assert content["command"].startswith("iafvae-train evaluate RUN --weights raw ")
     assert content["manifest"][0]["command"] == content["command"]
 
 

@@ -17,6 +17,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from training.export.passes.nodes import attributes, replace_nodes, typed_values
+
 __all__ = ["in_blocks"]
 
 BLOCK = 4
@@ -35,20 +37,14 @@ def in_blocks(proto: onnx.ModelProto) -> None:
             )
         else:
             nodes.append(node)
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name in read]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
+    replace_nodes(proto, nodes)
 
 
 def _sizes(proto: onnx.ModelProto) -> dict[str, list[int]]:
     """Height and width of every tensor of four axes, 0 where they cannot be told."""
-    graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     return {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim[2:]]
-        for value in (*graph.value_info, *graph.input, *graph.output)
+        for value in typed_values(proto)
         if len(value.type.tensor_type.shape.dim) == 4
     }
 
@@ -69,13 +65,12 @@ def _fits(
         "pads": [edge] * 4,
         "strides": [1, 1],
     }
-    stated = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     height, width = sizes.get(node.input[0], [0, 0])
     return (
         kernel[0] == 1
         and kernel[2] == kernel[3] > 1
         and kernel[2] % 2 == 1
-        and {**plain, "pads": [0] * 4, **stated} == plain
+        and {**plain, "pads": [0] * 4, **attributes(node)} == plain
         and min(height, width) > 0
         and height % BLOCK == width % BLOCK == 0
     )

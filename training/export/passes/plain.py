@@ -4,6 +4,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from training.export.passes.nodes import replace_nodes, typed_values
+
 __all__ = ["pixels_as_floats"]
 
 UINT8 = TensorProto.UINT8
@@ -39,27 +41,14 @@ def pixels_as_floats(proto: onnx.ModelProto) -> None:
             node.output[0] = result + AS_FLOAT
             nodes.append(_cast(result + AS_FLOAT, result, UINT8))
     if made:
-        _replace_nodes(proto, nodes)
+        replace_nodes(proto, nodes)
 
 
 def _cast(name: str, result: str, to: int) -> onnx.NodeProto:
     return onnx.helper.make_node("Cast", [name], [result], result, to=to)
 
 
-def _replace_nodes(proto: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
-    """And let go of constants that no node reads."""
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name in read]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
-
-
 def _types(proto: onnx.ModelProto) -> dict[str, int]:
     """Element type of every tensor that has one."""
-    graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    found = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    for value in (*graph.value_info, *graph.input, *graph.output):
-        found[value.name] = value.type.tensor_type.elem_type
-    return found
+    weights = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    return weights | {v.name: v.type.tensor_type.elem_type for v in typed_values(proto)}

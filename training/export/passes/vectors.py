@@ -20,6 +20,8 @@ import numpy as np
 import onnx
 from onnx.helper import make_node
 
+from training.export.passes.nodes import attributes, replace_nodes
+
 __all__ = ["in_vectors"]
 
 ZERO, ONE = "iafvae/zero", "iafvae/one"
@@ -29,7 +31,6 @@ def in_vectors(proto: onnx.ModelProto) -> None:
     """Rewrite, in place, each Elu of alpha 1 and each Softplus; graphs inside of nodes stay."""
     nodes: list[onnx.NodeProto] = []
     products: set[str] = set()
-    rewritten = False
     for node in proto.graph.node:
         if node.op_type == "Gemm":
             products.update(node.output)
@@ -39,19 +40,17 @@ def in_vectors(proto: onnx.ModelProto) -> None:
             nodes.append(node)
         else:
             nodes += write(node.input[0], node.output[0])
-            rewritten = True
-    if rewritten:
-        del proto.graph.node[:]
-        proto.graph.node.extend(nodes)
-        for name, value in ((ZERO, 0.0), (ONE, 1.0)):
-            constant = onnx.numpy_helper.from_array(np.array(value, np.float32), name)
-            proto.graph.initializer.append(constant)
+    if len(nodes) == len(proto.graph.node):  # nothing was rewritten
+        return
+    for name, value in ((ZERO, 0.0), (ONE, 1.0)):
+        constant = onnx.numpy_helper.from_array(np.array(value, np.float32), name)
+        proto.graph.initializer.append(constant)
+    replace_nodes(proto, nodes)
 
 
 def _is_plain(node: onnx.NodeProto) -> bool:
     """Whether it is ONNX's own operator with the attributes that it has by default."""
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    return node.domain in ("", "ai.onnx") and {"alpha": 1.0, **attributes} == {"alpha": 1.0}
+    return node.domain in ("", "ai.onnx") and {"alpha": 1.0, **attributes(node)} == {"alpha": 1.0}
 
 
 def _elu(x: str, y: str) -> list[onnx.NodeProto]:

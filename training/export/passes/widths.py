@@ -16,6 +16,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from training.export.passes.nodes import attributes, replace_nodes, typed_values
+
 __all__ = ["BLOCKS", "row_block", "steady_sums", "widen"]
 
 VECTOR = 16  # floats: the widest registers in use
@@ -64,12 +66,11 @@ class _Graph:
         own = all(
             name in self.weights and len(self._consumers[name]) == 1 for name in node.input[1:]
         )
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         plain = {"transB": 1, "transA": 0, "alpha": 1.0, "beta": 1.0}
         return (
             node.op_type == "Gemm"
             and own
-            and {**plain, "transB": 0, **attributes} == plain
+            and {**plain, "transB": 0, **attributes(node)} == plain
             and all(self.weights[name].ndim == 1 for name in node.input[2:])
         )
 
@@ -100,8 +101,7 @@ class _Graph:
 
 def _keeps_rows(node: onnx.NodeProto) -> bool:
     """A Gather chooses whole rows where its axis is the first; other functions keep all."""
-    axes = [attribute.i for attribute in node.attribute if attribute.name == "axis"]
-    return node.op_type != "Gather" or axes in ([], [0])
+    return node.op_type != "Gather" or attributes(node).get("axis", 0) == 0
 
 
 def steady_sums(proto: onnx.ModelProto) -> None:
@@ -118,12 +118,7 @@ def steady_sums(proto: onnx.ModelProto) -> None:
             continue
         if shape[-1] and shape[-1] > 2 and math.prod(shape) % VECTOR:
             nodes[place : place + 1] = _product_with_ones(proto, nodes[place], shape[-1])
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name in read]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
+    replace_nodes(proto, nodes)
 
 
 def _sums_last_axis(
@@ -139,7 +134,7 @@ def _product_with_ones(
     proto: onnx.ModelProto, node: onnx.NodeProto, length: int
 ) -> list[onnx.NodeProto]:
     """The product, and a Squeeze where the sum does not keep its axis."""
-    keeps = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+    keeps = attributes(node).get("keepdims", 1)
     ones, product = f"ones_{length}", node.output[0] if keeps else f"{node.output[0]}_product"
     constants = {ones: np.ones((length, 1), np.float32), "last_axis": np.array([-1])}
     held = {tensor.name for tensor in proto.graph.initializer}
@@ -168,10 +163,9 @@ def row_block(proto: onnx.ModelProto) -> int:
 
 def _row_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
     """Each tensor's axes but the first; 0 for a length that cannot be told."""
-    graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     return {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
-        for value in (*graph.value_info, *graph.input, *graph.output)
+        for value in typed_values(proto)
     }
 
 

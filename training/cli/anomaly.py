@@ -1,0 +1,105 @@
+"""`iafvae-train evaluate-anomaly`: does a bundle tell other images from its own?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from training.cli.measure import MEASURED, keep, resumable, say, show
+from training.cli.options import DataDir, one_of, with_options, words
+
+__all__ = ["evaluate_anomaly"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnomalyOptions:
+    """A served model, other images, and how they are scored."""
+
+    bundle: Annotated[Path, typer.Option(help="The bundle to measure, as it is served.")]
+    data: Annotated[
+        str | None,
+        typer.Option(help="Other images of its own kind than it was trained on, or folder:PATH."),
+    ] = None
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Sets to compare with, commas between: mnist, fashion-mnist, cifar10, "
+            "folder:PATH; constants, noise, draws (the model's own), and of the model's own "
+            "images blurred[:PIXELS], noisy[:LEVELS], inverted, flipped, shuffled[:SIDE], "
+            "defects[:SIDE]. Default: data sets at hand (but the model's own), and all that are "
+            "made."
+        ),
+    ] = None
+    limit: Annotated[
+        int, typer.Option(help="How many images of each set, the first ones; 0: all.", min=0)
+    ] = 300
+    importance_samples: Annotated[
+        int | None,
+        typer.Option(help="K, draws of the latents for each image; default: the bundle's.", min=1),
+    ] = None
+    seed: Annotated[int, typer.Option(help="Of the latents and of made images.", min=0)] = 0
+    split: Annotated[
+        str, typer.Option(help="test (final figures) or validation (while you choose).")
+    ] = "test"
+    data_dir: DataDir = None
+    out: Annotated[
+        Path, typer.Option(help="A directory for the results; a run's: export finds them there.")
+    ] = Path()
+    into_card: Annotated[
+        bool, typer.Option("--into-card", help="Put them into the bundle's card, too.")
+    ] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not tables.")] = False
+
+
+@with_options(AnomalyOptions)
+def evaluate_anomaly(options: AnomalyOptions) -> None:
+    """Say whether verdicts tell other images from its own.
+
+    By AUROC, AUPR and the false-positive rate at 95% recall, with bootstrap intervals, of the
+    verdict, of each of its statistics alone, of the largest box and of the plain likelihood, and
+    by the share that is called anomalous.
+
+    Images go the way of the service: scores are those that it answers. Both directions of a pair
+    are two calls. A run is exported first. After Ctrl-C the same command goes on where it stopped.
+
+    \b
+    Examples:
+      iafvae-train evaluate-anomaly --bundle bundles/mnist --out results
+      iafvae-train evaluate-anomaly --bundle bundles/photos --limit 0 \\
+        --against folder:known-bad,blurred:2,defects
+      iafvae-train evaluate-anomaly --bundle bundles/mnist --into-card
+    """
+    from training.evaluate.anomaly import AnomalyPlan, measure_anomaly
+    from training.evaluate.anomaly_report import anomaly_markdown, anomaly_picture, anomaly_tables
+    from training.evaluate.subject import writable
+    from training.export.revise import into_card
+
+    plan = AnomalyPlan(
+        against=tuple(words(options.against)),
+        limit=options.limit or None,
+        importance_samples=options.importance_samples,
+        seed=options.seed,
+        split=one_of("--split", options.split, MEASURED),
+    )
+    folder = writable(options.out)
+    with resumable("evaluate-anomaly") as progress:
+        document, partials = measure_anomaly(
+            options.bundle,
+            plan,
+            folder,
+            data=options.data,
+            data_dir=options.data_dir,
+            progress=progress,
+        )
+    model = "-".join(document["model"].split())
+    name = f"verdicts-{plan.split}-k{document['importance_samples']}-{model}"
+    text, picture = anomaly_markdown(document), anomaly_picture(document)
+    keep(folder, name, document, text, picture)
+    for partial in partials:
+        partial.remove()
+    if options.into_card:
+        say(f"written into the card of {into_card(options.bundle, text, picture).path}")
+    show(document, anomaly_tables, as_json=options.as_json)

@@ -1,0 +1,78 @@
+"""`iafvae-train evaluate`: the likelihood of a run or a bundle on a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model.config import ConfigError
+from training.cli.measure import ModelOptions, progress_bar, say
+from training.cli.options import console, one_of, with_options
+
+__all__ = ["evaluate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ModelOptions):
+    """The likelihood on a split."""
+
+    data: Annotated[
+        str | None, typer.Option(help="With --bundle: other images than it was trained on.")
+    ] = None
+    split: Annotated[str, typer.Option(help="train, validation, calibration or test.")] = "test"
+    importance_samples: Annotated[
+        int, typer.Option(help="K of the importance-weighted bound.", min=1)
+    ] = 128
+    limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None
+    report: Annotated[
+        Path | None, typer.Option(help="Also write the figures as JSON to this file.")
+    ] = None
+
+
+@with_options(EvaluateOptions)
+def evaluate(options: EvaluateOptions) -> None:
+    """Measure a run's likelihood.
+
+    That is: ELBO, IW-K bound, KL of each group, active units.
+
+    Writes the figures as JSON into the run directory too, where `export` finds them. Choose
+    models on the validation split; the test split is for final figures. A bundle is measured
+    through the engine that serves it, with the same noise, and gives the same figures.
+
+    \b
+    Examples:
+      iafvae-train evaluate runs/mnist --split test --importance-samples 128
+      iafvae-train evaluate --bundle bundles/mnist --limit 1000
+    """
+    if options.run is not None and options.data is not None:
+        raise ConfigError("--data goes with --bundle: a run is measured on its own images")
+    from training.data import SPLITS
+    from training.evaluate.evaluate import evaluate_model
+    from training.evaluate.run import keep_report
+    from training.files import write_json
+
+    split = one_of("--split", options.split, SPLITS)
+    subject = options.subject(options.data)
+    if subject.home is not None:
+        subject.place_for_results(None)  # said before the work, not after it
+    with progress_bar() as progress:
+        found = evaluate_model(
+            subject.scorer,
+            subject.images(split).first(options.limit),
+            importance_samples=options.importance_samples,
+            seed=options.seed,
+            memory_gib=options.memory_gib,
+            progress=progress,
+        )
+    if subject.home is not None:
+        say(f"written to {keep_report(subject, found, options.limit)}")
+    if options.report is not None:
+        write_json(options.report, found.to_dict())
+        say(f"written to {options.report}")
+    if options.as_json:
+        console.print_json(data=found.to_dict())
+    else:
+        console.print(found.table())
