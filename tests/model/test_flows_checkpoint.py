@@ -15,13 +15,13 @@ from model.config import config_from_dict
 from model.contract import DensityModel
 
 ROOT = Path(__file__).parents[2]
-RUN = ROOT / "training/checkpoints/mnist"
+RUN = ROOT / "training/checkpoints/mnist-flow"
 
 
 @pytest.fixture(scope="module")
 def shipped() -> DensityModel:
     model = build_model(config_from_dict(json.loads((RUN / "config.json").read_text())["model"]))
-    (weights,) = RUN.glob("checkpoints/step-*/model.safetensors")
+    (weights,) = RUN.glob("checkpoints/step-*/ema.safetensors")
     model.load_state_dict(load_file(weights), strict=True)
     return model.eval()
 

@@ -26,7 +26,7 @@ from training.runs.checkpoint import load_run
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "service" / "bundles" / "mnist"
-CHECKPOINT = ROOT / "training" / "checkpoints" / "mnist"
+CHECKPOINT = ROOT / "training" / "checkpoints" / "mnist-flow"
 DIGITS = np.load(ROOT / "tests" / "data" / "mnist_sample.npz")
 
 
