@@ -21,8 +21,10 @@ RUN = ROOT / "training/checkpoints/mnist-flow"
 @pytest.fixture(scope="module")
 def shipped() -> DensityModel:
     model = build_model(config_from_dict(json.loads((RUN / "config.json").read_text())["model"]))
-    (weights,) = RUN.glob("checkpoints/step-*/ema.safetensors")
-    model.load_state_dict(load_file(weights), strict=True)
+    (step,) = RUN.glob("checkpoints/step-*")
+    whole = load_file(step / "model.safetensors")
+    averaged = load_file(step / "ema.safetensors")  # parameters alone, without buffers
+    model.load_state_dict(whole | averaged, strict=True)
     return model.eval()
 
 
