@@ -14,6 +14,7 @@ from rich.progress import Progress
 from model.config import ConfigError
 from training.cli.options import (
     DataDir,
+    Device,
     Weights,
     console,
     errors,
@@ -44,7 +45,7 @@ class ModelOptions:
     ] = 0
     weights: Weights = "ema"
     data_dir: DataDir = None
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
+    device: Device = "auto"
     memory_gib: Annotated[
         float, typer.Option(help="About how much memory the draws may take at once.", min=0.01)
     ] = 2.0

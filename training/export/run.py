@@ -46,7 +46,7 @@ def export_run(
     """
     refuse_strangers(out)  # before the images are read, and the graphs made
     config, model, checkpoint = load_run(run, weights=weights)
-    run_dir = checkpoint.path.parent.parent
+    run_dir = checkpoint.run_dir
     data = public_name(str(config["data"]["name"]))
     name = name or _default_name(run_dir, config)
     details = BundleDetails(
