@@ -156,7 +156,7 @@ def test_versions_follow_each_other():
     assert [next_version(v) for v in ("1.2.9", "7", "2-beta")] == ["1.2.10", "8", "2-beta.1"]
 
 
-CARD = "# tiny 1.2.3\n\n## Calibration\n\nranks\n\n## Data\n\ny\n"
+CARD = "# tiny 1.2.3\n\n## Calibration\n\nranks\n\n## Known failures of old\n\nx\n\n## Data\n\ny\n"
 
 
 def test_verdicts_go_into_a_card_once(bundle, tmp_path):
