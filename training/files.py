@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "json_text",
     "publish_folder",
     "read_lines",
     "write_bytes",
@@ -43,13 +42,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """`write_bytes` of `json_text(content)`."""
-    write_text(path, json_text(content))
-
-
-def json_text(content: object) -> str:
-    """JSON for people too, one space a level; a number that is not finite is a `ValueError`."""
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+    """`write_text` of JSON for people too; a number that is not finite is a `ValueError`."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
