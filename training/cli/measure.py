@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
+from rich.table import Table
 
 from model.config import ConfigError
 from training.cli.options import (
@@ -104,11 +105,10 @@ def keep(
 
 
 def show(
-    document: dict[str, Any], tables: Callable[[dict[str, Any]], list[Any]], *, as_json: bool
+    document: Mapping[str, Any], table: Callable[[Mapping[str, Any]], Table], *, as_json: bool
 ) -> None:
-    """Print a document as JSON, or as the tables made of it."""
+    """Print a document as JSON, or the table made of it."""
     if as_json:
         console.print_json(data=document)
-        return
-    for table in tables(document):
-        console.print(table)
+    else:
+        console.print(table(document))
