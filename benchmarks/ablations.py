@@ -5,7 +5,7 @@
 Each row changes one choice of the preset (default: `mnist`), trains for --budget-minutes, counted
 from its first step, and is measured on the validation images: the ELBO of the averaged weights in
 nats, higher is better. The learning rate stays constant after a short warm-up, so that the length
-of a run, which equal minutes leave open, changes nothing else. --list shows the rows.
+of a run, which equal minutes leave open, changes nothing else.
 
 Most rows change the run's configuration. Two choices have no switch, because nobody should turn
 them off: data-dependent initialisation and weight normalisation. They are changed here, from
@@ -292,10 +292,12 @@ def markdown(results: list[Result]) -> str:
 def arguments() -> argparse.Namespace:
     parser = parser_of(__doc__)
     names = [row.name for row in ROWS]
-    parser.add_argument("--out", type=Path, help="directory of the results")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the results")
     parser.add_argument("--budget-minutes", type=float, default=10.0, help="a row (default 10)")
     parser.add_argument("--preset", default="mnist")
-    parser.add_argument("--rows", nargs="+", choices=names, metavar="ROW", help="default: all")
+    parser.add_argument(
+        "--rows", nargs="+", choices=names, metavar="ROW", help=f"of {', '.join(names)}"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default 0")
     parser.add_argument("--data-dir", type=Path, help="where the data set is")
     parser.add_argument("--warmup-steps", type=int, default=100, help="of the learning rate")
@@ -305,11 +307,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
     parser.add_argument("--compile", choices=["on", "off"], default="on", help="default on")
-    parser.add_argument("--list", action="store_true", help="show the rows and end")
-    options = parser.parse_args()
-    if options.out is None and not options.list:
-        parser.error("the following arguments are required: --out")
-    return options
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -318,9 +316,6 @@ def main() -> None:
     try:
         base = base_config(options)
         rows = [r for r in rows_for(base) if options.rows is None or r.name in options.rows]
-        if options.list:
-            print("\n".join(f"{row.name:16} {row.what}" for row in rows))
-            return
         document = run(rows, base, options)
     except (ConfigError, TrainingError, DataError) as error:
         raise SystemExit(str(error)) from None

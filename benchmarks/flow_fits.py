@@ -17,7 +17,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -43,6 +42,7 @@ NOISE, BEND = 0.05, 0.5  # of the targets
 CONTEXT, MAPS = 64, 64  # units of a flat context; maps of a convolutional one
 INIT_ROWS, EVALUATION_ROWS = 256, 1024
 AVERAGE_DECAY = 0.98
+ROWS, RATE = 64, 0.003  # of every fit: Adamax, a constant rate, averaged weights, seed 0
 
 
 class Target(Protocol):
@@ -188,15 +188,6 @@ class Posterior(nn.Module):
         return z, log_q - log_det
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitSettings:
-    """How every posterior is fitted: Adamax, a constant rate, averaged weights."""
-
-    batch_size: int = 64
-    learning_rate: float = 0.002
-    seed: int = 0
-
-
 def gap(posterior: nn.Module, target: Target, eps: Tensor, rows: int) -> tuple[float, float]:
     """KL(q || p) by Monte Carlo, and its standard error, from noise `eps [N, D]`."""
     with torch.no_grad():
@@ -211,8 +202,10 @@ def gap(posterior: nn.Module, target: Target, eps: Tensor, rows: int) -> tuple[f
 def fit(
     posterior: Posterior,
     target: Target,
-    settings: FitSettings,
     seconds: float,
+    *,
+    rows: int = ROWS,
+    rate: float = RATE,
     least_steps: int = 8,
 ) -> dict[str, float]:
     """Minimise KL(q || p) for `seconds` of processor time.
@@ -220,17 +213,17 @@ def fit(
     Gives the steps, and the gap of the averaged weights in nats, all latents together, with its
     standard error; nan where the fit has diverged.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(0)
     test_eps = torch.randn(EVALUATION_ROWS, math.prod(target.shape), generator=generator)
     average = copy.deepcopy(posterior)
     ema = Ema(posterior, average, AVERAGE_DECAY)
-    optimizer = torch.optim.Adamax(posterior.parameters(), lr=settings.learning_rate, foreach=True)
+    optimizer = torch.optim.Adamax(posterior.parameters(), lr=rate, foreach=True)
     started, step = time.process_time(), 0
     while step < least_steps or time.process_time() - started < seconds:
-        train_step(posterior, target, optimizer, settings.batch_size, generator)
+        train_step(posterior, target, optimizer, rows, generator)
         step += 1
         ema.update(step)
-    value, error = gap(average, target, test_eps, settings.batch_size)
+    value, error = gap(average, target, test_eps, rows)
     return {"step": step, "gap_nats": value, "standard_error_nats": error}
 
 

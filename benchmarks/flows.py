@@ -22,15 +22,15 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.flow_fits import (
+    ROWS,
     TARGETS,
-    FitSettings,
     Posterior,
     Target,
     candidates,
@@ -84,29 +84,24 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
     return [Row(*c, seconds=round(unit * c[1] ** 0.5, 3)) for c in chosen]
 
 
-def measure(row: Row, target: Target, settings: FitSettings) -> dict[str, Any]:
+def measure(row: Row, target: Target) -> dict[str, Any]:
     """Cost and tightness of one posterior."""
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(0)
     posterior = Posterior(row.config, target.shape)
-    cost = cost_ms(posterior, settings.batch_size)
-    return {"cost_ms": cost, **fit(posterior, target, settings, row.seconds)}
+    return {"cost_ms": cost_ms(posterior, ROWS), **fit(posterior, target, row.seconds)}
 
 
 def results(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The document, whole after each fit; fits that it already holds are not made again."""
-    settings = FitSettings(
-        batch_size=options.batch_size, learning_rate=options.learning_rate, seed=options.seed
-    )
     path = options.out / RESULTS
     before = (read_json(path) or {}).get("rows", {})
     facts = machine(torch.device("cpu"))
-    document: dict[str, Any] = {**facts, "settings": asdict(settings), "rows": {}}
+    document: dict[str, Any] = {**facts, "rows": {}}
     targets: dict[tuple[str, int], Target] = {}
     rows = rows_of(options)
     for n, row in enumerate(rows, 1):
         of = {name: value for name, value in vars(row).items() if name != "config"}
         of |= {"run": row.parameters <= options.most_parameters, "width": options.width}
-        of |= asdict(settings)
         found = before.get(row.key)
         if found is None or any(found.get(k) != v for k, v in of.items()):
             found = dict(of)
@@ -114,7 +109,7 @@ def results(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 where = (row.target, row.dim)
                 target = targets.get(where) or TARGETS[row.target](row.dim)
                 targets[where] = target
-                found |= measure(row, target, settings)
+                found |= measure(row, target)
                 gap = f"{gap_a_latent(found):.4f} nats a latent after {found['step']} steps"
                 print(f"[{n}/{len(rows)}] {row.key}: {found['cost_ms']:.2f} ms, {gap}", flush=True)
         document["rows"][row.key] = found
@@ -224,9 +219,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--posteriors", nargs="+", choices=names, metavar="NAME", help=f"{names}")
     parser.add_argument("--width", type=int, default=320, help="of hidden layers (default 320)")
     parser.add_argument("--most-parameters", type=int, default=20_000_000)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=0.003)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="default 1; 0: torch's choice")
     return parser.parse_args()
 

@@ -44,7 +44,6 @@ from benchmarks.systems import (
 
 FRACTIONS = (0.2, 0.5, 0.8)
 CROWDED = next(iter(CLOSED))
-STARTS = 2  # Triton gives its own parts a second to meet, which a busy machine may exceed
 
 
 def short(system: System) -> str:
@@ -95,32 +94,25 @@ class Run:
 
     def _turn(self, system: System, measure: Callable[[Server], None]) -> None:
         """Measure a server whose answers are right; what goes wrong with a peer is a result."""
+
+        def served() -> None:
+            with system.running(self.bundle, python) as server:
+                graph = ScoreGraph(graph_file(self.bundle, "score"))
+                system.check(server, graph, drawn_images(self.bundle, MANY))
+                measure(server)
+
         try:
             python = system.environment.make(self.envs) if system.environment else sys.executable
-            for last in [False] * (STARTS - 1) + [True]:
-                if self._tried(system, python, measure, last=last):
-                    break
+            try:
+                served()
+            except ServerError:  # Triton gives its parts a second to meet, which may be too little
+                served()
         except (CannotInstall, LoadError, ServerError, WrongAnswerError, OSError) as error:
             if system.name == OURS:
                 raise
             self.document["failures"][system.name] = f"{type(error).__name__}: {error}"
             print(f"{system.name}: {error}", file=sys.stderr, flush=True)
         self.save()
-
-    def _tried(
-        self, system: System, python: Path | str, measure: Callable[[Server], None], *, last: bool
-    ) -> bool:
-        """Whether it started; a server that does not is tried again."""
-        try:
-            with system.running(self.bundle, python) as server:
-                graph = ScoreGraph(graph_file(self.bundle, "score"))
-                system.check(server, graph, drawn_images(self.bundle, MANY))
-                measure(server)
-        except ServerError:
-            if last:
-                raise
-            return False
-        return True
 
     def _add(
         self, system: System, protocol: Protocol, load: str, round_: int, found: Figures

@@ -9,10 +9,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["json_text", "publish_folder", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "publish_folder",
+    "read_lines",
+    "write_bytes",
+    "write_json",
+    "write_lines",
+    "write_text",
+]
 
 TEMPORARY = ".writing-"
 
@@ -34,13 +42,33 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """`write_bytes` of `json_text(content)`."""
-    write_text(path, json_text(content))
+    """`write_text` of JSON for people too; a number that is not finite is a `ValueError`."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def json_text(content: object) -> str:
-    """JSON for people too, one space a level; a number that is not finite is a `ValueError`."""
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """`write_text` of JSON objects, one a line."""
+    write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file of lines that tell their step; none where there is no file.
+
+    What a crash cut off or spoilt is passed over.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    return [found for line in text.split("\n") if (found := _object(line)) is not None]
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("step"), int) else None
 
 
 def publish_folder(path: Path, contents: Mapping[str, bytes]) -> None:

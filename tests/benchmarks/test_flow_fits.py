@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.flow_fits import FitSettings, Linear, Posterior, candidates, fit, gap, parameters_of
+from benchmarks.flow_fits import Linear, Posterior, candidates, fit, gap, parameters_of
 from benchmarks.flows import gap_a_latent, markdown, plot
 
 CANDIDATES = candidates(12)
@@ -47,8 +47,7 @@ def test_a_fit_finds_the_best():
     target = Linear(8)
     torch.manual_seed(0)
     posterior = Posterior(CANDIDATES["diagonal"], target.shape)
-    settings = FitSettings(batch_size=128, learning_rate=0.05)
-    found = fit(posterior, target, settings, seconds=0.0, least_steps=300)
+    found = fit(posterior, target, 0.0, rows=128, rate=0.05, least_steps=300)
     assert found["step"] == 300
     excess = found["gap_nats"] - target.diagonal_gap()
     assert abs(excess) < 4 * found["standard_error_nats"] + 0.02
@@ -58,8 +57,7 @@ def test_the_full_covariance_closes_the_gap_that_a_diagonal_leaves():
     target = Linear(8)
     torch.manual_seed(0)
     posterior = Posterior(CANDIDATES["linear IAF"], target.shape)
-    settings = FitSettings(batch_size=128, learning_rate=0.02)
-    last = fit(posterior, target, settings, seconds=0.0, least_steps=400)
+    last = fit(posterior, target, 0.0, rows=128, rate=0.02, least_steps=400)
     assert last["gap_nats"] > -4 * last["standard_error_nats"]
     assert last["gap_nats"] < 0.05 * target.diagonal_gap()
 

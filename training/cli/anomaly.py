@@ -73,7 +73,7 @@ def evaluate_anomaly(options: AnomalyOptions) -> None:
       iafvae-train evaluate-anomaly --bundle bundles/mnist --into-card
     """
     from training.evaluate.anomaly import AnomalyPlan, measure_anomaly
-    from training.evaluate.anomaly_report import anomaly_markdown, anomaly_picture, anomaly_tables
+    from training.evaluate.anomaly_report import anomaly_markdown, anomaly_picture, anomaly_table
     from training.evaluate.subject import writable
     from training.export.revise import into_card
 
@@ -102,4 +102,4 @@ def evaluate_anomaly(options: AnomalyOptions) -> None:
         partial.remove()
     if options.into_card:
         say(f"written into the card of {into_card(options.bundle, text, picture).path}")
-    show(document, anomaly_tables, as_json=options.as_json)
+    show(document, anomaly_table, as_json=options.as_json)

@@ -75,4 +75,4 @@ def bound(options: BoundOptions) -> None:
     name = f"bound-{options.split}-k{plan.ks[-1]}-{subject.stem}"
     keep(folder, name, document, bound_markdown(document), bound_picture(document))
     partial.remove()
-    show(document, lambda found: [bound_table(found)], as_json=options.as_json)
+    show(document, bound_table, as_json=options.as_json)

@@ -40,7 +40,8 @@ def inspect(options: InspectOptions) -> None:
     It looks at the images, chooses a model and its size by what this machine can train in the
     minutes, trains, calibrates on images that were set aside, tries planted defects, judges the
     images held out (and those of --test), and says what the model can be trusted with. Called
-    again with the same --out it trains further.
+    again with the same --out it trains further on the images as they were divided, and judges by
+    the options of that call; a larger model takes another --out.
 
     \b
     Examples:

@@ -16,7 +16,7 @@ from training.cli.curve import curve
 from training.cli.evaluate import evaluate
 from training.cli.fit import fit
 from training.cli.inspect import inspect
-from training.cli.options import DataDir, Weights, console, errors, one_of
+from training.cli.options import DataDir, Run, Weights, console, errors, one_of
 from training.cli.prior import fit_prior
 from training.cli.reproduce import app as reproduce
 from training.errors import TrainingError
@@ -44,8 +44,6 @@ app.command("anomaly", hidden=True)(evaluate_anomaly)  # its name before
 app.command()(bound)
 app.command()(curve)
 app.add_typer(reproduce, name="reproduce")
-
-Run = Annotated[Path, typer.Argument(help="A run directory, or one checkpoint in it.")]
 
 
 @app.command()

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
+from rich.table import Table
 
 from model.config import ConfigError
 from training.cli.options import (
     DataDir,
+    Device,
     Weights,
     console,
     errors,
@@ -44,7 +46,7 @@ class ModelOptions:
     ] = 0
     weights: Weights = "ema"
     data_dir: DataDir = None
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
+    device: Device = "auto"
     memory_gib: Annotated[
         float, typer.Option(help="About how much memory the draws may take at once.", min=0.01)
     ] = 2.0
@@ -103,11 +105,10 @@ def keep(
 
 
 def show(
-    document: dict[str, Any], tables: Callable[[dict[str, Any]], list[Any]], *, as_json: bool
+    document: Mapping[str, Any], table: Callable[[Mapping[str, Any]], Table], *, as_json: bool
 ) -> None:
-    """Print a document as JSON, or as the tables made of it."""
+    """Print a document as JSON, or the table made of it."""
     if as_json:
         console.print_json(data=document)
-        return
-    for table in tables(document):
-        console.print(table)
+    else:
+        console.print(table(document))

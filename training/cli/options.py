@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DataDir",
+    "Device",
+    "Run",
     "RuntimeOptions",
+    "Threads",
     "Weights",
     "console",
     "errors",
@@ -47,6 +50,9 @@ DataDir = Annotated[
         "to; default: where `fit` found them, else the user's cache.",
     ),
 ]
+Run = Annotated[Path, typer.Argument(help="A run directory, or one checkpoint in it.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")]
 Weights = Annotated[str, typer.Option(help="ema (the average) or raw (the last).")]
 
 
@@ -54,10 +60,10 @@ Weights = Annotated[str, typer.Option(help="ema (the average) or raw (the last).
 class RuntimeOptions:
     """How a training is computed."""
 
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
+    device: Device = "auto"
     compile: Annotated[str, typer.Option(help="auto, on or off: torch.compile.")] = "auto"
     bf16: Annotated[str, typer.Option(help="auto, on or off: bfloat16 products.")] = "auto"
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0
+    threads: Threads = 0
 
     def runtime(self) -> Runtime:
         """The configuration of these; raises `ConfigError` for what there is not."""

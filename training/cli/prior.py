@@ -10,7 +10,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model.config import CouplingPrior
-from training.cli.options import DataDir, console, errors, with_options
+from training.cli.options import DataDir, Device, Run, Threads, console, errors, with_options
 from training.config import Runtime
 from training.fit.signals import EXIT_CODES, Interrupts
 
@@ -26,7 +26,7 @@ SHAPE = CouplingPrior()
 class PriorOptions:
     """Of which run, for how long, and the flow's size."""
 
-    run: Annotated[Path, typer.Argument(help="A run directory, or one checkpoint in it.")]
+    run: Run
     out: Annotated[Path, typer.Option(help="The run directory to write, new or empty.")]
     minutes: Annotated[float, typer.Option(help="How long to fit.")] = 2.0
     couplings: Annotated[
@@ -37,8 +37,8 @@ class PriorOptions:
     ] = None
     seed: Annotated[int, typer.Option(help="Of the weights and the draws.", min=0)] = 0
     data_dir: DataDir = None
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0
+    device: Device = "auto"
+    threads: Threads = 0
 
     def prior(self) -> CouplingPrior | None:
         """The flow that is asked for; None: the run's own, or the default."""

@@ -11,7 +11,7 @@ from training.data.cifar import IMAGE_SHAPE, read_cifar10
 from training.data.folder import FolderOptions, Survey, decode, survey
 from training.data.idx import ARCHIVES, read_images
 from training.data.image_files import Files
-from training.data.images import FOLDER_NAME, ImageData, binarize, drawn_pixels
+from training.data.images import FOLDER_NAME, ImageData, drawn_pixels
 from training.data.splits import SPLITS, Split, cifar10_indices, epoch_order, split_indices
 from training.errors import DataError
 
@@ -24,7 +24,6 @@ __all__ = [
     "FolderOptions",
     "ImageData",
     "Split",
-    "binarize",
     "drawn_pixels",
     "epoch_order",
     "folder_path",

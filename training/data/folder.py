@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.codecs.headers import Header, read_header
+from service.codecs.headers import Header
 from service.codecs.images import (
     Fit,
     FitMode,
@@ -34,7 +34,17 @@ from service.codecs.images import (
     fit_files,
 )
 from service.errors import IafvaeError
-from training.data.image_files import MAX_PIXELS, Files, by, fault, image_files, refuse, shown, some
+from training.data.image_files import (
+    MAX_PIXELS,
+    Files,
+    by,
+    fault,
+    image_files,
+    refuse,
+    shown,
+    some,
+    sound_header,
+)
 from training.errors import DataError
 
 __all__ = ["FolderOptions", "Survey", "decode", "split_of", "survey"]
@@ -228,11 +238,7 @@ def _headers(files: Files) -> dict[Path, Header]:
     faults = []
     for path in files.values():
         try:
-            header = read_header(path.read_bytes(), shown(path))
-            if header.pixels > MAX_PIXELS:
-                size = f"{header.width}x{header.height}"
-                raise DataError(f"{shown(path)}: {size} pixels are more than {MAX_PIXELS}")
-            headers[path] = header
+            headers[path] = sound_header(path)[0]
         except (OSError, IafvaeError, DataError) as error:
             faults.append(fault(path, error))
     refuse(faults, len(files))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from service.codecs.headers import Header, read_header
 from service.codecs.images import read_image
 from training.errors import DataError
 
@@ -24,6 +25,7 @@ __all__ = [
     "refuse",
     "shown",
     "some",
+    "sound_header",
 ]
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp"})
@@ -31,6 +33,20 @@ MAX_PIXELS = 64_000_000  # of one file: what is larger is refused before it is d
 SHOWN = 5  # names of a kind that are shown
 
 Files = dict[str, Path]  # by their path relative to the folder, in its order
+
+
+def sound_header(path: Path) -> tuple[Header, bytes]:
+    """What a file says of itself, and its content.
+
+    Raises OSError, `service.errors.IafvaeError` for what is no image, `DataError` for what is too
+    large to be decoded.
+    """
+    data = path.read_bytes()
+    header = read_header(data, shown(path))
+    if header.pixels > MAX_PIXELS:
+        size = f"{header.width}x{header.height}"
+        raise DataError(f"{shown(path)}: {size} pixels are more than {MAX_PIXELS}")
+    return header, data
 
 
 def image_files(folder: Path) -> tuple[Files, list[str]]:

@@ -9,7 +9,7 @@ from training.errors import DataError
 
 FOLDER_NAME = "a folder of images"
 
-__all__ = ["FOLDER_NAME", "ImageData", "binarize", "drawn_pixels"]
+__all__ = ["FOLDER_NAME", "ImageData", "drawn_pixels"]
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,11 @@ class ImageData:
         return self if count is None else replace(self, pixels=self.pixels[:count])
 
 
-def binarize(pixels: NDArray[np.uint8], u: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each pixel one Bernoulli draw, 0.0 or 1.0, of its grey value: `u < pixels / 255`.
-
-    `u` is uniform in [0, 1) and of the same shape. Black stays 0 and white stays 1 whatever `u` is.
-    """
-    if pixels.shape != u.shape:
-        raise ValueError(f"One uniform for each pixel is needed: {u.shape} for {pixels.shape}.")
-    return (u < pixels.astype(np.float32) / np.float32(255)).astype(np.float32)
-
-
 def drawn_pixels(pixels: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     """Images uint8 [N, C, H, W] binarised once and for all, as 0 and 255.
 
     This is the protocol by which binarised likelihoods are compared: one Bernoulli draw of each
-    pixel, fixed by `seed`. The uniforms are the upper 24 bits of
+    pixel, white where u < its level / 255, fixed by `seed`. The uniforms are the upper 24 bits of
     `Philox4x64(key=(seed, 2^64 - 1))`, pixel after pixel, so the first images of a set are drawn
     alike whatever follows them.
     """
@@ -61,5 +51,5 @@ def drawn_pixels(pixels: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     for row, image in enumerate(pixels):  # one image at a time: raw output is eight bytes a pixel
         bits = generator.random_raw(image.size).reshape(image.shape) >> np.uint64(40)
         u = bits.astype(np.float32) * np.float32(2**-24)
-        drawn[row] = binarize(image, u).astype(np.uint8) * 255
+        drawn[row] = (u < image.astype(np.float32) / np.float32(255)).astype(np.uint8) * 255
     return drawn

@@ -16,7 +16,7 @@ from training.evaluate.anomaly import PART
 from training.evaluate.report import markdown_table
 from training.plots import INK, PALETTE, rendered
 
-__all__ = ["anomaly_markdown", "anomaly_picture", "anomaly_tables", "failures"]
+__all__ = ["anomaly_markdown", "anomaly_picture", "anomaly_table", "failures"]
 
 Document = Mapping[str, Any]
 Rows = list[list[str]]  # a header, then lines of cells
@@ -85,7 +85,7 @@ def _cell(figure: Mapping[str, Any]) -> str:
     return f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def anomaly_tables(document: Document) -> list[Table]:
+def anomaly_table(document: Document) -> Table:
     """The main table for a terminal, without intervals, numbers of images and means."""
     header, *rows = ([name, *figures] for name, _, _, *figures in _verdicts(document))
     title = f"{document['model']}: {document['dataset']}, {document['split']}"
@@ -96,7 +96,7 @@ def anomaly_tables(document: Document) -> list[Table]:
         table.add_column(heading, justify="left" if first else "right", no_wrap=first)
     for row in rows:
         table.add_row(*(escape(cell.partition(" [")[0]) for cell in row))
-    return [table]
+    return table
 
 
 def failures(document: Document) -> str:

@@ -76,7 +76,7 @@ def run_subject(
 ) -> Subject:
     """The newest checkpoint of a run, or the checkpoint `run` itself."""
     config, model, checkpoint = load_run(run, weights=weights)
-    run_dir = checkpoint.path.parent.parent
+    run_dir = checkpoint.run_dir
     return Subject(
         scorer=ModelScorer(model.to(choose_device(device))),
         name=run_dir.resolve().name,

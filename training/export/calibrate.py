@@ -26,6 +26,7 @@ __all__ = [
     "FOLDS",
     "IMPORTANCE_SAMPLES",
     "LEAST",
+    "SEED",
     "ScoringEngine",
     "halves",
     "measure",
@@ -39,6 +40,7 @@ FIT_SAMPLES = 16
 LEAST = 5  # images of either set: fewer have no density and no smallest p-value worth the name
 HALVING_KEY = 13
 FOLDS = 10
+SEED = 0
 
 
 class ScoringEngine(Protocol):
@@ -57,7 +59,6 @@ def measure(
     pixels: NDArray[np.uint8],
     *,
     importance_samples: Sequence[int] = IMPORTANCE_SAMPLES,
-    seed: int = 0,
     advance: Callable[[], None] = lambda: None,
 ) -> Measured:
     """Log-likelihoods and evidence of images uint8 [N, C, H, W], as the service computes them.
@@ -73,13 +74,13 @@ def measure(
         found: dict[str, NDArray[Any]] = {"image": pixels[index : index + 1]}
         if binary:
             key, dims = keys[index : index + 1], manifest.image.dims
-            found["u_image"] = uniform(seed, key, 0, dims, Purpose.PIXELS)
+            found["u_image"] = uniform(SEED, key, 0, dims, Purpose.PIXELS)
         return found
 
     def one(index: int) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
         given = inputs(index)
         streams = np.full(len(draws), keys[index], np.uint64)
-        eps = normal(seed, streams, draws, manifest.latent.dim, Purpose.IMAGE)
+        eps = normal(SEED, streams, draws, manifest.latent.dim, Purpose.IMAGE)
         parts = []
         for first in range(0, len(draws), engine.max_rows):
             rows = eps[first : first + engine.max_rows]
@@ -114,8 +115,6 @@ def reference_of(
     fit: NDArray[np.uint8] | None,
     calibration: NDArray[np.uint8],
     *,
-    importance_samples: Sequence[int] = IMPORTANCE_SAMPLES,
-    seed: int = 0,
     advance: Callable[[], None] = lambda: None,
 ) -> Reference:
     """What verdicts compare with, of two disjoint sets of images uint8 [N, C, H, W]; without one
@@ -128,25 +127,18 @@ def reference_of(
     for pixels in (calibration,) if fit is None else (fit, calibration):
         _check(pixels, manifest)
     if fit is None:
-        measured = measure(
-            engine,
-            manifest,
-            calibration,
-            importance_samples=importance_samples,
-            seed=seed,
-            advance=advance,
-        )
+        measured = measure(engine, manifest, calibration, advance=advance)
         _check_finite(measured)
         return Reference.crossed(names, measured, FOLDS)
-    few = [k for k in importance_samples if k <= FIT_SAMPLES] or [min(importance_samples)]
+    few = [k for k in IMPORTANCE_SAMPLES if k <= FIT_SAMPLES]
     sets = [
-        measure(engine, manifest, pixels, importance_samples=ks, seed=seed, advance=advance)
-        for pixels, ks in ((fit, few), (calibration, importance_samples))
+        measure(engine, manifest, pixels, importance_samples=ks, advance=advance)
+        for pixels, ks in ((fit, few), (calibration, IMPORTANCE_SAMPLES))
     ]
     for each in sets:
         _check_finite(each)
     known = sets[0].log_likelihood
-    scores = {k: known[max(j for j in few if j <= k)] for k in importance_samples}
+    scores = {k: known[max(j for j in few if j <= k)] for k in IMPORTANCE_SAMPLES}
     return Reference.made(names, replace(sets[0], log_likelihood=scores), sets[1])
 
 

@@ -39,7 +39,7 @@ from service.engine.onnxruntime_engine import Engine
 from service.noise import NOISE_VERSION
 from training.data import ImageData
 from training.errors import ExportError
-from training.export.calibrate import FOLDS, IMPORTANCE_SAMPLES, halves, reference_of
+from training.export.calibrate import FOLDS, IMPORTANCE_SAMPLES, SEED, halves, reference_of
 from training.export.card import model_card
 from training.export.evidence import statistic_names
 from training.export.findings import Findings
@@ -64,7 +64,6 @@ __all__ = [
 
 CALIBRATION_FILE = "calibration.npz"
 CANARIES_FILE = "canaries.npz"
-CALIBRATION_SEED = 0
 DEFAULT_SAMPLES, ALPHA = 16, 0.01  # where a caller asks for nothing else
 CANARY_IMAGES = 4
 CANARY_IMAGES_OF_LARGE, LARGE_LATENT = 2, 4096  # their noise would outweigh a small model
@@ -198,21 +197,15 @@ def calibrated(
         pixels = (None, images.pixels) if crossed else halves(images.pixels)
     progress = progress or Progress(disable=True)
     task = progress.add_task("calibrating", total=sum(len(p) for p in pixels if p is not None))
-    reference = reference_of(
-        engine,
-        engine.bundle.manifest,
-        *pixels,
-        importance_samples=IMPORTANCE_SAMPLES,
-        seed=CALIBRATION_SEED,
-        advance=lambda: progress.advance(task),
-    )
+    manifest = engine.bundle.manifest
+    reference = reference_of(engine, manifest, *pixels, advance=lambda: progress.advance(task))
     fields["scoring"]["calibrated_importance_samples"] = list(IMPORTANCE_SAMPLES)
     fields["calibration"] = {
         "file": CALIBRATION_FILE,
         "images": reference.images,
         "fit_images": len(reference.fit),
         "split": f"{images.name} {images.split}",
-        "seed": CALIBRATION_SEED,
+        "seed": SEED,
         "date": datetime.now(UTC).date().isoformat(),
         "fitted": images.fitted,
         "folds": FOLDS if pixels[0] is None else 1,
@@ -260,7 +253,7 @@ def _manifest_fields(
             "scoring": {
                 "default_importance_samples": DEFAULT_SAMPLES,
                 "calibrated_importance_samples": [],
-                "default_seed": CALIBRATION_SEED,
+                "default_seed": SEED,
                 "alpha": ALPHA,
             },
             "calibration": None,

@@ -86,7 +86,7 @@ def into_card(path: Path, verdicts: str, picture: bytes) -> Bundle:
     with _refused(path):
         fields, contents = _parts(load_bundle(path))
         card = contents.get(CARD, f"# {fields['name']} {fields['version']}\n".encode()).decode()
-        card = _with_verdicts(card, f"![anomaly]({PICTURE})\n\n{verdicts}")
+        card = with_section(card, VERDICTS, f"![anomaly]({PICTURE})\n\n{verdicts}")
         contents |= {CARD: card.encode(), PICTURE: picture}
         return write_bundle(path, fields, contents)
 
@@ -146,10 +146,4 @@ def _recalibrated(card: str, manifest: Manifest) -> str:
     measure = "iafvae-train evaluate-anomaly --bundle BUNDLE --into-card"
     unknown = f"Not measured since this calibration.\n\n    {measure}"
     calibration = calibration_text(manifest)
-    return _with_verdicts(with_section(card, "Calibration", calibration), unknown)
-
-
-def _with_verdicts(card: str, text: str) -> str:
-    """The card with `text` as its section on verdicts, whatever the name of that was before."""
-    card = re.sub(r"(?ms)^## Known failures.*?(?=^## |\Z)", "", card)
-    return with_section(card, VERDICTS, text)
+    return with_section(with_section(card, "Calibration", calibration), VERDICTS, unknown)

@@ -46,7 +46,7 @@ def export_run(
     """
     refuse_strangers(out)  # before the images are read, and the graphs made
     config, model, checkpoint = load_run(run, weights=weights)
-    run_dir = checkpoint.path.parent.parent
+    run_dir = checkpoint.run_dir
     data = public_name(str(config["data"]["name"]))
     name = name or _default_name(run_dir, config)
     details = BundleDetails(
@@ -130,10 +130,9 @@ def _figures(run_dir: Path, checkpoint: Checkpoint, weights: Weights) -> Iterato
     for path in sorted(run_dir.glob("evaluation-*.json")):
         try:
             content = json.loads(path.read_bytes())
-            # Evaluations from before the digest was kept are known by their step alone.
-            used = {key: content[key] for key in wanted if key in content or key == "step"}
+            used = {key: content[key] for key in wanted}
             entries, command = list(content["manifest"]), str(content["command"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(f"{path} is no evaluation ({error!r}): remove it.") from error
-        if used.items() <= wanted.items() and "--limit" not in command:
+        if used == wanted and "--limit" not in command:
             yield from entries

@@ -199,7 +199,7 @@ def _newest(run_dir: Path, console: Console) -> Checkpoint | None:
 def _restore(trainer: Trainer, checkpoint: Checkpoint | None, console: Console) -> None:
     if checkpoint is None:
         return
-    run_dir = checkpoint.path.parent.parent
+    run_dir = checkpoint.run_dir
     trainer.restore(checkpoint)
     if trainer.step > trainer.total_steps:
         raise TrainingError(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from model import build_model
 from model.config import CouplingPrior, PriorConfig
@@ -18,9 +17,10 @@ from training.errors import TrainingError
 from training.fit.device import prepare
 from training.fit.distributed import World
 from training.fit.fit import run_images
+from training.fit.optim import PRIOR
 from training.fit.prior import SILENT, PriorObserver, PriorPlan, fit_flow
 from training.fit.validate import validate
-from training.runs.checkpoint import STATE_FILE, Checkpoint, load_run, save_checkpoint
+from training.runs.checkpoint import Checkpoint, load_run, run_directory, save_checkpoint
 from training.runs.directory import (
     known_data_dir,
     read_config,
@@ -33,7 +33,6 @@ from training.runs.metrics import METRICS_FILE
 __all__ = ["PriorResult", "fit_prior"]
 
 WRITING = ".writing-"
-FLOW = "prior."  # what the names of its weights begin with
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def fit_prior(
     `prior` asks for one of another shape. Raises `TrainingError` where `run` is none or `out` is
     taken.
     """
-    run_dir = run.parent.parent if (run / STATE_FILE).is_file() else run
+    run_dir = run_directory(run)
     before = read_config(run_dir)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise TrainingError(f"{out} is not empty: give another --out")
@@ -108,7 +107,7 @@ def _grown(trained: DensityModel, config: RunConfig) -> DensityModel:
     """The model of `config` with all weights of `trained`, but for those of another flow."""
     model = build_model(config.model)
     same = trained.config.prior == config.model.prior
-    weights = {n: t for n, t in trained.state_dict().items() if same or not n.startswith(FLOW)}
+    weights = {n: t for n, t in trained.state_dict().items() if same or not n.startswith(PRIOR)}
     model.load_state_dict({**model.state_dict(), **weights})
     return model
 
@@ -133,7 +132,8 @@ def _publish(
     data_dir: Path | None,
 ) -> Path:
     """Write the run beside its place, then rename it."""
-    flow = {n: t for n, t in model.state_dict().items() if n.startswith(FLOW)}
+    kept = {n: t for n, t in checkpoint.model.items() if not n.startswith(PRIOR)}
+    flow = {n: t for n, t in model.state_dict().items() if n.startswith(PRIOR)}
     averaged = dict(model.named_parameters())
     staging = out.with_name(f"{WRITING}{out.name}")
     shutil.rmtree(staging, ignore_errors=True)
@@ -142,7 +142,7 @@ def _publish(
         path = save_checkpoint(
             staging,
             checkpoint.step,
-            model_state={**_bare(checkpoint.model), **flow},
+            model_state={**kept, **flow},
             ema_state=averaged if checkpoint.ema else {},
             optim_tensors={},
             state=checkpoint.state,
@@ -155,7 +155,3 @@ def _publish(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return out / path.relative_to(staging)
-
-
-def _bare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in weights.items() if not name.startswith(FLOW)}

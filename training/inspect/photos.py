@@ -17,9 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from service.cli.report import MASKS, NORMAL
-from service.codecs.headers import read_header
 from service.errors import IafvaeError
-from training.data.image_files import MAX_PIXELS, Files, by, image_files, read_fitted, shown
+from training.data.image_files import (
+    Files,
+    by,
+    fault,
+    image_files,
+    read_fitted,
+    shown,
+    sound_header,
+)
 from training.errors import DataError
 
 __all__ = ["LEAST", "Photos", "find_photos"]
@@ -36,8 +43,8 @@ class Photos:
     """Files by name, and what they are alike.
 
     usual: to learn and calibrate from; usual_test: the folder's own for testing; usual_more: usual
-    ones elsewhere; classes: others by class; masks: by file of a class. size: height and width of
-    most; channels: 1 where all are grey.
+    ones elsewhere; classes: others by class; masks: by file of a class; digests: SHA-256 of every
+    file. size: height and width of most; channels: 1 where all are grey.
     """
 
     usual: Files
@@ -45,6 +52,7 @@ class Photos:
     usual_more: Files
     classes: Mapping[str, Files]
     masks: Mapping[Path, Path]
+    digests: Mapping[Path, str]
     size: tuple[int, int]
     channels: int
     notes: tuple[str, ...] = field(default=())
@@ -78,7 +86,7 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
             usual[name] = path
         elif laid_out and first == "test" and rest:
             tested["/".join(rest)] = path
-    known: set[bytes] = set()
+    known: dict[str, Path] = {}
     usual, headers, told = _readable(usual, known)
     notes += told
     if len(usual) < LEAST:
@@ -109,6 +117,7 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
         usual_more=usual_more,
         classes=classes,
         masks=masks,
+        digests={path: digest for digest, path in known.items()},
         size=Counter(headers).most_common(1)[0][0],
         channels=_channels(list(usual.values())),
         notes=tuple(notes),
@@ -124,26 +133,24 @@ def _by_class(files: Files, own: str) -> dict[str, Files]:
     return found
 
 
-def _readable(files: Files, known: set[bytes]) -> tuple[Files, list[tuple[int, int]], list[str]]:
-    """Files with a sound header whose content is not among `known`, where it is put; their sizes;
-    what was left out."""
+def _readable(
+    files: Files, known: dict[str, Path]
+) -> tuple[Files, list[tuple[int, int]], list[str]]:
+    """Files with a sound header whose content is not among `known`, where its SHA-256 is put; their
+    sizes; what was left out."""
     kept: Files = {}
     sizes, faults, copies = [], [], 0
     for name, path in files.items():
         try:
-            data = path.read_bytes()
-            header = read_header(data, shown(path))
-        except (OSError, IafvaeError) as error:
-            faults.append(str(error))
+            header, data = sound_header(path)
+        except (OSError, IafvaeError, DataError) as error:
+            faults.append(fault(path, error))
             continue
-        if header.pixels > MAX_PIXELS:
-            faults.append(f"{shown(path)} has {header.pixels} pixels, {MAX_PIXELS} are taken")
-            continue
-        digest = hashlib.sha256(data).digest()
+        digest = hashlib.sha256(data).hexdigest()
         if digest in known:
             copies += 1
             continue
-        known.add(digest)
+        known[digest] = path
         kept[name] = path
         sizes.append(header.size)
     notes = []

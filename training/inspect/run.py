@@ -1,12 +1,14 @@
 """The way from a folder of good images to a bundle, a report, and words on what it is good for.
 
-OUT/images/SPLIT/good          links to the usual images, by purpose
+OUT/inspect.json               the usual images by purpose, and their SHA-256: for ever
+OUT/images/SPLIT/good          links to them
 OUT/run                        the training; called again, `inspect` trains it further
 OUT/bundle                     what `iafvae serve` and `iafvae score` take
 OUT/test, OUT/planted          links to the images to be tested; planted defects
 OUT/report.html, planted.html  both judged
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -32,7 +34,7 @@ from training.errors import DataError
 from training.evaluate.anomaly_sets import planted_defects
 from training.export.revise import recalibrate
 from training.export.run import export_run
-from training.files import json_text
+from training.files import write_json
 from training.fit.fit import fit
 from training.inspect.photos import Photos, find_photos
 from training.inspect.pixels import pixel_detection
@@ -81,20 +83,21 @@ def inspect_folder(
     photos = find_photos(folder, test)
     for line in photos.lines():
         say(line)
-    share = counts(len(photos.usual), false_alarms, given_test=bool(photos.usual_test))
-    sets = divided(photos.usual, share)
-    if photos.usual_test:
-        sets["test"] = photos.usual_test
     run = out / "run"
-    _refuse_others(out, sets)
     begun = (run / CONFIG_FILE).exists()
+    _refuse_others(out)
     if begun:
+        sets = _sets_before(out, photos)
         plan = planned(read_config(run), minutes, runtime)
         say(f"{run} is trained further, for {plan.minutes:.3g} minutes")
     else:
+        share = counts(len(photos.usual), false_alarms, given_test=bool(photos.usual_test))
+        sets = divided(photos.usual, share)
+        if photos.usual_test:
+            sets["test"] = photos.usual_test
         plan = plan_for(photos.size, photos.channels, share.train, minutes=minutes, runtime=runtime)
         say(f"the model: {plan.line()}")
-        _prepare(out, sets, photos, plan, console)
+    _prepare(out, sets, photos, plan, console)
     data = {"name": f"{FOLDER_PREFIX}{(out / 'images').absolute()}", "size": plan.size}
     result = fit(
         overridden(plan.config, {"data": {**data, "channels": photos.channels}}),
@@ -116,7 +119,7 @@ def inspect_folder(
                 out / "bundle",
                 str(out / "images" / "calibration"),
                 resize=True,
-                crossed=crossed(share.calibration, false_alarms),
+                crossed=crossed(len(sets["calibration"]), false_alarms),
                 version="1.0.0",
                 progress=progress,
             )
@@ -136,23 +139,25 @@ def _model_name(folder: Path) -> str:
 # Images.
 
 
-def _refuse_others(out: Path, sets: Mapping[str, Files]) -> None:
-    """`out` is new, empty, or of the same images."""
+def _refuse_others(out: Path) -> None:
+    """`out` is new, empty, or an inspection."""
+    new = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    if not new and not (out / PLAN).is_file():
+        raise DataError(f"{out} exists and is no inspection: give another --out.")
+
+
+def _sets_before(out: Path, photos: Photos) -> dict[str, Files]:
+    """The usual images by purpose as an earlier call divided them, whatever is asked for now: what
+    was learned from is never tested with."""
+    usual = {**photos.usual, **photos.usual_test}
     try:
-        known = (out / PLAN).read_text(encoding="utf-8")
-    except OSError:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise DataError(f"{out} exists and is no inspection: give another --out.") from None
-        return
-    if known != _plan_text(sets):
-        raise DataError(
-            f"{out} holds an inspection of other images, or for another rate of false alarms: give "
-            "another --out."
-        )
-
-
-def _plan_text(sets: Mapping[str, Files]) -> str:
-    return json_text({purpose: list(files) for purpose, files in sets.items()})
+        before: dict[str, dict[str, str]] = json.loads((out / PLAN).read_bytes())
+        known = {name: digest for files in before.values() for name, digest in files.items()}
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{out / PLAN} cannot be read ({error}): give another --out.") from error
+    if known != {name: photos.digests[path] for name, path in usual.items()}:
+        raise DataError(f"{out} holds an inspection of other images: give another --out.")
+    return {purpose: {name: usual[name] for name in files} for purpose, files in before.items()}
 
 
 def _prepare(
@@ -160,7 +165,11 @@ def _prepare(
 ) -> None:
     """Links to the usual images by purpose; what cannot be decoded is left out and told."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / PLAN).write_text(_plan_text(sets), encoding="utf-8")  # first: a call again may go on
+    plan_of = {
+        purpose: {name: photos.digests[path] for name, path in files.items()}
+        for purpose, files in sets.items()
+    }
+    write_json(out / PLAN, plan_of)  # first: a call again may go on
     shutil.rmtree(out / "images", ignore_errors=True)
     faults = []
     todo = [(purpose, path) for purpose, files in sets.items() for path in files.values()]

@@ -15,10 +15,11 @@ from training.config import Runtime
 from training.data import Split
 from training.evaluate.run import evaluate_run
 from training.evaluate.subject import run_images
+from training.files import read_lines, write_lines
 from training.fit.device import choose_device, prepare
 from training.fit.distributed import World
 from training.fit.validate import validate
-from training.reproduce.state import checkpoint_step, read_lines, write_lines
+from training.reproduce.state import checkpoint_step
 from training.runs.checkpoint import load_run
 from training.runs.metrics import read_metrics
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import TrainingError
+from training.evaluate.report import markdown_table
 from training.files import write_bytes, write_json, write_text
 from training.reproduce.summary import summary
 from training.reproduce.toy_report import command_note, toy_markdown
@@ -64,11 +65,6 @@ def redraw(out: Path, name: str) -> Document:
 def markdown(document: Document) -> str:
     """The report in words and tables."""
     return "\n".join(_REPORTS[document["kind"]](document)) + "\n"
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def _number(value: float, error: float | None, unit: str) -> str:
@@ -131,11 +127,11 @@ def _figures_report(document: Document) -> list[str]:
     better = "higher" if unit == "nats" else "lower"
     lines = [f"# {document['title']}", "", f"In {unit}, {better} is better.", ""]
     if document["across"]:
-        lines += [*_overview(document), ""]
-    return [*lines, *_table(headings, rows), "", *_notes(document)]
+        lines += [_overview(document), ""]
+    return [*lines, markdown_table(headings, rows), "", *_notes(document)]
 
 
-def _overview(document: Document) -> list[str]:
+def _overview(document: Document) -> str:
     """The paper's own layout: rows pivoted over the column `across`, "paper / ours"."""
     columns, unit = document["columns"], document["unit"]
     at = columns.index(document["across"])
@@ -149,7 +145,7 @@ def _overview(document: Document) -> list[str]:
     headings = [name for i, name in enumerate(columns) if i != at]
     headings += [f"{document['across']} {value}: paper / ours" for value in across]
     table = [[*rest, *(cells.get(value, "") for value in across)] for rest, cells in lines.items()]
-    return _table(headings, table)
+    return markdown_table(headings, table)
 
 
 def _protocol_note(document: Document) -> str:
@@ -198,7 +194,7 @@ def _layers_report(document: Document) -> list[str]:
     return [
         f"# {document['title']}",
         "",
-        *_table(headings, rows),
+        markdown_table(headings, rows),
         "",
         f"- {LAYERS_NOTE}",
         *(f"- {note}" for note in _common_notes(document)),

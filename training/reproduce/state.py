@@ -9,12 +9,11 @@ Nothing else is remembered: a reproduction that was killed finds its rows as the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from training.files import write_json, write_text
+from training.files import read_lines, write_json, write_lines
 from training.runs.checkpoint import FOLDER, NAME, POINTER
 from training.runs.directory import CONFIG_FILE
 from training.runs.metrics import minutes_clock, read_metrics
@@ -25,10 +24,8 @@ __all__ = [
     "checkpoint_step",
     "name_command",
     "progressed",
-    "read_lines",
     "read_slices",
     "record_slice",
-    "write_lines",
 ]
 
 SLICES_FILE = "slices.jsonl"
@@ -107,25 +104,3 @@ def name_command(run_dir: Path, command: str) -> None:
     content = json.loads(path.read_bytes())
     content.setdefault("environment", {})["command"] = command
     write_json(path, content)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file of lines; what a crash cut off is passed over."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    return [found for line in text.split("\n") if (found := _object(line)) is not None]
-
-
-def _object(line: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) and isinstance(value.get("step"), int) else None
-
-
-def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write a file of JSON lines, whole or not at all."""
-    write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))

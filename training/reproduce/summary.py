@@ -11,7 +11,7 @@ __all__ = ["summary"]
 
 
 def summary(row: Mapping[str, Any], measure: str, unit: str) -> dict[str, Any] | None:
-    """A row's figure over its runs, `{"value", "error", "runs"}`; None: nothing is measured.
+    """A row's figure over its runs, `{"value", "error"}`; None: nothing is measured.
 
     The error is the standard deviation over the runs; of one run, the standard error over images.
     """
@@ -20,10 +20,9 @@ def summary(row: Mapping[str, Any], measure: str, unit: str) -> dict[str, Any] |
         return None
     if len(figures) == 1:
         value, error = figures[0]
-        return {"value": value, "error": error, "runs": 1}
+        return {"value": value, "error": error}
     values = [value for value, _ in figures]
-    error = statistics.stdev(values)
-    return {"value": statistics.fmean(values), "error": error, "runs": len(values)}
+    return {"value": statistics.fmean(values), "error": statistics.stdev(values)}
 
 
 def _figure(measured: Mapping[str, Any], measure: str, unit: str) -> tuple[float, float | None]:

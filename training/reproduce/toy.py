@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -150,10 +150,6 @@ class ToyFigures:
     overlap: float
     mass_error: float
 
-    def to_dict(self) -> dict[str, float]:
-        """JSON values."""
-        return asdict(self)
-
 
 @torch.inference_mode()
 def measure(
@@ -161,7 +157,7 @@ def measure(
 ) -> ToyFigures:
     """Integrate a fitted toy on `grid`; the ELBO from `draws` latents a data point."""
     grid = grid or Grid.square()
-    model = _double(model)
+    model = model.fold().double()
     x = data_points().double()
     log_joint = _log_joint(model, x, grid)  # [4, n^2]
     log_px = torch.logsumexp(log_joint, dim=1) + math.log(grid.area)  # [4]
@@ -230,8 +226,3 @@ def _elbo(model: DensityModel, x: Tensor, draws: int, seed: int) -> Tensor:
 def _divergence(grid: Grid, q: Tensor, log_ratio: Tensor) -> Tensor:
     """Integrate q log(q / p); where q is 0 there is nothing to integrate."""
     return grid.integral(torch.where(q > 0, q * log_ratio, 0.0))
-
-
-def _double(model: ConvVae) -> ConvVae:
-    """A copy in float64 with folded weights."""
-    return model.fold().double()

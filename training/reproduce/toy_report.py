@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from training.evaluate.report import markdown_table
+
 __all__ = ["command_note", "toy_markdown"]
 
 NAMES = {"diagonal": "diagonal Gaussian", "iaf": "IAF"}
@@ -39,33 +41,27 @@ EXPLAINED = (
 
 def toy_markdown(document: Mapping[str, Any]) -> list[str]:
     """Lines of Markdown: every fit, then the means over the seeds."""
-    lines = [
-        f"# {document['title']}",
-        "",
-        "| posterior | seed | " + " | ".join(COLUMNS.values()) + " |",
-        "|" + "---|" * (2 + len(COLUMNS)),
-    ]
+    rows = []
     for posterior in document["posteriors"]:
-        name = NAMES[posterior]
         runs = [run for run in document["runs"] if run["posterior"] == posterior]
-        lines += [_line(name, str(run["seed"]), run["figures"]) for run in runs]
-        lines += [] if len(runs) < 2 else [_means(name, [run["figures"] for run in runs])]
-        lines += [] if runs else [f"| {name} | not run |" + " |" * len(COLUMNS)]
-    return [*lines, "", *(f"- {note}" for note in _notes(document))]
+        found = [[str(run["seed"]), *_figures(run["figures"])] for run in runs]
+        if len(runs) > 1:
+            found.append([f"mean ± sd of {len(runs)}", *_means([run["figures"] for run in runs])])
+        found = found or [["not run", *[""] * len(COLUMNS)]]
+        rows += [[NAMES[posterior], *cells] for cells in found]
+    table = markdown_table(["posterior", "seed", *COLUMNS.values()], rows)
+    return [f"# {document['title']}", "", table, "", *(f"- {n}" for n in _notes(document))]
 
 
-def _line(name: str, seed: str, figures: Mapping[str, float]) -> str:
+def _figures(figures: Mapping[str, float]) -> list[str]:
     cells = [f"{figures[key]:.4f}" for key in COLUMNS]
     cells[0] += f" ± {figures['elbo_standard_error']:.4f}"
-    return " | ".join([f"| {name}", seed, *cells]) + " |"
+    return cells
 
 
-def _means(name: str, figures: list[Mapping[str, float]]) -> str:
-    cells = []
-    for key in COLUMNS:
-        values = [of_one[key] for of_one in figures]
-        cells.append(f"**{statistics.fmean(values):.3f}** ± {statistics.stdev(values):.3f}")
-    return " | ".join([f"| {name}", f"mean ± sd of {len(figures)}", *cells]) + " |"
+def _means(figures: list[Mapping[str, float]]) -> list[str]:
+    columns = [[of_one[key] for of_one in figures] for key in COLUMNS]
+    return [f"**{statistics.fmean(c):.3f}** ± {statistics.stdev(c):.3f}" for c in columns]
 
 
 def _notes(document: Mapping[str, Any]) -> list[str]:

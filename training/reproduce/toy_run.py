@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class ToyReproduction:
             "seed": seed,
             "steps": self.steps,
             "machine": machine(torch.device("cpu"), self.threads),
-            "figures": figures.to_dict(),
+            "figures": asdict(figures),
             "cpu_seconds": time.process_time() - began,
             "samples": [[[round(v, DECIMALS) for v in z] for z in point] for point in samples],
         }
@@ -136,14 +136,9 @@ class ToyReproduction:
             "posteriors": list(POSTERIORS),
             "steps": self.steps,
             "seeds": self.seeds,
-            "runs": [_without(fit, "samples") for fit in runs],
-            "shown": {name: _only(fit, "seed", "samples") for name, fit in shown.items()},
+            "runs": [{k: v for k, v in fit.items() if k != "samples"} for fit in runs],
+            "shown": {
+                name: {"seed": fit["seed"], "samples": fit["samples"]}
+                for name, fit in shown.items()
+            },
         }
-
-
-def _without(content: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in content.items() if name not in names}
-
-
-def _only(content: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: content[name] for name in names}

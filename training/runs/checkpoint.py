@@ -34,6 +34,7 @@ __all__ = [
     "has_checkpoint",
     "load_checkpoint",
     "load_run",
+    "run_directory",
     "save_checkpoint",
     "weights_used",
 ]
@@ -66,6 +67,16 @@ class Checkpoint:
     state: dict[str, Any]
     path: Path
     faults: tuple[str, ...] = field(default=())
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory of its run."""
+        return run_directory(self.path)
+
+
+def run_directory(path: Path) -> Path:
+    """The run that `path` is, or whose checkpoint it is."""
+    return path.parent.parent if (path / STATE_FILE).is_file() else path
 
 
 def save_checkpoint(
@@ -164,8 +175,7 @@ def load_run(
     `path` is a run directory or one checkpoint in it. `weights` chooses the averaged ("ema") or the
     last ("raw") parameters; buffers are always the last. Raises `CheckpointError`.
     """
-    run_dir = path.parent.parent if (path / STATE_FILE).is_file() else path
-    config = _run_config(run_dir / "config.json")
+    config = _run_config(run_directory(path) / "config.json")
     checkpoint = load_checkpoint(path)
     if weights == "raw" and checkpoint.state.get(AVERAGED_ONLY):
         raise CheckpointError(

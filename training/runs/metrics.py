@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.files import write_text
+from training.files import read_lines, write_lines
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -28,7 +28,8 @@ class Recorder:
 
     def __init__(self, run_dir: Path, step: int) -> None:
         self.path = run_dir / METRICS_FILE
-        _drop_after(run_dir, step)
+        if self.path.exists():
+            write_lines(self.path, (r for r in read_metrics(run_dir) if r["step"] <= step))
         self.file = self.path.open("a", encoding="utf-8")
         self.board = _board(run_dir / "tensorboard", step)
 
@@ -56,24 +57,8 @@ def _finite(value: float) -> float | None:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The records of a run, in the order written; none where it kept none.
-
-    What a crash cut off or spoilt is passed over.
-    """
-    try:
-        lines = (run_dir / METRICS_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
-    except FileNotFoundError:
-        return []
-    return [record for line in lines if (record := _record(line)) is not None]
-
-
-def _record(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    whole = isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record
-    return record if whole else None
+    """The records of a run, in the order written; none where it kept none."""
+    return [record for record in read_lines(run_dir / METRICS_FILE) if "kind" in record]
 
 
 def minutes_clock(records: Sequence[Mapping[str, Any]], batch_size: int) -> Callable[[int], float]:
@@ -100,14 +85,6 @@ def minutes_clock(records: Sequence[Mapping[str, Any]], batch_size: int) -> Call
         return float(np.interp(step, [0, *steps], until)) + beyond
 
     return clock
-
-
-def _drop_after(run_dir: Path, step: int) -> None:
-    path = run_dir / METRICS_FILE
-    if not path.exists():
-        return
-    kept = [json.dumps(record) for record in read_metrics(run_dir) if record["step"] <= step]
-    write_text(path, "".join(line + "\n" for line in kept))
 
 
 def _board(path: Path, step: int) -> SummaryWriter:

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from training.errors import TrainingError
-from training.runs.checkpoint import AVERAGED_ONLY, STATE_FILE, load_checkpoint, save_checkpoint
+from training.runs.checkpoint import (
+    AVERAGED_ONLY,
+    load_checkpoint,
+    run_directory,
+    save_checkpoint,
+)
 from training.runs.directory import CONFIG_FILE, read_config
 
 __all__ = ["size_in_bytes", "strip_run"]
@@ -25,7 +30,7 @@ def strip_run(run: Path, out: Path, *, ema_only: bool = False, bf16: bool = Fals
     directory is a run: it is evaluated, exported and resumed (with a fresh optimiser). Returns
     the checkpoint's directory. Raises `TrainingError` where `run` is none or `out` is taken.
     """
-    run_dir = run.parent.parent if (run / STATE_FILE).is_file() else run
+    run_dir = run_directory(run)
     read_config(run_dir)
     checkpoint = load_checkpoint(run)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

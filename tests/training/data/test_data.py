@@ -13,7 +13,6 @@ from scipy import stats
 
 from training.data import (
     ImageData,
-    binarize,
     drawn_pixels,
     epoch_order,
     idx,
@@ -184,21 +183,6 @@ def test_nothing_is_downloaded_where_that_is_forbidden(tmp_path, monkeypatch):
 def test_misspelt_names_are_refused(arguments, message):
     with pytest.raises(DataError, match=message):
         load_dataset(**arguments)
-
-
-def test_binarised_pixels_have_their_grey_value_as_mean():
-    grey = np.arange(256, dtype=np.uint8)
-    u = np.random.default_rng(0).random((4000, 256), np.float32)
-    drawn = binarize(np.broadcast_to(grey, u.shape), u)
-    assert drawn.dtype == np.float32
-    assert set(np.unique(drawn)) == {0.0, 1.0}
-    p = grey / 255
-    error = (drawn.mean(0) - p)[1:-1] / np.sqrt(p * (1 - p) / len(u))[1:-1]
-    assert stats.kstest(error, "norm").pvalue > 1e-3
-    assert not drawn[:, 0].any()
-    assert drawn[:, 255].all()
-    with pytest.raises(ValueError, match="One uniform"):
-        binarize(grey, u)
 
 
 def test_an_epochs_order_depends_on_seed_and_epoch_alone():

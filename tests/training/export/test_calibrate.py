@@ -14,7 +14,7 @@ from service.noise import Purpose, image_keys, normal
 from service.operations.model import Model
 from service.verdicts.conformal import upper
 from training.errors import ExportError
-from training.export.calibrate import halves, measure, reference_of
+from training.export.calibrate import SEED, halves, measure, reference_of
 
 D = 3
 MANIFEST = SimpleNamespace(
@@ -59,11 +59,10 @@ def test_every_k_uses_the_first_draws_of_the_images_own_noise():
         MANIFEST,
         pixels,
         importance_samples=(1, 16, 64),
-        seed=7,
         advance=lambda: counted.append(1),
     )
     for i, key in enumerate(image_keys(pixels)):
-        noise = normal(7, np.full(64, key, np.uint64), np.arange(64), D, Purpose.IMAGE).sum(1)
+        noise = normal(SEED, np.full(64, key, np.uint64), np.arange(64), D, Purpose.IMAGE).sum(1)
         for k in (1, 16, 64):
             expected = special.logsumexp(noise[:k].astype(np.float64)) - math.log(k)
             assert scores[k][i] == pytest.approx(expected, abs=1e-5)

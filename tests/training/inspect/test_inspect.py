@@ -87,3 +87,23 @@ def test_from_a_folder_to_verdicts(call, parts, tmp_path):
     code, _, error = call(other, *options)
     assert code == 1
     assert "another --out" in " ".join(error.split())
+    # Again, the folder moved, with other options: what was divided stays so.
+    moved = parts.rename(tmp_path / "moved")
+    before = (out / "inspect.json").read_bytes()
+    options = ("--minutes", 0.05, "--threads", 1, "--false-alarms", 0.2, "--out", out)
+    code, told, error = call(moved, "--test", other, *options)
+    assert code == 0, told + error
+    assert "is trained further" in told
+    assert "False alarms: 0.2 of usual images" in told
+    assert (out / "inspect.json").read_bytes() == before
+    linked = {path.resolve().relative_to(moved) for path in (out / "images").rglob("*.png")}
+    assert linked == {path.relative_to(parts) for path in used}
+    report = json.loads((out / "report.json").read_text())
+    assert {each["class"] for each in report["classes"]} >= {"good", "spot", "other"}
+    assert report["alpha"] == 0.2
+    # Images of the same names that are others are refused, before anything is written.
+    save(moved / "train" / "good" / "000.png", photo(np.random.default_rng(7)))
+    code, _, error = call(moved, *options)
+    assert code == 1
+    assert "other images" in " ".join(error.split())
+    assert (out / "inspect.json").read_bytes() == before

@@ -6,14 +6,13 @@ import json
 
 import pytest
 
+from training.files import read_lines, write_lines
 from training.reproduce.state import (
     SliceRecord,
     checkpoint_step,
     progressed,
-    read_lines,
     read_slices,
     record_slice,
-    write_lines,
 )
 from training.runs.metrics import minutes_clock
 
