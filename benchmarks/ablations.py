@@ -7,9 +7,9 @@ from its first step, and is measured on the validation images: the ELBO of the a
 nats, higher is better. The learning rate stays constant after a short warm-up, so that the length
 of a run, which equal minutes leave open, changes nothing else.
 
-Most rows change the run's configuration. Two choices have no switch, because nobody should turn
-them off: data-dependent initialisation and weight normalisation. They are changed here, from
-outside, in the model that the trainer builds.
+Most rows change the run's configuration. Three choices have no switch, because nobody should turn
+them off: data-dependent initialisation, weight normalisation, and how a convolutional model's gains
+are stored. They are changed here, from outside, in the model that the trainer builds.
 
 DIR/results.json is rewritten after every row: interrupted, the same command goes on with the row
 that it was at. DIR/ablations.md is the table. A row that is not compiled in the same way, or shares
@@ -122,6 +122,18 @@ def without_weight_norm(model: nn.Module) -> None:
         layer.__class__ = type(f"Plain{type(layer).__name__}", (Unnormalised, type(layer)), {})
 
 
+def with_gain(gain: str) -> Alter:
+    """Store every layer's gain as `model.layers.WeightNormLayer` describes."""
+
+    def alter(model: nn.Module) -> None:
+        for layer in _normalised(model):
+            layer.gain = gain  # type: ignore[assignment]
+            with torch.no_grad():
+                layer.g.fill_(1.0 if gain == "linear" else 0.0)
+
+    return alter
+
+
 def _set(part: str, **changes: Any) -> Configure:
     """Change fields of one part of the configuration: model, optim, train."""
     return lambda config: overridden(config, {part: changes})
@@ -191,6 +203,8 @@ ROWS = (
     Row("weight-decay", "an L2 penalty of 0.0001", _set("optim", weight_decay=1e-4)),
     Row("no-skip", "steps of large gradients are taken", _set("optim", skip_factor=0.0)),
     Row("wide", "twice the feature maps", _widened),
+    Row("gain-exp", "gains exp(g)", alter=with_gain("exp")),
+    Row("gain-exp-third", "exp(g), g a third at the start", alter=with_gain("exp_third")),
 )
 
 

@@ -3,10 +3,10 @@
     python -m benchmarks.peers --envs DIR [--peers NAME ...] [--loads NAME ...] [--json FILE]
 
 Systems: the bare graph (ONNX Runtime in this process), this service (npy, v2 binary, JSON with
-PNGs), Triton (nvidia-pytriton), LitServe. The peers are installed below DIR at the first run, each
-in an environment of its own, with the versions that are pinned in `benchmarks/peers/`; one that
-cannot be installed, or whose answers are wrong, is named with the reason. All of them score images
-at K = 1; answers are compared with the graph's beforehand.
+PNGs), Triton (nvidia-pytriton), LitServe, BentoML, MLServer, Ray Serve. The peers are installed
+below DIR at the first run, each in an environment of its own, with the versions that are pinned in
+`benchmarks/peers/`; one that cannot be installed, or whose answers are wrong, is named with the
+reason. All of them score images at K = 1; answers are compared with the graph's beforehand.
 
 Loads: `closed` (64 images from 4 clients, one image from 32 and from 1) and `arrivals` (one image
 each, at 20, 50 and 80% of the best peer's capacity). One server runs at a time, for idle ones cost

@@ -120,17 +120,51 @@ def v2_binary(model: str, output: str, parameters: dict[str, Any]) -> Protocol:
     return Protocol("v2 binary", f"/v2/models/{model}/infer", headers, encode, scores)
 
 
-def json_base64() -> Protocol:
-    """Base64 of the pixels of all images together, in JSON."""
+def v2_base64(model: str) -> Protocol:
+    """Open Inference Protocol as JSON, an image as the base64 of its bytes."""
 
     def encode(images: Images) -> tuple[bytes, dict[str, str]]:
-        return json.dumps({"images": _base64(images.tobytes())}).encode(), {}
+        tensor = {
+            "name": "image",
+            "shape": [len(images), 1],
+            "datatype": "BYTES",
+            "parameters": {"content_type": "base64"},
+            "data": [_base64(image.tobytes()) for image in images],
+        }
+        return json.dumps({"inputs": [tensor]}).encode(), {}
 
     def scores(answer: httpx.Response) -> Numbers:
-        return _floats(answer.json()["scores"])
+        return _floats(answer.json()["outputs"][0]["data"])
 
     headers = {"content-type": "application/json"}
-    return Protocol("JSON, base64", "/predict", headers, encode, scores)
+    return Protocol("v2 JSON, base64", f"/v2/models/{model}/infer", headers, encode, scores)
+
+
+def raw_bytes(path: str) -> Protocol:
+    """Pixels in, float32 out."""
+    headers = {"content-type": "application/octet-stream"}
+    return Protocol(
+        "bytes",
+        path,
+        headers,
+        lambda images: (images.tobytes(), {}),
+        lambda answer: np.frombuffer(answer.content, "<f4"),
+    )
+
+
+def json_base64(path: str, *, one_text: bool) -> Protocol:
+    """Base64 of the pixels in JSON: of all images together, or one text an image."""
+
+    def encode(images: Images) -> tuple[bytes, dict[str, str]]:
+        texts = [_base64(image.tobytes()) for image in images]
+        body = {"images": _base64(images.tobytes()) if one_text else texts}
+        return json.dumps(body).encode(), {}
+
+    def scores(answer: httpx.Response) -> Numbers:
+        found = answer.json()
+        return _floats(found["scores"] if isinstance(found, dict) else found)
+
+    return Protocol("JSON, base64", path, {"content-type": "application/json"}, encode, scores)
 
 
 def _base64(data: bytes) -> str:
@@ -209,6 +243,9 @@ def quiet_variables(home: Path) -> dict[str, str]:
         "TMPDIR": str(home),
         "PYTHONDONTWRITEBYTECODE": "1",
         "DO_NOT_TRACK": "1",
+        "BENTOML_DO_NOT_TRACK": "True",
+        "BENTOML_HOME": str(home / "bentoml"),
+        "RAY_USAGE_STATS_ENABLED": "0",
         "ORT_DISABLE_TELEMETRY": "1",
         "OTEL_SDK_DISABLED": "true",
     }
@@ -307,6 +344,11 @@ def _application(file: str) -> Callable[[str, int, int], list[str]]:
     return lambda python, port, other: [python, str(FOLDER / file), str(port), str(other)]
 
 
+def _bentoml(python: str, port: int, _other: int) -> list[str]:
+    where = ["--host", "127.0.0.1", "--port", str(port), "--working-dir", str(FOLDER)]
+    return [python, "-m", "bentoml", "serve", "--quiet", "bentoml_app:Scores", *where]
+
+
 PEERS = (
     System(
         name="Triton",
@@ -317,9 +359,32 @@ PEERS = (
     ),
     System(
         name="LitServe",
-        protocols=(json_base64(),),
+        protocols=(json_base64("/predict", one_text=True),),
         command=_application("litserve_app.py"),
         ready="/health",
         environment=Environment("litserve"),
+    ),
+    System(
+        name="BentoML",
+        protocols=(json_base64("/score", one_text=False),),
+        command=_bentoml,
+        ready="/readyz",
+        environment=Environment("bentoml"),
+    ),
+    System(
+        name="MLServer",
+        protocols=(v2_base64("score"),),
+        command=_application("mlserver_main.py"),
+        ready="/v2/models/score/ready",
+        environment=Environment("mlserver"),
+    ),
+    System(
+        name="Ray Serve",
+        protocols=(raw_bytes("/"),),
+        command=_application("ray_app.py"),
+        ready="/-/healthz",
+        environment=Environment("ray"),
+        # What its documentation offers for throughput, but HAProxy, which listens everywhere.
+        variables={"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
     ),
 )

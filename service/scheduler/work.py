@@ -295,9 +295,8 @@ class Job:
         if self.done < self.rows:
             return False
         self.parts.sort(key=itemgetter(0))
-        self.arrays = {
-            name: np.concatenate([part[name] for _, part in self.parts]) for name in arrays
-        }
+        parts = list(map(itemgetter(1), self.parts))
+        self.arrays = {name: np.concatenate(list(map(itemgetter(name), parts))) for name in arrays}
         return True
 
     def leave(self, reason: str) -> None:

@@ -118,12 +118,14 @@ class BoundedHttp(HttpToolsProtocol):
             self._throw_away(len(data))
         elif self._unread:
             self._unread += data
+            self.flow.pause_reading()  # whoever resumed it did not know
         elif len(data) <= AT_ONCE:
             self._feed(data)
         else:
             self._read_in_pieces(data)
 
     def _read_in_pieces(self, data: bytes) -> None:
+        """Read for some milliseconds; what is left then waits until others had their turn."""
         until = time.perf_counter() + READ_SECONDS
         for start in range(0, len(data), AT_ONCE):
             if self._deaf:
@@ -141,7 +143,7 @@ class BoundedHttp(HttpToolsProtocol):
         if not data:
             return  # the connection is lost
         self._read_in_pieces(data)
-        if not self._unread:
+        if not self._unread and not self.transport.is_closing():
             self.flow.resume_reading()
 
     def _feed(self, data: bytes) -> None:

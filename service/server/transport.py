@@ -59,6 +59,6 @@ class ClosedByProtocol(asyncio.Transport):
         self.real.write_eof()
 
     def _flush(self) -> None:
-        if self._held is not None:
-            held, self._held = self._held, None
+        held, self._held = self._held, None
+        if held is not None and not self.real.is_closing():  # the client may have gone meanwhile
             self.real.write(held)

@@ -46,7 +46,7 @@ def test_rows_that_change_nothing_are_left_out(base: RunConfig):
     names = [row.name for row in rows_for(base)]
     assert names[0] == "base"
     assert {"gated", "free-bits-0"}.isdisjoint(names)
-    assert {"diagonal", "affine", "same-order", "no-data-init"} <= set(names)
+    assert {"diagonal", "affine", "same-order", "no-data-init", "gain-exp"} <= set(names)
     ladder = [row.name for row in rows_for(run_preset("mnist-ladder"))]
     # Its posterior is affine and has one step: no order to reverse.
     assert "gated" in ladder
@@ -74,8 +74,11 @@ def test_rows_change_the_configuration(base: RunConfig):
     assert BY_NAME["wide"].configure(run_preset("mnist-ladder")).model.channels == 64
 
 
-def test_another_parametrisation_starts_from_the_same_function(base: RunConfig, images: ImageData):
-    mine, theirs = (built(BY_NAME[n], base, images).model for n in ("base", "no-weight-norm"))
+@pytest.mark.parametrize("name", ["no-weight-norm", "gain-exp"])
+def test_another_parametrisation_starts_from_the_same_function(
+    name: str, base: RunConfig, images: ImageData
+):
+    mine, theirs = (built(BY_NAME[n], base, images).model for n in ("base", name))
     x = (torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.5).float()
     eps = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -83,6 +86,15 @@ def test_another_parametrisation_starts_from_the_same_function(base: RunConfig, 
             assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
     difference = set(dict(mine.named_parameters())) ^ set(dict(theirs.named_parameters()))
     assert not difference
+
+
+def test_a_third_of_the_logarithm_starts_elsewhere(base: RunConfig, images: ImageData):
+    exp, third = (
+        built(BY_NAME[n], base, images).model.encoder.blocks[0].first.g
+        for n in ("gain-exp", "gain-exp-third")
+    )
+    assert torch.allclose(third, exp / 3, rtol=1e-4, atol=1e-5)
+    assert exp.abs().max() > 0.1
 
 
 def test_plain_weights_are_trained_as_they_are_and_stay_masked(base: RunConfig, images: ImageData):

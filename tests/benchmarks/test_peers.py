@@ -192,7 +192,8 @@ def test_every_peer_is_pinned_and_reports_to_nobody(tmp_path: Path):
         assert any("onnxruntime==" in line for line in lines)
     assert {p.stem for p in FOLDER.glob("*.txt")} == {p.environment.name for p in PEERS}
     variables = quiet_variables(tmp_path)
-    assert variables["DO_NOT_TRACK"] == "1"
+    assert variables["BENTOML_DO_NOT_TRACK"] == "True"
+    assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
     assert variables["HOME"] == str(tmp_path)
 
 

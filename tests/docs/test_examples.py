@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from service.cli.main import app as iafvae
@@ -80,6 +81,19 @@ def test_commands_and_options_exist(page, pages):
                 name, arguments = found
                 result = CliRunner().invoke(APPS[name], [*arguments, "--help"])
                 assert result.exit_code == 0, f"{block.where}: {command}\n{result.output}"
+                for option in demanded(name, arguments):
+                    given = [argument.partition("=")[0] for argument in arguments]
+                    assert set(option.opts) & set(given), f"{block.where}: {command}: {option.name}"
+
+
+def demanded(name, arguments):
+    """The options without which the command does not run; `--help` asks for none."""
+    command = typer.main.get_command(APPS[name])
+    for word in arguments:
+        command = getattr(command, "commands", {}).get(word, command)
+    if "--help" in arguments or "-h" in arguments:
+        return []
+    return [p for p in command.params if p.required and p.param_type_name == "option"]
 
 
 @every_page

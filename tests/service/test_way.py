@@ -48,9 +48,9 @@ REQUESTS = {
     ),
 }
 BOUNDS = {  # calls, modules, changes of module
-    "sample": (95, 16, 53),
-    "score": (162, 26, 80),  # with its verdict: two works, and the judging of them
-    "score npy": (130, 24, 63),  # computed on the event loop itself
+    "sample": (91, 16, 51),
+    "score": (158, 25, 79),  # with its verdict: two works, and the judging of them
+    "score npy": (128, 24, 62),  # computed on the event loop itself
 }
 
 

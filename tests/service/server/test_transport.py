@@ -14,7 +14,13 @@ class Wire(asyncio.Transport):
 
     def __init__(self):
         super().__init__()
-        self.sent = []
+        self.sent, self.closing = [], False
+
+    def is_closing(self):
+        return self.closing
+
+    def lose(self):
+        self.closing = True
 
     def write(self, data):
         self.sent.append(bytes(data))
@@ -40,6 +46,7 @@ class Wire(asyncio.Transport):
         ("head body close turn", [b"headbody", "close"]),
         ("head end_writing", [b"head", "end"]),
         ("head abort turn", ["abort"]),
+        ("head lose turn", []),
     ],
 )
 def test_writes_of_one_turn_go_out_together(calls, sent):
@@ -51,6 +58,8 @@ def test_writes_of_one_turn_go_out_together(calls, sent):
         for call in calls.split():
             if call == "turn":
                 await asyncio.sleep(0)
+            elif call == "lose":  # the connection, as its system says
+                wire.lose()
             elif hasattr(transport, call):
                 getattr(transport, call)()
             else:

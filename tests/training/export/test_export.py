@@ -211,7 +211,6 @@ def test_rows_need_no_padding(engine, conv):
     assert engine.padded_rows(1) == 0
 
 
-@pytest.mark.slow
 @torch.no_grad()
 def test_the_tails_of_a_discretised_logistic_survive_the_export(convs, tmp_path):
     """At a narrow scale log sigmoid is hundreds below zero: a Log of a Sigmoid would be -inf.
