@@ -9,6 +9,8 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 TARGET ?= cpu
 PROFILE ?= cpu
+# Tests of one file run one after the other, files side by side.
+PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help serve install-train docs up down image sbom test test-all check format train clean
@@ -40,7 +42,7 @@ serve: $(VENV)/serve ## Install what the service needs and serve the bundle that
 	$(BIN)/iafvae serve --host $(HOST) --port $(PORT)
 
 test: $(VENV)/dev ## Install everything and run the tests
-	$(BIN)/python -m pytest -q -m "not slow and not gpu and not data"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu and not data" $(PARALLEL)
 
 test-all: $(VENV)/dev ## Run the slow tests too, and those on full data where IAFVAE_DATA_DIR is set
 	$(BIN)/python -m pytest -q

@@ -62,7 +62,7 @@ def tiny_manifest(latent: LatentSpec = LATENT, **changes: Any) -> dict[str, Any]
         for operation, graph in contract.items()
     }
     fields: dict[str, Any] = {
-        "schema_version": 3,
+        "schema_version": 4,
         "name": "tiny",
         "version": "1.2.3",
         "description": "linear-Gaussian model for tests",
@@ -142,7 +142,11 @@ def canaries(model: TinyModel, latent: LatentSpec = LATENT) -> dict[str, np.ndar
             "owner": owner,
             "eps": rng.standard_normal((5, D)).astype(f32),
         },
-        "evidence": {"image": images},
+        "evidence": {
+            "image": images,
+            "owner": owner,
+            "eps": rng.standard_normal((5, D)).astype(f32),
+        },
     }
     for reader in ("encode", "score", "evidence"):
         inputs[reader]["u_image"] = rng.random((3, PIXELS)).astype(f32)
@@ -199,7 +203,7 @@ def reference(model: TinyModel) -> Reference:
 def measured(model: TinyModel, images: np.ndarray, seed: int) -> Measured:
     """What the oracle says of images, at noise of NumPy's."""
     bounds = {k: model.bound(images, k, seed) for k in CALIBRATED}
-    evidence = {name: a.astype(np.float32) for name, a in model.evidence(images).items()}
+    evidence = {name: a.astype(np.float32) for name, a in model.at_zero(images).items()}
     return measured_of(bounds, evidence, images, binary=True)
 
 
@@ -244,6 +248,31 @@ BOTTOM_UP = [
     ("MatMul", "x A", "xA"),
     ("Add", "xA a", "q_mean"),
 ]
+SCORE = [
+    *BOTTOM_UP,
+    ("Gather", "q_mean owner", "row_mean"),
+    ("Gather", "x owner", "row_x"),
+    ("Mul", "eps scale", "noise"),
+    ("Add", "row_mean noise", "z"),
+    *DECODER,
+    ("Mul", "row_x logits", "x_logits"),
+    ("Softplus", "logits", "partition"),
+    ("Sub", "x_logits partition", "log_px_z_parts"),
+    ("ReduceSum", "log_px_z_parts axis", "log_px_z"),
+    ("Sub", "z prior_mean", "centred"),
+    ("Div", "centred prior_scale", "prior_eps"),
+    ("Mul", "prior_eps prior_eps", "prior_square"),
+    ("Mul", "eps eps", "eps_square"),
+    ("Sub", "prior_square eps_square", "twice_kl_parts"),
+    ("Mul", "twice_kl_parts half", "kl_parts"),
+    ("Log", "scale", "log_scale"),
+    ("Log", "prior_scale", "log_prior_scale"),
+    ("Sub", "log_prior_scale log_scale", "log_ratio"),
+    ("Add", "kl_parts log_ratio", "kl_terms"),
+    ("ReduceSum", "kl_terms axis", "kl_flat"),
+    ("Sub", "log_px_z kl_flat", "log_weight"),
+    ("MatMul", "kl_terms gather", "kl"),
+]
 NODES = {
     "sample": [
         ("MatMul", "temperature spread", "warmth"),
@@ -261,45 +290,21 @@ NODES = {
         ("Sub", "z prior_mean", "centred"),
         ("Div", "centred prior_scale", "prior_eps"),
     ],
-    "score": [
-        *BOTTOM_UP,
-        ("Gather", "q_mean owner", "row_mean"),
-        ("Gather", "x owner", "row_x"),
-        ("Mul", "eps scale", "noise"),
-        ("Add", "row_mean noise", "z"),
-        *DECODER,
-        ("Mul", "row_x logits", "x_logits"),
-        ("Softplus", "logits", "partition"),
-        ("Sub", "x_logits partition", "log_px_z_parts"),
-        ("ReduceSum", "log_px_z_parts axis", "log_px_z"),
-        ("Sub", "z prior_mean", "centred"),
-        ("Div", "centred prior_scale", "prior_eps"),
-        ("Mul", "prior_eps prior_eps", "prior_square"),
-        ("Mul", "eps eps", "eps_square"),
-        ("Sub", "prior_square eps_square", "twice_kl_parts"),
-        ("Mul", "twice_kl_parts half", "kl_parts"),
-        ("Log", "scale", "log_scale"),
-        ("Log", "prior_scale", "log_prior_scale"),
-        ("Sub", "log_prior_scale log_scale", "log_ratio"),
-        ("Add", "kl_parts log_ratio", "kl_terms"),
-        ("ReduceSum", "kl_terms axis", "kl_flat"),
-        ("Sub", "log_px_z kl_flat", "log_weight"),
-        ("MatMul", "kl_terms gather", "kl"),
-    ],
+    "score": SCORE,
     "evidence": [
-        *BOTTOM_UP,
-        ("Identity", "q_mean", "z"),
-        *DECODER,
-        ("Mul", "x logits", "x_logits"),
-        ("Softplus", "logits", "partition"),
-        ("Sub", "x_logits partition", "log_px_z_parts"),
-        ("MatMul", "log_px_z_parts ones", "log_px_z"),
-        ("Sigmoid", "logits", "flat_mean"),
+        *SCORE,
+        ("MatMul", "q_mean W", "centre_zW"),
+        ("Add", "centre_zW b", "centre"),
+        ("Mul", "x centre", "x_centre"),
+        ("Softplus", "centre", "centre_partition"),
+        ("Sub", "x_centre centre_partition", "centre_log_px_z_parts"),
+        ("MatMul", "centre_log_px_z_parts ones", "centre_log_px_z"),
+        ("Sigmoid", "centre", "flat_mean"),
         ("Sub", "x flat_mean", "flat_residual"),
         ("Reshape", "flat_residual map_shape", "residual"),
         ("Mul", "flat_residual flat_residual", "squares"),
         ("MatMul", "squares average", "mean_square"),
-        ("Concat", "log_px_z mean_square", "statistics"),
+        ("Concat", "centre_log_px_z mean_square", "statistics"),
     ],
 }
 

@@ -83,6 +83,17 @@ class TinyModel:
         return {"log_weight": log_px_z - kl, "log_px_z": log_px_z, "kl": kl[:, None]}
 
     def evidence(
+        self,
+        image: np.ndarray,
+        owner: np.ndarray,
+        eps: np.ndarray,
+        u_image: np.ndarray | float = 0.5,
+    ) -> dict[str, np.ndarray]:
+        scores = self.score(image, owner, eps, u_image)
+        del scores["log_px_z"]
+        return scores | self.at_zero(image, u_image)
+
+    def at_zero(
         self, image: np.ndarray, u_image: np.ndarray | float = 0.5
     ) -> dict[str, np.ndarray]:
         x = binary(image, u_image)

@@ -156,8 +156,8 @@ def graph_contract(
     """What each operation's graph takes and gives: N images, R importance-sample rows.
 
     D latents, G groups (columns of temperature and of ``kl``), U uniforms and the S `statistics` of
-    ``evidence`` are fixed. A model of binary pixels takes uniform noise with every image: a pixel
-    is white where ``image / 255 > u_image``.
+    ``evidence``, which is ``score`` and a pass at eps = 0, are fixed. A model of binary pixels
+    takes uniform noise with every image: a pixel is white where ``image / 255 > u_image``.
     """
     d, g, u = latent.dim, len(latent.groups), likelihood.uniforms
     pixels = image.shape
@@ -183,8 +183,13 @@ def graph_contract(
         ),
         "evidence": _graph(
             "evidence",
-            (picture, *grey),
-            (_f32("residual", "N", *pixels[1:]), _f32("statistics", "N", len(statistics))),
+            (picture, _tensor("owner", "int64", "R"), _f32("eps", "R", d), *grey),
+            (
+                _f32("log_weight", "R"),
+                _f32("kl", "R", g),
+                _f32("residual", "N", *pixels[1:]),
+                _f32("statistics", "N", len(statistics)),
+            ),
         ),
     }
 

@@ -43,7 +43,7 @@ __all__ = [
     "manifest_to_json",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # A plain name, or one in a folder of graphs, cannot lead out of the directory on any system.
 FILE_NAME = re.compile(r"((portable|cpu)/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 MAX_ROW_BLOCK = 16

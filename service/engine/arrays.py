@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from service.errors import InvalidInput, PayloadTooLarge, WrongDtype, WrongShape
 if TYPE_CHECKING:
     from service.bundle.graphs import GraphSpec, TensorSpec
 
-__all__ = ["Arrays", "check", "halves", "pad", "trim", "zeros"]
+__all__ = ["Arrays", "check", "halves", "joined", "pad", "trim", "zeros"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -66,19 +66,42 @@ def trim(graph: GraphSpec, outputs: list[NDArray[Any]], sizes: Mapping[str, int]
 
 def halves(
     graph: GraphSpec, arrays: Mapping[str, NDArray[Any]], sizes: Mapping[str, int]
-) -> list[Arrays]:
-    """`arrays` as two batches of half the rows; each has the images that its rows are of."""
-    ragged = "owner" in arrays
-    rows = sizes["R" if ragged else "N"]
-    parts = []
-    for start, stop in ((0, rows // 2), (rows // 2, rows)):
-        half = {t.name: arrays[t.name][start:stop] for t in graph.inputs}
-        if ragged:
-            images, owner = np.unique(half["owner"], return_inverse=True)
-            half |= {t.name: arrays[t.name][images] for t in graph.inputs if _rows_of(t) == "N"}
-            half["owner"] = owner.astype(np.int64)
-        parts.append(half)
+) -> list[tuple[dict[str, NDArray[np.int64]], Arrays]]:
+    """`arrays` as two batches of half the rows, and where the rows of each dimension stood.
+
+    Each has the images that its rows are of, and half of those that have no rows.
+    """
+    owners = arrays.get("owner")
+    idle: Any = [] if owners is None else np.setdiff1d(np.arange(sizes["N"]), owners)
+    parts: list[tuple[dict[str, NDArray[np.int64]], Arrays]] = []
+    for half, alone in zip(
+        np.array_split(np.arange(sizes["N" if owners is None else "R"]), 2),
+        np.array_split(idle, 2),
+        strict=True,
+    ):
+        places, given = {"R": half, "N": half}, {}
+        if owners is not None:
+            images, owner = np.unique(owners[half], return_inverse=True)
+            places["N"] = np.concatenate([images, alone])
+            given["owner"] = owner.astype(np.int64)
+        cut = {t.name: arrays[t.name][places[_rows_of(t)]] for t in graph.inputs}
+        parts.append((places, cut | given))
     return parts
+
+
+def joined(
+    graph: GraphSpec, sizes: Mapping[str, int], parts: Sequence[tuple[dict[str, Any], Arrays]]
+) -> Arrays:
+    """The outputs of a whole batch, of what each part's rows stood for and its outputs."""
+    whole: Arrays = {}
+    for t in graph.outputs:
+        dimension = _rows_of(t)
+        for places, outputs in parts:
+            part = outputs[t.name]
+            if t.name not in whole:
+                whole[t.name] = np.empty((sizes[dimension], *part.shape[1:]), dtype=part.dtype)
+            whole[t.name][places[dimension]] = part
+    return whole
 
 
 def _rows_of(tensor: TensorSpec) -> str:

@@ -13,11 +13,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import Bundle, BundleError
-from service.engine.arrays import Arrays, check, halves, pad, trim, zeros
+from service.engine.arrays import Arrays, check, halves, joined, pad, trim, zeros
 from service.engine.options import EngineOptions
 from service.engine.padding import Buckets, Padding
 from service.engine.self_check import canary_problem, invariant
@@ -164,8 +163,11 @@ class EngineBase(ABC):
                 raise fault from error
             logger.warning("%s: computed in halves", fault)
         # Only here, where the failed try has let go of its memory.
-        parts = [self._run(operation, half, padding) for half in halves(graph, arrays, sizes)]
-        return {t.name: np.concatenate([part[t.name] for part in parts]) for t in graph.outputs}
+        parts = [
+            (places, self._run(operation, half, padding))
+            for places, half in halves(graph, arrays, sizes)
+        ]
+        return joined(graph, sizes, parts)
 
     def fault(self, operation: str, error: Exception) -> IafvaeError:
         """What a failure of a run was: a batch that was too large, or rows that cannot be."""

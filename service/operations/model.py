@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from service import estimators
 from service.bundle import Bundle, CalibrationSpec, load_bundle
-from service.engine.arrays import Arrays
 from service.engine.base import EngineBase
 from service.engine.options import EngineOptions
 from service.errors import InvalidInput, WrongDtype, WrongShape
@@ -55,7 +54,7 @@ from service.scheduler.work import (
 from service.verdicts.conformal import certified_alpha
 from service.verdicts.decisions import decide, discovered, fdr_notes
 from service.verdicts.drift import Drift
-from service.verdicts.reference import Judgement, measured_of
+from service.verdicts.reference import measured_of
 
 __all__ = ["Model", "Output"]
 
@@ -304,13 +303,19 @@ class Model:
         fdr = None if fdr is None else checks.alpha(fdr, "fdr")
         work = self._weighing(images, importance_samples, seed)
         k = work.samples
-        jobs = await self._weighed(work, verdict, caller, deadline)
-        log_weight = jobs[0].arrays["log_weight"].reshape(len(images), -1)  # [n, K]
-        kl = jobs[0].arrays["kl"].reshape(*log_weight.shape, -1)  # [n, K, G]
+        reference = self.bundle.reference if verdict else None
+        if reference is not None and k in reference.distances:
+            work = EvidenceWork(images=images, seed=work.seed, samples=k)
+        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        log_weight = job.arrays["log_weight"].reshape(len(images), -1)  # [n, K]
+        kl = job.arrays["kl"].reshape(*log_weight.shape, -1)  # [n, K, G]
         found = estimators.estimate(log_weight)
         judged = None
-        if len(jobs) > 1:
-            judged = await self._judged(found.log_likelihood_nats, work, jobs[1].arrays)
+        if reference is not None and "statistics" in job.arrays:
+            binary = self.manifest.likelihood.binary
+            nats = {k: found.log_likelihood_nats}
+            measured = measured_of(nats, job.arrays, images, binary=binary)
+            judged = await _aside(len(images), reference.judge, k, measured)
         spec = self.manifest.calibration if judged is not None else None
         n = None if spec is None else spec.images
         p_value = np.full(len(images), np.nan) if judged is None else judged.p_value
@@ -349,8 +354,8 @@ class Model:
                 "calibration": _calibration(spec),
             },
             notes=fdr_notes(len(images), fdr, n),
-            queue_seconds=max([job.queue_seconds for job in jobs]),
-            compute_seconds=sum([job.compute_seconds for job in jobs]),
+            queue_seconds=job.queue_seconds,
+            compute_seconds=job.compute_seconds,
         )
 
     async def anomaly_map(
@@ -375,7 +380,7 @@ class Model:
             )
         self._check(images)
         seed = self.manifest.scoring.default_seed if seed is None else checks.seed(seed)
-        work = EvidenceWork(images=images, seed=seed)
+        work = EvidenceWork(images=images, seed=seed, samples=1)
         job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
         residual = job.arrays["residual"]
         return AnomalyMaps(
@@ -463,26 +468,6 @@ class Model:
         job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
         notes = _notes(seed, output, encoded=coded is not None)
         return _images(job, {"output": output, "seed": seed}, coded, notes)
-
-    async def _weighed(
-        self, work: ScoreWork, verdict: bool, caller: str, deadline: float | None
-    ) -> tuple[Job, ...]:
-        """The job of `work`, and for a verdict that of the evidence where K has a calibration."""
-        reference, images = self.bundle.reference, work.images
-        if not verdict or reference is None or work.samples not in reference.distances:
-            return (await self.scheduler.submit(work, caller=caller, deadline=deadline),)
-        evidence = EvidenceWork(images=images, seed=work.seed)
-        return await self.scheduler.submit_both(work, evidence, caller=caller, deadline=deadline)
-
-    async def _judged(
-        self, log_likelihood: NDArray[np.float64], work: ScoreWork, evidence: Arrays
-    ) -> Judgement:
-        """What the reference says of the images of `work`."""
-        reference, k = self.bundle.reference, work.samples
-        assert reference is not None  # noqa: S101 - without it there is no evidence
-        binary = self.manifest.likelihood.binary
-        measured = measured_of({k: log_likelihood}, evidence, work.images, binary=binary)
-        return await _aside(len(work.images), reference.judge, k, measured)
 
     async def _watch(
         self, images: U8, p_values: NDArray[np.float64], strangers: NDArray[np.bool_] | None

@@ -17,7 +17,6 @@ from service.noise import Purpose, image_keys, normal, uniform
 from service.scheduler.work import (
     DecodeWork,
     EncodeWork,
-    EvidenceWork,
     ImageNoise,
     SampleWork,
     ScoreWork,
@@ -180,15 +179,6 @@ class EncodeBatcher(_Reader):
         return {"eps": eps, **self._read(images, _seeds(pieces, [b - a for _, a, b in pieces]))}
 
 
-class EvidenceBatcher(_Reader):
-    """Rows of `EvidenceWork`."""
-
-    def assemble(self, pieces: Sequence[Piece[EvidenceWork]]) -> Arrays:
-        """Images."""
-        images = _join([work.images[a:b] for work, a, b in pieces])
-        return self._read(images, _seeds(pieces, [b - a for _, a, b in pieces]))
-
-
 class ScoreBatcher(_Reader):
     """Rows of `ScoreWork`: an image rides once with all its rows that are in the batch."""
 
@@ -204,6 +194,21 @@ class ScoreBatcher(_Reader):
         """What estimates are made of; ``log_px_z`` is ``log_weight`` plus the sum of ``kl``."""
         kept = ("log_weight", "kl")
         return [{name: outputs[name][rows] for name in kept} for rows in _places(pieces)]
+
+
+class EvidenceBatcher(ScoreBatcher):
+    """Rows of `EvidenceWork`."""
+
+    def split(self, pieces: Sequence[Piece[ScoreWork]], outputs: Arrays) -> list[Arrays]:
+        """And ``residual`` and ``statistics`` of the images whose first row is in the piece."""
+        answers, end = super().split(pieces, outputs), 0
+        for answer, (work, start, stop) in zip(answers, pieces, strict=True):
+            begun, first = start // work.samples, -(-start // work.samples)
+            last = -(-stop // work.samples)
+            rows = slice(end + first - begun, end + last - begun)
+            end = rows.stop
+            answer |= {name: outputs[name][rows] for name in ("residual", "statistics")}
+        return answers
 
 
 Owned = tuple[U8, NDArray[np.int64], tuple[U64, U64, U64]]

@@ -17,7 +17,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 from service.errors import (
@@ -141,7 +141,7 @@ class Scheduler:
         self._flying: set[Batch] = set()  # that the workers have
         self._pump_scheduled = False
         # Came when there was no other, in this turn of the event loop.
-        self._lone: Sequence[Job] = ()
+        self._lone: Job | None = None
         self._pool: WorkerPool | None = None
         self._watching: asyncio.TimerHandle | None = None
         self.accepting = False
@@ -181,44 +181,25 @@ class Scheduler:
         Raises Overloaded, DeadlineExceeded, ShuttingDown, EngineFailure or DeviceFault.
         """
         job = Job(work, caller)
-        await self._compute((job,), deadline)
-        return job
-
-    async def submit_both(
-        self, first: Work, second: Work, *, caller: str = "", deadline: float | None = None
-    ) -> tuple[Job, Job]:
-        """As `submit`, for two works of one request at once: both are let in or neither, and when
-        one fails, what is left of the other is dropped."""
-        jobs = Job(first, caller), Job(second, caller)
-        await self._compute(jobs, deadline)
-        return jobs
-
-    async def _compute(self, jobs: Sequence[Job], deadline: float | None) -> None:
-        """Let `jobs` of one request in, and wait until the answers of all are there."""
-        self._admit(jobs, deadline)
-        self._jobs.update(jobs)
+        self._admit(job, deadline)
+        self._jobs.add(job)
         try:
-            is_quick = self._are_alone(jobs) and self._are_quick(jobs)
+            is_quick = self._is_alone() and self._is_quick(job)
             if is_quick:
                 await asyncio.sleep(0)  # whoever else is ready in this turn shares the batch
-            if is_quick and self._are_alone(jobs):
-                for job in jobs:
-                    self._compute_here(job)
+            if is_quick and self._is_alone():
+                self._compute_here(job)
             else:
-                self._place(jobs, deadline)
-            if len(jobs) == 1:
-                await jobs[0].future
-            else:
-                await asyncio.gather(*(job.future for job in jobs))
+                self._place(job, deadline)
+            await job.future
         except BaseException:
-            for job in jobs:  # whoever failed one has dropped it
-                self._drop(job, "cancelled")
+            self._drop(job, "cancelled")  # whoever failed it has dropped it
             raise
         finally:
-            for job in jobs:
-                if job.expiry is not None:
-                    job.expiry.cancel()
-                self._forget(job)
+            if job.expiry is not None:
+                job.expiry.cancel()
+            self._forget(job)
+        return job
 
     @property
     def queued_rows(self) -> int:
@@ -230,27 +211,20 @@ class Scheduler:
         """Rows that wait, of each operation that was ever met."""
         return self._queue.rows_by_operation
 
-    def _admit(self, jobs: Sequence[Job], deadline: float | None) -> None:
-        """Let all `jobs` of one caller in, or none."""
-        rows = 0
-        for job in jobs:
-            if job.rows < 1 or job.operation not in self._capacity:
-                raise InvalidInput(f"no batch can be made of {job.rows} rows of {job.operation!r}")
-            rows += job.rows
+    def _admit(self, job: Job, deadline: float | None) -> None:
+        if job.rows < 1 or job.operation not in self._capacity:
+            raise InvalidInput(f"no batch can be made of {job.rows} rows of {job.operation!r}")
         if not self.healthy:
             raise DeviceFault("the device failed: this process is about to be replaced")
         if not self.accepting:
             raise ShuttingDown("the service is starting or stopping: send the request again")
-        caller = jobs[0].caller
-        if deadline is not None and deadline <= jobs[0].submitted:
+        if deadline is not None and deadline <= job.submitted:
             raise DeadlineExceeded("the deadline had passed before the work was queued")
         # Where nobody waits any request may: its rows are made batch by batch.
-        if self._queue.rows and (why := self._queue.refusal(caller, rows)):
+        if self._queue.rows and (why := self._queue.refusal(job.caller, job.rows)):
             raise Overloaded(f"{why}: send the request again later", self._wait_seconds())
-        self._observer.taken(caller, rows)
-        loop = asyncio.get_running_loop()
-        for job in jobs:
-            job.future = loop.create_future()
+        self._observer.taken(job.caller, job.rows)
+        job.future = asyncio.get_running_loop().create_future()
 
     def _wait_seconds(self) -> float:
         """How long what waits and what runs will keep the workers busy, by what batches cost."""
@@ -259,71 +233,61 @@ class Scheduler:
             work += self._cost.seconds(operation, rows, images)
         return max(LEAST_WAIT_SECONDS, work / self._workers)
 
-    def _are_alone(self, jobs: Sequence[Job]) -> bool:
-        """Whether there are no others."""
-        return len(self._jobs) == len(jobs) and not self._flying
+    def _is_alone(self) -> bool:
+        """Whether the one job that came is the only one."""
+        return len(self._jobs) == 1 and not self._flying
 
-    def _are_quick(self, jobs: Sequence[Job]) -> bool:
-        """Whether nobody loses anything while the event loop computes `jobs`."""
-        seconds = 0.0
-        for job in jobs:
-            known = self._cost.each.get(job.operation)
-            if known is None or job.rows > self._capacity[job.operation]:
-                return False
-            seconds += known * (job.rows + job.images) / 2.0
-        return seconds <= self._direct_seconds
+    def _is_quick(self, job: Job) -> bool:
+        """Whether nobody loses anything while the event loop computes `job`."""
+        known = self._cost.each.get(job.operation)
+        if known is None or job.rows > self._capacity[job.operation]:
+            return False
+        return known * (job.rows + job.images) / 2.0 <= self._direct_seconds
 
     def _compute_here(self, job: Job) -> None:
         batch = Batch(job.operation, [(job, 0, job.rows)])
         self._runner.compute(batch)
         self._finished(batch)
 
-    def _place(self, jobs: Sequence[Job], deadline: float | None) -> None:
-        """Let `jobs` wait for the workers until `deadline`: in the queue, unless they are alone."""
+    def _place(self, job: Job, deadline: float | None) -> None:
+        """Let `job` wait for the workers until `deadline`: in the queue, unless it is alone."""
         loop = asyncio.get_running_loop()
         if deadline is not None:
-            for job in jobs:
-                job.expiry = loop.call_at(deadline, self._expire, job)
-        if self._are_alone(jobs):
-            self._lone = jobs
+            job.expiry = loop.call_at(deadline, self._expire, job)
+        if self._is_alone():
+            self._lone = job
             loop.call_soon(self._spread)
         else:
-            self._push(jobs)
+            self._push(job)
 
-    def _push(self, jobs: Sequence[Job]) -> None:
-        """Let `jobs` wait. Whoever else is ready in this turn of the event loop shares the
-        batch."""
-        if self._lone:
-            lone, self._lone = self._lone, ()
+    def _push(self, job: Job) -> None:
+        """Let `job` wait. Whoever else is ready in this turn of the event loop shares the batch."""
+        if self._lone is not None:
+            lone, self._lone = self._lone, None
             self._push(lone)
-        for job in jobs:
-            if not job.gone:
-                self._queue.push(job)
+        if not job.gone:
+            self._queue.push(job)
         if not self._pump_scheduled:
             self._pump_scheduled = True
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _spread(self) -> None:
-        """Hand jobs that are still alone to the idle workers, without queue or charge."""
-        jobs, self._lone = self._lone, ()
-        assert self._pool is not None  # noqa: S101 - works are accepted since it started
-        whole, limit = 0, math.inf
-        for job in jobs:
-            whole, limit = whole + job.rows, min(limit, self._limit(job.operation))
-        rows = max(SPREAD_ROWS, -(-whole // self._workers))
-        if rows > limit:
-            self._push(jobs)
+        """Hand a job that is still alone to the idle workers, without queue or charge."""
+        job, self._lone = self._lone, None
+        if job is None or job.gone:
             return
-        for job in jobs:
-            if job.gone:
-                continue
-            each = self._cost.seconds(job.operation, job.rows, job.images) / job.rows
-            for start in range(0, job.rows, rows):
-                stop = min(start + rows, job.rows)
-                expected = each * (stop - start)
-                batch = Batch(job.operation, [(job, start, stop)], expected_seconds=expected)
-                self._flying.add(batch)
-                self._pool.give(batch)
+        assert self._pool is not None  # noqa: S101 - works are accepted since it started
+        rows = max(SPREAD_ROWS, -(-job.rows // self._workers))
+        if rows > self._limit(job.operation):
+            self._push(job)
+            return
+        each = self._cost.seconds(job.operation, job.rows, job.images) / job.rows
+        for start in range(0, job.rows, rows):
+            stop = min(start + rows, job.rows)
+            expected = each * (stop - start)
+            batch = Batch(job.operation, [(job, start, stop)], expected_seconds=expected)
+            self._flying.add(batch)
+            self._pool.give(batch)
 
     def _pump(self) -> None:
         """Hand batches to free workers."""

@@ -218,20 +218,11 @@ class ScoreWork:
         return len(self.images)
 
 
-@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
-class EvidenceWork:
-    """What one pass at eps = 0 finds in `images`; seed: of the noise of a binary model's pixels."""
+class EvidenceWork(ScoreWork):
+    """The same, and what a pass at eps = 0 finds in each image."""
 
-    images: U8  # [n, C, H, W]
-    seed: int
+    __slots__ = ()
     operation: ClassVar[str] = "evidence"
-
-    @property
-    def rows(self) -> int:
-        """Images."""
-        return len(self.images)
-
-    image_count = rows
 
 
 class Job:

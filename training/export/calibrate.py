@@ -85,11 +85,10 @@ def measure(
         for first in range(0, len(draws), engine.max_rows):
             rows = eps[first : first + engine.max_rows]
             owner = np.zeros(len(rows), np.int64)
-            outputs = engine.run("score", {**given, "owner": owner, "eps": rows})
+            outputs = engine.run("evidence", {**given, "owner": owner, "eps": rows})
             parts.append(outputs["log_weight"].astype(np.float64))
-        found = engine.run("evidence", given)
         advance()
-        return np.concatenate(parts), found
+        return np.concatenate(parts), {name: outputs[name] for name in ("residual", "statistics")}
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # a run of the engine uses one core
         results = list(pool.map(one, range(len(pixels))))

@@ -1,4 +1,4 @@
-"""What one pass at eps = 0 says of images: statistics by name, and where they are unlike.
+"""What a pass at eps = 0 says of images: statistics by name, and where they are unlike.
 
 log_px_z          log p(x|z) in nats
 kl/GROUP          log q(z|x) - log p(z) of a latent group, in nats
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.contract import DensityModel
+from model.contract import DensityModel, Inference
 from training.export.passes.widths import VECTOR
 
 __all__ = ["evidence", "statistic_names"]
@@ -32,11 +32,11 @@ def statistic_names(model: DensityModel) -> tuple[str, ...]:
     return ("log_px_z", *kinds, *residuals, "level", "contrast", "variation")
 
 
-def evidence(model: DensityModel, x: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
-    """Give `residual [B, H, W]` and `statistics [B, S]`; x in the likelihood's units, `shown
-    [B, C, H, W]` in [0, 1]."""
-    eps = torch.zeros(1, model.layout.dim, dtype=x.dtype, device=x.device)
-    found = model.infer(model.bottom_up(x), eps.expand(x.shape[0], -1))
+def evidence(
+    model: DensityModel, found: Inference, log_px_z: Tensor, shown: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Give `residual [B, H, W]` and `statistics [B, S]` of what was `found` at eps = 0, with
+    `log_px_z [B]` at its latents, of images that are `shown [B, C, H, W]` in [0, 1]."""
     likelihood, sizes = model.likelihood, [group.size for group in model.layout.groups]
     means = [likelihood.mean(found.params)]
     if len(sizes) > 1:
@@ -46,7 +46,7 @@ def evidence(model: DensityModel, x: Tensor, shown: Tensor) -> tuple[Tensor, Ten
         means.insert(0, likelihood.mean(model.generate(torch.cat([top, rest], dim=1), warm)))
     residuals = [shown - mean for mean in means]
     columns = [
-        likelihood.log_prob(found.params, x)[:, None],
+        log_px_z[:, None],
         model.group_kl(found.kl),
         _squares(found.prior_eps, sizes),
         _squares(found.z, sizes),

@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import onnx
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from onnxscript import opset20 as op
 from torch import Tensor, nn
 
-from model.contract import DensityModel
+from model.contract import DensityModel, Inference
 from model.densities import Bernoulli
+from model.objective import ElboTerms
 from service.bundle import WeightSpec
 from training.export.evidence import evidence
 from training.export.passes import for_any_device, for_cpu
@@ -156,22 +157,45 @@ class ScoreGraph(GraphModule):
 
 
 class EvidenceGraph(GraphModule):
-    """image u8 [N, C, H, W] (u_image [N, CHW]) -> residual [N, H, W], statistics [N, S].
+    """`ScoreGraph`'s inputs -> log_weight [R], kl [R, G], residual [N, H, W], statistics [N, S].
 
-    One pass at eps = 0, see `training.export.evidence`.
+    A row of each image at eps = 0 goes before the importance samples, see
+    `training.export.evidence`.
     """
 
-    outputs = ("residual", "statistics")
-    inputs: ClassVar = {"image": "N"}
+    outputs = ("log_weight", "kl", "residual", "statistics")
+    inputs: ClassVar = ScoreGraph.inputs
     reads_images = True
+    _example = ScoreGraph._example
 
-    def _example(self) -> tuple[Tensor, ...]:
-        return (self._image(),)
-
-    def forward(self, image: Tensor, u_image: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Where images are unlike what the model expects, and how."""
+    def forward(
+        self, image: Tensor, owner: Tensor, eps: Tensor, u_image: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Importance weights, and where images are unlike what the model expects, and how."""
         x = self._x(image, u_image)
-        return evidence(self.model, x, x if u_image is not None else image.float() / 255)
+        n = x.shape[0]
+        features = self.model.bottom_up(x)
+        rows = tuple(_before(feature, feature.index_select(0, owner)) for feature in features)
+        centre = torch.zeros(n, eps.shape[1], dtype=eps.dtype, device=eps.device)
+        found = self.model.infer(rows, _before(centre, eps))
+        log_px_z = self.model.likelihood.log_prob(
+            found.params, _before(x, x.index_select(0, owner))
+        )
+        # Of a Slice whose end is not known before nothing is known of its rows' widths either.
+        centres = torch.arange(n, device=eps.device)
+        samples = torch.arange(eps.shape[0], device=eps.device) + n
+        terms = ElboTerms(*(t.index_select(0, samples) for t in (log_px_z, found.kl)))
+        at_zero = (getattr(found, f.name).index_select(0, centres) for f in fields(Inference))
+        shown = x if u_image is not None else image.float() / 255
+        return (
+            terms.log_weight,
+            self.model.group_kl(terms.kl),
+            *evidence(self.model, Inference(*at_zero), log_px_z.index_select(0, centres), shown),
+        )
+
+
+def _before(first: Tensor, rest: Tensor) -> Tensor:
+    return torch.cat([first, rest], dim=0)
 
 
 def graph_modules(folded: DensityModel) -> dict[str, GraphModule]:

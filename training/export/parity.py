@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from service.bundle import Manifest
+from service.bundle.graphs import GraphSpec
+from service.engine.arrays import halves, joined
 from service.noise import normal, uniform
 from training.errors import ExportError
 from training.export.calibrate import ScoringEngine
@@ -50,7 +52,7 @@ def graph_inputs(manifest: Manifest, images: NDArray[np.uint8], seed: int) -> di
         "decode": {"z": eps(n, 1), "u": u},
         "encode": {"image": images, "eps": eps(n, 2), **grey},
         "score": {"image": images, "owner": owner, "eps": eps(len(owner), 3), **grey},
-        "evidence": {"image": images, **grey},
+        "evidence": {"image": images, "owner": owner, "eps": eps(len(owner), 4), **grey},
     }
 
 
@@ -75,7 +77,7 @@ def check_parity(
     worst: dict[str, float] = {}
     for rows in PARITY_ROWS:
         for operation, arrays in graph_inputs(manifest, images[:rows], rows).items():
-            got = _run(engine, operation, arrays)
+            got = _run(engine, operation, manifest.graphs[operation], arrays)
             for name, wanted in torch_outputs(modules[operation], arrays).items():
                 key = f"{operation}.{name}"
                 difference = _difference(key, rows, got[name], wanted)
@@ -84,25 +86,16 @@ def check_parity(
     return worst
 
 
-def _run(engine: ScoringEngine, operation: str, arrays: Arrays) -> Arrays:
-    """One run, or as many as the engine's largest batch needs, as the service splits requests."""
-    most = engine.max_rows
-    if max(len(array) for array in arrays.values()) <= most:
+def _run(engine: ScoringEngine, operation: str, graph: GraphSpec, arrays: Arrays) -> Arrays:
+    """One run, or as many as the engine's largest batch needs."""
+    if max(len(array) for array in arrays.values()) <= engine.max_rows:
         return engine.run(operation, arrays)
-    rows = len(arrays.get("owner", next(iter(arrays.values()))))
-    parts = [slice(first, first + most) for first in range(0, rows, most)]
-    outputs = [engine.run(operation, _rows(arrays, part)) for part in parts]
-    return {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
-
-
-def _rows(arrays: Arrays, part: slice) -> Arrays:
-    if "owner" not in arrays:
-        return {name: array[part] for name, array in arrays.items()}
-    images, owner = np.unique(arrays["owner"][part], return_inverse=True)
-    found: dict[str, NDArray[Any]] = {
-        name: arrays[name][images] for name in ("image", "u_image") if name in arrays
-    }
-    return {**found, "owner": owner.astype(np.int64), "eps": arrays["eps"][part]}
+    sizes = {str(tensor.shape[0]): len(arrays[tensor.name]) for tensor in graph.inputs}
+    parts = [
+        (places, _run(engine, operation, graph, half))
+        for places, half in halves(graph, arrays, sizes)
+    ]
+    return joined(graph, sizes, parts)
 
 
 def _difference(key: str, rows: int, got: NDArray[Any], wanted: NDArray[Any]) -> float:

@@ -23,7 +23,7 @@ def test_numbers_are_deviations_of_what_is_usual_at_a_pixel(post_npy, tiny, tiny
     got = np.load(io.BytesIO(answer.content))
     places = tiny.reference(tiny_model).places
     softened = places["place_deviation"] + places["place_deviation"].mean()
-    wanted = (tiny_model.evidence(usual)["residual"] - places["place_mean"]) / softened
+    wanted = (tiny_model.at_zero(usual)["residual"] - places["place_mean"]) / softened
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, wanted, atol=1e-4)
 

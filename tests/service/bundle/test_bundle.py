@@ -62,7 +62,11 @@ def test_graph_contract_is_the_table(tiny):
             "log_weight:float32['R'] log_px_z:float32['R'] kl:float32['R', 1]",
         ),
         "evidence": (
-            "image:uint8['N', 1, 4, 4] u_image:float32['N', 16]",
+            (
+                "image:uint8['N', 1, 4, 4] owner:int64['R'] eps:float32['R', 3] "
+                "u_image:float32['N', 16]"
+            ),
+            "log_weight:float32['R'] kl:float32['R', 1] "
             "residual:float32['N', 4, 4] statistics:float32['N', 2]",
         ),
     }

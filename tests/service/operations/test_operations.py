@@ -102,7 +102,7 @@ def test_score(perform, tiny, tiny_model, loaded, k, model_bench):
     calibrated = k in {1, 16, 64}
     assert got.status == ["ok" if calibrated else "not_calibrated"] * 6
     if calibrated:
-        evidence = {n: a.astype(np.float32) for n, a in tiny_model.evidence(images).items()}
+        evidence = {n: a.astype(np.float32) for n, a in tiny_model.at_zero(images).items()}
         measured = tiny.measured_of({k: expected}, evidence, images, binary=True)
         wanted = tiny.reference(tiny_model).judge(k, measured)
         np.testing.assert_allclose(got.p_value, wanted.p_value, atol=1.01 / 201)

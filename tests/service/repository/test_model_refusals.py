@@ -63,7 +63,7 @@ OUTPUTS = [
     *[("decode", o) for o in ("mean", "draw")],
     *[("encode", o) for o in ("z", "prior_eps")],
     *[("score", o) for o in ("log_weight", "log_px_z", "kl")],
-    *[("evidence", o) for o in ("residual", "statistics")],
+    *[("evidence", o) for o in ("log_weight", "kl", "residual", "statistics")],
 ]
 
 

@@ -129,14 +129,16 @@ print(*[p.name for p in found], "|", *sorted(strange))
 
 
 def test_a_bundle_that_never_ends_to_load(sites, serve, root, edition, put, monkeypatch):
-    site = sites.Site(serve(models=root, load_seconds=0.2))
+    site = sites.Site(serve(models=root))
     put(edition("1.10.0"), root / "b")
     opened, release = site.manager.store.open, threading.Event()
+    patient = site.manager._settings
+    site.manager._settings = patient.model_copy(update={"load_seconds": 0.2})
     monkeypatch.setattr(site.manager.store, "open", lambda _: release.wait(60))
     with pytest.raises(BundleRefused, match=r"IAFVAE_LOAD_SECONDS=0\.2"):
         site.load("b")
     monkeypatch.setattr(site.manager.store, "open", opened)
-    site.manager._settings = site.manager._settings.model_copy(update={"load_seconds": 60.0})
+    site.manager._settings = patient
     assert site.load("b").change == "loaded", "nothing waits for the first try"
     release.set()
 

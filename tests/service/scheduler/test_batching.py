@@ -46,6 +46,30 @@ def test_batches_hold_each_image_once(loaded, tiny_model):
     assert [len(part["log_weight"]) for part in parts] == [11, 4]
 
 
+@pytest.mark.parametrize("cuts", [(), (1,), (5,), (10,), (3, 4, 11), (5, 10), tuple(range(1, 15))])
+def test_evidence_comes_once_with_an_images_first_sample(loaded, tiny_model, cuts):
+    """However its rows are cut: parts joined in order have each image's evidence at its place."""
+    images = tiny_model.images(3)
+    batcher = batchers(loaded.bundle.manifest)["evidence"]
+    work = EvidenceWork(images=images, seed=1, samples=5)
+    whole = tiny_model.at_zero(images)
+    ends = [0, *cuts, 15]
+    other = EvidenceWork(images=tiny_model.images(2, seed=9), seed=2, samples=1)
+    parts = []
+    for start, stop in zip(ends, ends[1:], strict=False):
+        pieces = [(other, 0, 1), (work, start, stop), (other, 1, 2)]
+        arrays = batcher.assemble(pieces)
+        outputs = tiny_model.at_zero(arrays["image"], arrays["u_image"])
+        rows = len(arrays["owner"])
+        outputs |= {"log_weight": np.arange(float(rows)), "kl": np.zeros((rows, 1))}
+        before, part, after = batcher.split(pieces, outputs)
+        assert len(part["log_weight"]) == stop - start
+        assert len(before["statistics"]) == len(after["statistics"]) == 1
+        parts.append(part)
+    for name in ("residual", "statistics"):
+        assert np.array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+
+
 @pytest.mark.parametrize("operation", ["encode", "score", "evidence"])
 def test_grey_pixels_are_drawn_alike_in_any_company(loaded, operation):
     """The noise is the seed's and the image's, wherever it stands and however it is split."""
@@ -53,12 +77,12 @@ def test_grey_pixels_are_drawn_alike_in_any_company(loaded, operation):
     batcher = batchers(loaded.bundle.manifest)[operation]
 
     def work(part, seed):
-        kinds = {"encode": EncodeWork, "evidence": EvidenceWork}
-        if operation == "score":
-            return ScoreWork(images=part, seed=seed, samples=2)
-        return kinds[operation](images=part, seed=seed)
+        if operation == "encode":
+            return EncodeWork(images=part, seed=seed)
+        kind = ScoreWork if operation == "score" else EvidenceWork
+        return kind(images=part, seed=seed, samples=2)
 
-    each = 2 if operation == "score" else 1
+    each = 1 if operation == "encode" else 2
     crowd = [(work(images[:3], 7), each, 3 * each), (work(images[2:], 9), 0, 3 * each)]
     got = batcher.assemble(crowd)["u_image"]
     expected = [

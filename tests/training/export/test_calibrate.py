@@ -34,13 +34,12 @@ class NoiseEngine:
         self.rows = 0
 
     def run(self, operation, arrays):
-        if operation == "evidence":
-            levels = arrays["image"][:, 0].astype(np.float32) / 255
-            return {"residual": levels - 0.5, "statistics": levels[:, 0, :2]}
-        assert operation == "score"
+        assert operation == "evidence"
         assert len(arrays["owner"]) <= self.max_rows
         self.rows += len(arrays["owner"])
-        return {"log_weight": arrays["eps"].sum(axis=1)}
+        levels = arrays["image"][:, 0].astype(np.float32) / 255
+        found = {"residual": levels - 0.5, "statistics": levels[:, 0, :2]}
+        return {"log_weight": arrays["eps"].sum(axis=1), **found}
 
 
 def scored(*args, **options):

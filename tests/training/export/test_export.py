@@ -71,7 +71,10 @@ def test_latents_and_scores_come_out_as_torch_makes_them(engine, convs, conv, n)
     z = conv.model.infer(conv.model.bottom_up(x), zero).z
     residual = x - torch.sigmoid(conv.model.decode(z))
     log_px_z, kl = conv.model(x, zero)
-    got = engine.run("evidence", grey)
+    got = engine.run("evidence", {**grey, "owner": owner.numpy(), "eps": eps.numpy()})
+    rows_px_z, rows_kl = conv.model(x[owner], eps)
+    assert near(got["log_weight"], rows_px_z - rows_kl.sum(1), rtol=1e-5, atol=1e-3)
+    assert near(got["kl"], rows_kl, rtol=1e-4, atol=1e-3)
     names = conv.bundle.manifest.statistics
     found = dict(zip(names, got["statistics"].T, strict=True))
     assert near(got["residual"], residual[:, 0])
