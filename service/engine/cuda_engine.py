@@ -157,7 +157,8 @@ class CudaEngine(EngineBase):
         try:
             outputs = self.compute(operation, pad(graph, canary["in"], shape), shape)
         except Exception as error:  # noqa: BLE001 - whatever it is, there is no answer
-            return str(error)
+            scarce = isinstance(super().fault(operation, error), BatchTooLarge)
+            return None if scarce else str(error)  # memory may be another process's
         return self.wrong_answer(operation, trim(graph, outputs, sizes))
 
 
