@@ -13,7 +13,14 @@ import pytest
 from onnx import TensorProto, helper
 
 import service
+from model.config import CouplingPrior
+from model.posteriors import (
+    CouplingPosterior,
+    LinearIafPosterior,
+    PlanarPosterior,
+)
 from service.bundle import load_bundle
+from training.export.graphs import build_graphs, graph_modules
 
 TABLE = json.loads(Path(__file__).with_name("cuda_kernels.json").read_text())
 SHIPPED = sorted((Path(service.__file__).parent / "bundles").glob("*/portable/*.onnx"))
@@ -97,6 +104,23 @@ def test_models_that_are_exported_now(kind, request):
     for graph in graphs.values():
         proto = onnx.load_from_string(bundle.read(graph.portable))
         assert lacking(proto) == [], graph.portable
+
+
+FLAT = {
+    "planar": {"posterior": PlanarPosterior(steps=1)},
+    "coupling": {"posterior": CouplingPosterior(steps=2)},
+    "linear-iaf": {"posterior": LinearIafPosterior(), "prior": CouplingPrior(couplings=2)},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", FLAT)
+def test_other_posteriors_and_priors(kind, convs):
+    modules = graph_modules(convs.conv_model(**FLAT[kind]).fold())
+    chosen = {operation: modules[operation] for operation in ("score", "sample")}
+    for operation, file in build_graphs(chosen).portable.items():
+        assert lacking(onnx.load_from_string(file)) == [], operation
 
 
 def test_every_bundle_has_all_its_portable_graphs():
