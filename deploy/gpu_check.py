@@ -5,7 +5,8 @@
 One file, one command: from a checkout, or where the service is installed (with the extra `cuda`; in
 the `cuda` image as /opt/iafvae/gpu_check.py). Training is checked where torch and `training` are.
 A table, JSON where it is asked for, and exit code 0 where everything that is judged holds, 1 where
-something does not, 3 where the time was over first. No section stops another one.
+something does not, 3 where the time was over first. No section stops another one: each has a
+process of its own, since what breaks a device stays with the process that did it.
 
 `--provider cpu` goes the same ways without a GPU: a rehearsal, whose figures are judged by
 rightness alone. It is part of the tests; no GPU has run this file yet.
@@ -28,7 +29,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -44,8 +45,8 @@ from service.bundle import Bundle, load_bundle
 from service.codecs.npy import encode_npy
 from service.engine import cuda_engine
 from service.engine.cuda_engine import CudaEngine
-from service.engine.onnxruntime_engine import Engine, gpu_problem, placed_tensor
-from service.engine.self_check import float32_problem, random_inputs
+from service.engine.onnxruntime_engine import CPU, CUDA, Engine, gpu_problem
+from service.engine.self_check import canary_problem, float32_problem, random_inputs
 from service.errors import EngineFailure
 from service.noise import Purpose, normal
 from service.settings import SHIPPED_MODELS
@@ -54,6 +55,20 @@ SERVED, TRAINED = 0.9, 0.35  # of the bare graph; of the bfloat16 peak
 CLIENTS = 8
 OUT_OF_MEMORY = RuntimeError("Failed to allocate memory for requested buffer of size 1 (injected)")
 Arrays = dict[str, np.ndarray]
+# Takes what memory a device has, in pieces of these sizes, and holds it.
+HOG = """
+import contextlib, sys, time
+from service.engine.onnxruntime_engine import gpu_problem, placed_tensor
+device, *sizes = map(int, sys.argv[1:])
+gpu_problem(device)
+taken = []
+for size in sizes:
+    with contextlib.suppress(Exception):
+        while True:
+            taken.append(placed_tensor((size,), "uint8", "cuda", device))
+print("taken", flush=True)
+time.sleep(3600)
+"""
 
 
 @dataclass
@@ -79,6 +94,8 @@ class Check:
     def __post_init__(self) -> None:
         self.ends = time.monotonic() + 60 * self.options.minutes
         self.gpu = self.options.provider == "cuda"
+        # Asking also loads CUDA's libraries, which every section needs.
+        self.problem = gpu_problem(self.options.device) if self.gpu else None
         self.bundles = [load_bundle(path) for path in self.options.bundles]
 
     def found(self, what: str, value: object, wanted: str = "", good: bool | None = None) -> None:
@@ -140,8 +157,8 @@ def machine(check: Check) -> None:
     check.found("processor", f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs")
     check.found("ONNX Runtime, its CUDA", f"{ort.__version__}, {ort.cuda_version or 'none'}")
     if check.gpu:
-        problem = gpu_problem(check.options.device)
-        check.found("driver, device, libraries", problem or "usable", "usable", problem is None)
+        usable = check.problem is None
+        check.found("driver, device, libraries", check.problem or "usable", "usable", usable)
         names = "name,driver_version,memory.total,power.limit,compute_cap"
         check.found("device", smi(check, names) or "nvidia-smi is not here")
 
@@ -153,7 +170,7 @@ def placement(check: Check) -> None:
             engine.warm()
             wanted = sum(len(shapes(engine, name)) for name in bundle.manifest.graphs)
             first = {made.session.get_providers()[0] for made in engine.bound.values()}
-            good = len(engine.bound) == wanted and len(first) == 1
+            good = len(engine.bound) == wanted and first == {CUDA if check.gpu else CPU}
             wholly = "every node" if check.gpu else "rehearsed"
             check.found(f"{bundle.manifest.name}: sessions", len(engine.bound), wholly, good)
             check.found(f"{bundle.manifest.name}: computed by", *first)
@@ -169,7 +186,9 @@ def parity(check: Check) -> None:
                 for shape in shapes(engine, operation):
                     given = inputs(bundle, operation, shape)
                     got, wanted = engine.run(operation, given), cpu.run(operation, given)
-                    if problem := float32_problem(got, wanted):
+                    spec = bundle.manifest.canaries
+                    problem = canary_problem(got, wanted, spec.rtol, spec.atol)
+                    if problem := problem or float32_problem(got, wanted):
                         problems.append(f"{shape}: {problem}")
                 value = "; ".join(problems) or "agrees"
                 name = f"{bundle.manifest.name}: {operation}"
@@ -283,8 +302,7 @@ def faults(check: Check) -> None:
         engine._compute = scarce  # type: ignore[method-assign, assignment]
         halved = float32_problem(engine.run("sample", given), wanted) or "same answers"
         check.found("out of memory, injected", halved, "same answers", halved == "same answers")
-    if check.gpu:
-        check.found("out of memory, met", *crowded(check, bundle, given, wanted))
+    check.found("out of memory, met", *crowded(check, bundle, given, wanted))
     with closing(check.engine(bundle)) as engine:
         after = float32_problem(engine.run("sample", given), wanted) or "same answers"
         check.found("and afterwards", after, "same answers", after == "same answers")
@@ -292,22 +310,39 @@ def faults(check: Check) -> None:
 
 def crowded(check: Check, bundle: Bundle, given: Arrays, wanted: Arrays) -> tuple[str, str, bool]:
     """What a run gives while nearly all memory of the device is taken."""
-    taken = []
-    with contextlib.suppress(Exception):
-        for size in (1 << 30, 1 << 26, 1 << 22):
-            with contextlib.suppress(Exception):
-                while True:
-                    taken.append(placed_tensor((size,), "uint8", "cuda", check.options.device))
     try:
-        with closing(check.engine(bundle)) as engine:
+        with crowd(check), closing(check.engine(bundle)) as engine:
             problem = float32_problem(engine.run("sample", given), wanted)
         return problem or "same answers, in halves or not", "no fault", problem is None
     except EngineFailure as error:
         return f"refused: {str(error)[:60]}", "no fault of the device", True
     except Exception as error:  # noqa: BLE001 - a session that finds no memory is refused as well
         return f"{type(error).__name__}: {str(error)[:60]}", "out of memory", "memory" in str(error)
+
+
+@contextlib.contextmanager
+def crowd(check: Check) -> Iterator[None]:
+    """Nearly all memory of the device taken, by a process that gives it back when it ends: ONNX
+    Runtime keeps what a process has had. In a rehearsal nothing is taken."""
+    sizes = [str(1 << power) for power in (30, 26, 22) if check.gpu]
+    command = [sys.executable, "-c", HOG, str(check.options.device), *sizes]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment())
+    check.children.append(child)
+    try:
+        if not child.stdout or child.stdout.readline() != b"taken\n":
+            raise RuntimeError("the process that takes memory has ended")
+        yield
     finally:
-        taken.clear()
+        child.kill()
+        child.communicate()
+
+
+def environment(**given: str) -> dict[str, str]:
+    """Of a process that imports the service that is checked, with these settings alone."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("IAFVAE_")}
+    root = str(Path(service.__file__).resolve().parent.parent)
+    paths = os.pathsep.join(filter(None, (root, kept.get("PYTHONPATH"))))
+    return {**kept, "PYTHONPATH": paths, **given}
 
 
 def served(check: Check) -> None:
@@ -327,6 +362,8 @@ def served(check: Check) -> None:
                 check.found(f"{name}: {operation}, one image, p50 ms", latency)
             check.found(f"{name}: hot swap under load", *server.swapped_under_load(rows))
             check.found(f"{name}: killed clients under load", *server.killed_under_load(rows))
+            scarce = server.crowded_under_load(check, rows)
+            check.found(f"{name}: out of memory under load", *scarce)
 
 
 class Server:
@@ -347,12 +384,9 @@ class Server:
             "IAFVAE_WATCH_SECONDS": "0.3",
             "IAFVAE_LOG_LEVEL": "warning",
         }
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("IAFVAE_")}
-        root = str(Path(service.__file__).resolve().parent.parent)
-        paths = os.pathsep.join(filter(None, (root, kept.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             [sys.executable, "-c", "from service.cli.main import main; main()", "serve"],
-            env={**kept, "PYTHONPATH": paths, **given},
+            env=environment(**given),
         )
         check.children.append(self._process)
 
@@ -490,6 +524,19 @@ class Server:
         said, failed = self.under_load(rows, kill)
         return f"{said}, {failed} failed", "alive, 0 failed", (said, failed) == ("alive", 0)
 
+    def crowded_under_load(self, check: Check, rows: int) -> tuple[str, str, bool]:
+        """Memory that another process takes; who finds none may be refused meanwhile."""
+        question = self.question("sample", rows)
+
+        def take() -> str:
+            with crowd(check):
+                self.ask(**question)
+            answers = self.ask(**question)[0], self.ask("GET", "/livez")[0]
+            return "alive" if answers == (200, 200) else f"{answers}"
+
+        said, failed = self.under_load(rows, take)
+        return f"{said}, {failed} refused", "alive", said == "alive"
+
 
 def training(check: Check) -> None:
     """Images a second of the named preset, and its share of the bfloat16 peak."""
@@ -552,9 +599,9 @@ def smi(check: Check, names: str) -> str | None:
     if not check.gpu or shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", f"--query-gpu={names}", "--format=csv,noheader,nounits"]
-    done = subprocess.run(
-        [*command, f"--id={check.options.device}"], capture_output=True, text=True, check=False
-    )
+    shown = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    device = shown[check.options.device] if shown else check.options.device  # CUDA counts these
+    done = subprocess.run([*command, f"--id={device}"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
 
 
@@ -590,6 +637,33 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
+def apart(check: Check, name: str, given: list[str]) -> int:
+    """A section in a process of its own; gives its exit code."""
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
+        out = Path(folder) / "found.json"
+        minutes = (check.ends - time.monotonic() - 3) / 60  # it ends its own children first
+        own = ["--only", name, "--minutes", f"{minutes:.4f}", "--json", str(out)]
+        child = subprocess.Popen([sys.executable, __file__, *given, *own])
+        check.children.append(child)
+        code = child.wait()
+        if out.exists():
+            check.rows += [Row(**row) for row in json.loads(out.read_text())["findings"]]
+    if code in {0, 1, 3}:
+        return code
+    check.found("could not be checked", f"its process ended with {code}", good=False)
+    return 1
+
+
+def here(check: Check, name: str) -> int:
+    """A section in this process; gives its exit code."""
+    try:
+        SECTIONS[name](check)
+    except Exception as error:  # noqa: BLE001 - it is a finding
+        text = f"{type(error).__name__}: {error}"
+        check.found("could not be checked", text[:300], "", good=False)
+    return int(any(row.good is False for row in check.rows))
+
+
 def written(check: Check, code: int) -> int:
     """Say how it ended, and write the JSON."""
     failed = [row for row in check.rows if row.good is False]
@@ -608,26 +682,27 @@ def written(check: Check, code: int) -> int:
 
 def main(given: list[str] | None = None) -> int:
     """Run the sections; gives the exit code."""
+    given = sys.argv[1:] if given is None else given
     check = Check(arguments(given))
 
     def out_of_time() -> None:
-        check.found("out of time", f"{check.options.minutes:g} minutes", "", good=False)
-        for child in check.children:
-            child.kill()
-        os._exit(written(check, 3))  # whatever hangs
+        try:
+            check.found("out of time", f"{check.options.minutes:g} minutes", "", good=False)
+            for child in check.children:
+                child.kill()
+            written(check, 3)
+        finally:
+            os._exit(3)  # whatever hangs
 
     watch = threading.Timer(60 * check.options.minutes, out_of_time)
     watch.daemon = True
     watch.start()
+    alone, code = len(check.options.only) == 1, 0
     for name in check.options.only:
         check.section = name
-        try:
-            SECTIONS[name](check)
-        except Exception as error:  # noqa: BLE001 - the others are of use without it
-            text = f"{type(error).__name__}: {error}"
-            check.found("could not be checked", text[:300], "", good=False)
+        code = max(code, here(check, name) if alone else apart(check, name, given))
     watch.cancel()
-    return written(check, int(any(row.good is False for row in check.rows)))
+    return written(check, code)
 
 
 if __name__ == "__main__":

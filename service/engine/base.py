@@ -103,18 +103,25 @@ class EngineBase(ABC):
             self._warm_buckets(self.padding)
 
     def _check_canaries(self) -> None:
-        file = self.bundle.manifest.canaries.file
-        for operation, canary in self.bundle.canaries.items():
-            try:
-                problem = self.wrong_answer(operation, self.run(operation, canary["in"]))
-            except IafvaeError as error:
-                problem = str(error)
-            if problem:
-                raise BundleError(
-                    f"bundle {self.bundle.path}: {file}: {operation} on this machine's"
-                    f" {self.provider}: {problem}; export the bundle again, or choose another"
-                    " provider"
-                )
+        for operation in self.bundle.canaries:
+            self._check_canary(operation, {})
+
+    def _check_canary(self, operation: str, shape: Mapping[str, int]) -> None:
+        """The known answer, in a batch of so many rows or of no more than its own."""
+        graph, given = self.bundle.manifest.graphs[operation], self.bundle.canaries[operation]["in"]
+        sizes = {str(t.shape[0]): len(given[t.name]) for t in graph.inputs}
+        rows = {name: max(size, shape.get(name, 0)) for name, size in sizes.items()}
+        try:
+            got = self.run(operation, pad(graph, given, rows))
+            problem = self.wrong_answer(operation, trim(graph, list(got.values()), sizes))
+        except IafvaeError as error:
+            problem = str(error)
+        if problem:
+            raise BundleError(
+                f"bundle {self.bundle.path}: {self.bundle.manifest.canaries.file}: {operation} on"
+                f" this machine's {self.provider}: {problem}; export the bundle again, or choose"
+                " another provider"
+            )
 
     def wrong_answer(self, operation: str, got: Arrays) -> str | None:
         """How what was computed of an operation's canary differs from its answer, or None."""
@@ -140,10 +147,12 @@ class EngineBase(ABC):
         return candidates[-1], False
 
     def _warm_buckets(self, buckets: Buckets) -> None:
-        """Every shape that will be met, the largest first: its memory then holds all others."""
+        """Every shape that will be met, the largest first: its memory then holds all others. Each
+        has plans of its own, and gives the known answer too."""
         for operation, graph in self.bundle.manifest.graphs.items():
             for sizes in buckets.shapes({str(tensor.shape[0]) for tensor in graph.inputs}):
                 self._run(operation, zeros(graph, sizes), buckets)
+                self._check_canary(operation, sizes)
 
     def _run(self, operation: str, arrays: Mapping[str, NDArray[Any]], padding: Padding) -> Arrays:
         graph = self.bundle.manifest.graphs[operation]

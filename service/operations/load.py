@@ -34,7 +34,7 @@ def assemble(
     """A warm engine, and a scheduler that is not started. Arguments as `Model.load`'s.
 
     On a CPU as many batches run as there are cores, each on one thread. A GPU has one at a time,
-    and while it computes, one more is assembled.
+    and while it computes, one more is assembled, its noise by all cores.
     """
     streams = workers or max(1, available_cores() // options.threads)
     engine = make_engine(bundle, options)
@@ -42,7 +42,7 @@ def assemble(
     concurrent = engine.concurrency
     scheduler = Scheduler(
         engine,
-        batchers(bundle.manifest),
+        batchers(bundle.manifest, 1 if concurrent else streams),
         max_batch_rows=min(engine.max_rows, max_batch_rows or engine.max_rows),
         max_queue_rows=max_queue_rows,
         workers=streams if concurrent else 1,

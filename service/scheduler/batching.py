@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.arrays import Arrays
-from service.noise import Purpose, image_keys, normal, uniform
+from service.noise import Normal, Purpose, image_keys, uniform
 from service.scheduler.work import (
     DecodeWork,
     EncodeWork,
@@ -100,9 +100,9 @@ class _Render:
 class SampleBatcher(_Render):
     """Rows of `SampleWork`."""
 
-    def __init__(self, graph: GraphSpec, uniforms: int, dim: int) -> None:
+    def __init__(self, graph: GraphSpec, uniforms: int, dim: int, noise: Normal) -> None:
         super().__init__(graph, uniforms)
-        self._dim = dim
+        self._dim, self._normal = dim, noise
 
     def assemble(self, pieces: Sequence[Piece[SampleWork]]) -> Arrays:
         """Noise of every row that does not bring its own."""
@@ -120,7 +120,7 @@ class SampleBatcher(_Render):
                 eps[rows] = work.eps[start:stop]
         if seeded:
             seeds, streams, purposes = _stack([keys for _, keys in seeded])
-            noise = normal(seeds, streams, 0, self._dim, purposes)
+            noise = self._normal(seeds, streams, 0, self._dim, purposes)
             if len(seeded) == len(pieces):
                 return noise
             eps[_rows([rows for rows, _ in seeded])] = noise
@@ -138,9 +138,9 @@ class DecodeBatcher(_Render):
 class _Reader:
     """What encode, score and evidence share: images in, for a binary model with noise."""
 
-    def __init__(self, graph: GraphSpec, dim: int) -> None:
+    def __init__(self, graph: GraphSpec, dim: int, noise: Normal) -> None:
         self.row_bytes = _row_bytes(graph)
-        self._dim = dim
+        self._dim, self._normal = dim, noise
         self._grey = any(tensor.name == "u_image" for tensor in graph.inputs)
 
     def _read(self, images: U8, seeds: U64, keys: U64 | None = None) -> Arrays:
@@ -174,7 +174,7 @@ class EncodeBatcher(_Reader):
         ]
         if seeded:
             seeds, streams, purposes = _stack([keys for _, keys in seeded])
-            noise = normal(seeds, streams, 0, self._dim, purposes)
+            noise = self._normal(seeds, streams, 0, self._dim, purposes)
             eps[_rows([rows for rows, _ in seeded])] = noise
         return {"eps": eps, **self._read(images, _seeds(pieces, [b - a for _, a, b in pieces]))}
 
@@ -187,7 +187,7 @@ class ScoreBatcher(_Reader):
         # One sample an image is what most ask for, often one image each: no arrays per piece.
         single = all(work.samples == 1 for work, _, _ in pieces)
         images, owners, (seeds, keys, draws) = (_single if single else _several)(pieces)
-        eps = normal(seeds[owners], keys[owners], draws, self._dim, Purpose.IMAGE)
+        eps = self._normal(seeds[owners], keys[owners], draws, self._dim, Purpose.IMAGE)
         return {"owner": owners, "eps": eps, **self._read(images, seeds, keys)}
 
     def split(self, pieces: Sequence[Piece[ScoreWork]], outputs: Arrays) -> list[Arrays]:
@@ -241,15 +241,16 @@ def _several(pieces: Sequence[Piece[ScoreWork]]) -> Owned:
     return joined, _join(owners), (seeds, image_keys(joined), _join(draws))
 
 
-def batchers(manifest: Manifest) -> dict[str, Batcher]:
-    """The batcher of each operation of a bundle."""
+def batchers(manifest: Manifest, threads: int = 1) -> dict[str, Batcher]:
+    """The batcher of each operation of a bundle; threads: that make the noise of one batch."""
+    noise = Normal(threads)
     graphs, dim, uniforms = manifest.graphs, manifest.latent.dim, manifest.likelihood.uniforms
     return {
-        "sample": SampleBatcher(graphs["sample"], uniforms, dim),
+        "sample": SampleBatcher(graphs["sample"], uniforms, dim, noise),
         "decode": DecodeBatcher(graphs["decode"], uniforms),
-        "encode": EncodeBatcher(graphs["encode"], dim),
-        "score": ScoreBatcher(graphs["score"], dim),
-        "evidence": EvidenceBatcher(graphs["evidence"], dim),
+        "encode": EncodeBatcher(graphs["encode"], dim, noise),
+        "score": ScoreBatcher(graphs["score"], dim, noise),
+        "evidence": EvidenceBatcher(graphs["evidence"], dim, noise),
     }
 
 

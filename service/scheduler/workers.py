@@ -208,9 +208,7 @@ class WorkerPool:
 
 
 def as_error(operation: str, error: BaseException) -> IafvaeError:
-    """What a caller is told of `error`; running out of memory is the device's fault."""
+    """What a caller is told of `error`; only an engine says that its device is gone."""
     if isinstance(error, DeviceFault | EngineFailure):
         return error
-    if isinstance(error, MemoryError):
-        return DeviceFault(f"out of memory in {operation}")
     return EngineFailure(f"{operation} failed: {type(error).__name__}: {error}")

@@ -30,7 +30,7 @@ def ran(check, tmp_path, tiny_bundle, *options):
     """Exit code and findings of a rehearsal."""
     out = tmp_path / "found.json"
     quick = ["--provider", "cpu", "--bundles", str(tiny_bundle), "--seconds", "0.01"]
-    code = check.main([*quick, "--minutes", "5", "--json", str(out), *options])
+    code = check.main([*quick, "--minutes", "6", "--json", str(out), *options])
     document = json.loads(out.read_text())
     assert document["exit_code"] == code
     return code, document["findings"]
@@ -58,6 +58,7 @@ def test_every_section_is_rehearsed(check, rehearsal):
         ("faults", "out of memory, injected"),
         ("served", "tiny: hot swap under load"),
         ("served", "tiny: killed clients under load"),
+        ("served", "tiny: out of memory under load"),
     ],
 )
 def test_what_is_judged_without_a_gpu_too(rehearsal, section, what):
@@ -65,15 +66,26 @@ def test_what_is_judged_without_a_gpu_too(rehearsal, section, what):
     assert finding["good"] is True
 
 
-def test_a_section_that_fails_stops_no_other(check, tmp_path, tiny_bundle, monkeypatch):
-    def broken(_):
-        raise RuntimeError("no such device")
-
-    monkeypatch.setitem(check.SECTIONS, "placement", broken)
-    code, findings = ran(check, tmp_path, tiny_bundle, "--only", "machine", "placement", "parity")
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("raise RuntimeError('no such device')", "RuntimeError: no such device"),
+        ("os.kill(os.getpid(), 9)", "its process ended with -9"),
+    ],
+)
+def test_a_section_that_fails_stops_no_other(
+    check, tmp_path, tiny_bundle, monkeypatch, fault, told
+):
+    """Nor one whose process dies, as of a fault in a library."""
+    broken, head = tmp_path / "broken.py", "def parity(check: Check) -> None:\n"
+    text = FILE.read_text()
+    broken.write_text(text.replace("SECTIONS: dict", f"{head}    {fault}\n\n\nSECTIONS: dict"))
+    monkeypatch.setattr(check, "__file__", str(broken))
+    monkeypatch.setenv("PYTHONPATH", str(FILE.parents[1]))
+    code, findings = ran(check, tmp_path, tiny_bundle, "--only", "machine", "parity", "placement")
     assert code == 1
-    assert [f["value"] for f in findings if f["good"] is False] == ["RuntimeError: no such device"]
-    assert findings[-1]["section"] == "parity"
+    assert [f["value"] for f in findings if f["good"] is False] == [told]
+    assert {f["section"] for f in findings} == {"machine", "parity", "placement"}
 
 
 def test_a_wrong_answer_is_found(check, tmp_path, tiny_bundle, monkeypatch):
@@ -91,6 +103,48 @@ def test_a_wrong_answer_is_found(check, tmp_path, tiny_bundle, monkeypatch):
     assert "more than float32 does" in next(f["value"] for f in findings if f["good"] is False)
 
 
+def test_a_drawn_image_that_differs_is_found(check, tmp_path, tiny_bundle, monkeypatch):
+    run = check.CudaEngine.run
+    monkeypatch.setattr(
+        check.CudaEngine,
+        "run",
+        lambda self, operation, given: {
+            name: 255 - array if array.dtype == "uint8" else array
+            for name, array in run(self, operation, given).items()
+        },
+    )
+    code, findings = ran(check, tmp_path, tiny_bundle, "--only", "parity")
+    assert code == 1
+    assert "of draw differs" in next(f["value"] for f in findings if f["good"] is False)
+
+
+def test_each_section_loads_the_libraries(check, tiny_bundle, monkeypatch):
+    """Whichever is run alone: CUDA's libraries are there because somebody has asked."""
+    asked = []
+    monkeypatch.setattr(check, "gpu_problem", asked.append)
+    check.Check(check.arguments(["--bundles", str(tiny_bundle), "--device", "2"]))
+    assert asked == [2]
+
+
+def test_the_device_is_asked_for_by_the_name_that_it_has_outside(check, tiny_bundle, monkeypatch):
+    """nvidia-smi counts every device, CUDA those that it is shown."""
+    seen = []
+
+    def run(command, **_):
+        seen.append(command[-1])
+        return subprocess.CompletedProcess(command, 0, "7\n", "")
+
+    monkeypatch.setattr(check.shutil, "which", lambda _: "nvidia-smi")
+    monkeypatch.setattr(check.subprocess, "run", run)
+    monkeypatch.setattr(check, "gpu_problem", lambda _: None)
+    made = check.Check(check.arguments(["--bundles", str(tiny_bundle), "--device", "1"]))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-8f6a")
+    assert check.smi(made, "memory.used") == "7"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    check.smi(made, "memory.used")
+    assert seen == ["--id=GPU-8f6a", "--id=1"]
+
+
 @pytest.mark.skipif(cuda_driver_problem() is None, reason="here is a GPU")
 def test_without_a_gpu_the_reason_is_told(check, tmp_path, tiny_bundle):
     code, findings = ran(
@@ -102,11 +156,12 @@ def test_without_a_gpu_the_reason_is_told(check, tmp_path, tiny_bundle):
     assert len(reasons) == 2, "placement was tried nevertheless"
 
 
-def test_it_ends_within_its_minutes(tmp_path, tiny_bundle):
+@pytest.mark.parametrize("sections", [["speed"], ["machine", "speed"]])
+def test_it_ends_within_its_minutes(tmp_path, tiny_bundle, sections):
     out = tmp_path / "found.json"
     command = [sys.executable, str(FILE), "--provider", "cpu", "--bundles", str(tiny_bundle)]
     done = subprocess.run(
-        [*command, "--minutes", "0.02", "--seconds", "600", "--only", "speed", "--json", str(out)],
+        [*command, "--minutes", "0.1", "--seconds", "600", "--json", str(out), "--only", *sections],
         capture_output=True,
         text=True,
         timeout=60,
@@ -114,3 +169,15 @@ def test_it_ends_within_its_minutes(tmp_path, tiny_bundle):
     )
     assert done.returncode == 3, done.stderr
     assert json.loads(out.read_text())["findings"][-1]["what"] == "out of time"
+
+
+def test_it_ends_where_its_findings_cannot_be_written(tmp_path, tiny_bundle):
+    command = [sys.executable, str(FILE), "--provider", "cpu", "--bundles", str(tiny_bundle)]
+    out = tmp_path / "missing" / "found.json"
+    done = subprocess.run(
+        [*command, "--minutes", "0.02", "--seconds", "600", "--only", "speed", "--json", str(out)],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 3

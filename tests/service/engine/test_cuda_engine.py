@@ -280,6 +280,13 @@ def test_bad_rows_are_no_fault_of_the_device(fixed, model_bench):
     fixed.run("score", model_bench.inputs(fixed.bundle, "score", 8))
 
 
+def test_no_memory_for_a_known_answer_is_no_lost_device(fixed, model_bench):
+    failing = iter([BAD_ROWS, OUT_OF_MEMORY])
+    Injected(fixed, lambda *_: next(failing, None))
+    with pytest.raises(EngineFailure, match="out of data bounds"):
+        fixed.run("score", model_bench.inputs(fixed.bundle, "score", 8))
+
+
 def test_a_lost_device_is_known_by_its_silence(fixed, model_bench):
     """After it every call fails, the known answer too."""
     Injected(fixed, lambda *_: LOST)
@@ -303,6 +310,22 @@ def test_a_wrong_answer_is_not_served(tiny_bundle):
     fixed._compute = lambda *given: [
         (array * np.float32(1 + 5e-5)).astype(array.dtype) for array in sound(*given)
     ]
+    with pytest.raises(BundleError, match="more than float32 does"):
+        fixed.warm()
+    fixed.close()
+
+
+@pytest.mark.parametrize("coarse", [16, 64])
+def test_each_bucket_gives_the_known_answers(tiny_bundle, coarse):
+    """A bucket has plans of its own: where float32 has none, cuDNN is asked again with TF32."""
+    fixed = rehearsed(load_bundle(tiny_bundle), max_rows=64)
+    sound = fixed._compute
+
+    def some(operation, feed, shape):
+        off = np.float32(1 + 5e-5 * (max(shape.values()) == coarse))
+        return [(array * off).astype(array.dtype) for array in sound(operation, feed, shape)]
+
+    fixed._compute = some
     with pytest.raises(BundleError, match="more than float32 does"):
         fixed.warm()
     fixed.close()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
-from service.noise import Purpose, image_keys, normal, uniform
+from service import noise as noise_module
+from service.engine.cuda_engine import CudaEngine
+from service.engine.options import EngineOptions
+from service.noise import Normal, Purpose, image_keys, normal, uniform
+from service.operations import load
 from service.scheduler import batching
 from service.scheduler.batching import batchers
 from service.scheduler.work import (
@@ -119,6 +125,42 @@ def test_single_samples_under_different_seeds_keep_their_own_noise(loaded, tiny_
     for row, seed in enumerate((7, 7, 8, 0, 0)):
         expected = normal(seed, keys[row : row + 1], 0, D, Purpose.IMAGE)
         assert np.array_equal(eps[row : row + 1], expected)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_several_threads_make_the_same_noise(monkeypatch, rows):
+    monkeypatch.setattr(noise_module, "SHARED_NUMBERS", 1)
+    fill, seen = noise_module._fill, []
+
+    def noted(noise, *given):
+        seen.append((threading.current_thread().name, len(noise)))
+        fill(noise, *given)
+
+    keys, draws = places(rows, 5), np.arange(rows)
+    wanted = normal(3, keys, draws, 11, Purpose.IMAGE)
+    monkeypatch.setattr(noise_module, "_fill", noted)
+    got = Normal(3)(3, keys, draws, 11, Purpose.IMAGE)
+    assert got.tobytes() == wanted.tobytes()
+    assert len(seen) == min(rows, 3)
+    assert sum(made for _, made in seen) == rows
+    assert all(name.startswith("noise") for name, _ in seen)
+
+
+def test_all_cores_make_noise_for_a_gpu(loaded, monkeypatch):
+    """On a CPU each core has a batch of its own."""
+    asked = []
+
+    def noted(manifest, threads):
+        asked.append(threads)
+        return batchers(manifest, threads)
+
+    monkeypatch.setattr(load, "batchers", noted)
+    limits = {"max_batch_rows": None, "max_queue_rows": 100, "hang_seconds": 9, "observer": None}
+    rehearsed = CudaEngine(loaded.bundle, memory="cpu", max_rows=8)
+    for engine in (rehearsed, loaded.engine):
+        monkeypatch.setattr(load, "make_engine", lambda *_, engine=engine: engine)
+        load.assemble(loaded.bundle, EngineOptions(), workers=4, **limits)
+    assert asked == [4, 1]
 
 
 def test_a_piece_asks_for_its_rows_where_it_is_assembled(loaded):

@@ -41,7 +41,9 @@ def test_a_bad_row_fails_alone(plain, bad):
     plain.run(main())
 
 
-@pytest.mark.parametrize("error", [ValueError("odd"), SystemExit(1), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [ValueError("odd"), MemoryError(), SystemExit(1), KeyboardInterrupt()]
+)
 def test_whatever_a_run_raises_costs_its_own_request_only(plain, error):
     async def main():
         async with plain.Bench(plain.FakeEngine(fail_on={3: error})) as bench:
@@ -70,9 +72,9 @@ def test_a_bad_row_costs_its_request_and_no_neighbour(plain):
     plain.run(main())
 
 
-@pytest.mark.parametrize("fault", [DeviceFault("gone"), MemoryError()])
-def test_a_fault_of_the_device_is_not_retried(plain, fault):
+def test_a_fault_of_the_device_is_not_retried(plain):
     async def main():
+        fault = DeviceFault("gone")
         async with plain.Bench(plain.FakeEngine(fail_on={3: fault})) as bench:
             tasks = [bench.submit([i], caller=str(i)) for i in range(20)]
             results = await asyncio.gather(*tasks, return_exceptions=True)
