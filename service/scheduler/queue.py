@@ -28,6 +28,7 @@ from service.scheduler.work import Job, Piece
 __all__ = ["FairQueue"]
 
 T = TypeVar("T", bound=Sized)
+LEAST_ROWS = 16  # of an image that has as many, in a batch, where there is room
 Turns = OrderedDict[str, T]  # who is served next is in front
 Jobs = OrderedDict[Job, None]
 
@@ -146,22 +147,37 @@ def _holder(caller: str) -> str:
 
 
 def _share(holders: Turns[Turns[Jobs]], room: int) -> list[Piece]:
-    """At most `room` rows, equally from all; each job's rows in one piece."""
+    """At most `room` rows, equally from all; each job's rows in one piece.
+
+    First everybody's share as far as it holds whole images, so that whoever asks for little has it;
+    then, in turn, whole images where there is room: of an image, what is computed once for all
+    its rows in a batch is computed in every batch that has some.
+    """
     firsts: dict[Job, int] = {}  # the first row of each job that is in the batch
-    of_callers = partial(_in_turn, take=partial(_take, firsts=firsts))
-    _in_turn(holders, room, take=of_callers)
+    wholes = partial(_in_turn, take=partial(_take, firsts=firsts, least=0))
+    room -= _in_turn(holders, room, room, take=wholes)
+    rest = partial(_in_turn, take=partial(_take, firsts=firsts, least=LEAST_ROWS))
+    while room and holders:
+        room -= _in_turn(holders, room, room, take=rest)
     return [(job, start, job.taken) for job, start in firsts.items()]
 
 
-def _in_turn(turns: Turns[T], room: int, take: Callable[[T, int], int]) -> int:
-    """How many rows, at most `room`, `take` takes from all equally; who has no more goes."""
-    start, share = room, max(1, room // max(1, len(turns)))
-    while room and turns:
-        name, own = turns.popitem(last=False)
-        room -= take(own, min(share, room))
-        if own:
-            turns[name] = own
-    return start - room
+def _in_turn(turns: Turns[T], share: int, room: int, take: Callable[[T, int, int], int]) -> int:
+    """One round: how many rows, about `share` and at most `room`, `take` takes from all equally.
+
+    Who has no more goes; who was served is behind the others.
+    """
+    taken, each = 0, max(1, share // max(1, len(turns)))
+    for name, own in list(turns.items()):
+        if taken >= share:
+            break
+        rows = take(own, min(each, share - taken), room - taken)
+        if not own:
+            del turns[name]
+        elif rows:
+            turns.move_to_end(name)
+        taken += rows
+    return taken
 
 
 def _quickened(pieces: list[Piece], quick: int) -> list[Piece]:
@@ -177,21 +193,32 @@ def _quickened(pieces: list[Piece], quick: int) -> list[Piece]:
     kept = []
     for job, start, stop in pieces:
         less = min(3 * (stop - start) // 4, max(0, rows - quick)) if stop < job.rows else 0
+        each = job.rows // job.images
+        if each <= LEAST_ROWS:
+            less = max(0, less - (less - stop) % each)  # whole images stay
         job.taken -= less
         rows -= less
         kept.append((job, start, stop - less))
     return kept
 
 
-def _take(jobs: Jobs, room: int, firsts: dict[Job, int]) -> int:
-    """Up to `room` rows from the front of one caller's line."""
-    start = room
-    while jobs and room:
+def _take(jobs: Jobs, share: int, room: int, *, firsts: dict[Job, int], least: int) -> int:
+    """About `share` rows, at most `room`, from the front of one caller's line: in whole images,
+    or, where the share holds none, `least` rows of one."""
+    taken = 0
+    while jobs and taken < share:
         job = next(iter(jobs))
-        rows = min(room, job.rows - job.taken)
+        each = job.rows // job.images
+        rows = min(share - taken, job.rows - job.taken)
+        whole = rows - (job.taken + rows) % each
+        if whole <= 0:
+            if not least:
+                break
+            whole = min(max(rows, least), each - job.taken % each)
+        rows = min(whole, room - taken)
         firsts.setdefault(job, job.taken)
         job.taken += rows
-        room -= rows
+        taken += rows
         if job.taken == job.rows:
             jobs.popitem(last=False)
-    return start - room
+    return taken

@@ -278,6 +278,8 @@ class Scheduler:
             return
         assert self._pool is not None  # noqa: S101 - works are accepted since it started
         rows = max(SPREAD_ROWS, -(-job.rows // self._workers))
+        if job.images >= self._workers:
+            rows += -rows % (job.rows // job.images)  # whole images
         if rows > self._limit(job.operation):
             self._push(job)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from hypothesis import given, settings
@@ -73,8 +74,8 @@ def test_a_batch_is_shared_equally_and_the_rest_goes_to_who_can_use_it():
 def test_many_connections_of_one_holder_have_one_share():
     queue = FairQueue(10_000)
     for connection in range(64):
-        queue.push(Queued("f", f"flood/{connection}", 100))
-    queue.push(Queued("f", "polite/1", 100))
+        queue.push(Queued("f", f"flood/{connection}", 100, images=100))
+    queue.push(Queued("f", "polite/1", 100, images=100))
     _, pieces = queue.take(lambda operation: 64)
     got = {job.caller: stop - start for job, start, stop in pieces}
     assert got["polite/1"] == 32
@@ -178,3 +179,54 @@ def test_a_queue_keeps_no_shells():
     assert queue.rows == 0
     assert not queue._lines["f"].holders
     assert queue.take(lambda operation: 8) is None
+
+
+def cuts(queue, capacity):
+    """Of each batch, caller -> the rows of its piece."""
+    while (taken := queue.take(lambda operation: capacity)) is not None:
+        yield {job.caller: (start, stop) for job, start, stop in taken[1]}
+
+
+def test_images_stay_whole_where_there_is_room():
+    """What is computed once for an image is not computed in every batch."""
+    queue = FairQueue(10_000)
+    for caller in "abcdefgh":
+        queue.push(Queued("f", caller, 16))
+    assert list(cuts(queue, 40)) == [
+        {"a": (0, 16), "b": (0, 16), "c": (0, 8)},
+        {"d": (0, 16), "e": (0, 16), "f": (0, 8)},
+        {"c": (8, 16), "f": (8, 16), "g": (0, 16), "h": (0, 8)},
+        {"h": (8, 16)},
+    ]
+
+
+def test_a_share_ends_with_an_image():
+    queue = FairQueue(10_000)
+    queue.push(Queued("f", "a", 64, images=4))
+    queue.push(Queued("f", "b", 30, images=10))
+    assert next(cuts(queue, 38)) == {"a": (0, 20), "b": (0, 18)}
+
+
+def test_who_asks_for_little_is_in_the_batch_beside_large_images():
+    queue = FairQueue(10_000)
+    for caller in "abc":
+        queue.push(Queued("f", caller, 1000))
+    queue.push(Queued("f", "small", 1))
+    assert next(cuts(queue, 40)) == {"small": (0, 1), "a": (0, 16), "b": (0, 16), "c": (0, 7)}
+
+
+def test_large_images_go_on_beside_a_flood_of_small_ones():
+    queue = FairQueue(10_000)
+    queue.push(Queued("f", "large", 1000))
+    for caller in range(60):
+        queue.push(Queued("f", f"{caller}", 20, images=20))
+    pieces = [batch.get("large", (0, 0)) for batch in itertools.islice(cuts(queue, 64), 10)]
+    assert all(stop - start >= 3 for start, stop in pieces)
+
+
+def test_small_jobs_end_beside_whole_images():
+    """What goes on gives up most of its rows, but no half of an image."""
+    queue = FairQueue(1000, 8)
+    queue.push(Queued("f", "huge", 400, images=100))
+    queue.push(Queued("f", "small", 1))
+    assert next(cuts(queue, 32)) == {"huge": (0, 8), "small": (0, 1)}
