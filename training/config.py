@@ -236,9 +236,10 @@ _FASHION = DataConfig(name="fashion-mnist")
 _CIFAR10 = DataConfig(name="cifar10", horizontal_flips=True)
 # What a preset's run has other than the defaults, which are the MNIST model's.
 _RECIPES: dict[str, dict[str, Any]] = {
-    "fashion-mnist": {"data": _FASHION},
+    "fashion-mnist": _ladder(64, 20, _FASHION, 0.01),
     "fashion-mnist-mixture": _ladder(64, 20, _FASHION, 0.01),
     "fashion-mnist-mixture-diagonal": _ladder(64, 20, _FASHION, 0.01),
+    "fashion-mnist-flat": {"data": _FASHION},
     "mnist-ladder": _ladder(128, 100, DataConfig()),
     "cifar10-small": _ladder(32, 20, _CIFAR10, 0.01),
     "cifar10-medium": _ladder(256, 200, _CIFAR10),

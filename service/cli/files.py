@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.cli.progress import shown
 from service.codecs.npy import encode_npy, npy_prefix
 from service.codecs.png import contact_sheet, encode_png
 from service.errors import InvalidInput
@@ -80,11 +81,12 @@ def write_array(array: NDArray[Any], out: Path) -> None:
 
 def write_stream(pieces: Iterator[NDArray[np.uint8]], n: int, out: Path) -> None:
     """An npy file of `n` images that come in pieces [some, C, H, W]."""
-    with _replacing(out) as file:
+    with _replacing(out) as file, shown("drawing", n) as advance:
         for index, piece in enumerate(pieces):
             if index == 0:
                 file.write(npy_prefix("|u1", (n, *piece.shape[1:])))
             file.write(piece.tobytes())
+            advance(len(piece))
 
 
 def write_bytes(data: bytes, out: Path) -> None:

@@ -6,12 +6,13 @@ Only what every command needs is imported here: `iafvae --help` answers at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from service.cli.options import (
     Alpha,
+    AsJson,
     BundlePath,
     Convert,
     Fdr,
@@ -23,8 +24,12 @@ from service.cli.options import (
     Samples,
     SeedOption,
     Url,
+    made,
     reported,
 )
+
+if TYPE_CHECKING:
+    from service.client import Computed
 
 __all__ = ["anomaly_map", "encode", "interpolate", "reconstruct", "report", "sample", "score"]
 
@@ -57,6 +62,7 @@ def sample(
         Path,
         typer.Option("-o", "--out", help="FILE.png: a sheet; FILE.npy; a directory: n PNG files."),
     ] = Path("samples.png"),
+    as_json: AsJson = False,
     bundle: BundlePath = None,
     url: Url = None,
     model: ModelName = None,
@@ -74,7 +80,7 @@ def sample(
       iafvae sample -n 100000 -t 0.8 -o samples.npy --url http://127.0.0.1:8000
       iafvae sample -n 16 --prior-eps one.npy --keep z20 -o variations.png
     """
-    from service.cli import files, inputs
+    from service.cli import files, inputs, progress
     from service.operations.checks import drawn_seed
 
     files.check(out)
@@ -86,22 +92,29 @@ def sample(
             chosen = drawn_seed() if seed is None else seed
             pieces = backend.stream(count or 0, seed=chosen, temperature=scale, output=output)
             files.write_stream(pieces, count or 0, out)
-            typer.echo(f"{out}: {count} images, seed {chosen}", err=True)
+            facts = {"file": str(out), "images": count, "seed": chosen}
+            made(f"{out}: {count} images, seed {chosen}", facts, as_json=as_json)
             return
-        drawn = backend.sample(
-            count,
-            seed=seed,
-            temperature=scale,
-            output=output,
-            prior_eps=given,
-            resample=resample or None,
-            keep=keep or None,
-        )
+        with progress.shown("drawing"):
+            drawn = backend.sample(
+                count,
+                seed=seed,
+                temperature=scale,
+                output=output,
+                prior_eps=given,
+                resample=resample or None,
+                keep=keep or None,
+            )
     files.write_images(drawn.images, out)
-    typer.echo(
-        f"{out}: {len(drawn.images)} images by {drawn.model} {drawn.version}, seed {drawn.seed}",
-        err=True,
-    )
+    count = len(drawn.images)
+    text = f"{out}: {count} images by {drawn.model} {drawn.version}, seed {drawn.seed}"
+    made(text, {"file": str(out), "images": count, **_who(drawn)}, as_json=as_json)
+
+
+def _who(drawn: Computed) -> dict[str, Any]:
+    """Who computed, for programs."""
+    names = ("model", "version", "bundle", "provider", "seed")
+    return {name: getattr(drawn, name) for name in names}
 
 
 def _temperature(given: list[float] | None) -> float | list[float]:
@@ -177,6 +190,7 @@ def anomaly_map(
         Path,
         typer.Option("-o", "--out", help="FILE.png: images under their maps; FILE.npy: numbers."),
     ] = Path("anomalies.png"),
+    as_json: AsJson = False,
     seed: SeedOption = None,
     resize: Resize = False,
     convert: Convert = False,
@@ -206,7 +220,8 @@ def anomaly_map(
         files.write_bytes(encode_png(overlay(images, maps)), out)
     else:
         files.write_array(maps, out)
-    typer.echo(f"{out}: maps of {len(images)} images", err=True)
+    facts = {"file": str(out), "images": len(images), "seed": seed}
+    made(f"{out}: maps of {len(images)} images", facts, as_json=as_json)
 
 
 @reported
@@ -215,6 +230,7 @@ def report(
     out: Annotated[
         Path, typer.Option("-o", "--out", help="FILE.html; FILE.csv and FILE.json too.")
     ] = Path("report.html"),
+    as_json: AsJson = False,
     importance_samples: Samples = None,
     seed: SeedOption = None,
     alpha: Alpha = None,
@@ -267,8 +283,11 @@ def report(
         Progress(console=console, disable=not console.is_terminal) as progress,
     ):
         found = write_report(backend, folder, out, options, progress=progress)
-    counts = ", ".join(f"{found[kind]} {kind}" for kind in ("anomalous", "ordinary", "undecided"))
-    typer.echo(f"{out}: {found['images']} images, {counts}")
+    kinds = ("anomalous", "ordinary", "undecided")
+    counts = ", ".join(f"{found[kind]} {kind}" for kind in kinds)
+    facts = {"file": str(out), **{kind: found[kind] for kind in ("images", *kinds, "unreadable")}}
+    text = f"{out}: {found['images']} images, {counts}"
+    made(text, facts, as_json=as_json, aside=False)
     if faults := found["unreadable"]:
         first = f"{faults[0]['file']}: {faults[0]['error']}"
         typer.echo(f"{len(faults)} files were not judged, listed there; {first}", err=True)
@@ -280,6 +299,7 @@ def encode(
     out: Annotated[Path, typer.Option("-o", "--out", help="FILE.npy, float32 [n, D].")] = Path(
         "latents.npy"
     ),
+    as_json: AsJson = False,
     seed: SeedOption = None,
     prior_eps: Annotated[
         bool,
@@ -311,7 +331,8 @@ def encode(
             images, lambda part: backend.encode(part, seed=seed, output=what).latents
         )
     files.write_array(latents, out)
-    typer.echo(f"{out}: {what} {list(latents.shape)}", err=True)
+    facts = {"file": str(out), "holds": what, "shape": list(latents.shape), "seed": seed}
+    made(f"{out}: {what} {list(latents.shape)}", facts, as_json=as_json)
 
 
 @reported
@@ -320,6 +341,7 @@ def reconstruct(
     out: Annotated[
         Path, typer.Option("-o", "--out", help="FILE.png: pairs side by side; FILE.npy; directory.")
     ] = Path("reconstructions.png"),
+    as_json: AsJson = False,
     seed: SeedOption = None,
     output: OutputKind = "mean",
     resize: Resize = False,
@@ -344,7 +366,8 @@ def reconstruct(
             images, lambda part: backend.reconstruct(part, seed=seed, output=output).images
         )
     files.write_pairs(images, again, out)
-    typer.echo(f"{out}: {len(images)} reconstructions", err=True)
+    facts = {"file": str(out), "images": len(images), "seed": seed}
+    made(f"{out}: {len(images)} reconstructions", facts, as_json=as_json)
 
 
 @reported
@@ -363,6 +386,7 @@ def interpolate(
         Path,
         typer.Option("-o", "--out", help="FILE.png: a strip; FILE.npy; a directory: n PNG files."),
     ] = Path("interpolation.png"),
+    as_json: AsJson = False,
     resize: Resize = False,
     convert: Convert = False,
     bundle: BundlePath = None,
@@ -389,4 +413,5 @@ def interpolate(
         images = inputs.read_all(backend, paths, fit) if paths else None
         way = backend.interpolate(images, n, seeds=tuple(seeds or ()), seed=seed, output=output)
     files.write_images(way.images, out, columns=n)
-    typer.echo(f"{out}: {n} images by {way.model} {way.version}", err=True)
+    text = f"{out}: {n} images by {way.model} {way.version}"
+    made(text, {"file": str(out), "images": n, **_who(way)}, as_json=as_json)

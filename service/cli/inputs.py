@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import ImageSpec
+from service.cli.progress import shown
 from service.client import Client, ScoreTable
 from service.client.results import NUMBERS
 from service.codecs.images import Fit, PixelLimits, fit_files
@@ -68,7 +69,8 @@ def open_backend(
         return Client(url, model=model, key=key)
     from service.cli.local import LocalClient
 
-    return LocalClient.open(bundle, model, provider)
+    with shown("loading the model"):
+        return LocalClient.open(bundle, model, provider)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -105,8 +107,13 @@ def in_chunks(
     images: NDArray[np.uint8], compute: Callable[[NDArray[np.uint8]], NDArray[T]]
 ) -> NDArray[T]:
     """`compute` over parts of `images` that fit a request, put together again."""
-    starts = range(0, len(images), CHUNK)
-    return np.concatenate([compute(images[start : start + CHUNK]) for start in starts])
+    done = []
+    with shown("computing", len(images)) as advance:
+        for start in range(0, len(images), CHUNK):
+            part = images[start : start + CHUNK]
+            done.append(compute(part))
+            advance(len(part))
+    return np.concatenate(done)
 
 
 def read_latents(path: Path) -> NDArray[np.float32]:
@@ -128,15 +135,20 @@ def score_files(
     fdr: float | None = None,
 ) -> list[Row]:
     """One row for each file, in order; a file that cannot be scored has a row with "error"."""
+    found = find_images(paths)
     parts = scored(
         backend,
-        find_images(paths),
+        found,
         fit,
         importance_samples=importance_samples,
         seed=seed,
         alpha=alpha,
     )
-    rows = [row for part in parts for row in part.rows]
+    rows: list[Row] = []
+    with shown("scoring", len(found)) as advance:
+        for part in parts:
+            rows += part.rows
+            advance(len(part.rows))
     if fdr is not None:
         discover(rows, fdr)
     return rows

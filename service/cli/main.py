@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from service.cli import images as cli_images
-from service.cli.options import ProviderName, reported
+from service.cli.options import AsJson, ProviderName, made, reported
 
 __all__ = ["app", "main"]
 
@@ -117,6 +117,7 @@ def key(
     file: Annotated[
         Path | None, typer.Option(help="Append the line to this file instead of printing it.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print key and line as JSON.")] = False,
 ) -> None:
     """Make a key for callers, and the line that lets it in.
 
@@ -130,10 +131,16 @@ def key(
     """
     from service.api.security.keys import append_line, key_line, new_key
 
-    made = new_key()
-    line = key_line(made, name)
+    fresh = new_key()
+    line = key_line(fresh, name)
+    if as_json:
+        if file is not None:
+            append_line(file, line)
+        place = None if file is None else str(file)
+        made("", {"name": name, "key": fresh, "line": line, "file": place}, as_json=True)
+        return
     typer.echo("The key, shown this once; it is sent as 'Authorization: Bearer KEY':", err=True)
-    typer.echo(made)
+    typer.echo(fresh)
     if file is not None:
         append_line(file, line)
         typer.echo(f"Its line is in {file}.", err=True)
@@ -188,9 +195,11 @@ def doctor(
       iafvae doctor --provider cuda --models bundles
     """
     from service.cli.doctor import examine, print_findings
+    from service.cli.progress import shown
     from service.settings import load_settings
 
-    findings = list(examine(load_settings(models=models, provider=provider)))
+    with shown("looking"):
+        findings = list(examine(load_settings(models=models, provider=provider)))
     print_findings(findings, as_json=as_json)
     if any(one.state == "missing" for one in findings):
         raise typer.Exit(1)
@@ -248,6 +257,7 @@ def pull(
     offline: Annotated[
         bool, typer.Option("--offline", help="Only check what is there; fetch nothing.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fetch a bundle, and let it appear when all of it is verified.
 
@@ -259,9 +269,13 @@ def pull(
       iafvae bundle pull https://example.org/mnist --sha256 H -o models/mnist
     """
     from service.bundle.transfer import pull as fetch
+    from service.cli.progress import shown
 
-    bundle = fetch(url, sha256.lower(), out, offline=offline)
-    typer.echo(f"{out}: {bundle.manifest.name} {bundle.manifest.version} ({bundle.hash})")
+    with shown("fetching"):
+        bundle = fetch(url, sha256.lower(), out, offline=offline)
+    name, version = bundle.manifest.name, bundle.manifest.version
+    facts = {"path": str(out), "model": name, "version": version, "sha256": bundle.hash}
+    made(f"{out}: {name} {version} ({bundle.hash})", facts, as_json=as_json, aside=False)
 
 
 @bundle_app.command()
@@ -269,6 +283,7 @@ def pull(
 def push(
     path: Annotated[Path, typer.Argument(help="Directory of the bundle.")],
     url: Annotated[str, typer.Argument(help="Where it shall lie: s3, gs, az, file.")],
+    as_json: AsJson = False,
 ) -> None:
     """Copy a bundle to where `pull` finds it.
 
@@ -279,8 +294,11 @@ def push(
       iafvae bundle push runs/mnist/bundle s3://models/mnist-1.4.0
     """
     from service.bundle.transfer import push as copy
+    from service.cli.progress import shown
 
-    typer.echo(copy(path, url).hash)
+    with shown("copying"):
+        digest = copy(path, url).hash
+    made(digest, {"path": str(path), "sha256": digest}, as_json=as_json, aside=False)
 
 
 def main() -> None:

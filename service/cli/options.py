@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -14,6 +15,7 @@ from service.engine.options import Provider
 
 __all__ = [
     "Alpha",
+    "AsJson",
     "BundlePath",
     "Convert",
     "Fdr",
@@ -25,6 +27,7 @@ __all__ = [
     "Samples",
     "SeedOption",
     "Url",
+    "made",
     "reported",
 ]
 
@@ -61,6 +64,17 @@ Convert = Annotated[bool, typer.Option("--convert", help="Convert colour images 
 OutputKind = Annotated[
     Literal["mean", "draw"], typer.Option("--output", help="The pixels' mean, or drawn pixels.")
 ]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print what was made as JSON, on standard output.")
+]
+
+
+def made(text: str, facts: Mapping[str, Any], *, as_json: bool, aside: bool = True) -> None:
+    """Say what a command has made: `facts` as JSON, or `text` (`aside`: on standard error)."""
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        typer.echo(text, err=aside)
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:

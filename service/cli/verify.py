@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from service.bundle import BundleError, load_bundle
+from service.cli.progress import shown
 from service.engine import make_engine
 from service.engine.options import EngineOptions
 from service.errors import IafvaeError
@@ -50,7 +51,9 @@ def verify_bundles(paths: Sequence[Path], engine: EngineOptions | None) -> Itera
             yield Check(path=str(path), error=str(error))
             continue
         for bundle in found:
-            yield verify_bundle(bundle, engine)
+            with shown(f"checking {bundle}"):
+                check = verify_bundle(bundle, engine)
+            yield check
 
 
 def verify_bundle(path: Path, engine: EngineOptions | None) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import TypeVar
 
@@ -35,8 +36,14 @@ def warm_engine(bundle: Bundle, options: EngineOptions) -> EngineBase:
             f"cuda was demanded but {problem}: on a machine with an NVIDIA GPU and its driver"
             " pip install '.[cuda]' -c constraints.txt, or set the provider to auto or cpu"
         )
-    logger.info("computing on the CPU: %s", problem)
+    _tell(problem)
     return _warm(Engine(bundle, options))
+
+
+@functools.cache
+def _tell(problem: str) -> None:
+    """Say why the CPU computes: once, however many models are loaded."""
+    logger.info("computing on the CPU: %s", problem)
 
 
 def _warm(engine: AnyEngine) -> AnyEngine:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from service.bundle import Bundle
 from service.engine import make_engine
 from service.engine.base import EngineBase
@@ -13,8 +11,6 @@ from service.scheduler.batching import batchers
 from service.scheduler.scheduler import Scheduler, SchedulerObserver
 
 __all__ = ["assemble"]
-
-logger = logging.getLogger(__name__)
 
 # A run of no more than this is over before two changes of threads would have paid; while the event
 # loop computes it, nobody else is there to wait.
@@ -38,7 +34,6 @@ def assemble(
     """
     streams = workers or max(1, available_cores() // options.threads)
     engine = make_engine(bundle, options)
-    logger.info("%s computes with %s on %s", bundle.manifest.name, engine.backend, engine.provider)
     concurrent = engine.concurrency
     scheduler = Scheduler(
         engine,

@@ -293,7 +293,9 @@ class ModelManager:
             self._metrics.model_info(**_who(new))
         subject = new or next(iter(gone))
         self._metrics.model_changed(subject.name, change)
-        logger.info("%s %s (bundle %s)", change, subject.reference, subject.runtime.bundle.hash)
+        runtime = subject.runtime
+        place, digest = runtime.provider, runtime.bundle.hash
+        logger.info("%s %s on %s (bundle %s)", change, subject.reference, place, digest)
 
 
 def _begin(work: Callable[[], Model], name: str) -> Future[Model]:

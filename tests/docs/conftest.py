@@ -48,16 +48,17 @@ class Place:
     """A directory in which a page's blocks are run, one after another.
 
     Ports 80xx of the page become free ones; 8000 is the server that ships, from the start.
+    root: the checkout whose program runs.
     """
 
-    def __init__(self, directory: Path, server: int) -> None:
+    def __init__(self, directory: Path, server: int, root: Path = ROOT) -> None:
         self.directory, self.printed = directory, ""
         self.ports = {"8000": str(server)}
         self.servers: list[subprocess.Popen[str]] = []
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("IAFVAE_")},
             "PATH": f"{directory / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(root),
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "80",
         }
@@ -118,7 +119,8 @@ def _furnish(directory: Path) -> None:
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {start}"$@"\n')
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
     for name in ("service", "training", "model", "deploy", "docs"):
-        (directory / name).symlink_to(ROOT / name)
+        if not (directory / name).exists():
+            (directory / name).symlink_to(ROOT / name)
     noise = np.random.default_rng(0)
     ramp = np.linspace(0, 255, 90 * 120 * 3).reshape(90, 120, 3)
     Image.fromarray((ramp + noise.integers(0, 20, ramp.shape)).clip(0, 255).astype("u1")).save(
@@ -157,6 +159,22 @@ def shipped_server() -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Iterator[Place]:
+    """A fresh clone, with no server yet."""
+    for program in ("bash", "curl", "git"):
+        if shutil.which(program) is None:
+            pytest.skip(f"the clone needs {program}")
+    if not (ROOT / ".git").exists():
+        pytest.skip("there is no history to clone")
+    directory = tmp_path / "clone"
+    command = ["git", "clone", "--quiet", "--depth", "1", ROOT.as_uri(), str(directory)]
+    subprocess.run(command, check=True, capture_output=True)
+    here = Place(directory, _free_port(), root=directory)
+    yield here
+    here.end()
 
 
 @pytest.fixture

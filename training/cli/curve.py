@@ -9,7 +9,7 @@ import typer
 
 from model.config import ConfigError
 from training.cli.measure import say
-from training.cli.options import console, errors
+from training.cli.options import AsJson, console, errors
 
 __all__ = ["curve"]
 
@@ -20,6 +20,7 @@ def curve(
         Path | None,
         typer.Option(help="A directory for the results; default, of one run: the run's."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Draw the validation bound against minutes.
 
@@ -47,7 +48,9 @@ def curve(
         write_bytes(folder / "curve.png", picture)
     else:
         errors.print("too few figures for a picture yet", style="yellow")
-    for found in document["runs"]:
+    if as_json:
+        console.print_json(data=document)
+    for found in () if as_json else document["runs"]:
         console.print(
             f"{found['run']}: {found['minutes']:.1f} minutes, step {found['step']}, "
             f"{found['epochs']} epochs",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,14 @@ import typer
 from rich.console import Console
 
 from model.config import ConfigError, preset_names
-from training.cli.options import DataDir, RuntimeOptions, console, errors, with_options
+from training.cli.options import (
+    AsJson,
+    DataDir,
+    RuntimeOptions,
+    console,
+    errors,
+    with_options,
+)
 from training.config import RunConfig, overridden, run_preset
 from training.fit.signals import EXIT_CODES, signal_name
 from training.overrides import with_settings
@@ -205,6 +212,7 @@ class CallOptions:
         float,
         typer.Option(help="Under torchrun: how long a process waits for the others."),
     ] = 10.0
+    as_json: AsJson = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +248,8 @@ def fit(options: FitOptions) -> None:
 
     runtime = options.runtime()
     with _stopped_at_once(), joined(options.timeout_minutes) as world:
-        teller = console if world.first else Console(quiet=True)
+        loud = errors if options.as_json else console
+        teller = loud if world.first else Console(quiet=True)
         result = run_fit(
             world.from_first(options.config),
             options.out,
@@ -254,6 +263,8 @@ def fit(options: FitOptions) -> None:
         )
     for line in _ending(options, result):
         teller.print(line, soft_wrap=True, highlight=False)
+    if options.as_json and not teller.quiet:
+        console.print_json(data=_figures({"run": str(options.out), **asdict(result)}))
     raise typer.Exit(EXIT_CODES.get(result.reason, 0))
 
 
@@ -265,6 +276,11 @@ def _stopped_at_once() -> Iterator[None]:
     except KeyboardInterrupt as stop:
         errors.print("stopped at once: steps since the last checkpoint, if any, are lost")
         raise typer.Exit(EXIT_CODES[signal_name(stop)]) from None
+
+
+def _figures(facts: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has them, which knows no NaN."""
+    return {k: None if v != v else v for k, v in facts.items()}
 
 
 def _ending(options: FitOptions, result: FitResult) -> list[str]:

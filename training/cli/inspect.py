@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from model.config import ConfigError
-from training.cli.options import RuntimeOptions, console, with_options
+from training.cli.options import AsJson, RuntimeOptions, console, errors, with_options
 from training.fit.signals import EXIT_CODES
 
 __all__ = ["inspect"]
@@ -31,6 +31,7 @@ class InspectOptions(RuntimeOptions):
     minutes: Annotated[
         float, typer.Option(help="For all of it; about two thirds train the model.")
     ] = 15.0
+    as_json: AsJson = False
 
 
 @with_options(InspectOptions)
@@ -55,6 +56,7 @@ def inspect(options: InspectOptions) -> None:
         raise ConfigError(f"--minutes must be positive, not {options.minutes:g}")
     from training.inspect.run import inspect_folder
 
+    loud = errors if options.as_json else console
     found = inspect_folder(
         options.folder,
         options.out,
@@ -62,8 +64,11 @@ def inspect(options: InspectOptions) -> None:
         false_alarms=options.false_alarms,
         minutes=options.minutes,
         runtime=options.runtime(),
-        console=console,
+        console=loud,
     )
     for line in found.lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        loud.print(line, highlight=False, soft_wrap=True, markup=False)
+    if options.as_json:
+        facts = {"out": str(options.out), "reason": found.reason, "findings": list(found.lines)}
+        console.print_json(data=facts)
     raise typer.Exit(EXIT_CODES.get(found.reason, 0))

@@ -16,7 +16,7 @@ from training.cli.curve import curve
 from training.cli.evaluate import evaluate
 from training.cli.fit import fit
 from training.cli.inspect import inspect
-from training.cli.options import DataDir, Run, Weights, console, errors, one_of
+from training.cli.options import AsJson, DataDir, Run, Weights, console, errors, one_of
 from training.cli.prior import fit_prior
 from training.cli.reproduce import app as reproduce
 from training.errors import TrainingError
@@ -69,6 +69,7 @@ def export(
     calibration: Annotated[
         bool, typer.Option(help="Without it no images are needed, and there are no p-values.")
     ] = True,
+    as_json: AsJson = False,
 ) -> None:
     """Write a run as a bundle for `iafvae serve`.
 
@@ -96,12 +97,7 @@ def export(
             progress=progress,
         )
     _warn_of_few(bundle)
-    console.print(
-        f"{bundle.path}  {bundle.manifest.name} {bundle.manifest.version}\n"
-        f"serve it with: iafvae serve --models {bundle.path}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    _show(bundle, f"\nserve it with: iafvae serve --models {bundle.path}", as_json=as_json)
 
 
 @app.command()
@@ -125,6 +121,7 @@ def calibrate(
         ),
     ] = False,
     data_dir: DataDir = None,
+    as_json: AsJson = False,
 ) -> None:
     """Give a bundle a new calibration, without training.
 
@@ -149,11 +146,7 @@ def calibrate(
             progress=progress,
         )
     _warn_of_few(made)
-    console.print(
-        f"{made.path}  {made.manifest.name} {made.manifest.version}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    _show(made, as_json=as_json)
 
 
 @app.command()
@@ -166,6 +159,7 @@ def strip(
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Keep the averaged weights in bfloat16, rounded.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Copy a run without the optimiser's state.
 
@@ -182,8 +176,21 @@ def strip(
     from training.runs.strip import size_in_bytes, strip_run
 
     path = strip_run(run, out, ema_only=ema_only, bf16=bf16)
-    megabytes = size_in_bytes(path) / 1e6
-    console.print(f"{out}: {path.name}, {megabytes:.1f} MB", highlight=False, soft_wrap=True)
+    size = size_in_bytes(path)
+    if as_json:
+        console.print_json(data={"run": str(out), "checkpoint": path.name, "bytes": size})
+        return
+    console.print(f"{out}: {path.name}, {size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+
+
+def _show(bundle: Bundle, more: str = "", *, as_json: bool) -> None:
+    """Which bundle was written."""
+    name, version = bundle.manifest.name, bundle.manifest.version
+    if as_json:
+        facts = {"path": str(bundle.path), "model": name, "version": version, "sha256": bundle.hash}
+        console.print_json(data=facts)
+        return
+    console.print(f"{bundle.path}  {name} {version}{more}", highlight=False, soft_wrap=True)
 
 
 def _warn_of_few(bundle: Bundle) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
+    "AsJson",
     "DataDir",
     "Device",
     "Run",
@@ -53,6 +54,10 @@ DataDir = Annotated[
 Run = Annotated[Path, typer.Argument(help="A run directory, or one checkpoint in it.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print what came of it as JSON; the rest on standard error."),
+]
 Weights = Annotated[str, typer.Option(help="ema (the average) or raw (the last).")]
 
 

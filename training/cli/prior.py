@@ -10,7 +10,16 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model.config import CouplingPrior
-from training.cli.options import DataDir, Device, Run, Threads, console, errors, with_options
+from training.cli.options import (
+    AsJson,
+    DataDir,
+    Device,
+    Run,
+    Threads,
+    console,
+    errors,
+    with_options,
+)
 from training.config import Runtime
 from training.fit.signals import EXIT_CODES, Interrupts
 
@@ -39,6 +48,7 @@ class PriorOptions:
     data_dir: DataDir = None
     device: Device = "auto"
     threads: Threads = 0
+    as_json: AsJson = False
 
     def prior(self) -> CouplingPrior | None:
         """The flow that is asked for; None: the run's own, or the default."""
@@ -70,6 +80,7 @@ def fit_prior(options: PriorOptions) -> None:
 
     plan = PriorPlan(minutes=options.minutes, seed=options.seed)
     interrupts = Interrupts()
+    loud = errors if options.as_json else console
     columns = (
         TextColumn("fitting the prior"),
         BarColumn(),
@@ -77,7 +88,7 @@ def fit_prior(options: PriorOptions) -> None:
         TimeRemainingColumn(),
     )
     with (
-        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+        Progress(*columns, console=loud, disable=not loud.is_terminal) as progress,
         interrupts.watched(),
     ):
         task = progress.add_task("prior", total=options.minutes, step=0, gain="")
@@ -102,7 +113,11 @@ def fit_prior(options: PriorOptions) -> None:
             tell=lambda text: errors.print(text, soft_wrap=True, highlight=False),
             observer=Shown(),
         )
-    console.print(_ending(options.out, result), soft_wrap=True, highlight=False)
+    loud.print(_ending(options.out, result), soft_wrap=True, highlight=False)
+    if options.as_json:
+        found = {name: dict(getattr(result, name)) for name in ("before", "after")}
+        facts = {"run": str(options.out), "reason": result.reason, **found}
+        console.print_json(data=facts)
     raise typer.Exit(EXIT_CODES.get(result.reason, 0))
 
 

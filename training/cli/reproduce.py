@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.markdown import Markdown
 
-from training.cli.options import console, numbers, one_of, with_options, words
+from training.cli.options import console, errors, numbers, one_of, with_options, words
 from training.cli.reproduce_options import (
     Figure1Options,
     Figure7Options,
     LadderTableOptions,
     Options,
+    ReportOptions,
     TableOptions,
     command_line,
 )
@@ -51,13 +51,16 @@ def _redrawn(options: Options | Figure1Options, name: str) -> bool:
     return True
 
 
-def _ended(out: Path, reason: str, document: Mapping[str, Any]) -> None:
+def _ended(options: ReportOptions, reason: str, document: Mapping[str, Any]) -> None:
     """Show the report, where it lies, and how to go on where it is not complete."""
     from training.reproduce.report import markdown
 
+    if options.as_json:
+        console.print_json(data=document)
+        raise typer.Exit(EXIT_CODES.get(reason, 0))
     if console.is_terminal:
         console.print(Markdown(markdown(document)))
-    path = out / document["experiment"]
+    path = options.out / document["experiment"]
     written = [f"{path}.md", f"{path}.json"]
     if path.with_suffix(".png").exists():
         written.append(f"{path}.png")
@@ -77,13 +80,13 @@ def _reproduce(experiment: Experiment, options: Options, measurement: Measuremen
         plan=options.plan(),
         measurement=measurement,
         runtime=options.runtime(),
-        console=console,
+        console=errors if options.as_json else console,
         seeds=options.seeds,
         data_dir=options.data_dir,
         command=command_line(experiment.name, options),
         row_command=command_line(experiment.name, options, without=("rows", "budget_minutes")),
     )
-    _ended(options.out, *reproduction.run())
+    _ended(options, *reproduction.run())
 
 
 def _table(experiment: Experiment, options: TableOptions, importance_samples: int) -> None:
@@ -209,7 +212,7 @@ def _figure1(options: Figure1Options) -> None:
         steps=options.steps,
         budget_minutes=options.budget_minutes,
         threads=options.threads,
-        console=console,
+        console=errors if options.as_json else console,
         command=command_line("figure1", options),
     )
-    _ended(options.out, *reproduction.run())
+    _ended(options, *reproduction.run())

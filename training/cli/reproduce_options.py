@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from training.cli.options import DataDir, RuntimeOptions
+from training.cli.options import AsJson, DataDir, RuntimeOptions
 from training.reproduce.experiments import FREE_BITS, SIZES
 from training.reproduce.plan import Plan
 
@@ -20,6 +20,7 @@ __all__ = [
     "Figure7Options",
     "LadderOptions",
     "Options",
+    "ReportOptions",
     "TableOptions",
     "command_line",
 ]
@@ -36,6 +37,7 @@ class ReportOptions:
         bool,
         typer.Option("--redraw", help="Only draw OUT/NAME.md and .png again from OUT/NAME.json."),
     ] = False
+    as_json: AsJson = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +191,7 @@ class Figure1Options(ReportOptions):
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.", min=0)] = 1
 
 
-PLACES = ("out", "data_dir", "redraw")
+PLACES = ("out", "data_dir", "redraw", "as_json")
 
 
 def command_line(name: str, options: ReportOptions, *, without: tuple[str, ...] = ()) -> str:

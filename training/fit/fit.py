@@ -121,6 +121,7 @@ def fit(
         world.from_first(lambda: recorders.append(_record(held, trainer, run_dir, data_dir)))
         recorder = next(iter(recorders), None)
         _tell_of_micro_batches(config, console)
+        notes.print(_plan(trainer, len(train.pixels), len(validation.pixels)))
         session = Session(
             trainer, run_dir, validation, recorder, console, optimizer_state=optimizer_state
         )
@@ -220,6 +221,19 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint | None, console: Console) 
             style="yellow",
             soft_wrap=True,
         )
+
+
+def _plan(trainer: Trainer, train: int, validation: int) -> str:
+    config = trainer.config
+    text = (
+        f"{train:,} images to train on, {validation:,} to validate on; "
+        f"{trainer.steps_per_epoch:,} steps of {config.optim.batch_size} images an epoch"
+    )
+    if not trainer.ends:
+        return text
+    epochs = config.train.epochs
+    plural = "" if epochs == 1 else "s"
+    return f"{text}, {trainer.total_steps:,} steps in {epochs} epoch{plural}"
 
 
 def _tell_of_micro_batches(config: RunConfig, console: Console) -> None:

@@ -125,7 +125,7 @@ class ConsoleObserver(Observer):
         self.console.print(
             f"epoch {epoch}{whole}  validation ELBO {figures['elbo_nats']:.2f} nats  "
             f"KL {figures['kl_nats']:.2f}  {figures['bits_per_dim']:.4f} bits/dim  "
-            f"({self.images_per_second:.0f} images/s)",
+            f"({self.images_per_second:.0f} images/s{self.scale.left(step)})",
             highlight=False,
             soft_wrap=True,  # one line, also in a file, where there is no width
         )
@@ -138,6 +138,7 @@ class Scale:
     budget: Budget
     total_steps: int | None
     epochs: int | None
+    first: int = 0  # the step that the call began at
 
     @property
     def total(self) -> float | None:
@@ -152,6 +153,21 @@ class Scale:
             return {"completed": step, "place": f"{step}{whole}"}
         spent = min(self.budget.spent, minutes)
         return {"completed": spent, "place": f"{spent:.1f}/{minutes:g} min, step {step}"}
+
+    def left(self, step: int) -> str:
+        """ ", 12 min left" at a step, or "" where nobody knows."""
+        ends = []
+        if self.budget.minutes is not None:
+            ends.append(max(0.0, self.budget.minutes - self.budget.spent))
+        counted = step - self.first - 1  # the budget counts from the end of the first step
+        if self.total_steps is not None and counted > 0:
+            ends.append(self.budget.spent / counted * (self.total_steps - step))
+        if not ends:
+            return ""
+        minutes = min(ends)
+        if minutes < 1:
+            return f", {60 * minutes:.0f} s left"
+        return f", {minutes:.0f} min left" if minutes < 120 else f", {minutes / 60:.1f} h left"
 
 
 @contextmanager
@@ -168,9 +184,9 @@ def shown(
     of the budget, where there is one.
 
     `total_steps` and `epochs` are None for a run that its minutes alone end. Only on a terminal:
-    a log file gets the lines of the epochs alone.
+    a log file gets the lines of the epochs, with the time that is left.
     """
-    scale = Scale(budget, total_steps, epochs)
+    scale = Scale(budget, total_steps, epochs, step)
     columns = (
         TextColumn("training"),
         BarColumn(),

@@ -274,3 +274,33 @@ def test_what_is_wrong_is_said_without_a_web_server():
 def test_what_is_no_url_or_key_is_told(cli, monkeypatch, url, key, words):
     monkeypatch.setenv("IAFVAE_KEY", key)
     assert words in cli("sample", "--url", url, code=1).output
+
+
+def test_what_was_made_is_told_as_json(cli, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def told(*arguments):
+        return json.loads(cli(*arguments, "--json").stdout)
+
+    drawn = told("sample", "-n", 3, "--seed", 0, "-o", "a.npy")
+    assert (drawn["file"], drawn["images"], drawn["seed"]) == ("a.npy", 3, 0)
+    assert (drawn["model"], drawn["version"]) == ("tiny", "1.2.3")
+    assert told("encode", folder)["shape"] == [6, 3]
+    for command in ("anomaly-map", "reconstruct", "report"):
+        assert told(command, folder)["images"] == 6
+    assert told("interpolate", "--from-seed", 1, "--from-seed", 2)["images"] == 8
+    made = told("key", "ada")
+    assert hashlib.sha256(made["key"].encode()).hexdigest() in made["line"]
+
+
+def test_every_command_that_makes_something_can_tell_it_as_json():
+    import typer
+
+    def leaves(command):
+        below = getattr(command, "commands", None)
+        return [command] if below is None else [leaf for c in below.values() for leaf in leaves(c)]
+
+    commands = {
+        c.name: {o for p in c.params for o in p.opts} for c in leaves(typer.main.get_command(app))
+    }
+    assert {name for name, options in commands.items() if "--json" not in options} == {"serve"}

@@ -66,6 +66,15 @@ def test_auto_takes_the_cpu_with_a_reason(tiny_bundle, monkeypatch, caplog, path
     engine.close()
 
 
+def test_why_the_cpu_computes_is_said_once(tiny_bundle, monkeypatch, caplog):
+    monkeypatch.setattr(choice, "gpu_problem", lambda device: "nobody sold one")
+    bundle = load_bundle(tiny_bundle)
+    with caplog.at_level(logging.INFO, logger="service.engine.choice"):
+        for _ in range(3):
+            make_engine(bundle, EngineOptions(max_rows=8)).close()
+    assert caplog.text.count("nobody sold one") == 1
+
+
 class Opened:
     """A session that was made, with providers and options of its own."""
 

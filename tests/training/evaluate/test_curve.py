@@ -105,7 +105,7 @@ def called(words, monkeypatch, capsys):
 
 
 def test_the_command(tmp_path: Path, monkeypatch, capsys) -> None:
-    one, bits = run_of(tmp_path, "one"), run_of(tmp_path, "bits", "fashion-mnist")
+    one, bits = run_of(tmp_path, "one"), run_of(tmp_path, "bits", "fashion-mnist-flat")
     code, said = called(["curve", one], monkeypatch, capsys)
     assert not code
     assert "one: 4.8 minutes, step 230, 2 epochs" in said

@@ -71,7 +71,7 @@ def fit_arguments(photos: Path, out: Path, *more: str) -> tuple[str, ...]:
     return (
         "fit",
         "--preset",
-        "fashion-mnist",
+        "fashion-mnist-flat",
         "--data",
         f"folder:{photos}",
         "--batch-size",
@@ -122,8 +122,10 @@ def test_an_epoch_is_one_line_where_nobody_watches(photos: Path, tmp_path: Path)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     figures = r"validation ELBO -[\d.]+ nats  KL [\d.]+  [\d.]+ bits/dim"
-    line = rf"epoch \d/3  {figures}  \([1-9]\d* images/s\)"
+    line = rf"epoch \d/3  {figures}  \([1-9]\d* images/s(, \d+ s left)?\)"
     assert [bool(re.fullmatch(line, text)) for text in lines] == [True] * 3 + [False], lines
+    assert all(text.endswith(" s left)") for text in lines[:-1]), lines
+    assert "steps of 32 images an epoch" in result.stderr
     assert lines[-1].startswith("done: step")
     assert lines[-1].endswith("steps skipped")
 

@@ -154,6 +154,21 @@ def test_the_bar_shows_minutes_where_they_end_the_call(clock: Clock) -> None:
     assert (steps.total, steps.at(5)) == (200, {"completed": 5, "place": "5/200"})
 
 
+def test_a_line_says_how_long_is_left(clock: Clock) -> None:
+    budget = Budget(None)
+    assert Scale(budget, total_steps=None, epochs=None).left(9) == ""
+    scale = Scale(budget, total_steps=100, epochs=4, first=9)
+    assert scale.left(10) == ""  # the first step compiles: it says nothing of the others
+    budget.begin()
+    clock.seconds += 90
+    assert scale.left(40) == ", 3 min left"
+    assert scale.left(80) == ", 26 s left"
+    short = Budget(2.0)
+    short.begin()
+    clock.seconds += 30
+    assert Scale(short, total_steps=10**6, epochs=4).left(40) == ", 2 min left"
+
+
 @pytest.mark.parametrize(("epochs", "line"), [(None, "epoch 3  valid"), (9, "epoch 3/9  valid")])
 def test_an_endless_run_has_no_last_epoch(epochs: int | None, line: str) -> None:
     class Silent:
