@@ -66,8 +66,10 @@ def test_graph_contract_is_the_table(tiny):
                 "image:uint8['N', 1, 4, 4] owner:int64['R'] eps:float32['R', 3] "
                 "u_image:float32['N', 16]"
             ),
-            "log_weight:float32['R'] kl:float32['R', 1] "
-            "residual:float32['N', 4, 4] statistics:float32['N', 2]",
+            (
+                "log_weight:float32['R'] kl:float32['R', 1] "
+                "residual:float32['N', 4, 4] statistics:float32['N', 2]"
+            ),
         ),
     }
 

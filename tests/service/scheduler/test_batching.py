@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import numpy as np
@@ -62,7 +63,7 @@ def test_evidence_comes_once_with_an_images_first_sample(loaded, tiny_model, cut
     ends = [0, *cuts, 15]
     other = EvidenceWork(images=tiny_model.images(2, seed=9), seed=2, samples=1)
     parts = []
-    for start, stop in zip(ends, ends[1:], strict=False):
+    for start, stop in itertools.pairwise(ends):
         pieces = [(other, 0, 1), (work, start, stop), (other, 1, 2)]
         arrays = batcher.assemble(pieces)
         outputs = tiny_model.at_zero(arrays["image"], arrays["u_image"])
