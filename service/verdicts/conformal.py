@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["certified_alpha", "discoveries", "possible_discoveries", "two_sided", "upper"]
+__all__ = ["TwoSided", "certified_alpha", "discoveries", "possible_discoveries", "upper"]
 
 F64 = NDArray[np.float64]
 
@@ -28,20 +28,35 @@ def upper(values: F64, reference: NDArray[np.float32]) -> F64:
     return np.where(np.isnan(values), np.nan, (1.0 + as_high) / (1.0 + len(reference)))
 
 
-def two_sided(values: F64, reference: NDArray[np.float32]) -> F64:
+class TwoSided:
     """Twice the smaller of both tails' p-values, at most 1: small where a value is far out.
 
-    values: ``[k]``, or several kinds ``[S, k]`` with a reference ``[S, n]`` for each.
+    reference: ascending ``[n]``, or ``[S, n]`` with a row for each of several kinds.
     """
-    n = reference.shape[-1]
-    with np.errstate(over="ignore"):
-        single = np.atleast_2d(values.astype(np.float32))
-    fewer = [
-        np.minimum(n - np.searchsorted(usual, each, "left"), np.searchsorted(usual, each, "right"))
-        for each, usual in zip(single, np.atleast_2d(reference), strict=True)
-    ]
-    twice = np.minimum(1.0, 2.0 * (1.0 + np.array(fewer).reshape(values.shape)) / (1.0 + n))
-    return np.where(np.isnan(values), np.nan, twice)
+
+    def __init__(self, reference: NDArray[np.float32]) -> None:
+        kinds = np.atleast_2d(reference)
+        self._n = kinds.shape[1]
+        self._before = self._n * np.arange(len(kinds))[:, None]
+        self._keys = _keys(kinds).ravel()
+
+    def __call__(self, values: F64) -> F64:
+        """Of values ``[k]``, or ``[S, k]``; compared as float32, no number gives no p-value."""
+        with np.errstate(over="ignore"):
+            keys = _keys(np.atleast_2d(values.astype(np.float32)))
+        lower = np.searchsorted(self._keys, keys, "right") - self._before
+        higher = self._n + self._before - np.searchsorted(self._keys, keys, "left")
+        fewer = np.minimum(lower, higher).reshape(values.shape)
+        twice = np.minimum(1.0, 2.0 * (1.0 + fewer) / (1.0 + self._n))
+        return np.where(np.isnan(values), np.nan, twice)
+
+
+def _keys(kinds: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """Integers in the order of the numbers of each row ``[S, k]``, all of a row below those of the
+    next: one search finds the places of all."""
+    bits = (kinds + np.float32(0.0)).view(np.uint32)  # one zero
+    ascending = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
+    return ascending + (np.arange(len(kinds), dtype=np.uint64)[:, None] << np.uint64(32))
 
 
 @lru_cache(256)

@@ -23,6 +23,7 @@ SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 NORMAL = tuple(round(NormalDist().inv_cdf(share), 8) for share in SHARES)
 KNOTS = np.array([*SHARES, *(1.0 - share for share in reversed(SHARES[:-1]))])
 DEVIATIONS = np.array([*NORMAL, *(-z for z in reversed(NORMAL[:-1]))])
+FIRST = np.concatenate([DEVIATIONS[:1], DEVIATIONS])  # where each piece begins
 TAIL = 4  # knots to the end of which a tail is continued as a straight line
 
 
@@ -34,25 +35,29 @@ class Marginals:
     """
 
     def __init__(self, values: F64) -> None:
-        self._knots = np.quantile(values, KNOTS, axis=0).T  # [S, Q]
-        spread, scale = np.ptp(self._knots, axis=1), np.abs(self._knots).max(axis=1)
+        knots = np.quantile(values, KNOTS, axis=0).T  # [S, Q]
+        spread, scale = np.ptp(knots, axis=1), np.abs(knots).max(axis=1)
         spread = np.where(spread > 1e-6 * scale, spread, np.maximum(scale, 1e-9))  # of a constant
         steps = 1e-9 * np.arange(len(KNOTS)) * spread[:, None]
-        self._knots = np.maximum.accumulate(self._knots, axis=1) + steps  # strictly ascending
-        rise = DEVIATIONS[TAIL] - DEVIATIONS[0]
-        self._low = rise / (self._knots[:, TAIL] - self._knots[:, 0])
-        self._high = rise / (self._knots[:, -1] - self._knots[:, -1 - TAIL])
+        knots = np.maximum.accumulate(knots, axis=1) + steps  # strictly ascending
+        tails = [
+            (DEVIATIONS[b] - DEVIATIONS[a]) / (knots[:, b] - knots[:, a])
+            for a, b in ((0, TAIL), (-1 - TAIL, -1))
+        ]
+        slopes = np.diff(DEVIATIONS) / np.diff(knots, axis=1)
+        # Of each piece, from the one below the first knot to the one above the last.
+        self._slopes = np.column_stack([tails[0], slopes, tails[1]])
+        self._starts = np.column_stack([knots[:, 0], knots])
+        self._knots, self._columns = knots, np.arange(len(knots))
 
     def __call__(self, values: F64) -> F64:
         """Deviations ``[n, S]``, at most `FARTHEST`; what is no number stays none."""
-        first, last = self._knots[:, 0], self._knots[:, -1]
-        columns = zip(values.T, self._knots, strict=True)
-        inside = np.stack([np.interp(v, knots, DEVIATIONS) for v, knots in columns], axis=1)
+        piece = (values[:, :, None] >= self._knots).sum(axis=2)
         with np.errstate(invalid="ignore", over="ignore"):
-            below = np.minimum(values - first, 0.0) * self._low
-            above = np.maximum(values - last, 0.0) * self._high
-            found: F64 = np.clip(inside + below + above, -FARTHEST, FARTHEST)
-        return found
+            beyond = values - self._starts[self._columns, piece]
+            found = FIRST[piece] + beyond * self._slopes[self._columns, piece]
+            clipped: F64 = np.clip(found, -FARTHEST, FARTHEST)
+        return clipped
 
 
 class Neighbours:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.verdicts.conformal import two_sided, upper
+from service.verdicts.conformal import TwoSided, upper
 from service.verdicts.density import Neighbours
 from service.verdicts.statistics import BOX, boxes, compressed_bytes
 
@@ -205,9 +205,9 @@ class Reference:
         return found
 
     @cached_property
-    def _columns(self) -> dict[int, F32]:
-        """K -> the calibration images' statistics, likelihood first, ``[1 + S + H, n]``."""
-        return {k: np.vstack([scores, self.usual.T]) for k, scores in self.scores.items()}
+    def _ranks(self) -> dict[int, TwoSided]:
+        """K -> ranks among the calibration images' statistics, likelihood first."""
+        return {k: TwoSided(np.vstack([scores, self.usual.T])) for k, scores in self.scores.items()}
 
     @cached_property
     def _densities(self) -> dict[int, Neighbours]:
@@ -215,7 +215,7 @@ class Reference:
 
     def warm(self) -> None:
         """Make what is made once, which takes some tenths of a second, before anybody waits."""
-        _ = self._columns, self._densities
+        _ = self._ranks, self._densities
 
     def distance(self, k: int, log_likelihood: F64, table: F64) -> F64:
         """How far images lie from usual ones, ``[n]``, at `k` importance samples."""
@@ -226,7 +226,7 @@ class Reference:
         scores = measured.log_likelihood[k]
         table = _table(measured, self.places)
         distance = self.distance(k, np.where(scores == np.inf, np.nan, scores), table)
-        ranked = two_sided(np.vstack([scores, table.T]), self._columns[k])
+        ranked = self._ranks[k](np.vstack([scores, table.T]))
         parts = dict(zip(("log_likelihood", *self.names), ranked, strict=True))
         return Judgement(upper(distance, self.distances[k]), parts)
 

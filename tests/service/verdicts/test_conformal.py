@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from service.verdicts.conformal import (
+    TwoSided,
     certified_alpha,
     discoveries,
     possible_discoveries,
-    two_sided,
     upper,
 )
 
@@ -30,8 +30,23 @@ def test_p_value_counts_the_reference_and_adds_one(reference, values):
 def test_two_sided_is_twice_the_smaller_tail(reference, values):
     ordered = np.sort(np.array(reference, np.float32))
     high, low = upper(np.array(values), ordered), upper(-np.array(values), -ordered[::-1])
-    got = two_sided(np.array(values), ordered)
+    got = TwoSided(ordered)(np.array(values))
     assert got.tolist() == np.minimum(1, 2 * np.minimum(high, low)).tolist()
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1), st.lists(st.tuples(NUMBERS, NUMBERS)))
+def test_kinds_are_ranked_each_among_its_own(reference, values):
+    kinds = np.sort(np.array(reference, np.float32).T, axis=1)
+    asked = np.array(values).reshape(-1, 2).T
+    wanted = [TwoSided(kind)(each) for kind, each in zip(kinds, asked, strict=True)]
+    assert np.array_equal(TwoSided(kinds)(asked), wanted)
+
+
+def test_two_sided_of_what_is_no_number_or_beyond_all():
+    got = TwoSided(np.array([[-1, 0, 1], [5, 6, 7]], np.float32))
+    found = got(np.array([[np.nan, -np.inf, 1e300, -0.0], [-np.nan, np.inf, -1e300, 6.0]]))
+    assert np.isnan(found[:, 0]).all()
+    assert found[:, 1:].tolist() == [[0.5, 0.5, 1.0], [0.5, 0.5, 1.0]]
 
 
 def test_p_values_are_uniform_under_exchangeability():
