@@ -19,7 +19,8 @@ export SOURCE_DATE_EPOCH
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 
 if ! "${podman[@]}" image exists "$base"; then
-  mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates bookworm - |
+  mmdebstrap --quiet --variant=minbase --dpkgopt=force-unsafe-io \
+    --include=python3,python3-venv,ca-certificates bookworm - |
     "${podman[@]}" import \
       --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' - "$base"
 fi
