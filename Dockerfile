@@ -17,14 +17,13 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_INPUT=1 \
     PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
-COPY constraints.txt ./
+COPY deploy/locks/tools.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /opt/tools \
-    && /opt/tools/bin/pip install --quiet --constraint constraints.txt setuptools \
+    && /opt/tools/bin/pip install --quiet --require-hashes --requirement tools.txt \
     && python3 -m venv --without-pip /opt/iafvae
 
-# The projects of the two targets. Their requirements.txt are copied out of here, so that an edit of
-# pyproject.toml that leaves the dependencies alone installs nothing again.
+# The projects of the two targets.
 FROM tools AS project
 COPY pyproject.toml deploy/service_project.py ./
 RUN python3 service_project.py pyproject.toml cpu cpu \
@@ -79,15 +78,15 @@ CMD ["serve"]
 
 
 # --- Target cpu: plain onnxruntime ----------------------------------------------------------------
-# Dependencies are a layer of their own, before any source. Bytecode is compiled here, never checked
+# Dependencies are a layer of their own, before any source, each file at its hash (`make locks`). Bytecode is compiled here, never checked
 # again (a copy may change modification times), and never written at run time: the root file system
 # may be read-only.
 
 FROM tools AS dependencies-cpu
-COPY --from=project /build/cpu/requirements.txt ./
+COPY deploy/locks/cpu.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/tools/bin/pip --python /opt/iafvae/bin/python install --quiet --no-compile \
-        --only-binary :all: --constraint constraints.txt --requirement requirements.txt \
+        --only-binary :all: --require-hashes --requirement cpu.txt \
     && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/iafvae/lib
 
 FROM runtime AS cpu
@@ -106,10 +105,10 @@ USER 10001:10001
 # --- Target cuda: last, hence the default ---------------------------------------------------------
 
 FROM tools AS dependencies-cuda
-COPY --from=project /build/cuda/requirements.txt ./
+COPY deploy/locks/cuda.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/tools/bin/pip --python /opt/iafvae/bin/python install --quiet --no-compile \
-        --only-binary :all: --constraint constraints.txt --requirement requirements.txt \
+        --only-binary :all: --require-hashes --requirement cuda.txt \
     && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/iafvae/lib
 
 # The NVIDIA container runtime reads these variables and brings the driver; CUDA's libraries are

@@ -13,7 +13,7 @@ PROFILE ?= cpu
 PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install-train docs up down image sbom test test-all check format train clean
+.PHONY: help serve install-train docs up down image locks sbom test test-all check format train clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
@@ -77,6 +77,15 @@ down: ## Stop them
 
 image: ## Build the image TARGET (cpu or cuda), labelled with the revision
 	docker build --target $(TARGET) --build-arg REVISION=$$(git rev-parse HEAD) -t iafvae:$(TARGET) .
+
+locks: $(VENV)/made ## Write deploy/locks: what the images install, each file at its hash
+	$(PIP) uv
+	mkdir -p build/tools && echo setuptools > build/tools/requirements.txt
+	for target in cpu cuda; do $(BIN)/python deploy/service_project.py pyproject.toml $$target build/$$target || exit 1; done
+	for target in tools cpu cuda; do \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --generate-hashes \
+	    --constraint constraints.txt build/$$target/requirements.txt --output-file deploy/locks/$$target.txt || exit 1; \
+	done
 
 sbom: $(VENV)/dev ## Write sbom.json (CycloneDX) of what the service and its extras install
 	$(PYTHON) -m venv build/sbom && build/sbom/bin/python -m pip install --quiet --constraint constraints.txt '.[otel,remote]'

@@ -13,6 +13,7 @@ RATE = "[$__rate_interval]"
 CHOSEN = '{job=~"$job", operation=~"$operation", model=~"$model"}'
 OF_JOB = '{job=~"$job"}'
 HEALTHY = "Empty in health."
+DRIFT = "Drift from the calibration: log martingale, alarm above 3"  # below 0 in health
 
 
 def rate(metric: str, by: str, where: str = CHOSEN) -> str:
@@ -95,7 +96,7 @@ PANELS: list[tuple[str, str, dict[str, str], str]] = [
         HEALTHY,
     ),
     (
-        "Drift from the calibration: log martingale, alarm above 3",
+        DRIFT,
         "short",
         {"{{model}} {{version}} {{instance}}": f"iafvae_drift_log_martingale{OF_JOB}"},
         "",
@@ -130,6 +131,7 @@ SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 def panel(number: int, title: str, unit: str, queries: dict[str, str], note: str) -> dict[str, Any]:
     """A graph; three stand beside each other."""
+    scale = {"unit": unit} if title == DRIFT else {"unit": unit, "min": 0}
     return {
         "id": number + 1,
         "type": "timeseries",
@@ -137,7 +139,7 @@ def panel(number: int, title: str, unit: str, queries: dict[str, str], note: str
         "description": note,
         "datasource": SOURCE,
         "gridPos": {"x": 8 * (number % 3), "y": 8 * (number // 3), "w": 8, "h": 8},
-        "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
+        "fieldConfig": {"defaults": scale, "overrides": []},
         "options": {
             "legend": {
                 "displayMode": "list",

@@ -9,7 +9,7 @@ onnxruntime. From it this derives, for `cpu`, the same dependencies with plain o
 remote. DESTINATION gets
 
     pyproject.toml    to build the wheel from; its metadata say what is really installed
-    requirements.txt  the dependencies alone, so that they are a layer of their own
+    requirements.txt  the dependencies alone, of which `make locks` makes the lock of the target
 """
 
 from __future__ import annotations

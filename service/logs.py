@@ -1,13 +1,28 @@
-"""Logs to standard error, as text for people or as JSON for collectors."""
+"""Logs to standard error, as text for people or as JSON for collectors; URLs lose their secrets."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from typing import Any
 
-__all__ = ["configure_logging"]
+__all__ = ["configure_logging", "shown_url", "without_secrets"]
+
+# In a text: who calls and the password; then a query, which may be a token or a signature.
+SECRETS = re.compile(r"(?<=://)[^/\s]*@|\?[\w.~%+-]+=\S*")
+SECRETS_OF_URL = re.compile(r"(?:(?<=//)|^)[^/]*@|[?#].*", re.DOTALL)
+
+
+def without_secrets(text: str) -> str:
+    """`text`, such as another program's message, without what may be secret in its URLs."""
+    return SECRETS.sub("", text)
+
+
+def shown_url(url: str) -> str:
+    """`url`, however wrong, without user, password, query and fragment."""
+    return SECRETS_OF_URL.sub("", url)
 
 
 class _JsonFormatter(logging.Formatter):
@@ -19,11 +34,11 @@ class _JsonFormatter(logging.Formatter):
             + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": without_secrets(record.getMessage()),
         }
         line |= getattr(record, "fields", {})
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = without_secrets(self.formatException(record.exc_info))
         return json.dumps(line, default=str)
 
 
@@ -33,6 +48,10 @@ CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2
 
 class _TextFormatter(logging.Formatter):
     """For people: time, level, message, then the fields as ``name=value``, in one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and a traceback."""
+        return without_secrets(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """All of the record but a traceback, which comes after it on lines of its own."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from dataclasses import replace
 from datetime import timedelta
@@ -26,13 +25,13 @@ from service.bundle.reader import (
     load_bundle,
 )
 from service.bundle.writer import publish, refuse_strangers
+from service.logs import shown_url, without_secrets
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 __all__ = ["pull", "push"]
 
-SECRET = re.compile(r"(?<=//)[^/@\s]*@|\?[^\s)\"']*")  # user and password, or a signature
 RETRIES = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 
 
@@ -55,7 +54,7 @@ def pull(url: str, sha256: str, destination: Path, *, offline: bool = False) -> 
     try:
         files = manifest_from_json(json.loads((part / MANIFEST).read_bytes())).files
     except ValueError as error:
-        raise BundleError(f"{_shown(url)}: {MANIFEST}: {error}") from None
+        raise BundleError(f"{shown_url(url)}: {MANIFEST}: {error}") from None
     for name, record in files.items():
         (part / name).parent.mkdir(exist_ok=True)
         _fetch(store, url, name, part / name, record.sha256, record.bytes)
@@ -77,7 +76,7 @@ def push(path: Path, url: str) -> Bundle:
         try:
             there = bytes(store.get(MANIFEST).bytes())
             if hashlib.sha256(there).hexdigest() != bundle.hash:
-                raise BundleError(f"{_shown(url)} holds another bundle: give another URL")
+                raise BundleError(f"{shown_url(url)} holds another bundle: give another URL")
         except (NotFoundError, FileNotFoundError):
             pass
         for name in (*bundle.manifest.files, MANIFEST):
@@ -112,7 +111,8 @@ def _fetch(store: ObjectStore, url: str, name: str, file: Path, sha256: str, siz
     if file_digest(file) != sha256:
         file.unlink()
         raise BundleError(
-            f"{_shown(url)}: {name} does not have the SHA-256 {sha256}: check the URL and the hash"
+            f"{shown_url(url)}: {name} does not have the SHA-256 {sha256}: "
+            "check the URL and the hash"
         )
 
 
@@ -135,11 +135,7 @@ def _store(url: str, *, create: bool = False) -> ObjectStore:
         raise _failed(url, "is no place for bundles", error) from None
 
 
-def _shown(text: str) -> str:
-    """`text` without what may be secret in its URLs."""
-    return SECRET.sub("", text)
-
-
 def _failed(url: str, problem: str, error: Exception) -> BundleError:
-    reason = _shown(str(error).strip().splitlines()[0]) if str(error).strip() else ""
-    return BundleError(f"{_shown(url)}: {problem} ({type(error).__name__}: {reason[:300]})")
+    said = str(error).replace(url, shown_url(url)).strip()
+    reason = without_secrets(said.splitlines()[0]) if said else ""
+    return BundleError(f"{shown_url(url)}: {problem} ({type(error).__name__}: {reason[:300]})")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from service.client.results import ServiceUnreachable
+from service.logs import shown_url
 
 __all__ = ["Attempts", "unreachable"]
 
@@ -62,8 +63,7 @@ def _retry_after(answer: httpx.Response) -> float:
 
 def unreachable(base_url: object, error: httpx.HTTPError) -> ServiceUnreachable:
     """What to say of an answer that did not come."""
+    place = shown_url(str(base_url))
     if isinstance(error, httpx.RemoteProtocolError):
-        return ServiceUnreachable(f"{base_url} broke its answer off ({error}): its log says why")
-    return ServiceUnreachable(
-        f"no answer from {base_url} ({error}): is `iafvae serve` running there?"
-    )
+        return ServiceUnreachable(f"{place} broke its answer off ({error}): its log says why")
+    return ServiceUnreachable(f"no answer from {place} ({error}): is `iafvae serve` running there?")

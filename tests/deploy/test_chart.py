@@ -1,13 +1,14 @@
 """The chart as Helm renders it, against Kubernetes' own schemas and what it promises.
 
-Custom resources (routes, monitors, KEDA, KServe) have no schema in Kubernetes: where the directory
-$CRDS holds their definitions (CustomResourceDefinition, one a file), they are validated too.
+Custom resources (routes, monitors, KEDA, KServe) have no schema in Kubernetes: definitions.json has
+those of their projects, and which; definitions.py writes it.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -28,9 +29,6 @@ EXAMPLES = {"defaults": {}} | {
 BUILT_IN = {"v1", "apps/v1", "networking.k8s.io/v1", "policy/v1", "autoscaling/v2"}
 KUBERNETES = "1.34"
 
-needs_definitions = pytest.mark.skipif(
-    "CRDS" not in os.environ, reason="$CRDS names no directory of definitions"
-)
 every_example = pytest.mark.parametrize("example", EXAMPLES)
 
 
@@ -60,29 +58,19 @@ def variables(found):
     return {each["name"]: each["value"] for each in container(found)["env"]}
 
 
-@pytest.fixture(scope="module")
-def definitions():
-    """Schemas of custom resources by (apiVersion, kind)."""
-    schemas = {}
-    for file in sorted(Path(os.environ["CRDS"]).glob("*.yaml")):
-        spec = yaml.load(file.read_text(), yaml.CSafeLoader)["spec"]
-        for version in spec["versions"]:
-            schema = closed(version["schema"]["openAPIV3Schema"])
-            schema["properties"]["metadata"] = {"type": "object"}
-            schemas[f"{spec['group']}/{version['name']}", spec["names"]["kind"]] = schema
-    return schemas
+def misfits(one):
+    """What the definition of its kind says against a custom resource."""
+    file = json.loads(Path(__file__).with_name("definitions.json").read_text())
+    schema = file["schemas"][f"{one['apiVersion']} {one['kind']}"] | {"$defs": file["$defs"]}
+    found = jsonschema.Draft202012Validator(schema).iter_errors(one)
+    return [f"{e.json_path}: {e.message[:200]}" for e in found]
 
 
-def closed(schema):
-    """`schema` that refuses unknown fields, as the API server would drop them."""
-    if isinstance(schema, list):
-        return [closed(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    inner = {key: closed(value) for key, value in schema.items()}
-    if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
-        inner.setdefault("additionalProperties", False)
-    return inner
+def customs(chart, values):
+    """Custom resources that are rendered, and those of KServe."""
+    found = list(documents(chart, values).values())
+    found += yaml.safe_load_all((ROOT / "deploy" / "kserve.yaml").read_text())
+    return [one for one in found if one["apiVersion"] not in BUILT_IN]
 
 
 @every_example
@@ -101,15 +89,25 @@ def test_kubernetes_takes_what_is_rendered(chart, example):
             kubernetes_validate.validate(one, KUBERNETES, strict=True)
 
 
-@needs_definitions
 @every_example
-def test_custom_resources_fit_their_definitions(chart, example, definitions):
-    custom = list(documents(chart, EXAMPLES[example]).values())
-    custom += list(yaml.safe_load_all((ROOT / "deploy" / "kserve.yaml").read_text()))
-    for one in custom:
-        if one["apiVersion"] not in BUILT_IN:
-            schema = jsonschema.Draft202012Validator(definitions[one["apiVersion"], one["kind"]])
-            assert not [f"{e.json_path}: {e.message[:200]}" for e in schema.iter_errors(one)]
+def test_custom_resources_fit_their_definitions(chart, example):
+    for one in customs(chart, EXAMPLES[example]):
+        assert not misfits(one)
+
+
+def test_a_definition_refuses_what_it_does_not_know(chart):
+    kinds = {one["kind"]: one for values in EXAMPLES.values() for one in customs(chart, values)}
+    assert set(kinds) == {
+        *("HTTPRoute", "InferenceService", "PrometheusRule", "ScaledObject"),
+        *("ServiceMonitor", "ServingRuntime"),
+    }
+    for one in kinds.values():
+        wrong = copy.deepcopy(one)
+        wrong["spec"]["misspelt"] = 1
+        assert "misspelt" in str(misfits(wrong))
+    wrong = copy.deepcopy(kinds["InferenceService"])
+    wrong["spec"]["predictor"]["model"]["resources"] = {"limits": ["4"]}
+    assert "resources.limits" in str(misfits(wrong))
 
 
 @every_example
@@ -244,12 +242,59 @@ def test_monitoring_is_the_files_that_are_tested(chart):
         },
         {"ingress": {"enabled": True}},
         {"env": {"IAFVAE_MAX_N": 2000}},
+        {"env": {"IAFVAE_PORT": "9000"}},  # which the probes and the Service would not ask
+        {"env": {"IAFVAE_DRAIN_DELAY_SECONDS": "60"}},  # longer than the pod would live
+        {"env": {"IAFVAE_PROVIDER": "cuda"}},  # without a GPU asked for
         {"provider": "gpu"},
     ],
 )
 def test_wrong_values_are_refused(chart, values):
     with pytest.raises(helm.HelmError):
         chart.validate_schema(chart.merge_values(values))
+
+
+def test_fewer_replicas_at_most_than_at_least_are_refused(chart):
+    with pytest.raises(helm.HelmError, match=r"autoscaling.min is above"):
+        documents(chart, {"autoscaling": {"kind": "hpa", "min": 5, "max": 2}})
+
+
+@pytest.mark.parametrize("name", ["true", "1e5"])
+def test_names_that_yaml_takes_for_something_else_stay_names(chart, name):
+    pull = {"name": "mnist-1.4.0", "url": "https://host/m?token=a#: b", "sha256": "1" * 64}
+    values = {
+        "models": {"pull": [pull, {**pull, "name": "x" * 63}], "pullSecrets": [name]},
+        "keys": {"existingSecret": name},
+        "ingress": {"enabled": True, "host": "*.example.com", "tlsSecret": name, "className": name},
+        "provider": "cuda",
+        "resources": {"limits": {"cpu": None, "memory": None}},
+        "spread": {"topologyKeys": [name]},
+    }
+    for given in (values, {"keys": {"create": True}}):
+        for one in documents(chart, given, name).values():
+            kubernetes_validate.validate(one, KUBERNETES, strict=True)
+            assert one["metadata"]["labels"]["app.kubernetes.io/instance"] == name
+            assert one["metadata"]["labels"].get("app.kubernetes.io/name") in {"iafvae", None}
+
+
+def test_a_container_has_a_name_that_kubernetes_takes(chart):
+    """No dots, no more than 63 letters, and none twice: no schema says so."""
+    pull = {"url": "s3://models/m", "sha256": "0" * 64}
+    names = ["mnist-1.4.0", "mnist-1-4-0", "m" * 63]
+    found = documents(chart, {"models": {"pull": [{"name": n, **pull} for n in names]}})
+    pod = found["Deployment"]["spec"]["template"]["spec"]
+    containers = [one["name"] for one in (*pod["initContainers"], *pod["containers"])]
+    assert all(re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name) for name in containers)
+    assert len(set(containers)) == 4
+    assert [one["args"][-1] for one in pod["initContainers"]] == [f"/models/{n}" for n in names]
+
+
+def test_the_secret_of_a_new_key_is_labelled_as_all_else(chart):
+    found = documents(chart, EXAMPLES["full"])
+    assert found["Secret"]["metadata"]["labels"] == found["Service"]["metadata"]["labels"]
+    volumes = found["Deployment"]["spec"]["template"]["spec"]["volumes"]
+    assert found["Secret"]["metadata"]["name"] in {
+        v.get("secret", {}).get("secretName") for v in volumes
+    }
 
 
 def test_names_of_releases_do_not_collide(chart):

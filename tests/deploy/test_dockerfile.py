@@ -104,7 +104,7 @@ def test_an_image_takes_only_its_environment_its_service_and_the_checks(stages, 
     assert not any("pip" in run.split() or "apt-get" in run for run in steps(stages, target, "RUN"))
 
 
-def test_every_install_is_constrained_and_dependencies_come_before_the_source(stages):
+def test_every_install_is_at_hashes_and_dependencies_come_before_the_source(stages):
     installs = [
         (stage.name, part)
         for stage in stages.values()
@@ -114,7 +114,7 @@ def test_every_install_is_constrained_and_dependencies_come_before_the_source(st
     ]
     assert {name for name, _ in installs} >= {"tools", "dependencies-cpu", "dependencies-cuda"}
     for name, part in installs:
-        assert "--constraint constraints.txt" in part or "--no-deps" in part, (name, part)
+        assert "--require-hashes" in part or "--no-deps" in part, (name, part)
     for target in TARGETS:
         layers = lineage(stages, f"dependencies-{target}")
         copied = " ".join(copy for stage in layers for copy in stage.all("COPY"))
@@ -208,14 +208,28 @@ def test_the_derived_project_is_the_service_alone_with_one_engine(tmp_path, targ
     assert "bundles/**/*" in document["tool"]["setuptools"]["package-data"]["service"]
 
 
-def test_every_requirement_of_an_image_is_pinned(tmp_path):
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = {normal(line.split("==")[0]) for line in lines if "==" in line}
+def pins(file: Path) -> dict[str, str]:
+    """Versions by name."""
+    return {
+        normal(name): version
+        for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", file.read_text(), re.MULTILINE)
+    }
+
+
+def test_the_images_lock_what_everything_else_installs(tmp_path):
+    """`make locks` mends it."""
+    everywhere = pins(ROOT / "constraints.txt")
+    assert pins(DEPLOY / "locks" / "tools.txt").keys() == {"setuptools"}
     for target in TARGETS:
+        file = DEPLOY / "locks" / f"{target}.txt"
+        locked = pins(file)
+        assert locked.items() <= everywhere.items()
         _, requirements = derive(target, tmp_path / target)
-        names = {normal(re.split(r"[\[<>=; ]", line)[0]) for line in requirements}
-        assert names <= pins
-        assert not TRAINING & names
+        assert {normal(re.split(r"[\[<>=; ]", line)[0]) for line in requirements} <= set(locked)
+        assert not TRAINING & set(locked)
+        entries = re.split(r"^(?=[a-z])", file.read_text(), flags=re.MULTILINE)[1:]
+        assert len(entries) == len(locked)
+        assert all("--hash=sha256:" in entry for entry in entries)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ every rule's expression.
 from __future__ import annotations
 
 import json
+import math
 import re
 import runpy
 import shutil
@@ -66,6 +67,12 @@ def test_every_alert_is_explained_to_operators():
 def test_the_dashboard_is_what_its_program_writes():
     made = runpy.run_path(str(ROOT / "deploy" / "dashboard.py"))["dashboard"]()
     assert made == DASHBOARD
+
+
+def test_only_what_falls_below_zero_is_shown_below_zero():
+    """The martingale of a service in health does: an axis from 0 would show nothing of it."""
+    signed = [p for p in DASHBOARD["panels"] if "min" not in p["fieldConfig"]["defaults"]]
+    assert [p["targets"][0]["expr"] for p in signed] == ['iafvae_drift_log_martingale{job=~"$job"}']
 
 
 def test_grafana_reads_the_dashboard_without_loss():
@@ -158,7 +165,8 @@ def test_every_query_of_the_dashboard_gives_numbers(prometheus):
             assert found, panel["title"]
             labels = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
             assert labels <= set(found[0]["metric"]), panel["title"]
-            assert all(float(each["value"][1]) >= 0 for each in found), panel["title"]
+            lowest = panel["fieldConfig"]["defaults"].get("min", -math.inf)
+            assert all(float(each["value"][1]) >= lowest for each in found), panel["title"]
 
 
 @needs_prometheus

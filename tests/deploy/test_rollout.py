@@ -128,6 +128,35 @@ def test_a_new_version_and_its_rollback_lose_no_request(fleet, models, edition, 
         shutil.rmtree(models / "two")
         wait_for("1.0.0")
     assert not failures(callers)
+    assert {version for _, version, _ in callers.answers} == {"1.0.0", "2.0.0"}
     for wanted in ("1.0.0", "2.0.0"):
         assert len({content for _, version, content in callers.answers if version == wanted}) == 1
     print(f"{len(callers.answers)} requests, none failed")  # noqa: T201
+
+
+def test_a_canary_answers_only_who_asks_for_it(fleet, models, edition, put):
+    """A version before its release, under load: everybody else stays with the release."""
+    url, ports, _ = fleet
+    canary, body = "3.0.0-rc.1", encode_npy(np.zeros((1, 4, 4), np.uint8))
+
+    def asked(base: str) -> httpx.Response:
+        return httpx.post(
+            f"{base}/v1/score?version={canary}", headers=NPY, content=body, timeout=30
+        )
+
+    with Callers(url, pause=0.01) as callers:
+        callers.more(20)
+        put(edition(canary), models / "canary")
+        deadline = time.monotonic() + 60
+        for port in ports:  # both have it before it is asked for through the proxy
+            while asked(f"http://127.0.0.1:{port}").status_code != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        for _ in range(20):
+            answer = asked(url)
+            assert (answer.status_code, answer.headers["x-iafvae-version"]) == (200, canary)
+        callers.more(100)
+        shutil.rmtree(models / "canary")
+        callers.more(100)
+    assert not failures(callers)
+    assert {version for _, version, _ in callers.answers} == {"1.0.0"}

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from service.api.response.problems import PROBLEMS
-from service.logs import configure_logging
+from service.logs import configure_logging, shown_url
 from service.metrics import Metrics
 from service.verdicts.drift import Drift
 
@@ -161,3 +161,36 @@ def test_tracebacks_keep_their_lines(restored, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].endswith("failed status=5")
     assert lines[-1] == "ValueError: oh"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_line_holds_a_password_or_a_query(restored, capsys, form):
+    """As OpenTelemetry's exporter names the URL that did not answer."""
+    configure_logging("info", form)
+    for url in ("https://me:hunter2@host/v1/traces?key=hunter2&a=b", "/v1/traces?api-key=hunter2"):
+        try:
+            raise OSError(f"no answer from {url}")
+        except OSError:
+            logging.getLogger("iafvae").exception("Max retries exceeded with url: %s (again?)", url)
+    text = capsys.readouterr().err
+    assert "hunter2" not in text
+    assert text.count("/v1/traces (again?)") == 2
+    if form == "json":
+        assert all(json.loads(line)["exception"] for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:hunter2@host/m?sig=hunter2#hunter2",
+        "https://me:hunt@hunter2@host/m",
+        "https://me:hunter2 hunter2@host/m",
+        "https://host/m?hunter2)hunter2",
+        "me:hunter2@host/m",
+        "s3://me:hunter2@host/m",
+    ],
+)
+def test_a_shown_url_says_where_alone(url):
+    shown = shown_url(url)
+    assert "hunt" not in shown
+    assert shown.endswith("host/m")

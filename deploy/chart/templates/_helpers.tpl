@@ -4,17 +4,21 @@
 
 {{- define "iafvae.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "iafvae.test" -}}
 app.kubernetes.io/component: test
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "iafvae.meta" -}}
-name: {{ include "iafvae.name" . }}
-namespace: {{ .Release.Namespace }}
+name: {{ include "iafvae.name" . | quote }}
+namespace: {{ .Release.Namespace | quote }}
+{{ include "iafvae.labels" . }}
+{{- end }}
+
+{{- define "iafvae.labels" -}}
 labels:
   {{- include "iafvae.selector" . | nindent 2 }}
   app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}

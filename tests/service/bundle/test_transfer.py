@@ -129,7 +129,7 @@ def test_something_else_is_not_replaced(site, digest, tmp_path):
 
 @pytest.mark.parametrize("url", ["{}/nothing", "ftp://h/m", "s3:/x", "nonsense"])
 def test_errors_are_one_line_without_secrets(site, digest, tmp_path, url):
-    given = url.format(site.url).replace("http://", "http://me:hunter2@") + "?sig=hunter2"
+    given = url.format(site.url).replace("http://", "http://me:hunter2@hunter2@") + "?sig=hunter2"
     done = CliRunner().invoke(
         app, ["bundle", "pull", given, "--sha256", digest, "-o", str(tmp_path / "m")]
     )

@@ -97,3 +97,9 @@ def test_an_answer_that_is_no_problem_document(digits):
 def test_nobody_there():
     with Client("http://127.0.0.1:9") as client, pytest.raises(ServiceUnreachable, match="serve"):
         client.models()
+    with (
+        Client("http://me:hunter2@127.0.0.1:9/?key=hunter2") as client,
+        pytest.raises(ServiceUnreachable) as caught,
+    ):
+        client.models()
+    assert "hunter2" not in str(caught.value)
