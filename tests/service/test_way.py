@@ -49,7 +49,7 @@ REQUESTS = {
 }
 BOUNDS = {  # calls, modules, changes of module
     "sample": (91, 16, 51),
-    "score": (158, 25, 79),  # with its verdict: two works, and the judging of them
+    "score": (132, 25, 69),  # with its verdict
     "score npy": (128, 24, 62),  # computed on the event loop itself
 }
 
