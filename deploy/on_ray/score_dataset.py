@@ -1,4 +1,4 @@
-"""Score or encode millions of images with Ray: a folder, Parquet or tar shards, to Parquet.
+"""Score, encode or map millions of images with Ray: a folder, Parquet or tar shards, to Parquet.
 
     python deploy/on_ray/score_dataset.py s3://bucket/images --bundle models/mnist --out scores
 
@@ -42,7 +42,7 @@ COLUMNS = (
     *("log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats"),
     *("effective_sample_size", "p_value", "anomalous", "status"),
 )
-Operation = Literal["score", "encode"]
+Operation = Literal["score", "encode", "map"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +153,12 @@ class Worker:
             if options.operation == "encode":
                 coded = self.loop.run(self.model.encode(some, seed=options.seed))
                 found = {"latent": list(coded.latents)}
+            elif options.operation == "map":
+                maps = self.loop.run(self.model.anomaly_map(some, seed=options.seed, boxes=1))
+                found = {
+                    "map": list(maps.maps.reshape(len(some), -1)),  # row by row
+                    "largest_box": [asdict(boxes[0]) for boxes in maps.boxes],
+                }
             else:
                 scores = self.loop.run(
                     self.model.score(

@@ -134,3 +134,26 @@ def test_folders_tar_shards_and_parquet_give_the_same(pictures, tiny_bundle, exp
         worker.loop.close()
     with pytest.raises(SystemExit, match="another job"):
         program["unfinished"]([{"tar": "x"}], options, str(out))
+
+
+def test_maps_are_those_of_one_machine(pictures, tiny_bundle, model_bench, tmp_path):
+    import runpy
+
+    from service.operations.model import Model
+
+    program = runpy.run_path(str(PROGRAM))
+    options = program["Options"](bundle=str(tiny_bundle), operation="map")
+    rows = program["unfinished"](program["parts_of"](str(pictures), 8), options, str(tmp_path))
+    worker = program["Worker"](options, str(pictures), str(tmp_path))
+    assert sum(worker(row)["errors"] for row in rows) == 1
+    worker.loop.run(worker.model.stop())
+    worker.loop.close()
+    found = results(tmp_path)
+    good = [file for file in sorted(pictures.iterdir()) if file.name != "013.png"]
+    images = np.array([np.asarray(Image.open(file))[None] for file in good])
+    perform = model_bench.performer(Model.load(tiny_bundle, provider="cpu", workers=1))
+    wanted = perform(lambda model: model.anomaly_map(images, boxes=1))
+    for file, each, boxes in zip(good, wanted.maps, wanted.boxes, strict=True):
+        assert found[file.name]["map"] == each.ravel().tolist()
+        assert found[file.name]["largest_box"]["deviations"] == boxes[0].deviations
+    assert found["013.png"]["map"] is None
