@@ -60,6 +60,18 @@ class _TextFormatter(logging.Formatter):
         return line.translate(CONTROL)
 
 
+# What uvicorn calls an error is how a stream ends that the drain cuts or whose model is gone; that
+# the answer was broken off is said in a line of our own.
+NO_ERRORS = (
+    "ASGI callable returned without completing response.",
+    "Cancel %s running task(s), timeout graceful shutdown exceeded",
+)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.msg not in NO_ERRORS
+
+
 def configure_logging(level: str, form: str) -> None:
     """Send the logs of this program and of uvicorn to standard error, as "text" or "json"."""
     handler = logging.StreamHandler()
@@ -73,3 +85,4 @@ def configure_logging(level: str, form: str) -> None:
         logger.handlers[:] = [handler]
         logger.setLevel(level.upper())
         logger.propagate = False
+    logging.getLogger("uvicorn.error").addFilter(_is_error)

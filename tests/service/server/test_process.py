@@ -60,6 +60,39 @@ def test_the_end_while_models_load(tiny_bundle, put, tmp_path, serves):
     assert b"the interpreter ends" not in said
 
 
+def test_a_stream_that_the_end_cuts_is_no_error(tiny_bundle, tmp_path):
+    """Nobody reads it, so it is not done when the drain ends; that is no fault of the service."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    settings = os.environ | {"IAFVAE_MODELS": str(tiny_bundle), "IAFVAE_PORT": f"{port}"}
+    log = tmp_path / "log"
+    with (
+        log.open("w") as stream,
+        subprocess.Popen(
+            [sys.executable, "-c", "from service.cli.main import main; main()", "serve"],
+            env=settings | {"IAFVAE_DRAIN_SECONDS": "0.5"},
+            stderr=stream,
+        ) as process,
+    ):
+        for _ in range(600):
+            try:
+                client = socket.create_connection(("127.0.0.1", port))
+                break
+            except OSError:
+                time.sleep(0.05)
+        body = b'{"n": 1000000}'
+        head = "POST /v1/sample HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\n"
+        head += f"accept: application/x-npy\r\ncontent-length: {len(body)}\r\n\r\n"
+        with client:
+            client.sendall(head.encode() + body)
+            assert client.recv(12) == b"HTTP/1.1 200"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+    said = log.read_text()
+    assert "ERROR" not in said, said
+    assert "Traceback" not in said, said
+
+
 def test_user_signals_are_ignored_and_a_hang_up_drains(start_server):
     running = start_server()
     for number in (signal.SIGUSR1, signal.SIGUSR2):
