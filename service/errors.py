@@ -8,6 +8,8 @@ it. What HTTP makes of each kind stands in `service.api.response.problems`.
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "BadRequest",
     "BundleRefused",
@@ -39,6 +41,8 @@ __all__ = [
     "UnsupportedMedia",
     "WrongDtype",
     "WrongShape",
+    "shown_url",
+    "without_secrets",
 ]
 
 
@@ -168,3 +172,18 @@ class DeviceFault(ServerFault):
 
 class ProviderUnavailable(ServerFault):
     """The provider that was demanded is not there; raised at start."""
+
+
+# In a text: who calls and the password; then a query, which may be a token or a signature.
+SECRETS = re.compile(r"(?<=://)[^/\s]*@|\?[\w.~%+-]+=\S*")
+SECRETS_OF_URL = re.compile(r"(?:(?<=//)|^)[^/]*@|[?#].*", re.DOTALL)
+
+
+def without_secrets(text: str) -> str:
+    """`text`, such as another program's message, without what may be secret in its URLs."""
+    return SECRETS.sub("", text)
+
+
+def shown_url(url: str) -> str:
+    """`url`, however wrong, without user, password, query and fragment."""
+    return SECRETS_OF_URL.sub("", url)

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from typing import Any
 
-__all__ = ["configure_logging", "shown_url", "without_secrets"]
+from service.errors import without_secrets
 
-# In a text: who calls and the password; then a query, which may be a token or a signature.
-SECRETS = re.compile(r"(?<=://)[^/\s]*@|\?[\w.~%+-]+=\S*")
-SECRETS_OF_URL = re.compile(r"(?:(?<=//)|^)[^/]*@|[?#].*", re.DOTALL)
-
-
-def without_secrets(text: str) -> str:
-    """`text`, such as another program's message, without what may be secret in its URLs."""
-    return SECRETS.sub("", text)
-
-
-def shown_url(url: str) -> str:
-    """`url`, however wrong, without user, password, query and fragment."""
-    return SECRETS_OF_URL.sub("", url)
+__all__ = ["configure_logging"]
 
 
 class _JsonFormatter(logging.Formatter):

@@ -25,7 +25,7 @@ from service.bundle.reader import (
     load_bundle,
 )
 from service.bundle.writer import publish, refuse_strangers
-from service.logs import shown_url, without_secrets
+from service.errors import shown_url, without_secrets
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from service.client.results import ServiceUnreachable
-from service.logs import shown_url
+from service.errors import shown_url
 
 __all__ = ["Attempts", "unreachable"]
 

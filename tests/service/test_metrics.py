@@ -8,7 +8,8 @@ import logging
 import pytest
 
 from service.api.response.problems import PROBLEMS
-from service.logs import configure_logging, shown_url
+from service.errors import shown_url
+from service.logs import configure_logging
 from service.metrics import Metrics
 from service.verdicts.drift import Drift
 

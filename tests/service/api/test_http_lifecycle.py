@@ -54,7 +54,7 @@ def test_rows_of_a_client_that_hangs_up_are_dropped(start_server):
     wait_until(lambda: metric(running.url, "iafvae_queue_rows") > 0)
     connection.close()
     wait_until(lambda: metric(running.url, gone) == 1)
-    dropped = 'iafvae_dropped_rows_total{model="tiny",operation="score",reason="cancelled"}'
+    dropped = 'iafvae_dropped_rows_total{model="tiny",operation="evidence",reason="cancelled"}'
     assert metric(running.url, dropped) > 100
     assert metric(running.url, "iafvae_queue_rows") == 0
     assert httpx.post(f"{running.url}/v1/sample").status_code == 200
@@ -70,7 +70,7 @@ def test_a_deadline_drops_what_is_left(start_server):
     )
     assert answer.status_code == 504
     assert answer.json()["type"].endswith("deadline-exceeded")
-    dropped = 'iafvae_dropped_rows_total{model="tiny",operation="score",reason="expired"}'
+    dropped = 'iafvae_dropped_rows_total{model="tiny",operation="evidence",reason="expired"}'
     assert metric(running.url, dropped) > 100
 
 

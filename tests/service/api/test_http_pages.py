@@ -43,7 +43,8 @@ def test_metrics(serve, digits):
     who = {"operation": "score", "model": "tiny"}
     assert client.metric("iafvae_requests_total", outcome="ok", **who) == 1
     assert client.metric("iafvae_compute_seconds_count", **who) == 1
-    assert client.metric("iafvae_batch_rows_sum", **who) == 6
+    graph = {"operation": "evidence", "model": "tiny"}  # what computes a score with its verdict
+    assert client.metric("iafvae_batch_rows_sum", **graph) == 6
     bad = {"operation": "sample", "model": "", "outcome": "invalid-input"}
     assert client.metric("iafvae_requests_total", **bad) == 1
     assert client.metric("iafvae_ready") == 1

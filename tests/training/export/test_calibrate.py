@@ -107,8 +107,7 @@ def test_what_ranks_nothing_is_refused():
             reference_of(NoiseEngine(), MANIFEST, enough, pixels)
     engine = NoiseEngine()
     engine.run = lambda operation, arrays: (
-        NoiseEngine().run(operation, arrays)
-        | ({"log_weight": np.full(len(arrays["eps"]), np.nan)} if operation == "score" else {})
+        NoiseEngine().run(operation, arrays) | {"log_weight": np.full(len(arrays["eps"]), np.nan)}
     )
     with pytest.raises(ExportError, match="9 of 9 calibration images have no finite score"):
         reference_of(engine, MANIFEST, enough, enough)
