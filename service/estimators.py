@@ -20,6 +20,10 @@ from numpy.typing import NDArray
 __all__ = ["Estimates", "estimate", "log_likelihoods"]
 
 F64 = NDArray[np.float64]
+ONE_DRAW = (
+    "standard_error_nats means nothing where effective_sample_size is below 2, as one draw has "
+    "most of the weight: ask for more importance_samples"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,13 @@ class Estimates:
     def finite(self) -> NDArray[np.bool_]:
         """Where the estimates are numbers, bool ``[n]``."""
         return np.isfinite(self.log_likelihood_nats) & np.isfinite(self.elbo_nats)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the standard errors must know."""
+        # Below 2, by the sum of squares, one draw has more than half of the weight.
+        alone = np.isfinite(self.standard_error_nats) & (self.effective_sample_size < 2.0)
+        return (ONE_DRAW,) if alone.any() else ()
 
 
 def estimate(log_weight: NDArray[np.floating]) -> Estimates:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from service.bundle import ImageSpec
 from service.cli.progress import shown
 from service.client import Client, ScoreTable
 from service.client.results import NUMBERS
+from service.codecs.folders import EXTENSIONS, list_images
 from service.codecs.images import Fit, Fitted, PixelLimits, fit_files
 from service.codecs.npy import decode_npy
 from service.engine.options import Provider
@@ -46,7 +48,6 @@ __all__ = [
 
 STREAMED = 1024  # more images than this are drawn piece by piece, into a file
 CHUNK = 256  # images in flight: bounds memory and the size of a request
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 LIMITS = PixelLimits(image=2**27, total=2**27)
 T = TypeVar("T", bound=np.generic)
 Row = dict[str, Any]
@@ -80,16 +81,24 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     """Files as given, and image files below folders in sorted order. Raises InvalidInput."""
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise InvalidInput(f"{path} holds no {', '.join(sorted(SUFFIXES))} files")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise InvalidInput(f"{path} does not exist")
+        try:
+            kind = path.stat().st_mode
+        except FileNotFoundError:
+            raise InvalidInput(f"{path} does not exist") from None
+        except OSError as error:
+            raise InvalidInput(f"{path}: {error.strerror}") from None
+        found += _inside(path) if stat.S_ISDIR(kind) else [path]
     return found
+
+
+def _inside(folder: Path) -> list[Path]:
+    """With what will be found unreadable, so that nothing is left out unsaid."""
+    listing = list_images(folder)
+    unreadable = [folder / name for name in listing.dangling]
+    unreadable += [Path(fault.filename) for fault in listing.faults]
+    if not (listing.files or unreadable):
+        raise InvalidInput(f"{folder} holds no {', '.join(sorted(EXTENSIONS))} files")
+    return sorted([*listing.files.values(), *unreadable])
 
 
 def _rules(manifest: Mapping[str, Any], fit: Fit) -> tuple[ImageSpec, Fit]:

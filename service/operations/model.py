@@ -353,7 +353,7 @@ class Model:
                 "fdr": fdr,
                 "calibration": _calibration(spec),
             },
-            notes=fdr_notes(len(images), fdr, n),
+            notes=(*found.notes, *fdr_notes(len(images), fdr, n)),
             queue_seconds=job.queue_seconds,
             compute_seconds=job.compute_seconds,
         )

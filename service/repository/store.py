@@ -159,13 +159,16 @@ def _holds_manifest(entry: Path) -> bool:
         raise ValueError("has a name that is no UTF-8: rename it") from None
     try:
         entry.stat()
-        return stat.S_ISREG((entry / MANIFEST).stat().st_mode)
+        if not stat.S_ISREG((entry / MANIFEST).stat().st_mode):
+            return False
+        os.scandir(entry).close()  # it may be entered, but not listed
     except (FileNotFoundError, NotADirectoryError):
         if not entry.exists():
             raise ValueError("is a link to nothing") from None
         return False
     except PermissionError:
         raise ValueError("cannot be read: give this process the right to") from None
+    return True
 
 
 def _fingerprint(path: Path) -> Fingerprint | None:
@@ -178,7 +181,10 @@ def _fingerprint(path: Path) -> Fingerprint | None:
 
 
 def _stamp(entry: os.DirEntry[str]) -> tuple[str | int, ...]:
-    status = entry.stat()
+    try:
+        status = entry.stat()
+    except OSError:  # a link to nothing: its bundle is refused, not waited for
+        status = entry.stat(follow_symlinks=False)
     # The time of the last change of status catches a copy that keeps size and time.
     times = status.st_mtime_ns, status.st_ctime_ns
     return (entry.name, status.st_size, *times, status.st_ino, status.st_dev)

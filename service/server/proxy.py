@@ -17,6 +17,7 @@ __all__ = ["BehindProxy"]
 HEADER = b"x-forwarded-prefix"
 PREFIX = re.compile(PATH_PREFIX)
 DOCUMENT = "/openapi.json"
+MAPPED = "::ffff:"
 
 
 class BehindProxy:
@@ -34,6 +35,9 @@ class BehindProxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on without its prefix; redirects get it again."""
+        if scope.get("client"):  # of a socket for IPv4 and IPv6, the first come as ::ffff:10.0.0.1
+            host, port = scope["client"]
+            scope["client"] = host.removeprefix(MAPPED), port
         prefix = self._prefix(scope) if scope["type"] == "http" else ""
         if not prefix:
             await self._app(scope, receive, send)  # type: ignore[arg-type]

@@ -1,16 +1,13 @@
-"""Image files of a folder at any depth, one of them as pixels, and words on what is wrong.
-
-What is hidden is passed over, links are followed, into no folder twice.
-"""
+"""Image files of a folder at any depth, one of them as pixels, and words on what is wrong."""
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.codecs.folders import list_images
 from service.codecs.headers import Header, read_header
 from service.codecs.images import read_image
 from training.errors import DataError
@@ -28,7 +25,6 @@ __all__ = [
     "sound_header",
 ]
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 MAX_PIXELS = 64_000_000  # of one file: what is larger is refused before it is decoded
 SHOWN = 5  # names of a kind that are shown
 
@@ -51,57 +47,24 @@ def sound_header(path: Path) -> tuple[Header, bytes]:
 
 def image_files(folder: Path) -> tuple[Files, list[str]]:
     """All images at any depth, and what else is worth telling."""
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {shown(folder)}.")
-    files: Files = {}
-    faults: list[OSError] = []
-    hidden: list[str] = []
-    dangling: list[str] = []
-    others = Counter[str]()
-    for path in _walk(folder, faults, hidden):
-        name = path.relative_to(folder).as_posix()
-        if path.suffix.lower() not in EXTENSIONS:
-            others[path.suffix.lower() or "without extension"] += 1
-        elif path.is_symlink() and not path.exists():
-            dangling.append(shown(name))
-        else:
-            files[name] = path
-    refuse([f"{shown(fault.filename)}: {fault.strerror}" for fault in faults], len(files))
-    if not files:
+    if not os.path.isdir(folder):  # noqa: PTH112  Path.is_dir raises where it may not look
+        raise DataError(f"There is no folder {shown(folder)}, or it may not be looked at.")
+    found = list_images(folder)
+    faults = [f"{shown(fault.filename)}: {fault.strerror}" for fault in found.faults]
+    refuse(faults, len(found.files))
+    if not found.files:
         raise DataError(
             f"There are no images in {shown(folder)}: PNG, JPEG and WebP files are read, at any "
             "depth."
         )
-    kinds = [f"{count} {kind}" for kind, count in others.most_common()]
     told = {
-        "hidden, passed over": hidden,
-        "links to nothing, passed over": dangling,
-        "other files, passed over": kinds,
+        "hidden, passed over": found.hidden,
+        "links to nothing, passed over": found.dangling,
+        "pipes and devices, passed over": found.endless,
+        "other files, passed over": [f"{n} {kind}" for kind, n in found.others.most_common()],
     }
-    notes = [f"{what}: {some(names)}" for what, names in told.items() if names]
-    return dict(sorted(files.items())), notes
-
-
-def _walk(folder: Path, faults: list[OSError], hidden: list[str]) -> Iterator[Path]:
-    """Files below `folder`; links are followed, but into no folder twice."""
-    seen = {os.path.realpath(folder)}
-
-    def fresh(place: str, name: str) -> bool:
-        real = os.path.realpath(os.path.join(place, name))  # noqa: PTH118  os.walk's own words
-        known = real in seen
-        seen.add(real)
-        return not known
-
-    for place, folders, names in os.walk(folder, onerror=faults.append, followlinks=True):
-        hidden += [shown(name) for name in sorted(folders + names) if _is_hidden(name)]
-        folders[:] = [
-            name for name in sorted(folders) if not _is_hidden(name) and fresh(place, name)
-        ]
-        yield from (Path(place, name) for name in names if not _is_hidden(name))
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    notes = [f"{what}: {some([shown(n) for n in names])}" for what, names in told.items() if names]
+    return found.files, notes
 
 
 def read_fitted(path: Path, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -141,6 +141,14 @@ def test_one_importance_sample_is_the_elbo(server, digits, post_npy):
         assert set(result["kl_nats"]) == {"z"}
 
 
+def test_a_standard_error_that_means_nothing_is_noted(server, digits, post_npy):
+    for k in (2, 64):
+        document = post_npy(f"/v1/score?importance_samples={k}", digits).json()
+        sizes = [result["effective_sample_size"] for result in document["results"]]
+        noted = any("standard_error_nats" in note for note in document["notes"])
+        assert noted == (min(sizes) < 2), (k, sizes)
+
+
 def test_scores_as_npy(server, digits, post_npy):
     document = post_npy("/v1/score", digits).json()
     array = npy_of(post_npy("/v1/score", digits, accept="application/x-npy"), "float32")

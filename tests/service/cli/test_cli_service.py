@@ -172,6 +172,26 @@ def test_files_that_cannot_be_scored_are_listed(cli, folder):
     assert resized[0]["altered"] is True
 
 
+def test_folders_are_read_as_training_reads_them(cli, folder, tmp_path):
+    """Hidden copies and what never ends are passed over, links followed, or named as errors."""
+    before = {row["file"] for row in json.loads(cli("score", folder, "--json").output)}
+    hidden = folder / ".ipynb_checkpoints"
+    hidden.mkdir()
+    Image.new("L", (4, 4)).save(hidden / "0-checkpoint.png")
+    (folder / ".0.png").write_bytes(b"junk")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "dir.png").mkdir()
+    assert {row["file"] for row in json.loads(cli("score", folder, "--json").output)} == before
+    more = tmp_path / "more"
+    more.mkdir()
+    Image.new("L", (4, 4)).save(more / "one.png")
+    (folder / "linked").symlink_to(more)
+    (folder / "gone.png").symlink_to("nowhere")
+    rows = json.loads(cli("score", folder, "--json", code=1).output)
+    new = {row["file"]: "error" in row for row in rows if row["file"] not in before}
+    assert new == {f"{folder}/linked/one.png": False, f"{folder}/gone.png": True}
+
+
 def test_brackets_in_names_are_no_markup(cli, tmp_path, digits):
     Image.fromarray(digits[0][0]).save(tmp_path / "[red]a[.png")
     (tmp_path / "b[").mkdir()

@@ -100,17 +100,32 @@ def test_an_error_of_one_does_not_keep_the_others(watched, root, edition, put, m
     assert watched.registry.failed == {"b": "Input/output error"}
 
 
+@pytest.mark.parametrize("target", ["nowhere", "loop", "/proc/1/root/x/y"])
+def test_a_link_to_nothing_within_a_bundle_is_said_while_it_is_watched(
+    watched, root, edition, put, target
+):
+    bundle = put(edition("2.0.0"), root / "b")
+    (bundle / "loop").symlink_to(target)
+    watched.looks(2)
+    assert "loop: not listed in the manifest" in watched.registry.failed["b"]
+    (bundle / "loop").unlink()
+    watched.looks(2)
+    assert watched.loaded == {"a": "1.9.0", "b": "2.0.0"}
+    assert watched.registry.failed == {}
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
 def test_what_another_user_owns(tmp_path):
     """In a process of somebody else: root may read everything."""
-    for name in ("good", "lost+found", "theirs"):
+    for name in ("good", "listless", "lost+found", "theirs"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_text("{}")
     for name in ("lost+found", "theirs"):
         (tmp_path / name).chmod(0o700)
+    (tmp_path / "listless").chmod(0o711)
     program = [sys.executable, "-c", BECOME, str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["good", "|", "lost+found", "theirs"], done.stderr
+    assert done.stdout.split() == ["good", "|", "listless", "lost+found", "theirs"], done.stderr
 
 
 BECOME = """

@@ -108,6 +108,12 @@ def test_the_document_names_its_server_and_operations_answer(front):
     assert front.get("/iafvae/v1/nothing").json()["instance"] == "/v1/nothing"
 
 
+def test_a_proxy_is_known_by_its_address_on_a_socket_for_both_families(start_server):
+    server = start_server(IAFVAE_HOST="::", IAFVAE_FORWARDED_ALLOW_IPS="127.0.0.1")
+    answer = httpx.get(f"{server.url}/docs/", headers={"x-forwarded-prefix": "/p"})
+    assert answer.headers["location"] == "/p/docs"
+
+
 # ------------------------------------------------------------------ who is believed
 
 
@@ -145,9 +151,10 @@ FORWARDED = {
 
 
 @pytest.mark.parametrize("trusted", [("10.0.0.0/8",), ("10.0.0.1", "192.0.2.1"), ("*",)])
+@pytest.mark.parametrize("client", ["10.0.0.1", "::ffff:10.0.0.1"])
 @pytest.mark.anyio
-async def test_a_stated_proxy_is_believed(trusted):
-    seen, location = await ask(trusted, **FORWARDED)
+async def test_a_stated_proxy_is_believed(trusted, client):
+    seen, location = await ask(trusted, client, **FORWARDED)
     assert (seen["client"][0], seen["scheme"], seen["path"]) == ("9.9.9.9", "https", "/docs")
     assert location == "/p/v1/x?y=1"
 

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -157,6 +159,45 @@ def test_links_are_followed_but_not_round_and_round(folder, tmp_path_factory):
     assert "more/one.png" in names
     assert len(names) == 61
     assert any("gone.png" in note for note in looked.notes)
+
+
+def test_what_has_no_end_is_no_image_and_named(folder):
+    _, before = found(folder)
+    os.mkfifo(folder / "pipe.png")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    looked, names = found(folder)
+    assert names == before
+    assert any("pipe.png, zero.png" in note for note in looked.notes)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+def test_what_one_may_not_look_at_is_named(folder, tmp_path_factory):
+    """In a process of somebody else: root may look everywhere."""
+    closed = tmp_path_factory.mktemp("closed")
+    photo(closed / "one.png", 1)
+    closed.chmod(0o700)
+    (folder / "link.png").symlink_to(closed / "one.png")
+    program = [sys.executable, "-c", AS_ANOTHER, str(folder), str(closed / "below")]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert "1 of 61 images cannot be used" in done.stdout, done.stderr
+    assert "link.png: Permission denied" in done.stdout
+    assert "may not be looked at" in done.stdout
+
+
+AS_ANOTHER = """
+import os, sys
+from pathlib import Path
+from training.data.folder import FolderOptions, survey
+from training.errors import DataError
+os.chdir(sys.argv[1])
+os.chmod(".", 0o755)
+os.setuid(12345)
+for folder in (Path("."), Path(sys.argv[2])):
+    try:
+        survey(folder, FolderOptions())
+    except DataError as error:
+        print(error)
+"""
 
 
 def test_names_that_are_no_text_have_a_split_and_can_be_shown(folder):
