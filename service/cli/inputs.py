@@ -25,6 +25,7 @@ from service.codecs.npy import decode_npy
 from service.engine.options import Provider
 from service.errors import IafvaeError, InvalidInput
 from service.verdicts.decisions import discovered, fdr_notes
+from service.verdicts.reference import map_notes
 
 if TYPE_CHECKING:
     from service.cli.local import LocalClient
@@ -144,6 +145,7 @@ def mapped(
 ) -> tuple[NDArray[np.float32], list[list[dict[str, Any]]]]:
     """The anomaly maps of `images` and the largest boxes of each."""
     boxes: list[list[dict[str, Any]]] = []
+    say(map_notes(len(backend.model()["manifest"]["latent"]["groups"])))
 
     def part_of(part: NDArray[np.uint8]) -> NDArray[np.float32]:
         maps, found = backend.anomalies(part, seed=seed)

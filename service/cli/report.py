@@ -30,6 +30,7 @@ from service.codecs.images import FitMode, ImageSize, fit_files
 from service.codecs.overlay import coloured
 from service.errors import InvalidInput
 from service.verdicts.ranks import detection
+from service.verdicts.reference import map_notes
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -270,6 +271,7 @@ def _document(
         "fdr": options.fdr,
         **{name: good[0][name] for name in ("estimator", "importance_samples", "seed")},
         "calibration": calibration and {k: calibration[k] for k in ("split", "images", "date")},
+        "notes": map_notes(len(manifest["latent"]["groups"])) if calibration else (),
         "images": len(good),
         "anomalous": verdicts.count(True),
         "ordinary": verdicts.count(False),

@@ -75,6 +75,7 @@ def _summary(document: Document) -> Iterator[str]:
         if reason in REASONS:
             count = sum(row["status"] == reason for row in document["results"])
             yield f"{count} undecided: {REASONS[reason]}."
+    yield from (f"The maps: {note}." for note in document["notes"])
     samples = document["importance_samples"]
     yield f"Scores: {document['estimator']}, K = {samples}, seed {document['seed']}."
 

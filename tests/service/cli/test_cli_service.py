@@ -150,12 +150,16 @@ def test_what_was_done_to_an_image_is_told(cli, folder, tmp_path):
         said = cli(command, folder, "--resize", "-o", out).stderr
         assert told in said
         assert "large.png was resized or converted" in said
-        assert said.count("note: ") == 2
+        assert said.count("note: ") == 2 + (command == "anomaly-map")
 
 
 def test_an_anomaly_map_tells_the_largest_boxes(cli, folder, tmp_path):
     out = tmp_path / "map.png"
-    assert cli("anomaly-map", folder, "-o", out).stderr.count("the largest box, ") == 6
+    said = cli("anomaly-map", folder, "-o", out).stderr
+    assert said.count("the largest box, ") == 6
+    assert "one latent group" in said
+    cli("report", folder, "-o", tmp_path / "page.html")
+    assert "one latent group" in (tmp_path / "page.html").read_text()
     found = json.loads(cli("anomaly-map", folder, "-o", out, "--json").stdout)["results"]
     assert [row["file"][-5:] for row in found] == [f"{i}.png" for i in range(6)]
     assert all(0 < box["p_value"] <= 1 for row in found for box in row["boxes"])
