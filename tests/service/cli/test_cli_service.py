@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from service.cli.local import LocalClient
 from service.cli.main import app
 from service.noise import Purpose, image_keys, uniform
 
@@ -124,6 +125,13 @@ def test_a_verdict_has_its_evidence_and_its_calibration(cli, folder):
     assert float(listed["evidence/log_likelihood"]) == row["evidence"]["log_likelihood"]
     assert listed["calibration/images"] == str(row["calibration"]["images"])
     assert f"among {row['calibration']['images']} images" in cli("score", folder).output
+
+
+def test_a_folder_is_no_stream_that_drifts(tiny_bundle, caplog):
+    noise = np.random.default_rng(0).integers(0, 256, (300, 1, 4, 4), dtype=np.uint8)
+    with LocalClient.open(tiny_bundle, None, "cpu") as client:
+        client.score(noise)
+    assert "no longer like" not in caplog.text
 
 
 def test_discoveries_that_cannot_be_are_told(cli, folder):
