@@ -202,26 +202,31 @@ def anomaly_map(
     """Show where images are unlike what the model expects of each.
 
     In standard deviations of what is usual at each pixel: red is brighter than expected, blue
-    darker, on one scale for all images. An .npy file is float32 [n, H, W].
+    darker, on one scale for all images. An .npy file is float32 [n, H, W]. The largest boxes of
+    each image, with their p-values, are told (--json: all of them).
 
     Example:
 
         iafvae anomaly-map photos/ --resize -o anomalies.png
     """
     from service.cli import files, inputs
+    from service.cli.output import box_text
     from service.codecs.overlay import overlay
     from service.codecs.png import encode_png
 
     files.check(out, (".png", ".npy"))
     with inputs.open_backend(bundle, url, model, provider) as backend:
         images = inputs.read_all(backend, paths, inputs.Fit(resize=resize, convert=convert))
-        maps = inputs.in_chunks(images, lambda part: backend.anomaly_map(part, seed=seed).array)
+        maps, boxes = inputs.mapped(backend, images, seed)
     if out.suffix == ".png":
         files.write_bytes(encode_png(overlay(images, maps)), out)
     else:
         files.write_array(maps, out)
-    facts = {"file": str(out), "images": len(images), "seed": seed}
-    made(f"{out}: maps of {len(images)} images", facts, as_json=as_json)
+    named = [str(file) for file in inputs.find_images(paths)]
+    results = [{"file": file, "boxes": each} for file, each in zip(named, boxes, strict=True)]
+    facts = {"file": str(out), "images": len(images), "seed": seed, "results": results}
+    lines = [f"{file}: {box_text(each[0])}" for file, each in zip(named, boxes, strict=True)]
+    made("\n".join([*lines, f"{out}: maps of {len(images)} images"]), facts, as_json=as_json)
 
 
 @reported

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
 from service.bundle import ImageSpec
@@ -19,11 +20,12 @@ from service.cli.progress import shown
 from service.client import Client, ScoreTable
 from service.client.results import NUMBERS
 from service.codecs.folders import EXTENSIONS, list_images
-from service.codecs.images import Fit, PixelLimits, fit_files
+from service.codecs.images import Fit, Fitted, PixelLimits, fit_files
 from service.codecs.npy import decode_npy
 from service.engine.options import Provider
 from service.errors import IafvaeError, InvalidInput
-from service.verdicts.decisions import discovered
+from service.verdicts.decisions import discovered, fdr_notes
+from service.verdicts.reference import map_notes
 
 if TYPE_CHECKING:
     from service.cli.local import LocalClient
@@ -35,10 +37,12 @@ __all__ = [
     "discover",
     "find_images",
     "in_chunks",
+    "mapped",
     "number",
     "open_backend",
     "read_all",
     "read_latents",
+    "say",
     "score_files",
     "scored",
 ]
@@ -107,9 +111,20 @@ def read_all(backend: Client | LocalClient, paths: Sequence[Path], fit: Fit) -> 
     """All images as uint8 [n, C, H, W]; the first that cannot be read is an error."""
     shape, fit = _rules(backend.model()["manifest"], fit)
     files = find_images(paths)
-    return np.concatenate(
-        [fit_files([f.read_bytes()], shape, fit, LIMITS, [str(f)]).images for f in files]
+    read = [fit_files([f.read_bytes()], shape, fit, LIMITS, [str(f)]) for f in files]
+    say([note for one in read for note in one.notes])
+    say(
+        f"{file} was resized or converted: what follows is of the altered image"
+        for file, one in zip(files, read, strict=True)
+        if one.altered.any()
     )
+    return np.concatenate([one.images for one in read])
+
+
+def say(notes: Iterable[str]) -> None:
+    """On standard error, a line each."""
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
 
 
 def in_chunks(
@@ -123,6 +138,21 @@ def in_chunks(
             done.append(compute(part))
             advance(len(part))
     return np.concatenate(done)
+
+
+def mapped(
+    backend: Client | LocalClient, images: NDArray[np.uint8], seed: int | None
+) -> tuple[NDArray[np.float32], list[list[dict[str, Any]]]]:
+    """The anomaly maps of `images` and the largest boxes of each."""
+    boxes: list[list[dict[str, Any]]] = []
+    say(map_notes(len(backend.model()["manifest"]["latent"]["groups"])))
+
+    def part_of(part: NDArray[np.uint8]) -> NDArray[np.float32]:
+        maps, found = backend.anomalies(part, seed=seed)
+        boxes.extend(found)
+        return maps
+
+    return in_chunks(images, part_of), boxes
 
 
 def read_latents(path: Path) -> NDArray[np.float32]:
@@ -189,7 +219,7 @@ def scored(
         part = files[start : start + chunk]
         read = [_read_one(path, shape, fit) for path in part]
         good = [one for one in read if not isinstance(one, str)]
-        images = np.array([image for image, _ in good], np.uint8)
+        images = np.array([one.images[0] for one in good], np.uint8)
         table = None
         if good:
             table = backend.score(
@@ -197,9 +227,9 @@ def scored(
                 importance_samples=importance_samples,
                 seed=seed,
                 alpha=alpha,
-                altered=np.array([altered for _, altered in good], np.bool_),
+                altered=np.array([one.altered[0] for one in good], np.bool_),
             )
-        found = iter(() if table is None else _rows(table))
+        found = iter(() if table is None else _rows(table, good))
         rows = [
             {"file": str(path)} | ({"error": one} if isinstance(one, str) else next(found))
             for path, one in zip(part, read, strict=True)
@@ -208,24 +238,26 @@ def scored(
 
 
 def discover(rows: Sequence[Row], fdr: float) -> None:
-    """Say which of all files are discoveries, whatever requests they were sent in."""
+    """Say which of all files are discoveries, whatever requests they were sent in, and what a
+    reader must know of them."""
     rows = [row for row in rows if "error" not in row]
     known = [row["status"] != "altered" and row["p_value"] is not None for row in rows]
     values = [row["p_value"] if ok else math.nan for row, ok in zip(rows, known, strict=True)]
     for row, found in zip(rows, discovered(np.array(values), fdr), strict=True):
         row["discovery"] = found
+    calibration = rows[0]["calibration"] if rows else None
+    say(fdr_notes(len(rows), fdr, calibration and calibration["images"]))
 
 
-def _read_one(path: Path, shape: ImageSpec, fit: Fit) -> tuple[NDArray[np.uint8], bool] | str:
+def _read_one(path: Path, shape: ImageSpec, fit: Fit) -> Fitted | str:
     try:
-        fitted = fit_files([path.read_bytes()], shape, fit, LIMITS, [path.name])
+        return fit_files([path.read_bytes()], shape, fit, LIMITS, [path.name])
     except (IafvaeError, OSError) as error:
         return str(error)
-    return fitted.images[0], bool(fitted.altered[0])
 
 
-def _rows(table: ScoreTable) -> Iterator[Row]:
-    for i in range(len(table)):
+def _rows(table: ScoreTable, read: Sequence[Fitted]) -> Iterator[Row]:
+    for i, one in enumerate(read):
         yield {
             **{name: number(getattr(table, name)[i]) for name in NUMBERS},
             "anomalous": bool(table.anomalous[i]) if table.decided[i] else None,
@@ -234,6 +266,11 @@ def _rows(table: ScoreTable) -> Iterator[Row]:
             "estimator": table.estimator,
             "importance_samples": table.importance_samples,
             "seed": table.seed,
+            "alpha": table.alpha,
+            "certified_alpha": table.certified_alpha,
+            "calibration": table.calibration,
+            "evidence": {name: number(values[i]) for name, values in table.evidence.items()},
+            "note": " ".join(one.notes) or None,
         }
 
 

@@ -32,6 +32,7 @@ class LocalClient:
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        model.drift = None  # files are no stream: their order is their names'
         self._loop = asyncio.Runner()
         self._run(model.start())
 

@@ -15,7 +15,7 @@ from service.bundle import Bundle, load_bundle, manifest_to_json
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["csv_text", "print_scores", "show_bundle", "shown"]
+__all__ = ["box_text", "csv_text", "print_scores", "show_bundle", "shown"]
 
 Row = dict[str, Any]
 
@@ -31,13 +31,22 @@ def print_scores(rows: list[Row], form: Literal["table", "json", "csv"]) -> None
 
 
 def csv_text(rows: list[Row]) -> str:
-    """Rows as CSV; "error" is its last column."""
+    """Rows as CSV, what has parts in a column for each; "error" is the last one."""
+    rows = [dict(_flat(row)) for row in rows]
     names = list(dict.fromkeys(name for row in rows for name in row if name != "error"))
     text = io.StringIO()
     writer = csv.DictWriter(text, [*names, "error"], restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _flat(row: Row) -> Iterator[tuple[str, Any]]:
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}/{part}", each) for part, each in value.items())
+        else:
+            yield name, value
 
 
 def _print_table(rows: list[Row]) -> None:
@@ -63,12 +72,23 @@ def _print_table(rows: list[Row]) -> None:
         if "error" in row:
             console.print(Text(f"{row['file']}: {row['error']}", style="red"))
     scored = [row for row in rows if "error" not in row]
+    for row in scored:
+        if row["note"] is not None:
+            console.print(Text(row["note"]))
     if scored:
-        first = scored[0]
-        console.print(
-            f"{first['estimator']}, K = {first['importance_samples']}, seed {first['seed']}",
-            style="dim",
-        )
+        console.print(Text(_by(scored[0]), style="dim"), soft_wrap=True)
+
+
+def _by(row: Row) -> str:
+    """How all rows were judged."""
+    text = f"{row['estimator']}, K = {row['importance_samples']}, seed {row['seed']}"
+    if row["calibration"] is None:
+        return text
+    text += f"; anomalous: p <= {row['alpha']:g}"
+    if row["certified_alpha"] is not None:
+        text += f" (certified: {row['certified_alpha']:.4f})"
+    images, name = row["calibration"]["images"], row["calibration"]["name"]
+    return f"{text}, among {images} images ({name}, {row['calibration']['date']})"
 
 
 def _cells(row: Row) -> list[Text]:
@@ -92,6 +112,15 @@ def _cells(row: Row) -> list[Text]:
         Text(shown(row["p_value"], ".4f")),
         Text(verdict, style="yellow" if row["anomalous"] else ""),
     ]
+
+
+def box_text(box: Row) -> str:
+    """Where an image stands out most, by how much, and how unusual that is."""
+    side, where = box["side"], f"{box['left']}, {box['top']}"
+    if None in (box["deviations"], box["p_value"]):
+        return "its map holds what is no number"
+    off, p = f"{box['deviations']:+.1f} deviations", f"p = {box['p_value']:.4f}"
+    return f"the largest box, {side}x{side} at {where}: {off}, {p}"
 
 
 def shown(value: float | None, form: str) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from service.bundle import ImageSpec
 from service.cli.files import check, write_bytes
-from service.cli.inputs import LIMITS, Fit, Scored, discover, find_images, number, scored
+from service.cli.inputs import LIMITS, Fit, Scored, discover, find_images, scored
 from service.cli.output import csv_text
 from service.cli.report_page import page
 from service.client import Client
@@ -30,6 +30,7 @@ from service.codecs.images import FitMode, ImageSize, fit_files
 from service.codecs.overlay import coloured
 from service.errors import InvalidInput
 from service.verdicts.ranks import detection
+from service.verdicts.reference import map_notes
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -206,10 +207,9 @@ def _judged(
 def _evidence(
     backend: Client | LocalClient, part: Scored, seed: int | None, *, mapped: bool
 ) -> Iterator[Row]:
-    """Of each image the parts' p-values, the largest box, and the map as a picture."""
+    """Of each image the largest box, and the map as a picture."""
     if part.table is None:
         return
-    names = part.table.evidence
     pictures, boxes = [""] * len(part.images), [[NO_BOX]] * len(part.images)
     if mapped:
         maps, boxes = backend.anomalies(part.images, seed=seed, boxes=1)
@@ -217,11 +217,8 @@ def _evidence(
         pictures = [_palette(each) for each in coloured(grey, maps)]
     for i in range(len(part.images)):
         yield {
-            "evidence": {name: number(names[name][i]) for name in names},
             "box": boxes[i][0],
             "map": pictures[i],
-            "alpha": part.table.alpha,
-            "certified_alpha": part.table.certified_alpha,
         }
 
 
@@ -261,7 +258,7 @@ def _document(
     if options.fdr is not None:
         discover(good, options.fdr)
     good.sort(key=lambda row: (_or(row["p_value"], 2.0), _or(row["log_likelihood_nats"], 0.0)))
-    hidden = {"picture", "map", "stamp", "alpha", "certified_alpha"}
+    hidden = {"picture", "map", "stamp", "alpha", "certified_alpha", "calibration"}
     calibration, alpha = manifest["calibration"], good[0]["alpha"]
     verdicts = [row["anomalous"] for row in good]
     return {
@@ -274,6 +271,7 @@ def _document(
         "fdr": options.fdr,
         **{name: good[0][name] for name in ("estimator", "importance_samples", "seed")},
         "calibration": calibration and {k: calibration[k] for k in ("split", "images", "date")},
+        "notes": map_notes(len(manifest["latent"]["groups"])) if calibration else (),
         "images": len(good),
         "anomalous": verdicts.count(True),
         "ordinary": verdicts.count(False),
@@ -366,7 +364,6 @@ def _csv(document: Mapping[str, Any]) -> str:
     flat = []
     for row in document["results"]:
         box = {f"box_{k}": v for k, v in row["box"].items()}
-        parts = {f"evidence/{k}": v for k, v in row["evidence"].items()}
-        flat.append({k: v for k, v in row.items() if k not in ("box", "evidence")} | box | parts)
+        flat.append({k: v for k, v in row.items() if k != "box"} | box)
     flat += document["unreadable"]
     return csv_text(flat)

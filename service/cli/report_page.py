@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from service.cli.output import shown
-from service.verdicts.decisions import REASONS
+from service.verdicts.decisions import REASONS, fdr_notes
 
 __all__ = ["page"]
 
@@ -70,10 +70,12 @@ def _summary(document: Document) -> Iterator[str]:
     if document["fdr"] is not None:
         count = sum(bool(row["discovery"]) for row in document["results"])
         yield f"{count} discoveries, of which about {document['fdr']:.0%} at most are false."
+        yield from fdr_notes(n, document["fdr"], size)
     for reason in dict.fromkeys(row["status"] for row in document["results"]):
         if reason in REASONS:
             count = sum(row["status"] == reason for row in document["results"])
             yield f"{count} undecided: {REASONS[reason]}."
+    yield from (f"The maps: {note}." for note in document["notes"])
     samples = document["importance_samples"]
     yield f"Scores: {document['estimator']}, K = {samples}, seed {document['seed']}."
 
@@ -205,6 +207,8 @@ def _parts(row: Document) -> str:
     told = [f"{name} p {p:.3f}" for name, p in sorted(known, key=lambda each: each[1])[:PARTS]]
     if (box := row["box"])["deviations"] is not None:
         told.append(f"box at {box['left']}, {box['top']}: {box['deviations']:+.1f} deviations")
+    if row.get("note"):  # rows of an older call have none
+        told.append(row["note"])
     return "; ".join(told)
 
 

@@ -54,7 +54,7 @@ from service.scheduler.work import (
 from service.verdicts.conformal import certified_alpha
 from service.verdicts.decisions import decide, discovered, fdr_notes
 from service.verdicts.drift import Drift
-from service.verdicts.reference import measured_of
+from service.verdicts.reference import map_notes, measured_of
 
 __all__ = ["Model", "Output"]
 
@@ -65,10 +65,6 @@ U8 = NDArray[np.uint8]
 P = ParamSpec("P")
 T = TypeVar("T")
 AT_ZERO = "encoded at eps = 0, the centre of the posterior: give a seed to draw from it"
-ONE_LATENT = (
-    "this model has one latent group: the map shows what its latents cannot say of the image, and "
-    "nothing that they reproduce"
-)
 INLINE_IMAGES = 4  # more are judged beside the event loop
 DRAWN_WITH_0 = "pixels drawn with seed 0, as none was given"
 
@@ -388,7 +384,7 @@ class Model:
             boxes=await _aside(len(images), reference.largest_boxes, residual, boxes),
             seed=seed,
             resolved={"seed": seed, "calibration": _calibration(self.manifest.calibration)},
-            notes=(ONE_LATENT,) if len(self.manifest.latent.groups) == 1 else (),
+            notes=map_notes(len(self.manifest.latent.groups)),
             queue_seconds=job.queue_seconds,
             compute_seconds=job.compute_seconds,
         )

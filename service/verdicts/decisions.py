@@ -14,7 +14,7 @@ __all__ = ["REASONS", "alpha_reachable", "decide", "discovered", "fdr_notes"]
 REASONS = {
     "not_calibrated": "this number of importance samples has no calibration, so nothing says how "
     "usual a score is",
-    "non_finite": "an estimate is no number",
+    "non_finite": "an estimate or a statistic is no number",
     "alpha_too_small": "so few calibration images have no p-value as small as alpha",
     "altered": "the image was resized or converted, and no calibration image was",
 }
@@ -44,7 +44,8 @@ def decide(
     verdicts: list[bool | None] = []
     statuses: list[str] = []
     for p, sound, other in zip(p_values.tolist(), finite.tolist(), changed, strict=True):
-        status = usual if sound else "non_finite"
+        known = usual != "ok" or not math.isnan(p)
+        status = usual if sound and known else "non_finite"
         if other and usual == "ok":
             status = "altered"
         decided = not math.isnan(p) and usual == "ok" and status != "altered"

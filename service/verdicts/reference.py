@@ -19,7 +19,7 @@ from service.verdicts.conformal import TwoSided, upper
 from service.verdicts.density import Neighbours
 from service.verdicts.statistics import BOX, boxes, compressed_bytes
 
-__all__ = ["Box", "Judgement", "Measured", "Reference", "measured_of"]
+__all__ = ["Box", "Judgement", "Measured", "Reference", "map_notes", "measured_of"]
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -27,6 +27,10 @@ Arrays = Mapping[str, NDArray[Any]]
 
 LIKELIHOOD = "log_likelihood_nats_k"
 DISTANCE = "distance_k"
+ONE_LATENT = (
+    "this model has one latent group: the map shows what its latents cannot say of the image, and "
+    "nothing that they reproduce"
+)
 PLACES = ("place_mean", "place_deviation", "box_mean", "box_deviation")
 
 
@@ -243,6 +247,11 @@ class Reference:
         standard = _standard_boxes(residual, self.places)
         side = residual.shape[1] - standard.shape[1] + 1
         return [_largest(each, side, count, usual) for each in standard]
+
+
+def map_notes(groups: int) -> tuple[str, ...]:
+    """What a reader must know of the maps of a model with so many latent groups."""
+    return (ONE_LATENT,) if groups == 1 else ()
 
 
 def measured_of(

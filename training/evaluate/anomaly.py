@@ -106,6 +106,7 @@ def measure_anomaly(
     """
     try:
         model = Model.load(bundle)
+        model.drift = None  # sets of other images are no stream
     except BundleError as error:
         raise EvaluationError(str(error)) from error
     k = plan.importance_samples or model.manifest.scoring.default_importance_samples

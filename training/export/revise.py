@@ -128,13 +128,15 @@ def _images(
     try:
         images = whole_folder(name, "calibration", data_dir, options)
     except DataError as error:
-        hint = "" if fitting else " Or let them be fitted to the model, with --resize."
-        raise DataError(f"{error}{hint}") from error
+        if fitting or "the model takes" not in str(error):
+            raise
+        hint = "Or let them be fitted to the model, with --resize."
+        raise DataError(f"{str(error).rstrip('.')}. {hint}") from error
     _, first = np.unique(image_keys(images.pixels), return_index=True)
     if len(first) < 2 * LEAST:
         raise ExportError(
-            f"{public_name(name)} holds {len(images)} images, {len(first)} of them different: "
-            f"{2 * LEAST} are needed at the least, hundreds for p-values that say something."
+            f"Different images in {public_name(name)}: {len(first)}, where {2 * LEAST} are needed "
+            "at the least, hundreds for p-values that say something."
         )
     # A copy in both halves would look all too usual.
     return replace(images, pixels=images.pixels[np.sort(first)]), None

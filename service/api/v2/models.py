@@ -22,12 +22,13 @@ from service.errors import InvalidInput, UnknownModel
 from service.operations.checks import MAX_SEED
 from service.operations.model import Model
 from service.repository.registry import LoadedModel, Registry
+from service.verdicts.statistics import host_names
 
 __all__ = ["INFER_OPERATIONS", "InferModel", "InferModels"]
 
 INFER_OPERATIONS = ("score", "sample", "encode", "decode")
 ESTIMATES = ("log_likelihood_nats", "elbo_nats", "bits_per_dim")
-VERDICT = frozenset({"p_value", "anomalous", "discovery", "status"})
+VERDICT = frozenset({"p_value", "anomalous", "discovery", "status", "evidence"})
 UNDECIDED = -1  # where JSON has null; else 1 or 0
 Run = Callable[[OperationRequest, Model, InferRequest], Awaitable[InferResponse]]
 
@@ -106,12 +107,19 @@ async def _score(request: OperationRequest, model: Model, infer: InferRequest) -
         decided = getattr(scores, name)
         outputs[name] = np.array([UNDECIDED if one is None else one for one in decided], np.int8)
     outputs["status"] = np.array(scores.status, object)
+    names = _parts(model.manifest)
+    nothing = np.full(len(images), np.nan)
+    columns = [scores.evidence.get(name, nothing) for name in names]
+    outputs["evidence"] = np.column_stack(columns).astype(np.float32)
     calibration = scores.resolved["calibration"] or {}
     said = scores.resolved | {f"calibration_{key}": value for key, value in calibration.items()}
     # The protocol has no other parameters.
     parameters = {
         name: value for name, value in said.items() if isinstance(value, str | int | float)
     }
+    parameters["evidence_names"] = ",".join(names)
+    if scores.notes:
+        parameters["notes"] = "; ".join(scores.notes)
     return InferResponse(outputs=outputs, parameters=parameters, result=scores)
 
 
@@ -153,6 +161,12 @@ async def _decode(request: OperationRequest, model: Model, infer: InferRequest) 
     return InferResponse(outputs={"mean": decoded.mean}, parameters={}, result=decoded)
 
 
+def _parts(manifest: Manifest) -> tuple[str, ...]:
+    """The columns of the output ``evidence``, whose p-values ``/v1`` has by name."""
+    hosts = host_names(binary=manifest.likelihood.binary)
+    return ("log_likelihood", *manifest.statistics, *hosts)
+
+
 def _share(infer: InferRequest, name: str) -> float | None:
     """A parameter between 0 and 1, if it is there. Raises InvalidInput."""
     value = infer.parameters.get(name)
@@ -181,6 +195,7 @@ def _infer_models(manifest: Manifest) -> dict[str, InferModel]:
         *(_tensor(name, "FP32") for name in (*ESTIMATES, "p_value")),
         *(_tensor(name, "INT8") for name in ("anomalous", "discovery")),
         _tensor("status", "BYTES"),
+        _tensor("evidence", "FP32", len(_parts(manifest))),
     )
     asked = frozenset({"seed", "importance_samples", "alpha", "fdr"})
     drawn = (image, _tensor("draw", "UINT8", *pixels), mean)

@@ -114,6 +114,27 @@ def test_verdicts(client, running, digits, binary, options):
     assert {k: parameters[f"calibration_{k}"] for k in calibration} == calibration
 
 
+def test_a_verdict_has_its_evidence(client, running, digits):
+    """By part, as v1 has it; and a note where nothing can be discovered."""
+    options = {"fdr": 1e-6}
+    given = [tensor("image", digits, True)]
+    result = client.infer("tiny.score", given, parameters=options)
+    answer = httpx.post(
+        f"{running.url}/v1/score",
+        params=options,
+        content=encode_npy(digits),
+        headers={"content-type": "application/x-npy"},
+    ).json()
+    parameters = result.get_response()["parameters"]
+    names = parameters["evidence_names"].split(",")
+    wanted = [[row["evidence"][name] for name in names] for row in answer["results"]]
+    assert set(names) == set(answer["results"][0]["evidence"])
+    assert np.allclose(result.as_numpy("evidence"), wanted, rtol=1e-6)
+    assert parameters["notes"] == "; ".join(answer["notes"]) != ""
+    few = client.infer("tiny.score", given, parameters={"importance_samples": 2})
+    assert np.isnan(few.as_numpy("evidence")).all()
+
+
 @pytest.mark.parametrize("binary", [True, False])
 def test_sample(client, running, binary):
     seeds = np.array([5, 0, 7], np.int64)

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from service.cli.local import LocalClient
 from service.cli.main import app
 from service.noise import Purpose, image_keys, uniform
 
@@ -113,6 +114,63 @@ def test_altered_files_are_judged_as_such_by_a_server_too(cli, folder, running):
     local = cli("score", folder, "--json", "--resize").output
     assert [row["status"] for row in json.loads(local)].count("altered") == 1
     assert local == cli("score", folder, "--json", "--resize", "--url", running.url).output
+
+
+def test_a_verdict_has_its_evidence_and_its_calibration(cli, folder):
+    row = json.loads(cli("score", folder / "0.png", "--json").stdout)[0]
+    assert 0 < row["evidence"]["log_likelihood"] <= 1
+    assert row["calibration"].keys() == {"name", "images", "date"}
+    assert (row["alpha"], row["note"]) == (0.01, None)
+    listed = next(csv.DictReader(io.StringIO(cli("score", folder / "0.png", "--csv").stdout)))
+    assert float(listed["evidence/log_likelihood"]) == row["evidence"]["log_likelihood"]
+    assert listed["calibration/images"] == str(row["calibration"]["images"])
+    assert f"among {row['calibration']['images']} images" in cli("score", folder).output
+
+
+def test_a_folder_is_no_stream_that_drifts(tiny_bundle, caplog):
+    noise = np.random.default_rng(0).integers(0, 256, (300, 1, 4, 4), dtype=np.uint8)
+    with LocalClient.open(tiny_bundle, None, "cpu") as client:
+        client.score(noise)
+    assert "no longer like" not in caplog.text
+
+
+def test_discoveries_that_cannot_be_are_told(cli, folder):
+    told = cli("score", folder, "--json", "--fdr", 1e-6)
+    assert "discovers nothing among 6 images" in told.stderr
+    assert all(row["discovery"] is False for row in json.loads(told.stdout))
+
+
+def test_what_was_done_to_an_image_is_told(cli, folder, tmp_path):
+    canvas = Image.new("LA", (4, 4), (255, 255))
+    canvas.putpixel((0, 0), (255, 0))
+    canvas.save(folder / "clear.png")
+    Image.new("L", (9, 9)).save(folder / "large.png")
+    told = "clear.png is partly transparent and was put on black"
+    assert told in cli("score", folder, "--resize").output
+    rows = json.loads(cli("score", folder, "--resize", "--json").stdout)
+    notes = {row["file"][-9:]: row["note"] for row in rows if row["note"]}
+    assert notes == {"clear.png": told}
+    page = tmp_path / "page.html"
+    cli("report", folder, "--resize", "-o", page)
+    assert told in page.read_text()
+    for command in ("anomaly-map", "reconstruct", "encode"):
+        out = tmp_path / "out.npy"
+        said = cli(command, folder, "--resize", "-o", out).stderr
+        assert told in said
+        assert "large.png was resized or converted" in said
+        assert said.count("note: ") == 2 + (command == "anomaly-map")
+
+
+def test_an_anomaly_map_tells_the_largest_boxes(cli, folder, tmp_path):
+    out = tmp_path / "map.png"
+    said = cli("anomaly-map", folder, "-o", out).stderr
+    assert said.count("the largest box, ") == 6
+    assert "one latent group" in said
+    cli("report", folder, "-o", tmp_path / "page.html")
+    assert "one latent group" in (tmp_path / "page.html").read_text()
+    found = json.loads(cli("anomaly-map", folder, "-o", out, "--json").stdout)["results"]
+    assert [row["file"][-5:] for row in found] == [f"{i}.png" for i in range(6)]
+    assert all(0 < box["p_value"] <= 1 for row in found for box in row["boxes"])
 
 
 def test_files_that_cannot_be_scored_are_listed(cli, folder):
