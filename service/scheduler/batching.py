@@ -46,6 +46,10 @@ class Batcher(Protocol):
         """Bytes of inputs and outputs of one row."""
         ...
 
+    def graph(self, operation: str, pieces: Sequence[Piece[Any]]) -> str:
+        """Whose graph computes them: the operation's, or that of a cheaper one that will do."""
+        ...
+
     def assemble(self, pieces: Sequence[Piece[Any]]) -> Arrays:
         """Inputs of the graph for all pieces, in order."""
         ...
@@ -55,7 +59,15 @@ class Batcher(Protocol):
         ...
 
 
-class _Render:
+class _OwnGraph:
+    """What most batchers share."""
+
+    def graph(self, operation: str, _: Sequence[Piece[Any]]) -> str:
+        """The operation's own."""
+        return operation
+
+
+class _Render(_OwnGraph):
     """What sample and decode share: uniforms in, means or drawn pixels out."""
 
     def __init__(self, graph: GraphSpec, uniforms: int) -> None:
@@ -135,7 +147,7 @@ class DecodeBatcher(_Render):
         return {"z": _join([work.z[a:b] for work, a, b in pieces]), "u": self._u(pieces)}
 
 
-class _Reader:
+class _Reader(_OwnGraph):
     """What encode, score and evidence share: images in, for a binary model with noise."""
 
     def __init__(self, graph: GraphSpec, dim: int, noise: Normal) -> None:
@@ -199,9 +211,16 @@ class ScoreBatcher(_Reader):
 class EvidenceBatcher(ScoreBatcher):
     """Rows of `EvidenceWork`."""
 
+    def graph(self, operation: str, pieces: Sequence[Piece[ScoreWork]]) -> str:
+        """Scores alone, bytes and all, where no image's first row is among them."""
+        begins = any(-start % work.samples < stop - start for work, start, stop in pieces)
+        return operation if begins else "score"
+
     def split(self, pieces: Sequence[Piece[ScoreWork]], outputs: Arrays) -> list[Arrays]:
         """And ``residual`` and ``statistics`` of the images whose first row is in the piece."""
         answers, end = super().split(pieces, outputs), 0
+        if "statistics" not in outputs:
+            return answers
         for answer, (work, start, stop) in zip(answers, pieces, strict=True):
             begun, first = start // work.samples, -(-start // work.samples)
             last = -(-stop // work.samples)

@@ -285,9 +285,11 @@ class Job:
         self.parts.append((start, arrays))
         if self.done < self.rows:
             return False
-        self.parts.sort(key=itemgetter(0))
-        parts = list(map(itemgetter(1), self.parts))
-        self.arrays = {name: np.concatenate(list(map(itemgetter(name), parts))) for name in arrays}
+        joined: dict[str, list[NDArray[Any]]] = {}
+        for _, part in sorted(self.parts, key=itemgetter(0)):
+            for name, array in part.items():  # not every part has all
+                joined.setdefault(name, []).append(array)
+        self.arrays = {name: np.concatenate(some) for name, some in joined.items()}
         return True
 
     def leave(self, reason: str) -> None:

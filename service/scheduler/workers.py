@@ -149,13 +149,13 @@ class Runner:
         batcher = self._batchers[batch.operation]
         works = [(job.work, start, stop) for job, start, stop in live]
         try:
-            arrays = batcher.assemble(works)
+            graph, arrays = batcher.graph(batch.operation, works), batcher.assemble(works)
             with self._device:
                 waited = time.monotonic() - began
                 if not batch.anybody(live):  # they left while another batch had the device
                     return
                 batch.runs += 1
-                outputs = self._engine.run(batch.operation, arrays)
+                outputs = self._engine.run(graph, arrays)
             parts = list(zip(live, batcher.split(works, outputs), strict=True))
         finally:
             batch.began += waited

@@ -65,6 +65,9 @@ def test_evidence_comes_once_with_an_images_first_sample(loaded, tiny_model, cut
     parts = []
     for start, stop in itertools.pairwise(ends):
         pieces = [(other, 0, 1), (work, start, stop), (other, 1, 2)]
+        assert batcher.graph("evidence", pieces) == "evidence"
+        begins = any(row in (0, 5, 10) for row in range(start, stop))
+        assert batcher.graph("evidence", pieces[1:2]) == ("evidence" if begins else "score")
         arrays = batcher.assemble(pieces)
         outputs = tiny_model.at_zero(arrays["image"], arrays["u_image"])
         rows = len(arrays["owner"])
