@@ -73,6 +73,17 @@ class OperationRequest(Request):
             return await loop.run_in_executor(self.shared.threads, work)
 
 
+def _let_go(error: BaseException | None) -> None:
+    """Drop the frames that `error` came through.
+
+    They hold the request's body, and often the error: a circle of megabytes, which would stay until
+    somebody looks for garbage, and that is seldom.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
+
+
 class OperationRoute(APIRoute):
     """``POST path``, answered by ``endpoint(request, options)``.
 
@@ -107,21 +118,25 @@ class OperationRoute(APIRoute):
         body = Body(
             self._shared.admission.bytes, request.holder, self._shared.settings.max_body_bytes
         )
-        outcome, answer = "ok", None
+        outcome, answer, failed = "ok", None, None
         try:
             request.shared.admission.quota.check(request.holder)
             answer = await self.answer(request, body, send)
         except ClientGone as error:
-            outcome = problem_of(error).type
+            outcome, failed = problem_of(error).type, error
         except IafvaeError as error:
+            failed = error
             outcome = await self._refuse(request, error, send)
-        except asyncio.CancelledError:  # by the server or the registry, which wait no longer
+        except asyncio.CancelledError as error:  # by the server or registry, which wait no longer
+            failed = error
             over = ShuttingDown("the model has stopped before the answer: send the request again")
             outcome = await self._refuse(request, over, send)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
+            failed = error
             outcome = await self._refuse(request, unexpected(error, scope), send)
         finally:
             body.release()
+            _let_go(failed)
         self._count(request, outcome, answer, time.perf_counter() - request.began)
 
     async def answer(self, request: OperationRequest, body: Body, send: Send) -> Answer:

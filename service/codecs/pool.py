@@ -168,7 +168,10 @@ class DecoderPool:
             self._busy.discard(worker)
         self._keep(worker)
         if isinstance(answer, IafvaeError):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer  # or the error and this frame would hold each other
         return answer
 
     async def _worker(self) -> _Worker:

@@ -190,6 +190,7 @@ class while_connected:  # noqa: N801 - a context manager, read as words
         if self._listener is None:
             return
         self._listener.cancel()
+        self._listener = None  # its last error holds us
         if self._gone and isinstance(error, asyncio.CancelledError) and self._task is not None:
             self._task.uncancel()
             raise ClientGone("the client hung up before the answer was ready") from None
