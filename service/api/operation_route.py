@@ -118,7 +118,8 @@ class OperationRoute(APIRoute):
         body = Body(
             self._shared.admission.bytes, request.holder, self._shared.settings.max_body_bytes
         )
-        outcome, answer, failed = "ok", None, None
+        outcome, answer = "ok", None
+        failed: BaseException | None = None
         try:
             request.shared.admission.quota.check(request.holder)
             answer = await self.answer(request, body, send)

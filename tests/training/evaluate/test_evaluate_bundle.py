@@ -26,7 +26,8 @@ from training.runs.checkpoint import load_run
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "service" / "bundles" / "mnist"
-CHECKPOINT = ROOT / "training" / "checkpoints" / "mnist-flow"
+RUN = ROOT / "training" / "checkpoints" / "mnist-flow"
+CHECKPOINT = RUN / "checkpoints" / "step-00154869"  # the run has gone on since
 DIGITS = np.load(ROOT / "tests" / "data" / "mnist_sample.npz")
 
 
