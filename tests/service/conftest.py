@@ -130,6 +130,46 @@ def watched(sites: ModuleType, serve: Callable[..., AppClient], root: Path) -> A
 
 
 @pytest.fixture(scope="session")
+def ask_app() -> Callable[..., Coroutine[Any, Any, list[dict[str, Any]]]]:
+    """POST to an application without a client between; gives the messages that it sends."""
+
+    async def ask(
+        app: FastAPI, path: str, query: bytes, body: bytes, *headers: tuple[bytes, bytes]
+    ) -> list[dict[str, Any]]:
+        sent: list[dict[str, Any]] = []
+        fed: list[bool] = []
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query,
+            "root_path": "",
+            "headers": [(b"host", b"h"), *headers, (b"content-length", b"%d" % len(body))],
+            "client": ("127.0.0.1", 5),
+            "server": ("127.0.0.1", 8000),
+            "state": {},
+        }
+
+        async def receive() -> dict[str, Any]:
+            if fed:
+                await asyncio.sleep(3600)
+            fed.append(True)
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await app(scope, receive, send)
+        return sent
+
+    return ask
+
+
+@pytest.fixture(scope="session")
 def digits() -> np.ndarray:
     """Six images of the tiny model's shape, uint8 [6, 1, 4, 4]."""
     return np.random.default_rng(3).integers(0, 256, (6, 1, 4, 4), np.uint8)

@@ -54,44 +54,13 @@ BOUNDS = {  # calls, modules, changes of module
 }
 
 
-async def ask(app, path, query, body, kind, accept):
-    sent, fed = [], []
-    headers = [
-        *((b"host", b"h"), (b"content-type", kind), (b"accept", accept)),
-        (b"content-length", b"%d" % len(body)),
-    ]
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": query,
-        "root_path": "",
-        "headers": headers,
-        "client": ("127.0.0.1", 5),
-        "server": ("127.0.0.1", 8000),
-        "state": {},
-    }
-
-    async def receive():
-        if fed:
-            await asyncio.sleep(3600)
-        fed.append(True)
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(message):
-        sent.append(message)
-
-    await app(scope, receive, send)
-    assert sent[0]["status"] == 200, sent
-
-
 @pytest.fixture(scope="module")
-def ways():
+def ways(ask_app):
     """Of each request the modules of its calls, in order."""
+
+    async def ask(app, path, query, body, kind, accept):
+        sent = await ask_app(app, path, query, body, (b"content-type", kind), (b"accept", accept))
+        assert sent[0]["status"] == 200, sent
 
     async def main():
         app, events, found = create_app(Settings(models=MNIST, provider="cpu")), [], {}

@@ -57,55 +57,27 @@ REQUESTS = {  # status, path, content type, body
 }
 
 
-async def ask(app, path, kind, body):
-    path, _, query = path.partition("?")
-    sent, fed = [], []
-    headers = [(b"host", b"h"), (b"content-type", kind), (b"content-length", b"%d" % len(body))]
-    headers += [(b"x-iafvae-timeout-seconds", b"0.01")] * ("samples" in query)
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "query_string": query.encode(),
-        "headers": headers,
-        "state": {},
-        "client": ("127.0.0.1", 5),
-        "server": ("127.0.0.1", 8000),
-    }
-
-    async def receive():
-        if fed:
-            await asyncio.sleep(3600)
-        fed.append(True)
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(message):
-        sent.append(message)
-
-    await app(scope, receive, send)
-    return sent[0]["status"]
-
-
 @pytest.mark.parametrize("name", REQUESTS)
-def test_nothing_is_left_of_a_request(tiny_bundle, monkeypatch, name):
-    status, *request = REQUESTS[name]
+def test_nothing_is_left_of_a_request(tiny_bundle, monkeypatch, ask_app, name):
+    status, path, kind, body = REQUESTS[name]
+    path, _, query = path.partition("?")
+    headers = [(b"content-type", kind)]
+    headers += [(b"x-iafvae-timeout-seconds", b"0.01")] * ("samples" in query)
     monkeypatch.setattr("service.api.request.limits.LISTEN_SECONDS", 0.0)  # as in a slow one
     settings = Settings(models=tiny_bundle, provider="cpu", max_batch_rows=1)
+
+    async def ask(app):
+        return (await ask_app(app, path, query.encode(), body, *headers))[0]["status"]
 
     async def main():
         app = create_app(settings)
         async with app.router.lifespan_context(app):
-            found = [await ask(app, *request)]  # what is made once is made
+            found = [await ask(app)]  # what is made once is made
             gc.collect()
             gc.disable()
             gc.set_debug(gc.DEBUG_SAVEALL)
             try:
-                found.append(await ask(app, *request))
+                found.append(await ask(app))
                 await asyncio.sleep(0.05)
                 gc.collect()
                 left = [each.f_code.co_qualname for each in gc.garbage if type(each) is FrameType]

@@ -200,7 +200,8 @@ def test_images_stay_whole_where_there_is_room():
     ]
 
 
-def test_a_share_ends_with_an_image():
+def test_shares_are_of_whole_images_and_what_room_is_left_is_filled():
+    """Of 38 rows each has 19: a has an image of 16 and four rows more, b six of 3."""
     queue = FairQueue(10_000)
     queue.push(Queued("f", "a", 64, images=4))
     queue.push(Queued("f", "b", 30, images=10))
