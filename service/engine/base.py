@@ -11,15 +11,17 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
 from service.bundle import Bundle, BundleError
 from service.engine.arrays import Arrays, check, halves, joined, pad, trim, zeros
+from service.engine.hardware import available_cores
 from service.engine.options import EngineOptions
 from service.engine.padding import Buckets, Padding
-from service.engine.self_check import canary_problem, invariant
+from service.engine.self_check import Each, canary_problem, invariant
 from service.errors import EngineFailure, IafvaeError
 
 __all__ = ["BatchTooLarge", "EngineBase"]
@@ -97,14 +99,12 @@ class EngineBase(ABC):
 
         Raises BundleError where the canaries' outputs are not reproduced on this machine.
         """
-        self._check_canaries()
-        self.padding, self.invariant = self.choose_padding()
+        # An operation a thread, where that is quicker: making a session takes long, too.
+        with ThreadPoolExecutor(available_cores() if self.concurrency else 1) as pool:
+            list(pool.map(lambda name: self._check_canary(name, {}), self.bundle.canaries))
+            self.padding, self.invariant = self.choose_padding(pool.map)
         if isinstance(self.padding, Buckets):
             self._warm_buckets(self.padding)
-
-    def _check_canaries(self) -> None:
-        for operation in self.bundle.canaries:
-            self._check_canary(operation, {})
 
     def _check_canary(self, operation: str, shape: Mapping[str, int]) -> None:
         """The known answer, in a batch of so many rows or of no more than its own."""
@@ -128,8 +128,11 @@ class EngineBase(ABC):
         spec = self.bundle.manifest.canaries
         return canary_problem(got, self.bundle.canaries[operation]["out"], spec.rtol, spec.atol)
 
-    def choose_padding(self) -> tuple[Padding, bool]:
-        """The first policy in which rows do not depend on their batch, and whether there is one."""
+    def choose_padding(self, each: Each = map) -> tuple[Padding, bool]:
+        """The first policy in which rows do not depend on their batch, and whether there is one.
+
+        each: `map`, or one in threads.
+        """
         graphs = self.bundle.manifest.graphs
         candidates = self.paddings()
         for padding in candidates:
@@ -137,7 +140,7 @@ class EngineBase(ABC):
             def run(operation: str, arrays: Arrays, padding: Padding = padding) -> Arrays:
                 return self._run(operation, arrays, padding)
 
-            if invariant(graphs, run, self.max_rows):
+            if invariant(graphs, run, self.max_rows, each):
                 return padding, True
         logger.warning(
             "rows of %s depend on their batch on this machine: the same seed may give other"

@@ -32,7 +32,7 @@ from service.engine.base import BatchTooLarge, EngineBase
 from service.engine.onnxruntime_engine import Session, Sessions, placed_tensor
 from service.engine.options import EngineOptions
 from service.engine.padding import Buckets, Padding
-from service.engine.self_check import float32_problem
+from service.engine.self_check import Each, float32_problem
 from service.errors import DeviceFault, IafvaeError
 
 __all__ = ["CudaEngine", "cuda_options"]
@@ -84,10 +84,10 @@ class CudaEngine(EngineBase):
         """The buckets: few, or the one that was asked for."""
         return [Buckets(self._sizes())]
 
-    def choose_padding(self) -> tuple[Padding, bool]:
+    def choose_padding(self, each: Each = map) -> tuple[Padding, bool]:
         """Of one bucket rows are shown not to depend on their batch; of several nothing is said."""
         if len(self._sizes()) == 1:
-            return super().choose_padding()
+            return super().choose_padding(each)
         return self.paddings()[0], False
 
     def wrong_answer(self, operation: str, got: Arrays) -> str | None:

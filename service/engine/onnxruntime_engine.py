@@ -18,6 +18,7 @@ larger blocks if they differ.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import threading
@@ -58,6 +59,7 @@ class Sessions:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._files: dict[str, bytes] = {}
+        self._lock = threading.Lock()
 
     def clear(self) -> None:
         """Let go of the files."""
@@ -84,6 +86,9 @@ class Sessions:
         weights = self._bundle.manifest.weights_file
         model, blob = self._read(file), self._read(weights)
         options = _session_options(threads, shape)
+        if cuda is None:
+            _share_memory()
+            options.add_session_config_entry("session.use_env_allocators", "1")
         # From memory: ONNX Runtime maps a weights file, and a mapped file that is overwritten in
         # place ends the process (SIGBUS). It copies what it keeps.
         options.add_external_initializers_from_files_in_memory(
@@ -108,9 +113,10 @@ class Sessions:
 
     def _read(self, name: str) -> bytes:
         """A file of the bundle, held while sessions are made of it."""
-        if name not in self._files:
-            self._files[name] = self._bundle.read(name)
-        return self._files[name]
+        with self._lock:
+            if name not in self._files:
+                self._files[name] = self._bundle.read(name)
+            return self._files[name]
 
 
 class Engine(EngineBase):
@@ -130,7 +136,7 @@ class Engine(EngineBase):
     ) -> None:
         super().__init__(bundle, replace(options or EngineOptions(), **changes))
         self._sessions = Sessions(bundle)
-        self._lock = threading.Lock()
+        self._locks = {name: threading.Lock() for name in bundle.manifest.graphs}
         self.sessions: dict[str, Session] = {}
         self.settle(CPU_ROWS)
 
@@ -148,7 +154,7 @@ class Engine(EngineBase):
         """Outputs of `operation`, by the session that all threads share."""
         session = self.sessions.get(operation)
         if session is None:
-            with self._lock:
+            with self._locks[operation]:
                 session = self.sessions.get(operation) or self._session(operation)
                 self.sessions[operation] = session
         names = self.bundle.manifest.graphs[operation].output_names
@@ -197,6 +203,18 @@ def _check_provider(session: Session, wanted: Mapping[str, str]) -> None:
     for name, value in wanted.items():
         if told.get(name) != value:
             raise ProviderUnavailable(f"ONNX Runtime took {name}={told.get(name)} for {value}")
+
+
+@functools.cache
+def _share_memory() -> None:
+    """One arena for the sessions of all bundles on the CPU.
+
+    With one each, every graph keeps the memory of its largest batch: 350 MB for the three bundles
+    that ship, in place of 210; and what a bundle leaves behind serves the one that replaces it.
+    """
+    arena = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    memory = ort.OrtMemoryInfo("Cpu", arena, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)
 
 
 def _session_options(threads: int, shape: Mapping[str, int] | None) -> Any:

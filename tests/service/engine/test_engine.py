@@ -108,7 +108,8 @@ def test_decoding_prior_eps_is_sampling_it(engine, model_bench):
     warmth = np.ones((6, len(manifest.latent.groups)), dtype=np.float32)
     drawn = engine.run("sample", {"eps": coded["prior_eps"], "temperature": warmth, "u": u})
     decoded = engine.run("decode", {"z": coded["z"], "u": u})
-    np.testing.assert_allclose(drawn["mean"], decoded["mean"], atol=1e-5)
+    # Ten couplings there and back in float32: 1.1e-5 on some processors.
+    np.testing.assert_allclose(drawn["mean"], decoded["mean"], atol=5e-5)
 
 
 def test_many_threads_share_the_engine(make, backend, model_bench):

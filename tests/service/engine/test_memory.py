@@ -1,0 +1,45 @@
+"""What loaded models hold of the memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+HELD = """
+import asyncio, gc, re
+from pathlib import Path
+from service.operations.model import Model
+
+def held():
+    gc.collect()
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+def load(name):
+    return Model.load(Path("service/bundles") / name, provider="cpu")
+
+before = held()
+models = [load(path.name) for path in sorted(Path("service/bundles").iterdir())]
+print(held() - before)
+for again in range(3):
+    model = models.pop()
+    name = model.name
+    asyncio.run(model.stop())
+    del model
+    models.append(load(name))
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no such figure here")
+def test_all_models_that_ship_share_their_memory_and_give_it_to_their_successors():
+    done = subprocess.run(
+        [sys.executable, "-c", HELD], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    at_first, later = map(float, done.stdout.split())
+    assert at_first < 200, "MiB; 270 where every graph holds the memory of its largest batch"
+    assert later < at_first + 20
