@@ -78,6 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             metrics=metrics,
             operations=OPERATIONS,
             early=not settings.access_log and not settings.cors_origins,
+            by_address=not settings.forwarded_allow_ips and settings.keys_file is None,
         ),
         decoders=DecoderPool(available_cores()),
         threads=ThreadPoolExecutor(THREADS, "codec"),

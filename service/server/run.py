@@ -31,6 +31,9 @@ __all__ = ["bind", "listen", "serve"]
 
 logger = logging.getLogger("iafvae")
 BACKLOG = 2048  # connections that wait to be accepted, as uvicorn has it
+# uvloop takes one connection of a listener in a turn of the event loop: when turns are long, new
+# clients would wait for seconds beside others that are answered at once.
+ACCEPTORS = 16
 COLLECTOR = (20_000, 20, 20)  # new objects before a collection, collections before an older one
 END = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 IGNORED = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
@@ -147,7 +150,7 @@ def serve(settings: Settings) -> None:
         connections = server.server_state.connections
         metrics = app.state.shared.metrics
         metrics.watch("open_connections", "Of clients.", lambda: len(connections))
-        server.run([listener])
+        server.run([listener, *(listener.dup() for _ in range(1, ACCEPTORS))])
     if any(thread.daemon for thread in threading.enumerate()):
         _leave()  # a model that the watcher was loading, a batch that never ended
 

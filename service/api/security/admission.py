@@ -10,6 +10,7 @@ one that takes all it gets fills half, and the others find room.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -104,7 +105,8 @@ class Admission:
     """Requests that are worked on, the `bytes` of their bodies, and the `quota` of each holder.
 
     operations: their names, for the metrics; early: whether a refusal may pass by the application,
-    and with it the access log and the headers of other origins.
+    and with it the access log and the headers of other origins; by_address: whether holders are
+    addresses that nothing before a request's task can change, neither a key nor a proxy.
 
     A server may refuse a request before it is made a task: `refuses`, then `whole_refusal`.
     """
@@ -118,10 +120,13 @@ class Admission:
         metrics: Metrics,
         operations: frozenset[str],
         early: bool = True,
+        by_address: bool = False,
     ) -> None:
         self._slots, self.bytes = Shares(max_in_flight), Shares(max_bytes)
         self.quota = quota or Quota(None)
-        self._metrics, self._operations, self._early = metrics, operations, early
+        self._metrics, self._operations = metrics, operations
+        self._early, self._by_address = early, by_address
+        self._promised: list[str] = []  # slots, to holders
         self._last, self._seconds_each = time.monotonic(), 0.0
 
     @property
@@ -143,13 +148,29 @@ class Admission:
 
     def refuses(self, scope: Scope) -> bool:
         """Whether a request is one too many: there is no slot, and it will need one."""
-        return (
-            self._slots.held >= self._slots.capacity
-            and self._early
-            and scope["method"] == "POST"
-            and scope["path"].startswith(OPERATION_PATHS)
-            and not scope["path"].startswith(ADMINISTRATION)
-        )
+        if (
+            not self._early
+            or scope["method"] != "POST"
+            or not scope["path"].startswith(OPERATION_PATHS)
+            or scope["path"].startswith(ADMINISTRATION)
+        ):
+            return False
+        if not self._by_address:
+            return self._slots.held >= self._slots.capacity
+        host = (scope.get("client") or ("",))[0]
+        if not self._slots.take(host):
+            return True
+        # Its task enters after all that came in this turn of the event loop.
+        if not self._promised:
+            asyncio.get_running_loop().call_soon(self._keep_promises)
+        self._promised.append(host)
+        return False
+
+    def _keep_promises(self) -> None:
+        """The tasks of those that were let in begin: they take their slots themselves."""
+        for host in self._promised:
+            self._slots.give(host)
+        self._promised.clear()
 
     def malformed(self) -> None:
         """Count a request that cannot be framed."""

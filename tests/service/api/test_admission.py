@@ -34,9 +34,12 @@ def metrics():
 def admit(metrics):
     operations = frozenset({"score", "infer"})
 
-    def make(limit, max_bytes=1000):
+    def make(limit, **more):
         return Admission(
-            max_in_flight=limit, max_bytes=max_bytes, metrics=metrics, operations=operations
+            max_in_flight=limit,
+            metrics=metrics,
+            operations=operations,
+            **{"max_bytes": 1000, **more},
         )
 
     return make
@@ -115,6 +118,31 @@ def test_probes_pages_and_operators_are_never_refused(admit, path, method):
     admission = admit(1)
     admission.enter("a")
     assert not admission.refuses(scope(path, method))
+
+
+def test_an_address_that_has_its_share_is_refused_as_early(admit):
+    """Those that come in one turn of the event loop hold no slot yet, and count."""
+    flood, other = scope(), scope() | {"client": ("192.0.2.1", 1)}
+
+    async def arrivals():
+        admission = admit(8, by_address=True)
+        assert [admission.refuses(flood) for _ in range(6)] == [False] * 4 + [True] * 2
+        assert not admission.refuses(other)
+        await asyncio.sleep(0)  # their tasks begin, which nothing holds any more
+        assert admission.in_flight == 0
+        for _ in range(4):
+            admission.enter(flood["client"][0])
+        assert admission.refuses(flood)
+        assert not admission.refuses(other)
+
+    asyncio.run(arrivals())
+
+
+def test_where_keys_say_who_somebody_is_an_address_is_not_asked(admit):
+    admission = admit(8)
+    for _ in range(4):
+        admission.enter("192.0.2.1")
+    assert not admission.refuses(scope() | {"client": ("192.0.2.1", 1)})
 
 
 def test_callers_are_told_when_to_come_again(admit, monkeypatch):
