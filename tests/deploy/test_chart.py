@@ -253,6 +253,12 @@ def test_wrong_values_are_refused(chart, values):
         chart.validate_schema(chart.merge_values(values))
 
 
+@pytest.mark.parametrize("section", ["models", "image", "route", "keys", "resources"])
+def test_a_section_that_is_taken_away_is_said_to_be_missing(chart, section):
+    with pytest.raises(helm.HelmError, match=f"missing property '{section}'"):
+        documents(chart, {section: None})
+
+
 def test_fewer_replicas_at_most_than_at_least_are_refused(chart):
     with pytest.raises(helm.HelmError, match=r"autoscaling.min is above"):
         documents(chart, {"autoscaling": {"kind": "hpa", "min": 5, "max": 2}})
@@ -295,6 +301,13 @@ def test_the_secret_of_a_new_key_is_labelled_as_all_else(chart):
     assert found["Secret"]["metadata"]["name"] in {
         v.get("secret", {}).get("secretName") for v in volumes
     }
+
+
+def test_a_release_may_have_a_name_that_no_service_may(chart):
+    """A Service's begins with a letter (RFC 1035); no schema says so."""
+    name = documents(chart, name="1-vision")["Service"]["metadata"]["name"]
+    assert re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", name)
+    assert "1-vision" in name
 
 
 def test_names_of_releases_do_not_collide(chart):

@@ -1,5 +1,8 @@
+{{- /* A Service's name begins with a letter; a release's may with a digit. */}}
 {{- define "iafvae.name" -}}
-{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-{{ .Chart.Name }}{{ end -}}
+{{- if regexMatch "^[0-9]" .Release.Name }}{{ .Chart.Name }}-{{ .Release.Name }}
+{{- else if contains .Chart.Name .Release.Name }}{{ .Release.Name }}
+{{- else }}{{ .Release.Name }}-{{ .Chart.Name }}{{ end -}}
 {{- end }}
 
 {{- define "iafvae.selector" -}}
