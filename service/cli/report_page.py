@@ -47,7 +47,7 @@ def _summary(document: Document) -> Iterator[str]:
     n, alpha = document["images"], document["alpha"]
     yield (
         f"{n} images: {document['anomalous']} anomalous, {document['ordinary']} ordinary, "
-        f"{document['undecided']} undecided; {len(document['unreadable'])} could not be read."
+        f"{document['undecided']} undecided; {len(document['unreadable'])} could not be judged."
     )
     calibration = document["calibration"]
     if calibration is None:
