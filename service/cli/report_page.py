@@ -118,6 +118,7 @@ def _classes(classes: Sequence[Document]) -> str:
     for each in classes:
         found = each["detection"]
         share = f"{each['anomalous']} ({each['anomalous'] / each['images']:.0%})"
+        share += f", {each['undecided']} undecided" if each["undecided"] else ""
         cells = [each["class"] or "(none)", str(each["images"]), share]
         cells += [_figure(found.get(name, {}).get("auroc")) for name in names]
         if names:

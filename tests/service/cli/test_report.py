@@ -181,4 +181,6 @@ def test_without_calibration_images_are_listed_by_likelihood(cli, folder, tiny, 
     assert (found["undecided"], found["calibration"]) == (12, None)
     nats = [row["log_likelihood_nats"] for row in found["results"]]
     assert nats == sorted(nats)
-    assert "nothing is decided" in (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text()
+    assert "nothing is decided" in page
+    assert page.count("0 (0%), 6 undecided") == 2

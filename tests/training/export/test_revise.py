@@ -148,7 +148,17 @@ def test_a_transparent_canvas_is_said_and_names_in_brackets_are_kept(bundle, gre
     canvas.putalpha(Image.fromarray(np.eye(4, dtype=np.uint8) * 255))
     canvas.save(folder / "7.png")
     out = tmp_path / "new [b]"
-    command = [sys.executable, "-m", "training", "calibrate", bundle, "--data", folder, "--out", out]
+    command = [
+        sys.executable,
+        "-m",
+        "training",
+        "calibrate",
+        bundle,
+        "--data",
+        folder,
+        "--out",
+        out,
+    ]
     done = subprocess.run(map(str, command), capture_output=True, text=True, check=True)
     told = f"calibration: {folder / '7.png'} is partly transparent and was put on black"
     assert done.stderr.splitlines()[0] == told
