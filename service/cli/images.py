@@ -216,13 +216,14 @@ def anomaly_map(
 
     files.check(out, (".png", ".npy"))
     with inputs.open_backend(bundle, url, model, provider) as backend:
-        images = inputs.read_all(backend, paths, inputs.Fit(resize=resize, convert=convert))
+        found = inputs.find_images(paths)
+        images = inputs.read_all(backend, found, inputs.Fit(resize=resize, convert=convert))
         maps, boxes = inputs.mapped(backend, images, seed)
     if out.suffix == ".png":
         files.write_bytes(encode_png(overlay(images, maps)), out)
     else:
         files.write_array(maps, out)
-    named = [str(file) for file in inputs.find_images(paths)]
+    named = [str(file) for file in found]
     results = [{"file": file, "boxes": each} for file, each in zip(named, boxes, strict=True)]
     facts = {"file": str(out), "images": len(images), "seed": seed, "results": results}
     lines = [f"{file}: {box_text(each[0])}" for file, each in zip(named, boxes, strict=True)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +25,8 @@ from service.codecs.images import Fit, Fitted, PixelLimits, fit_files
 from service.codecs.npy import decode_npy
 from service.engine.options import Provider
 from service.errors import IafvaeError, InvalidInput
-from service.verdicts.decisions import discovered, fdr_notes
+from service.estimators import Estimates
+from service.verdicts.decisions import REASONS, discovered, fdr_notes
 from service.verdicts.reference import map_notes
 
 if TYPE_CHECKING:
@@ -93,10 +95,12 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    """With what will be found unreadable, so that nothing is left out unsaid."""
+    """With what will be found unreadable; nothing is left out unsaid."""
     listing = list_images(folder)
     unreadable = [folder / name for name in listing.dangling]
     unreadable += [Path(fault.filename) for fault in listing.faults]
+    others = [f"{count} {kind}" for kind, count in listing.others.most_common()]
+    say([f"{folder}: other files, passed over: {', '.join(others)}"] if others else [])
     if not (listing.files or unreadable):
         raise InvalidInput(f"{folder} holds no {', '.join(sorted(EXTENSIONS))} files")
     return sorted([*listing.files.values(), *unreadable])
@@ -184,13 +188,25 @@ def score_files(
         alpha=alpha,
     )
     rows: list[Row] = []
+    notes: dict[str, None] = {}
     with shown("scoring", len(found)) as advance:
         for part in parts:
             rows += part.rows
+            notes |= dict.fromkeys(_notes(part.table))
             advance(len(part.rows))
+    say(notes)
+    states = Counter(row.get("status") for row in rows)
+    say(f"no decision on {states[s]}: {why}" for s, why in REASONS.items() if states[s])
     if fdr is not None:
         discover(rows, fdr)
     return rows
+
+
+def _notes(table: ScoreTable | None) -> Sequence[str]:
+    """Of the estimates alone: the server's own count images by their places in a request."""
+    if table is None:
+        return ()
+    return Estimates(**{f.name: getattr(table, f.name) for f in fields(Estimates)}).notes
 
 
 @dataclass(frozen=True, eq=False)

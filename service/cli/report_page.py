@@ -44,15 +44,28 @@ def page(
 
 
 def _summary(document: Document) -> Iterator[str]:
-    n, alpha = document["images"], document["alpha"]
     yield (
-        f"{n} images: {document['anomalous']} anomalous, {document['ordinary']} ordinary, "
-        f"{document['undecided']} undecided; {len(document['unreadable'])} could not be read."
+        f"{document['images']} images: {document['anomalous']} anomalous, "
+        f"{document['ordinary']} ordinary, {document['undecided']} undecided; "
+        f"{len(document['unreadable'])} could not be judged."
     )
-    calibration = document["calibration"]
-    if calibration is None:
+    if document["calibration"] is None:
         yield "The model has no calibration: there are no p-values, and nothing is decided."
         return
+    if any(row["p_value"] is not None for row in document["results"]):
+        yield from _thresholds(document)
+    for reason in dict.fromkeys(row["status"] for row in document["results"]):
+        if reason in REASONS:
+            count = sum(row["status"] == reason for row in document["results"])
+            yield f"{count} undecided: {REASONS[reason]}."
+    yield from (f"The maps: {note}." for note in document["notes"])
+    samples = document["importance_samples"]
+    yield f"Scores: {document['estimator']}, K = {samples}, seed {document['seed']}."
+
+
+def _thresholds(document: Document) -> Iterator[str]:
+    """What small p-values are, and how many usual images have them."""
+    n, alpha, calibration = document["images"], document["alpha"], document["calibration"]
     size = calibration["images"]
     yield (
         f"Anomalous is what has a p-value of at most {alpha:g}: of {n} images like the calibration "
@@ -71,13 +84,6 @@ def _summary(document: Document) -> Iterator[str]:
         count = sum(bool(row["discovery"]) for row in document["results"])
         yield f"{count} discoveries, of which about {document['fdr']:.0%} at most are false."
         yield from fdr_notes(n, document["fdr"], size)
-    for reason in dict.fromkeys(row["status"] for row in document["results"]):
-        if reason in REASONS:
-            count = sum(row["status"] == reason for row in document["results"])
-            yield f"{count} undecided: {REASONS[reason]}."
-    yield from (f"The maps: {note}." for note in document["notes"])
-    samples = document["importance_samples"]
-    yield f"Scores: {document['estimator']}, K = {samples}, seed {document['seed']}."
 
 
 def _histogram(document: Document) -> str:
@@ -112,15 +118,16 @@ def _classes(classes: Sequence[Document]) -> str:
         return ""
     names = list(dict.fromkeys(name for each in classes for name in each["detection"]))
     heads = ["sub-folder", "images", "anomalous", *(f"AUROC, {name}" for name in names)]
-    if names:
+    if "verdict" in names:
         heads += ["AUPR, verdict", "false alarms at 95% found, verdict"]
     rows = []
     for each in classes:
         found = each["detection"]
         share = f"{each['anomalous']} ({each['anomalous'] / each['images']:.0%})"
+        share += f", {each['undecided']} undecided" if each["undecided"] else ""
         cells = [each["class"] or "(none)", str(each["images"]), share]
         cells += [_figure(found.get(name, {}).get("auroc")) for name in names]
-        if names:
+        if "verdict" in names:
             cells += [_figure(found.get("verdict", {}).get(kind)) for kind in ("aupr", "fpr95")]
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     note = "" if names else "<p>No sub-folder is called good: none is compared with others.</p>"

@@ -167,7 +167,9 @@ def check_size(size: Sequence[int], shape: ImageShape, fit: Fit, what: str) -> N
     if not fit.resize or fit.how == "none":
         message = _size_message(what, size, shape.height, shape.width)
         if fit.how != "none":
-            message += ", or set resize=true (its p-value is then that of an altered image)"
+            message += (
+                ", or set resize=true or --resize (its p-value is then that of an altered image)"
+            )
         raise WrongShape(message)
     if max(size) > MAX_ASPECT * min(size):
         raise WrongShape(
@@ -187,5 +189,5 @@ def wrong_colour(what: str, channels: int, shape: ImageShape) -> WrongShape:
     """The error of colours that a model does not take."""
     return WrongShape(
         f"{what} has {channels} different channels, the model takes {shape.channels}: send it in "
-        "grey, or set convert=true (its p-value is then that of an altered image)"
+        "grey, or set convert=true or --convert (its p-value is then that of an altered image)"
     )

@@ -67,7 +67,7 @@ def inspect(options: InspectOptions) -> None:
         console=loud,
     )
     for line in found.lines:
-        loud.print(line, highlight=False, soft_wrap=True, markup=False)
+        loud.print(line, highlight=False, soft_wrap=True)
     if options.as_json:
         facts = {"out": str(options.out), "reason": found.reason, "findings": list(found.lines)}
         console.print_json(data=facts)

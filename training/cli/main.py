@@ -228,7 +228,7 @@ def main() -> None:
         app()
     except (TrainingError, ConfigError, OSError) as error:  # OSError: a disk, a permission
         text = f"error: {_place()}{error}"
-        errors.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+        errors.print(text, style="red", highlight=False, soft_wrap=True)
         if _place():
             from training.fit.distributed import leave
 

@@ -41,8 +41,8 @@ __all__ = [
 T = TypeVar("T", bound="DataclassInstance")
 N = TypeVar("N", int, float)
 
-console = Console()
-errors = Console(stderr=True)
+console = Console(markup=False)  # names of files may hold brackets
+errors = Console(stderr=True, markup=False)
 
 DataDir = Annotated[
     Path | None,

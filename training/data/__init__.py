@@ -1,5 +1,6 @@
 """Data sets by name: `load_dataset`, `load_splits`, and what they are made of."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -41,6 +42,8 @@ CIFAR10 = "cifar10"
 STATIC, STATIC_SEEDS = "mnist-static", {"test": 0, "train": 1}
 DATASETS = (*ARCHIVES, STATIC, CIFAR10)
 
+logger = logging.getLogger(__name__)
+
 
 def load_dataset(
     name: str,
@@ -73,17 +76,18 @@ def load_splits(
     options: FolderOptions,
     *,
     download: bool = True,
-    tell: Callable[[str], None] = lambda _line: None,
+    tell: Callable[[str], None] | None = None,
 ) -> list[ImageData]:
     """The images of several splits, as `load_dataset` gives each; a folder is looked through once.
 
     `tell` hears what was found in a folder, before its images are decoded, and what of them is no
-    longer seen.
+    longer seen; without it the latter is a warning.
     """
     if name.startswith(FOLDER_PREFIX):
         found = survey(folder_path(name, data_dir), options)
-        for line in found.lines():
-            tell(line)
+        if tell is not None:
+            for line in found.lines():
+                tell(line)
         return [_decoded(found, found.split(split), name, split, tell) for split in splits]
     if name not in DATASETS:
         raise DataError(
@@ -108,11 +112,11 @@ def _decoded(
     files: Files,
     name: str,
     split: str,
-    tell: Callable[[str], None] = lambda _line: None,
+    tell: Callable[[str], None] | None = None,
 ) -> ImageData:
     images = decode(found, files)
     for note in images.notes:
-        tell(f"{split}: {note}")
+        (tell or logger.warning)(f"{split}: {note}")
     return ImageData(images.images, public_name(name), split, bool(images.altered.any()))
 
 

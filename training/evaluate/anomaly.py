@@ -166,6 +166,7 @@ def _sets(
                 count=plan.limit,
                 seed=plan.seed,
                 data_dir=data_dir,
+                fit="pad" if model.manifest.fit == "pad" else "crop",
                 download=bool(plan.against),
             )
         except DataError:

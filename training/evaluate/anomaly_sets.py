@@ -29,15 +29,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import ConfigError
-from service.codecs.images import Fit, ImageSize, fit_array
+from service.codecs.images import Fit, FitMode, ImageSize, fit_array
 from training.data import (
     DATASETS,
     FOLDER_PREFIX,
     STATIC,
+    FolderOptions,
     ImageData,
     Split,
     load_dataset,
     public_name,
+    whole_folder,
 )
 
 __all__ = [
@@ -81,19 +83,22 @@ def image_set(
     count: int | None,
     seed: int,
     data_dir: Path | None,
+    fit: FitMode = "crop",
     download: bool = True,
 ) -> ImageSet:
     """The set called `name`, of the shape of the model's `own` images [N, C, H, W].
 
-    At most the first `count` of another data set's `split`. Raises `ConfigError` for a name that
-    there is not, `DataError` where its images are not at hand.
+    At most the first `count` of another data set's `split`, or of all images of a folder; others
+    are fitted as `fit` says. Raises `ConfigError` for a name that there is not, `DataError` where
+    its images are not at hand.
     """
     shape: Shape = (own.shape[1], own.shape[2], own.shape[3])
     if name.partition(":")[0] in MADE:
         pixels, words = made_anomalies(own, name, seed)
         return ImageSet(name, words, pixels)
     if name.startswith(FOLDER_PREFIX):
-        data = load_dataset(name, split, data_dir, size=shape[1:], channels=shape[0])
+        options = FolderOptions(size=shape[1:], channels=shape[0], fit=fit)
+        data = whole_folder(name, split, data_dir, options)
     elif name in DATASETS:
         data = load_dataset(name, split, data_dir, download=download)
     else:
@@ -101,10 +106,10 @@ def image_set(
             f"--against {name!r} is none of {', '.join(DATASETS)}, folder:PATH, "
             f"{', '.join(MADE)}, {DRAWS}"
         )
-    return _other_images(data.first(count), shape)
+    return _other_images(data.first(count), shape, fit)
 
 
-def _other_images(data: ImageData, shape: Shape) -> ImageSet:
+def _other_images(data: ImageData, shape: Shape, fit: FitMode) -> ImageSet:
     """Another data set's images in the model's `shape`, as the service fits them when it is
     asked to resize and convert."""
     name = public_name(data.name)
@@ -114,7 +119,7 @@ def _other_images(data: ImageData, shape: Shape) -> ImageSet:
         source, target = ("x".join(map(str, s)) for s in (pixels.shape[1:], shape))
         words += f", made {target} of {source}"
         size = ImageSize(channels=shape[0], height=shape[1], width=shape[2])
-        pixels = fit_array(pixels, size, Fit(resize=True, convert=True)).images
+        pixels = fit_array(pixels, size, Fit(resize=True, convert=True, how=fit)).images
     return ImageSet(name, words, pixels)
 
 

@@ -106,7 +106,7 @@ def fit(
     if budget_minutes is not None and not budget_minutes >= 0:  # nan too
         raise TrainingError(f"--budget-minutes must not be negative, not {budget_minutes}")
     data_dir = known_data_dir(run_dir, data_dir)
-    notes = Console(stderr=True, quiet=console.quiet, soft_wrap=True, highlight=False)
+    notes = Console(stderr=True, quiet=console.quiet, soft_wrap=True, highlight=False, markup=False)
     train, validation = world.machine_by_machine(lambda: run_images(config, data_dir, notes.print))
     config = _fitted(config, train, world)
     world.from_first(lambda: open_run(run_dir, config, resume=resume))

@@ -119,3 +119,10 @@ def test_training_says_what_was_transparent(tmp_path):
     told: list[str] = []
     load_splits(f"folder:{tmp_path}", ("train",), None, OPTIONS, tell=told.append)
     assert told[-1] == f"train: {tmp_path / name} is partly transparent and was put on black"
+
+
+def test_what_was_transparent_is_a_warning_where_nobody_listens(tmp_path, caplog):
+    (tmp_path / "50%.png").write_bytes(TAKEN["clear.png"])
+    whole_folder(f"folder:{tmp_path}", "calibration", None, OPTIONS)
+    told = f"calibration: {tmp_path / '50%.png'} is partly transparent and was put on black"
+    assert caplog.messages == [told]

@@ -95,7 +95,7 @@ def test_score_as_a_table_json_and_csv(cli, folder):
     table = cli("score", folder).output
     assert "5.png" in table
     assert "K = 16" in table
-    rows = json.loads(cli("score", folder, "--json").output)
+    rows = json.loads(cli("score", folder, "--json").stdout)
     assert [row["file"][-5:] for row in rows] == [f"{i}.png" for i in range(6)]
     listed = list(csv.DictReader(io.StringIO(cli("score", folder, "--csv").output)))
     assert [float(row["log_likelihood_nats"]) for row in listed] == [
@@ -111,9 +111,9 @@ def test_local_and_remote_scores_are_the_same(cli, folder, running, monkeypatch)
 
 def test_altered_files_are_judged_as_such_by_a_server_too(cli, folder, running):
     Image.new("L", (9, 9)).save(folder / "2.png")
-    local = cli("score", folder, "--json", "--resize").output
+    local = cli("score", folder, "--json", "--resize").stdout
     assert [row["status"] for row in json.loads(local)].count("altered") == 1
-    assert local == cli("score", folder, "--json", "--resize", "--url", running.url).output
+    assert local == cli("score", folder, "--json", "--resize", "--url", running.url).stdout
 
 
 def test_a_verdict_has_its_evidence_and_its_calibration(cli, folder):
@@ -124,7 +124,7 @@ def test_a_verdict_has_its_evidence_and_its_calibration(cli, folder):
     listed = next(csv.DictReader(io.StringIO(cli("score", folder / "0.png", "--csv").stdout)))
     assert float(listed["evidence/log_likelihood"]) == row["evidence"]["log_likelihood"]
     assert listed["calibration/images"] == str(row["calibration"]["images"])
-    assert f"among {row['calibration']['images']} images" in cli("score", folder).output
+    assert f"among {row['calibration']['images']} images" in cli("score", folder).stdout
 
 
 def test_a_folder_is_no_stream_that_drifts(tiny_bundle, caplog):
@@ -161,6 +161,32 @@ def test_what_was_done_to_an_image_is_told(cli, folder, tmp_path):
         assert said.count("note: ") == 2 + (command == "anomaly-map")
 
 
+def test_what_was_passed_over_and_why_nothing_is_decided_are_told(cli, folder, tmp_path):
+    (folder / "notes.txt").write_text("x")
+    for name in ("a.gif", "more/b.GIF"):
+        (folder / name).write_bytes(b"GIF89a")
+    Image.new("L", (9, 9), 255).save(folder / "large.png")
+    passed = f"note: {folder}: other files, passed over: 2 .gif, 1 .txt"
+    told = cli("score", folder, "--resize", "-k", 16).stderr.splitlines()
+    assert told[0] == passed
+    assert told[-1].startswith("note: no decision on 1: the image was resized or converted")
+    told = cli("score", folder, "--resize", "-k", 3, "--json").stderr
+    assert "no decision on 7: this number of importance samples has no calibration" in told
+    for command in ("anomaly-map", "report"):
+        out = tmp_path / ("x.html" if command == "report" else "x.png")
+        assert cli(command, folder, "--resize", "-o", out).stderr.count(passed) == 1
+    (folder / "wide.png").write_bytes((folder / "large.png").read_bytes())
+    assert "set resize=true or --resize (" in cli("score", folder, code=1).output
+
+
+def test_a_standard_error_that_means_nothing_is_told_as_the_service_does(cli, folder, server):
+    """Of two draws one has most of the weight."""
+    files = {"files": (folder / "0.png").read_bytes()}
+    served = server.post("/v1/score?importance_samples=2", files=files).json()["notes"]
+    assert "means nothing" in served[0]
+    assert cli("score", folder / "0.png", "-k", 2).stderr.startswith(f"note: {served[0]}\n")
+
+
 def test_an_anomaly_map_tells_the_largest_boxes(cli, folder, tmp_path):
     out = tmp_path / "map.png"
     said = cli("anomaly-map", folder, "-o", out).stderr
@@ -176,30 +202,30 @@ def test_an_anomaly_map_tells_the_largest_boxes(cli, folder, tmp_path):
 def test_files_that_cannot_be_scored_are_listed(cli, folder):
     (folder / "2.png").write_bytes(b"no image")
     Image.new("L", (9, 9)).save(folder / "3.png")
-    rows = json.loads(cli("score", folder, "--json", code=1).output)
+    rows = json.loads(cli("score", folder, "--json", code=1).stdout)
     assert "PNG" in rows[2]["error"]
     assert "resize" in rows[3]["error"]
     assert rows[4]["p_value"] is not None
-    resized = json.loads(cli("score", folder / "3.png", "--resize", "--json").output)
+    resized = json.loads(cli("score", folder / "3.png", "--resize", "--json").stdout)
     assert resized[0]["altered"] is True
 
 
 def test_folders_are_read_as_training_reads_them(cli, folder, tmp_path):
     """Hidden copies and what never ends are passed over, links followed, or named as errors."""
-    before = {row["file"] for row in json.loads(cli("score", folder, "--json").output)}
+    before = {row["file"] for row in json.loads(cli("score", folder, "--json").stdout)}
     hidden = folder / ".ipynb_checkpoints"
     hidden.mkdir()
     Image.new("L", (4, 4)).save(hidden / "0-checkpoint.png")
     (folder / ".0.png").write_bytes(b"junk")
     os.mkfifo(folder / "pipe.png")
     (folder / "dir.png").mkdir()
-    assert {row["file"] for row in json.loads(cli("score", folder, "--json").output)} == before
+    assert {row["file"] for row in json.loads(cli("score", folder, "--json").stdout)} == before
     more = tmp_path / "more"
     more.mkdir()
     Image.new("L", (4, 4)).save(more / "one.png")
     (folder / "linked").symlink_to(more)
     (folder / "gone.png").symlink_to("nowhere")
-    rows = json.loads(cli("score", folder, "--json", code=1).output)
+    rows = json.loads(cli("score", folder, "--json", code=1).stdout)
     new = {row["file"]: "error" in row for row in rows if row["file"] not in before}
     assert new == {f"{folder}/linked/one.png": False, f"{folder}/gone.png": True}
 
@@ -215,6 +241,11 @@ def test_brackets_in_names_are_no_markup(cli, tmp_path, digits):
 
 def test_anomalies_may_fail(cli, folder):
     cli("score", folder, "--alpha", 0.999, "--fail-on-anomalous", code=3)
+    cli("score", folder, "-k", 3, "--fail-on-anomalous", code=4)  # nobody knows
+    for index in range(6):
+        (folder / f"{index}.png").write_bytes(b"no image")
+        (folder / "more" / f"{index}.png").write_bytes(b"no image")
+    cli("score", folder, "--fail-on-anomalous", code=1)
 
 
 def test_encode_and_reconstruct(cli, folder, digits, tiny_model, tmp_path):

@@ -173,6 +173,14 @@ def test_masks_are_no_images(cli, folder, tmp_path):
     assert "10 more are listed" in page
 
 
+def test_without_p_values_nothing_is_said_of_them(cli, folder, tmp_path):
+    cli(folder, "-o", "r.html", "-k", 3, "--fdr", 0.1)
+    page = (tmp_path / "r.html").read_text()
+    assert "12 undecided: this number of importance samples has no calibration" in page
+    for said in ("Anomalous is what", "discoveries", "AUPR", "Histogram"):
+        assert said not in page
+
+
 def test_without_calibration_images_are_listed_by_likelihood(cli, folder, tiny, tmp_path):
     scoring = {**tiny.tiny_manifest()["scoring"], "calibrated_importance_samples": []}
     tiny.write_tiny_bundle(tmp_path / "plain", calibration=None, scoring=scoring)
@@ -181,4 +189,6 @@ def test_without_calibration_images_are_listed_by_likelihood(cli, folder, tiny, 
     assert (found["undecided"], found["calibration"]) == (12, None)
     nats = [row["log_likelihood_nats"] for row in found["results"]]
     assert nats == sorted(nats)
-    assert "nothing is decided" in (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text()
+    assert "nothing is decided" in page
+    assert page.count("0 (0%), 6 undecided") == 2

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from model.config import ConfigError
@@ -234,15 +235,20 @@ def test_defects_lie_where_their_masks_say():
     assert planted_defects(pixels, seed=2, side=9)[1].sum() == 500 * 64  # as large as fits
 
 
-def test_images_of_another_shape_are_fitted_as_the_service_does(monkeypatch):
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_images_of_another_shape_are_fitted_as_the_service_does(monkeypatch, tmp_path, fit):
     digits = np.random.default_rng(0).integers(0, 256, (2, 1, 12, 20), np.uint8)
     monkeypatch.setattr(
         anomaly_sets, "load_dataset", lambda *_, **__: ImageData(digits, "d", "test")
     )
     own = np.zeros((2, 3, 8, 8), np.uint8)
-    found = image_set("mnist", own, split="test", count=None, seed=0, data_dir=None)
+    options = {"split": "test", "count": None, "seed": 0, "data_dir": None, "fit": fit}
     size = ImageSize(channels=3, height=8, width=8)
-    served = fit_array(digits, size, Fit(resize=True, convert=True))
+    served = fit_array(digits, size, Fit(resize=True, convert=True, how=fit))
+    assert np.array_equal(image_set("mnist", own, **options).pixels, served.images)
+    for i, image in enumerate(digits):
+        Image.fromarray(image[0]).save(tmp_path / f"{i}.png")
+    found = image_set(f"folder:{tmp_path}", own, **options)  # all of it, whatever their names say
     assert np.array_equal(found.pixels, served.images)
 
 
@@ -261,6 +267,7 @@ def test_the_names_of_sets(monkeypatch, tmp_path):
     found = image_set("cifar10", own, **options)
     assert found.pixels.shape == (4, *SHAPE)
     assert found.description == "test images of cifar10, made 1x4x4 of 3x16x16"
+    Image.new("L", (9, 9)).save(tmp_path / "0.png")
     folder = image_set(f"folder:{tmp_path}", own, **options)
     assert folder.name == "a folder of images"
     assert "folder:PATH" in AnomalyPlan(against=(f"folder:{tmp_path}",)).command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -139,6 +140,29 @@ def test_images_of_another_size_and_colour_are_fitted_on_request(bundle, tmp_pat
     made = recalibrate(bundle, bundle, str(folder), resize=True)
     assert made.manifest.calibration.fitted
     assert recalibrate(bundle, bundle, str(folder)).manifest.version == "1.2.5"  # as before
+
+
+def test_a_transparent_canvas_is_said_and_names_in_brackets_are_kept(bundle, greys, tmp_path):
+    folder = write(tmp_path / "good [old]", greys(20, 3))
+    canvas = Image.open(folder / "7.png")
+    canvas.putalpha(Image.fromarray(np.eye(4, dtype=np.uint8) * 255))
+    canvas.save(folder / "7.png")
+    out = tmp_path / "new [b]"
+    command = [
+        sys.executable,
+        "-m",
+        "training",
+        "calibrate",
+        bundle,
+        "--data",
+        folder,
+        "--out",
+        out,
+    ]
+    done = subprocess.run(map(str, command), capture_output=True, text=True, check=True)
+    told = f"calibration: {folder / '7.png'} is partly transparent and was put on black"
+    assert done.stderr.splitlines()[0] == told
+    assert done.stdout.startswith(f"{out}  ")
 
 
 def test_few_images_are_told_what_they_cannot_promise(bundle, greys, tmp_path, monkeypatch, capsys):
