@@ -22,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -161,14 +162,20 @@ def punycode_form(site: Site) -> str:
 def line_ends(site: Site) -> str:
     """A form whose one file is line ends, compressed."""
     part = b'--b\r\ncontent-disposition: form-data; name="files"; filename="a"\r\n\r\n'
-    body = gzip.compress(part + b"\r\n" * 15_000_000 + b"\r\n--b--\r\n", 1)
+    body = _packed(part, b"\r\n", 15_000_000, b"\r\n--b--\r\n")
     return site.post("/v1/score", "multipart/form-data; boundary=b", body, "content-encoding: gzip")
 
 
 def long_numbers(site: Site) -> str:
     """Images that are numbers of thousands of digits, compressed."""
-    body = gzip.compress(b'{"images": [' + (b"9" * 4300 + b",") * 7000 + b"1]}", 1)
+    body = _packed(b'{"images": [', b"9" * 4300 + b",", 7000, b"1]}")
     return site.post("/v1/score", "application/json", body, "content-encoding: gzip")
+
+
+@cache
+def _packed(head: bytes, unit: bytes, times: int, tail: bytes) -> bytes:
+    """A body that is made once: it takes the attacker longer than the server."""
+    return gzip.compress(head + unit * times + tail, 1)
 
 
 def small_chunks(site: Site) -> str:

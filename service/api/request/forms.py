@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from typing import NamedTuple
 
 from python_multipart.multipart import parse_options_header
@@ -18,17 +19,19 @@ from service.errors import MalformedBody
 __all__ = ["Part", "parse_form"]
 
 MAX_HEAD_BYTES = 2**13  # of a part
-STEP_BYTES = 2**18  # that are searched in one turn of the event loop
+# So many bytes are searched at once, in 0.03 ms, or thirty times that where they are much like a
+# boundary; then others come first for so many times as long.
+STEP_BYTES, REST = 2**18, 3.0
 # As RFC 5987 has it, which RFC 7578 forbids and older clients send for names beyond ASCII.
 FILENAME_STAR = re.compile(rb"\bfilename\*=(?:[^';\"]*'[^';\"]*')?")
 
 
 class Part(NamedTuple):
-    """One field; filename: of a file, None where it is none."""
+    """One field; filename: of a file, None where it is none; content: a view of the body."""
 
     name: str
     filename: str | None
-    content: bytes
+    content: memoryview
 
 
 async def parse_form(body: bytes, boundary: bytes, most: int) -> list[Part]:
@@ -49,11 +52,12 @@ async def parse_form(body: bytes, boundary: bytes, most: int) -> list[Part]:
 async def _after(body: bytes, delimiter: bytes, start: int) -> int:
     """Where the next `delimiter` from `start` on ends. Raises MalformedBody."""
     while start < len(body):
+        began = time.perf_counter()
         found = body.find(delimiter, start, start + STEP_BYTES + len(delimiter))
         if found >= 0:
             return found + len(delimiter)
         start += STEP_BYTES
-        await asyncio.sleep(0)
+        await asyncio.sleep(REST * (time.perf_counter() - began))
     raise MalformedBody("the multipart body is cut off: it lacks its closing boundary")
 
 
@@ -81,5 +85,5 @@ def _part(body: bytes, start: int, stop: int) -> Part:
     return Part(
         options[b"name"].decode("utf-8", "replace"),
         None if filename is None else filename.decode("utf-8", "replace"),
-        body[end + 4 : stop],
+        memoryview(body)[end + 4 : stop],  # a copy of megabytes would hold the event loop up
     )
