@@ -47,11 +47,8 @@ def test_a_large_file_is_not_copied_and_others_have_most_of_the_time():
     body = HEAD + b"\r\n" * 8_000_000 + b"\r\n--b--\r\n"
 
     async def main():
-        searching = asyncio.ensure_future(parse_form(body, b"b", 100))
         cpu, wall = time.thread_time(), time.perf_counter()
-        while not searching.done():
-            await asyncio.sleep(0.001)
-        (part,) = await searching
+        (part,) = await parse_form(body, b"b", 100)
         assert len(part.content) == 16_000_000
         return time.thread_time() - cpu, time.perf_counter() - wall
 
