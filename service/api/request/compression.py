@@ -15,6 +15,7 @@ ENCODINGS = ("gzip", "deflate")
 PLAIN = "identity"  # the encoding of a body that has none
 WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 MAX_MEMBERS = 64
+MAX_ACCEPT_BYTES = 2**11  # that are looked at
 PIECE_BYTES, STEP_BYTES = 2**16, 2**20  # that go in, and come out, at once
 LEVEL = 1  # higher ones cost several times more, and images and floats hardly get smaller
 
@@ -82,7 +83,7 @@ def compress(body: bytes, encoding: str) -> bytes:
 def accepted_encoding(accept: str) -> str | None:
     """The member of `ENCODINGS` that an ``Accept-Encoding`` header names and likes best."""
     best, best_quality = None, 0.0
-    for part in accept.lower().split(","):
+    for part in accept[:MAX_ACCEPT_BYTES].lower().split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
         quality = _quality(parameters)
         if name in ENCODINGS and quality > best_quality:
