@@ -22,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -161,14 +162,27 @@ def punycode_form(site: Site) -> str:
 def line_ends(site: Site) -> str:
     """A form whose one file is line ends, compressed."""
     part = b'--b\r\ncontent-disposition: form-data; name="files"; filename="a"\r\n\r\n'
-    body = gzip.compress(part + b"\r\n" * 15_000_000 + b"\r\n--b--\r\n", 1)
+    body = _packed(part, b"\r\n", 15_000_000, b"\r\n--b--\r\n")
+    return site.post("/v1/score", "multipart/form-data; boundary=b", body, "content-encoding: gzip")
+
+
+def form_of_semicolons(site: Site) -> str:
+    """A form of many files, whose heads are parameters without a name, compressed."""
+    part = b'--b\r\ncontent-disposition: form-data; name="files"; filename=a'
+    body = _packed(b"", part + b";" * 8000 + b"\r\n\r\nx\r\n", 1000, b"--b--")
     return site.post("/v1/score", "multipart/form-data; boundary=b", body, "content-encoding: gzip")
 
 
 def long_numbers(site: Site) -> str:
     """Images that are numbers of thousands of digits, compressed."""
-    body = gzip.compress(b'{"images": [' + (b"9" * 4300 + b",") * 7000 + b"1]}", 1)
+    body = _packed(b'{"images": [', b"9" * 4300 + b",", 7000, b"1]}")
     return site.post("/v1/score", "application/json", body, "content-encoding: gzip")
+
+
+@cache
+def _packed(head: bytes, unit: bytes, times: int, tail: bytes) -> bytes:
+    """A body that is made once: it takes the attacker longer than the server."""
+    return gzip.compress(head + unit * times + tail, 1)
 
 
 def small_chunks(site: Site) -> str:
@@ -239,6 +253,7 @@ ATTACKS: dict[str, tuple[Callable[[Site], str], int]] = {
     "deep JSON": (deep_json, 2),
     "punycode form": (punycode_form, 2),
     "form of line ends": (line_ends, 2),
+    "form of semicolons": (form_of_semicolons, 2),
     "numbers of many digits": (long_numbers, 2),
     "chunks of a byte": (small_chunks, 2),
     "half-open connections": (half_open, 2),

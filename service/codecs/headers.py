@@ -61,7 +61,7 @@ class Header:
         return self.width * self.height
 
 
-def read_header(data: bytes, what: str, max_parts: int = MAX_PARTS) -> Header:
+def read_header(data: bytes | memoryview, what: str, max_parts: int = MAX_PARTS) -> Header:
     """The header of image file `data`; `what` names it in errors. Nothing is decoded.
 
     Raises:
@@ -69,6 +69,7 @@ def read_header(data: bytes, what: str, max_parts: int = MAX_PARTS) -> Header:
             more than `max_parts` chunks or segments.
         WrongDtype: more than 8 bits a channel, or CMYK.
     """
+    data = bytes(data)  # of a view; bytes stay what they are
     try:
         if data[:8] == PNG_MAGIC:
             return _png(data, what, max_parts)

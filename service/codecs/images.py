@@ -95,7 +95,7 @@ def read_image(
 
 
 def fit_files(
-    files: Sequence[bytes],
+    files: Sequence[bytes | memoryview],
     shape: ImageShape,
     fit: Fit,
     limits: PixelLimits,
@@ -126,7 +126,7 @@ def fit_files(
     return Fitted(images, altered, tuple(notes), limits.total - left)
 
 
-def decoding_work(files: Sequence[bytes]) -> tuple[float, list[Header]]:
+def decoding_work(files: Sequence[bytes | memoryview]) -> tuple[float, list[Header]]:
     """Pixels times passes of image `files`, and their headers.
 
     Infinite where that is not known soon, or a file is refused.

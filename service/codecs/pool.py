@@ -74,7 +74,7 @@ class DecoderPool:
 
     async def decode(
         self,
-        files: Sequence[bytes],
+        files: Sequence[bytes | memoryview],
         shape: ImageShape,
         fit: Fit,
         limits: PixelLimits,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from functools import lru_cache
 
@@ -14,6 +15,8 @@ ENCODINGS = ("gzip", "deflate")
 PLAIN = "identity"  # the encoding of a body that has none
 WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 MAX_MEMBERS = 64
+MAX_ACCEPT_BYTES = 2**11  # that are looked at
+PIECE_BYTES, STEP_BYTES = 2**16, 2**20  # that go in, and come out, at once
 LEVEL = 1  # higher ones cost several times more, and images and floats hardly get smaller
 
 
@@ -36,28 +39,33 @@ def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
     bits = WINDOW_BITS[encoding]
     if encoding == "deflate" and not _is_zlib(body):
         bits = -15  # bare deflate, as some clients take the name
-    parts: list[bytes] = []
-    rest, left = body, max_bytes
-    while not parts or (bits == 31 and rest):
-        if len(parts) > MAX_MEMBERS:
+    made = io.BytesIO()  # grows where it is; what is joined is there twice, and holds all others up
+    at = members = 0
+    while not members or (bits == 31 and at < len(body)):
+        if members == MAX_MEMBERS:
             raise MalformedBody(f"the {encoding} body has more than {MAX_MEMBERS} members")
-        stream = zlib.decompressobj(bits)
-        try:
-            parts.append(stream.decompress(rest, left + 1))
-        except zlib.error as error:
-            raise MalformedBody(f"the body is not {encoding} ({error})") from None
-        left -= len(parts[-1])
-        if left < 0:
-            raise PayloadTooLarge(
-                f"the body has more than {max_bytes} bytes when decompressed: send less in a "
-                "request"
-            )
-        if not stream.eof:
-            raise MalformedBody(f"the {encoding} body is cut off")
-        rest = stream.unused_data.lstrip(b"\0") if bits == 31 else stream.unused_data  # padding
-    if rest:
+        stream, members = zlib.decompressobj(bits), members + 1
+        while not stream.eof:
+            piece = stream.unconsumed_tail or body[at : at + PIECE_BYTES]
+            at += 0 if stream.unconsumed_tail else len(piece)
+            try:
+                some = stream.decompress(piece, min(STEP_BYTES, max_bytes - made.tell() + 1))
+            except zlib.error as error:
+                raise MalformedBody(f"the body is not {encoding} ({error})") from None
+            if not some and not piece:
+                raise MalformedBody(f"the {encoding} body is cut off")
+            if made.tell() + len(some) > max_bytes:
+                raise PayloadTooLarge(
+                    f"the body has more than {max_bytes} bytes when decompressed: send less in a "
+                    "request"
+                )
+            made.write(some)
+        at -= len(stream.unused_data)
+        if bits == 31 and body.startswith(b"\0", at):  # padding
+            at = len(body) - len(body[at:].lstrip(b"\0"))
+    if at < len(body):
         raise MalformedBody(f"the {encoding} body has bytes after its end")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return made.getvalue()
 
 
 def _is_zlib(body: bytes) -> bool:
@@ -75,7 +83,7 @@ def compress(body: bytes, encoding: str) -> bytes:
 def accepted_encoding(accept: str) -> str | None:
     """The member of `ENCODINGS` that an ``Accept-Encoding`` header names and likes best."""
     best, best_quality = None, 0.0
-    for part in accept.lower().split(","):
+    for part in accept[:MAX_ACCEPT_BYTES].lower().split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
         quality = _quality(parameters)
         if name in ENCODINGS and quality > best_quality:

@@ -8,6 +8,7 @@ become when they are decompressed.
 from __future__ import annotations
 
 import asyncio
+import io
 import math
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -89,7 +90,7 @@ class Body:
             self._held = 0
 
     async def _collect(self, receive: Receive, timeout_seconds: float) -> bytes:
-        chunks: list[bytes] = []
+        body = io.BytesIO()  # grows where it is; what is joined is there twice
         try:
             async with asyncio.timeout(timeout_seconds):
                 while True:
@@ -101,9 +102,12 @@ class Body:
                         raise PayloadTooLarge(_too_large(f"more than {self._most}", self._most))
                     if chunk:
                         self._take(len(chunk))
-                    chunks.append(chunk)
                     if not message.get("more_body", False):
-                        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                        if not body.tell():
+                            return chunk
+                        body.write(chunk)
+                        return body.getvalue()
+                    body.write(chunk)
         except TimeoutError:
             raise RequestTimeout(
                 f"the body was not complete after {timeout_seconds:g} s: send it faster, or less"

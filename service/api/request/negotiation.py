@@ -9,6 +9,7 @@ from service.errors import NotAcceptable
 __all__ = ["PROBLEM", "negotiate"]
 
 PROBLEM = "application/problem+json"
+MAX_ACCEPT_BYTES = 2**11
 
 
 @lru_cache(maxsize=256)
@@ -20,6 +21,8 @@ def negotiate(accept: str, offers: tuple[str, ...]) -> str:
     Raises:
         NotAcceptable: naming what can be made.
     """
+    if len(accept) > MAX_ACCEPT_BYTES:
+        raise NotAcceptable(f"Accept has more than {MAX_ACCEPT_BYTES} bytes: name fewer types")
     ranges = [_range(part) for part in accept.split(",") if part.strip()] or [("*/*", 1.0)]
     best, best_rank = "", (0.0, 0, 0)
     for place, offer in enumerate(offers):

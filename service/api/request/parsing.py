@@ -6,7 +6,7 @@ What can be counted is, before it is parsed: JSON values, form fields, images.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -49,7 +49,7 @@ SEVERAL = ("temperature", "resample", "keep", "seeds", "altered")  # times in a 
 class Files:
     """Image files, and what to call them in errors."""
 
-    contents: list[bytes]
+    contents: Sequence[bytes | memoryview]
     names: list[str] | None = None
 
 
@@ -181,7 +181,7 @@ async def _parse_form(
             "this header"
         )
     fields: list[tuple[str, str]] = []
-    files: list[bytes] = []
+    files: list[memoryview] = []
     names: list[str] = []
     for part in await parse_form(body, parameters[b"boundary"], max_items + MAX_FIELDS):
         if part.filename is None:
@@ -209,4 +209,4 @@ def _text(part: Part) -> str:
             f"the form field {part.name[:60]!r} has more than {MAX_FIELD_BYTES} bytes: an image "
             "needs a filename"
         )
-    return part.content.decode("utf-8", "replace")
+    return str(part.content, "utf-8", "replace")

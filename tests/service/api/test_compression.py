@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 import zlib
 
+import numpy as np
 import pytest
 
 from service.api.request.compression import (
@@ -49,6 +51,27 @@ def test_a_bomb_is_not_set_off():
     assert len(bomb) < 10**5 * 2
     with pytest.raises(PayloadTooLarge):
         decompress(bomb, "gzip", 10**6)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, bare])
+@pytest.mark.parametrize("content", ["dense", "light", "mixed"])
+def test_megabytes_are_read_in_pieces_and_are_there_once(pack, content):
+    dense = np.random.default_rng(0).bytes(2_500_000)
+    light = b"\r\n" * 8_000_000
+    data = {"dense": dense, "light": light, "mixed": dense + light + dense}[content]
+    encoding, body = "gzip" if pack is gzip.compress else "deflate", pack(data)
+    tracemalloc.start()
+    try:
+        made = decompress(body, encoding, len(data))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert made == data
+    assert most < 1.2 * len(data) + 3 * 2**20  # zlib's join made it twice
+    with pytest.raises(PayloadTooLarge):
+        decompress(body, encoding, len(data) - 1)
+    with pytest.raises(MalformedBody, match="cut off"):
+        decompress(body[: len(body) // 2], encoding, len(data))
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])

@@ -27,7 +27,28 @@ def form(charset, value=b"x"):
 LINE_ENDS = b'--b\r\nContent-Disposition: form-data; name="files"; filename=a\r\n\r\n'
 LINE_ENDS += b"\r\n" * 2**22 + b"\r\n--b--"
 
+
+def files(disposition):
+    """A form of many files with such a Content-Disposition, and perhaps other headers."""
+    part = b'--b\r\nContent-Disposition: form-data; name="files"; filename=a%b\r\n\r\nx\r\n'
+    body = part % disposition * 280 + b"--b--"
+    return "/v1/score", body, {"content-type": "multipart/form-data; boundary=b"}
+
+
 ATTACKS = {
+    "many files with semicolons": (*files(b";" * 8000), 400),
+    "many files with parameters": (*files(b"; a=b" * 1500), 400),
+    "many files with a few long parameters": (*files(b"; a*0=" + b"'" * 1900), 422),
+    "many files of many names": (
+        *files(b'\r\nContent-Disposition: form-data; name="files"; filename=b' * 120),
+        422,
+    ),
+    "many files of many headers": (*files(b"\r\nx:y" * 1500), 422),
+    "an Accept of 60 kB": ("/v1/score", b"", {"accept": "a," * 30_000}, 406),
+    "an Accept-Encoding of 60 kB": (
+        *("/v1/score", b"", {"accept-encoding": "gzip;q=.1," * 6000}),
+        415,
+    ),
     "a file of line ends": (
         *("/v1/score", LINE_ENDS, {"content-type": "multipart/form-data; boundary=b"}),
         422,
