@@ -27,7 +27,7 @@ from training.runs.checkpoint import load_run
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "service" / "bundles" / "mnist"
 RUN = ROOT / "training" / "checkpoints" / "mnist-flow"
-CHECKPOINT = RUN / "checkpoints" / "step-00154869"  # the run has gone on since
+CHECKPOINT = RUN / "checkpoints" / "step-00185328"
 DIGITS = np.load(ROOT / "tests" / "data" / "mnist_sample.npz")
 
 
