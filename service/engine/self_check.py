@@ -28,7 +28,7 @@ FLOAT32 = 1e-5
 FLOAT32_OF = {"prior_eps": 1e-4}
 # Nats are sums of many terms, with an error of their own size and one of what cancelled.
 NATS = frozenset({"log_weight", "log_px_z", "kl"})
-NATS_ATOL = 0.01
+NATS_ATOL = 0.003
 
 
 def canary_problem(got: Arrays, wanted: Arrays, rtol: float, atol: float) -> str | None:
