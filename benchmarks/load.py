@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from benchmarks.server import Server
 
+OPENING_SECONDS = 0.5  # in which the connections of `arriving` are made
+OPENING_SECONDS = 0.5  # in which the connections of `arriving` are made
 GOOD_SECONDS = 1.0  # an answer that takes longer is not counted as goodput
 MOST_CONNECTIONS = 1000  # of arrivals; each sends at its part of the rate,
 INTERVAL_SECONDS = 0.5  # so often where they suffice
@@ -153,6 +155,7 @@ def _figures(lines: NDArray[np.float64]) -> Figures:
         "goodput": float((ok & (took <= GOOD_SECONDS)).sum()) / seconds,
         **_times("", took[ok]),
         **_times("refused_", took[refused]),
+        **_times("later_refused_", took[refused & (starts >= starts.min() + OPENING_SECONDS)]),
     }
 
 

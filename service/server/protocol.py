@@ -320,7 +320,7 @@ class BoundedHttp(HttpToolsProtocol):
         lines += [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
         if not cycle.keep_alive:
             lines.append(b"connection: close\r\n")
-        self.transport.write(b"".join((*lines, b"\r\n", body)))
+        self.transport.write_whole(b"".join((*lines, b"\r\n", body)))
         cycle.response_started = cycle.response_complete = True
         if not cycle.keep_alive:
             self.transport.close()

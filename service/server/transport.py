@@ -42,6 +42,11 @@ class ClosedByProtocol(asyncio.Transport):
             self._held = bytes(data)
             self._loop.call_soon(self._flush)
 
+    def write_whole(self, data: bytes) -> None:
+        """Send `data` now, which nothing follows that could go with it."""
+        self._flush()
+        self.real.write(data)
+
     def close(self) -> None:
         """Ask the protocol to end the connection."""
         self._flush()

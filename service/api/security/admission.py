@@ -11,12 +11,13 @@ one that takes all it gets fills half, and the others find room.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
 
 from starlette.types import Scope
 
-from service.api.response.problems import PROBLEMS, document_of, problem_headers, problem_of
+from service.api.response.problems import PROBLEMS, document_of, problem_headers
 from service.api.security.middleware import SECURITY_HEADERS, request_id
 from service.errors import BadRequest, Overloaded, QuotaExceeded
 from service.metrics import Metrics
@@ -26,8 +27,10 @@ __all__ = ["Admission", "Quota", "Shares", "caller_of"]
 Headers = list[tuple[bytes, bytes]]
 OPERATION_PATHS = ("/v1/", "/v2/models/")
 MINUTE = 60.0
+FULL = PROBLEMS[Overloaded]
 MAX_HOLDERS = 4096  # of quotas; then those who owe nothing are forgotten
 ADMINISTRATION = "/v1/admin/"
+NAME = b"{request id}"  # stands where it will
 
 
 def caller_of(scope: Scope) -> tuple[str, str]:
@@ -178,21 +181,16 @@ class Admission:
 
     def whole_refusal(self, scope: Scope) -> tuple[int, Headers, bytes]:
         """Status, headers and body of a refusal, which is counted."""
-        error = self._full()
-        name, operation = request_id(scope), scope["path"].rpartition("/")[2]
+        error, path = self._full(), scope["path"]
+        operation = path.rpartition("/")[2]
         if operation not in self._operations:  # a metric's labels are not for callers to choose
             operation = ""
-        scope.setdefault("state", {})["request_id"] = name.decode("ascii")
-        self._metrics.request(operation, "", problem_of(error).type, seconds=0.0)
-        body, media_type = document_of(error, scope)
-        headers = [
-            (b"content-type", media_type.encode("ascii")),
-            (b"content-length", b"%d" % len(body)),
-            *((k.encode("ascii"), v.encode("ascii")) for k, v in problem_headers(error).items()),
-            (b"x-request-id", name),
-            *SECURITY_HEADERS,
-        ]
-        return problem_of(error).status, headers, body
+        self._metrics.request(operation, "", FULL.type, seconds=0.0)
+        name = request_id(scope)
+        headers, parts = _prepared(str(error), path, problem_headers(error)["retry-after"])
+        body = name.join(parts)
+        named = [(b"content-length", b"%d" % len(body)), (b"x-request-id", name)]
+        return FULL.status, named + headers, body
 
     def _full(self) -> Overloaded:
         return Overloaded(
@@ -200,3 +198,17 @@ class Admission:
             "than are free: send the request again later",
             self._slots.held * self._seconds_each,
         )
+
+
+@functools.lru_cache(64)
+def _prepared(detail: str, path: str, retry_after: str) -> tuple[Headers, list[bytes]]:
+    """Headers of a refusal, and its body before and behind the request's id: made for each, they
+    would take the time of those that were taken."""
+    scope = {"path": path, "state": {"request_id": NAME.decode("ascii")}}
+    body, media_type = document_of(Overloaded(detail), scope)
+    headers = [
+        (b"content-type", media_type.encode("ascii")),
+        (b"retry-after", retry_after.encode("ascii")),
+        *SECURITY_HEADERS,
+    ]
+    return headers, body.rsplit(NAME, 1)
