@@ -18,7 +18,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from service.errors import (
     DeadlineExceeded,
@@ -31,7 +31,10 @@ from service.errors import (
 from service.scheduler.batching import Batcher
 from service.scheduler.queue import FairQueue
 from service.scheduler.work import Job, Piece, Work
-from service.scheduler.workers import Batch, BatchEngine, Runner, WorkerPool, as_error
+from service.scheduler.workers import Batch, Runner, WorkerPool, as_error
+
+if TYPE_CHECKING:
+    from service.engine.base import EngineBase
 
 __all__ = ["CostModel", "Scheduler", "SchedulerObserver"]
 
@@ -110,7 +113,7 @@ class Scheduler:
 
     def __init__(
         self,
-        engine: BatchEngine,
+        engine: EngineBase,
         batchers: Mapping[str, Batcher],
         *,
         max_batch_rows: int,

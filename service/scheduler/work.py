@@ -24,6 +24,7 @@ __all__ = [
     "EvidenceWork",
     "ImageNoise",
     "Job",
+    "Keys",
     "Noise",
     "NoiseKeys",
     "Piece",
@@ -49,30 +50,7 @@ class Rows(Protocol):
         ...
 
 
-class Work(Protocol):
-    """A request's rows for one operation.
-
-    operation: which graph computes it; rows: how many it has; image_count: of how many images, what
-    is computed once for each of them.
-    """
-
-    @property
-    def operation(self) -> str: ...  # noqa: D102 - said above
-    @property
-    def rows(self) -> int: ...  # noqa: D102
-    @property
-    def image_count(self) -> int: ...  # noqa: D102
-
-
 Keys = tuple[U64, U64, U64]  # seeds, streams and purposes of rows, uint64 [n] each
-
-
-class Noise(Protocol):
-    """What the noise of each row of a work is a function of."""
-
-    def cut(self, start: int, stop: int) -> Keys:
-        """Of rows `start` to `stop`."""
-        ...
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -84,7 +62,7 @@ class NoiseKeys:
     purpose: Purpose
 
     def cut(self, start: int, stop: int) -> Keys:
-        """Of rows `start` to `stop`."""
+        """Keys of rows `start` to `stop`."""
         purposes = np.full(stop - start, int(self.purpose), dtype=np.uint64)
         return self.seeds[start:stop], self.streams[start:stop], purposes
 
@@ -97,7 +75,7 @@ class Positions:
     first: int = 0
 
     def cut(self, start: int, stop: int) -> Keys:
-        """Of rows `start` to `stop`."""
+        """Keys of rows `start` to `stop`."""
         first, rows = self.first + start, stop - start
         seeds = np.full(rows, self.seed, dtype=np.uint64)
         streams = np.arange(first, first + rows, dtype=np.uint64)
@@ -115,11 +93,14 @@ class ImageNoise:
     images: U8
 
     def cut(self, start: int, stop: int) -> Keys:
-        """Of rows `start` to `stop`."""
+        """Keys of rows `start` to `stop`."""
         rows = stop - start
         seeds = np.full(rows, self.seed, dtype=np.uint64)
         purposes = np.full(rows, int(Purpose.IMAGE), dtype=np.uint64)
         return seeds, image_keys(self.images[start:stop]), purposes
+
+
+Noise = NoiseKeys | Positions | ImageNoise  # what the noise of each row of a work is a function of
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -223,6 +204,11 @@ class EvidenceWork(ScoreWork):
 
     __slots__ = ()
     operation: ClassVar[str] = "evidence"
+
+
+# A request's rows for one operation: which graph computes it, how many rows it has, and of how many
+# images, what is computed once for each of them.
+Work = SampleWork | DecodeWork | EncodeWork | ScoreWork
 
 
 class Job:
