@@ -16,20 +16,21 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service import estimators
 from service.bundle import Bundle, CalibrationSpec, load_bundle
+from service.engine import make_engine
 from service.engine.base import EngineBase
+from service.engine.hardware import available_cores
 from service.engine.options import EngineOptions
 from service.errors import InvalidInput, WrongDtype, WrongShape
 from service.noise import Purpose, image_keys
 from service.operations import checks
 from service.operations.latents import GreatCircle, edited, first_eps, resampled_groups
-from service.operations.load import assemble
 from service.operations.results import (
     AnomalyMaps,
     Images,
@@ -38,8 +39,10 @@ from service.operations.results import (
     Rendered,
     Scores,
 )
+from service.scheduler.batching import batchers
 from service.scheduler.scheduler import Scheduler, SchedulerObserver
 from service.scheduler.work import (
+    Asked,
     DecodeWork,
     EncodeWork,
     EvidenceWork,
@@ -67,6 +70,9 @@ T = TypeVar("T")
 AT_ZERO = "encoded at eps = 0, the centre of the posterior: give a seed to draw from it"
 INLINE_IMAGES = 4  # more are judged beside the event loop
 DRAWN_WITH_0 = "pixels drawn with seed 0, as none was given"
+# A run of no more than this is over before two changes of threads would have paid; while the event
+# loop computes it, nobody else is there to wait.
+DIRECT_SECONDS = 0.002
 
 
 class Model:
@@ -102,13 +108,21 @@ class Model:
         Raises BundleError, or ProviderUnavailable where what was demanded is not there.
         """
         bundle = load_bundle(path)
-        made, scheduler = assemble(
-            bundle,
-            replace(engine or EngineOptions(), **changes),
-            workers=workers,
-            max_batch_rows=max_batch_rows,
+        options = replace(engine or EngineOptions(), **changes)
+        streams = workers or max(1, available_cores() // options.threads)
+        made = make_engine(bundle, options)
+        # On a CPU as many batches run as there are cores, each on one thread. A GPU has one at a
+        # time, and while it computes, one more is assembled, its noise by all cores.
+        several = made.concurrency
+        scheduler = Scheduler(
+            made,
+            batchers(bundle.manifest, 1 if several else streams),
+            max_batch_rows=min(made.max_rows, max_batch_rows or made.max_rows),
             max_queue_rows=max_queue_rows,
+            workers=streams if several else 1,
+            prefetch=0 if several else 1,
             hang_seconds=hang_seconds,
+            direct_seconds=DIRECT_SECONDS if several else 0.0,
             observer=observe(bundle.manifest.name) if observe else None,
         )
         if bundle.reference is not None:
@@ -182,11 +196,9 @@ class Model:
             resolved=resolved,
         )
 
-    async def draw(
-        self, work: SampleWork, *, caller: str = "", deadline: float | None = None
-    ) -> Images:
+    async def draw(self, work: SampleWork, **asked: Unpack[Asked]) -> Images:
         """The images of `work`, which `sampling` made."""
-        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        job = await self.scheduler.submit(work, **asked)
         return _images(job, work.resolved)
 
     async def sample(
@@ -205,8 +217,7 @@ class Model:
         seeds: Sequence[int],
         *,
         temperature: NDArray[Any],
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> Rendered:
         """The first image of each seed; temperature: ``[n, G]``. Means, their pixels, and draws."""
         checks.count("the number of seeds", len(seeds))
@@ -218,12 +229,8 @@ class Model:
             np.zeros(len(seeds), dtype=np.uint64),
             Purpose.SAMPLE,
         )
-        work = SampleWork(
-            keys=keys,
-            temperature=np.array(heats, dtype=np.float32),
-            output="both",
-        )
-        return _rendered(await self.scheduler.submit(work, caller=caller, deadline=deadline))
+        work = SampleWork(keys=keys, temperature=np.array(heats, np.float32), output="both")
+        return _rendered(await self.scheduler.submit(work, **asked))
 
     async def decode(
         self,
@@ -231,8 +238,7 @@ class Model:
         *,
         output: Output = "mean",
         seed: int | None = None,
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> Images:
         """Images of `latents` float32 ``[n, D]``; seed: for drawing pixels, None draws one."""
         if output != "draw":
@@ -240,7 +246,7 @@ class Model:
         elif seed is None:
             seed = checks.drawn_seed()
         work = self._decoding(latents, output, seed or 0)
-        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        job = await self.scheduler.submit(work, **asked)
         return _images(job, {"output": output, "seed": seed})
 
     async def decode_each(
@@ -248,23 +254,21 @@ class Model:
         latents: NDArray[Any],
         *,
         seed: int = 0,
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> Rendered:
         """Means, their pixels, and draws of `latents` float32 ``[n, D]``."""
         work = self._decoding(latents, "both", seed)
-        return _rendered(await self.scheduler.submit(work, caller=caller, deadline=deadline))
+        return _rendered(await self.scheduler.submit(work, **asked))
 
     async def encode(
         self,
         images: U8,
         *,
         seed: int | None = None,
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> Latents:
         """Latents of `images` uint8 ``[n, C, H, W]``: drawn with `seed`, or at eps = 0."""
-        job = await self._encode(images, seed, caller, deadline)
+        job = await self._encode(images, seed, **asked)
         return Latents(
             latents=job.arrays["z"],
             prior_eps=job.arrays["prior_eps"],
@@ -284,8 +288,7 @@ class Model:
         fdr: float | None = None,
         altered: NDArray[np.bool_] | None = None,
         verdict: bool = True,
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> Scores:
         """Log-likelihoods of `images` uint8 ``[n, C, H, W]`` and how unusual they are.
 
@@ -302,7 +305,7 @@ class Model:
         reference = self.bundle.reference if verdict else None
         if reference is not None and k in reference.distances:
             work = EvidenceWork(images=images, seed=work.seed, samples=k)
-        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        job = await self.scheduler.submit(work, **asked)
         log_weight = job.arrays["log_weight"].reshape(len(images), -1)  # [n, K]
         kl = job.arrays["kl"].reshape(*log_weight.shape, -1)  # [n, K, G]
         found = estimators.estimate(log_weight)
@@ -360,8 +363,7 @@ class Model:
         *,
         seed: int | None = None,
         boxes: int = 3,
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> AnomalyMaps:
         """Where `images` uint8 ``[n, C, H, W]`` are unlike what the model expects of each.
 
@@ -377,7 +379,7 @@ class Model:
         self._check(images)
         seed = self.manifest.scoring.default_seed if seed is None else checks.seed(seed)
         work = EvidenceWork(images=images, seed=seed, samples=1)
-        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        job = await self.scheduler.submit(work, **asked)
         residual = job.arrays["residual"]
         return AnomalyMaps(
             maps=await _aside(len(images), reference.map, residual),
@@ -395,12 +397,11 @@ class Model:
         *,
         importance_samples: int | None = None,
         seed: int | None = None,
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> LogLikelihoods:
         """The log-likelihoods of `score`, without what follows from them."""
         work = self._weighing(images, importance_samples, seed)
-        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        job = await self.scheduler.submit(work, **asked)
         log_weight = job.arrays["log_weight"].reshape(len(images), -1)
         return LogLikelihoods(
             nats=estimators.log_likelihoods(log_weight),
@@ -415,17 +416,13 @@ class Model:
         *,
         seed: int | None = None,
         output: Output = "mean",
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> Images:
         """Images decoded from the latents of `images`; drawn pixels without a seed are seed 0's."""
-        coded = await self._encode(images, seed, caller, deadline)
-        work = DecodeWork(
-            z=coded.arrays["z"],
-            keys=ImageNoise(seed or 0, images),
-            output=checks.output(output),
-        )
-        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        coded = await self._encode(images, seed, **asked)
+        keys = ImageNoise(seed or 0, images)
+        work = DecodeWork(z=coded.arrays["z"], keys=keys, output=checks.output(output))
+        job = await self.scheduler.submit(work, **asked)
         return _images(job, {"output": output, "seed": seed}, coded, _notes(seed, output))
 
     async def interpolate(
@@ -436,8 +433,7 @@ class Model:
         seeds: Sequence[int] = (),
         seed: int | None = None,
         output: Output = "mean",
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> Images:
         """`n` images from one end to the other, both included; the ends are `images`, then `seeds`.
 
@@ -451,17 +447,13 @@ class Model:
         ends = [first_eps(seeds, latent.dim)]
         coded = None
         if images is not None and len(images):
-            coded = await self._encode(images, seed, caller, deadline)
+            coded = await self._encode(images, seed, **asked)
             ends.insert(0, coded.arrays["prior_eps"])
         way = GreatCircle(np.concatenate(ends), n)
         heats = np.ones((n, len(latent.groups)), dtype=np.float32)
-        work = SampleWork(
-            keys=Positions(seed or 0),
-            temperature=heats,
-            output=checks.output(output),
-            eps=way,
-        )
-        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        keys = Positions(seed or 0)
+        work = SampleWork(keys=keys, temperature=heats, output=checks.output(output), eps=way)
+        job = await self.scheduler.submit(work, **asked)
         notes = _notes(seed, output, encoded=coded is not None)
         return _images(job, {"output": output, "seed": seed}, coded, notes)
 
@@ -505,23 +497,13 @@ class Model:
     def _decoding(self, latents: NDArray[Any], output: Pixels, seed: int) -> DecodeWork:
         checks.latents(latents, self.manifest.latent.dim)
         keys = Positions(checks.seed(seed))
-        return DecodeWork(
-            z=latents,
-            keys=keys,
-            output=checks.output(output),
-        )
+        return DecodeWork(z=latents, keys=keys, output=checks.output(output))
 
-    async def _encode(
-        self,
-        images: U8,
-        seed: int | None,
-        caller: str,
-        deadline: float | None,
-    ) -> Job:
+    async def _encode(self, images: U8, seed: int | None, **asked: Unpack[Asked]) -> Job:
         self._check(images)
         chosen = None if seed is None else checks.seed(seed)
         work = EncodeWork(images=images, seed=chosen)
-        return await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        return await self.scheduler.submit(work, **asked)
 
 
 async def _aside(images: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -10,7 +10,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from service.engine.arrays import Arrays
 from service.noise import Purpose, image_keys
 
 __all__ = [
+    "Asked",
     "DecodeWork",
     "EncodeWork",
     "EvidenceWork",
@@ -209,6 +210,14 @@ class EvidenceWork(ScoreWork):
 # A request's rows for one operation: which graph computes it, how many rows it has, and of how many
 # images, what is computed once for each of them.
 Work = SampleWork | DecodeWork | EncodeWork | ScoreWork
+
+
+class Asked(TypedDict, total=False):
+    """caller: whose turn a work is counted as, one's works wait in one line; deadline: until when
+    its answer is of use, on the clock of `time.monotonic`."""
+
+    caller: str
+    deadline: float | None
 
 
 class Job:

@@ -10,9 +10,8 @@ import pytest
 
 from service import noise as noise_module
 from service.engine.cuda_engine import CudaEngine
-from service.engine.options import EngineOptions
 from service.noise import Normal, Purpose, image_keys, normal, uniform
-from service.operations import load
+from service.operations import model as model_module
 from service.scheduler import batching
 from service.scheduler.batching import batchers
 from service.scheduler.work import (
@@ -158,12 +157,11 @@ def test_all_cores_make_noise_for_a_gpu(loaded, monkeypatch):
         asked.append(threads)
         return batchers(manifest, threads)
 
-    monkeypatch.setattr(load, "batchers", noted)
-    limits = {"max_batch_rows": None, "max_queue_rows": 100, "hang_seconds": 9, "observer": None}
+    monkeypatch.setattr(model_module, "batchers", noted)
     rehearsed = CudaEngine(loaded.bundle, memory="cpu", max_rows=8)
     for engine in (rehearsed, loaded.engine):
-        monkeypatch.setattr(load, "make_engine", lambda *_, engine=engine: engine)
-        load.assemble(loaded.bundle, EngineOptions(), workers=4, **limits)
+        monkeypatch.setattr(model_module, "make_engine", lambda *_, engine=engine: engine)
+        model_module.Model.load(loaded.bundle.path, workers=4)
     assert asked == [4, 1]
 
 
