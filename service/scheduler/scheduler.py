@@ -187,7 +187,7 @@ class Scheduler:
         self._admit(job, deadline)
         self._jobs.add(job)
         try:
-            is_quick = self._is_alone() and self._is_quick(job)
+            is_quick = self._is_quick(job)
             if is_quick:
                 await asyncio.sleep(0)  # whoever else is ready in this turn shares the batch
             if is_quick and self._is_alone():
@@ -241,9 +241,11 @@ class Scheduler:
         return len(self._jobs) == 1 and not self._flying
 
     def _is_quick(self, job: Job) -> bool:
-        """Whether nobody loses anything while the event loop computes `job`."""
+        """Whether nobody loses anything while the event loop computes `job`, which is alone."""
         known = self._cost.each.get(job.operation)
-        if known is None or job.rows > self._capacity[job.operation]:
+        if known is None or len(self._jobs) > 1 or self._flying:
+            return False
+        if job.rows > self._capacity[job.operation]:
             return False
         return known * (job.rows + job.images) / 2.0 <= self._direct_seconds
 

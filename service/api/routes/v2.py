@@ -14,7 +14,7 @@ from service.api.openapi import (
     inference_error,
     timeout_parameter,
 )
-from service.api.operation_route import OperationRequest
+from service.api.request.limits import OperationRequest
 from service.api.response.rendering import Answer
 from service.api.state import AppState
 from service.api.v2.infer import BINARY, HEADER_LENGTH, InferRoute, compute

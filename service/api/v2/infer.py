@@ -8,9 +8,14 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Send
 
-from service.api.operation_route import OperationRequest, OperationRoute
+from service.api.operation_route import OperationRoute
 from service.api.request.compression import accepted_encoding, compress
-from service.api.request.limits import INLINE_BYTES, Body, timeout_of, while_connected
+from service.api.request.limits import (
+    INLINE_BYTES,
+    OperationRequest,
+    timeout_of,
+    while_connected,
+)
 from service.api.response.rendering import Answer
 from service.api.state import AppState
 from service.api.v2.codec import InferRequest, encode_response, parse_request
@@ -38,19 +43,14 @@ class InferRoute(OperationRoute):
         super().__init__(path, endpoint, shared, **declared)
         self._models = models
 
-    async def answer(self, request: OperationRequest, body: Body, send: Send) -> Answer:
+    async def answer(self, request: OperationRequest, send: Send) -> Answer:
         """Find the model, read, compute, send."""
         headers, settings, named = request.headers, request.settings, request.path_params
         loaded, infer = self._models.find(named["model"], named.get("version"))
         request.operation = infer.operation
         with loaded as request.model:
             request.deadline = time.monotonic() + timeout_of(headers, settings.timeout_seconds)
-            request.payload = await body.read(
-                headers,
-                request.receive,
-                timeout_seconds=settings.body_timeout_seconds,
-                beside=request.beside,
-            )
+            request.payload = await request.read()
             request.shared.admission.enter(request.holder)
             try:
                 async with while_connected(request.receive):

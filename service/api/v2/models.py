@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.operation_route import OperationRequest
 from service.api.request.inputs import check_count
+from service.api.request.limits import OperationRequest
 from service.api.v2.codec import InferRequest, InferResponse
 from service.api.v2.tensors import Datatype, TensorInfo
 from service.bundle import Manifest
@@ -97,8 +97,7 @@ async def _score(request: OperationRequest, model: Model, infer: InferRequest) -
         alpha=_share(infer, "alpha"),
         fdr=_share(infer, "fdr"),
         verdict=any(wanted.info.name in VERDICT for wanted in infer.outputs),
-        caller=request.caller,
-        deadline=request.deadline,
+        **request.asked,
     )
     outputs: dict[str, NDArray[Any]] = {
         name: getattr(scores, name).astype(np.float32) for name in (*ESTIMATES, "p_value")
@@ -133,8 +132,7 @@ async def _sample(request: OperationRequest, model: Model, infer: InferRequest) 
     drawn = await model.sample_each(
         seeds.tolist(),
         temperature=np.repeat(heats[:, None], groups, axis=1),
-        caller=request.caller,
-        deadline=request.deadline,
+        **request.asked,
     )
     outputs: dict[str, NDArray[Any]] = {
         "image": drawn.images,
@@ -149,7 +147,7 @@ async def _encode(request: OperationRequest, model: Model, infer: InferRequest) 
     check_count("images", len(images), request.settings.max_images)
     seeded = "seed" in infer.parameters
     seed = _integer(infer, "seed", 0) if seeded else None
-    coded = await model.encode(images, seed=seed, caller=request.caller, deadline=request.deadline)
+    coded = await model.encode(images, seed=seed, **request.asked)
     parameters = {"seed": seed} if seeded else {}
     return InferResponse(outputs={"z": coded.latents}, parameters=parameters, result=coded)
 
@@ -157,7 +155,7 @@ async def _encode(request: OperationRequest, model: Model, infer: InferRequest) 
 async def _decode(request: OperationRequest, model: Model, infer: InferRequest) -> InferResponse:
     latents = infer.inputs["z"]
     check_count("latents", len(latents), request.settings.max_images)
-    decoded = await model.decode_each(latents, caller=request.caller, deadline=request.deadline)
+    decoded = await model.decode_each(latents, **request.asked)
     return InferResponse(outputs={"mean": decoded.mean}, parameters={}, result=decoded)
 
 

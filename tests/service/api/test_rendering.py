@@ -51,7 +51,7 @@ def scores():
 
 def test_scores(scores):
     untouched = fitted(False, False, False)
-    answer = render_scores(scores, {}, fitted=untouched, kl_groups=("a", "b"))
+    answer = render_scores(scores, JSON, {}, fitted=untouched, kl_groups=("a", "b"))
     results = json.loads(answer.body, parse_constant=pytest.fail)["results"]
     assert [r["log_likelihood_nats"] for r in results] == [-1.5, None, None]
     assert [r["status"] for r in results] == ["ok", "non_finite", "non_finite"]
