@@ -24,7 +24,7 @@ from service.codecs import JSON
 from service.errors import InvalidInput
 from service.operations.results import Result
 
-__all__ = ["BINARY", "HEADER_LENGTH", "InferRoute", "compute"]
+__all__ = ["BINARY", "HEADER_LENGTH", "InferRoute"]
 
 HEADER_LENGTH = "inference-header-content-length"
 BINARY = "application/octet-stream"
@@ -54,13 +54,12 @@ class InferRoute(OperationRoute):
             request.shared.admission.enter(request.holder)
             try:
                 async with while_connected(request.receive):
-                    answer = await self._endpoint(request, **named)
-                    return await self.send(answer, request, send)
+                    return await self.send(await _computed(request, infer), request, send)
             finally:
                 request.shared.admission.leave(request.holder)
 
 
-async def compute(request: OperationRequest, infer: InferModel) -> Answer:
+async def _computed(request: OperationRequest, infer: InferModel) -> Answer:
     """Parse the body of `request`, run `infer`, encode."""
     assert isinstance(request.payload, bytes)  # noqa: S101 - the route has read it
     asked = parse_request(

@@ -33,7 +33,7 @@ UNDECIDED = -1  # where JSON has null; else 1 or 0
 Run = Callable[[OperationRequest, Model, InferRequest], Awaitable[InferResponse]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class InferModel:
     """A model as the protocol sees it; `parameters` are those that a request may have."""
 
@@ -96,7 +96,7 @@ async def _score(request: OperationRequest, model: Model, infer: InferRequest) -
         seed=_integer(infer, "seed", scoring.default_seed),
         alpha=_share(infer, "alpha"),
         fdr=_share(infer, "fdr"),
-        verdict=any(wanted.info.name in VERDICT for wanted in infer.outputs),
+        verdict=any(info.name in VERDICT for info, _ in infer.outputs),
         **request.asked,
     )
     outputs: dict[str, NDArray[Any]] = {
@@ -134,11 +134,8 @@ async def _sample(request: OperationRequest, model: Model, infer: InferRequest) 
         temperature=np.repeat(heats[:, None], groups, axis=1),
         **request.asked,
     )
-    outputs: dict[str, NDArray[Any]] = {
-        "image": drawn.images,
-        "draw": drawn.draw,
-        "mean": drawn.mean,
-    }
+    outputs: dict[str, NDArray[Any]]
+    outputs = {"image": drawn.images, "draw": drawn.draw, "mean": drawn.mean}
     return InferResponse(outputs=outputs, parameters={}, result=drawn)
 
 
@@ -206,14 +203,6 @@ def _infer_models(manifest: Manifest) -> dict[str, InferModel]:
         "decode": ((z,), (mean,), none, _decode),
     }
     return {
-        operation: InferModel(
-            name=f"{manifest.name}.{operation}",
-            operation=operation,
-            version=manifest.version,
-            inputs=inputs,
-            outputs=outputs,
-            parameters=parameters,
-            run=run,
-        )
-        for operation, (inputs, outputs, parameters, run) in signatures.items()
+        operation: InferModel(f"{manifest.name}.{operation}", operation, manifest.version, *rest)
+        for operation, rest in signatures.items()
     }
