@@ -323,26 +323,19 @@ class Model:
         anomalous, status = decide(p_value, found.finite, strangers, level, n)
         if judged and (k, work.seed) == (scoring.default_importance_samples, scoring.default_seed):
             await self._watch(images, p_value, strangers)
-        estimator = "elbo" if k == 1 else "importance_weighted"
         return Scores(
-            log_likelihood_nats=found.log_likelihood_nats,
+            **vars(found),
             bits_per_dim=found.log_likelihood_nats
             * (-1.0 / (self.manifest.image.dims * math.log(2.0))),
-            elbo_nats=found.elbo_nats,
-            standard_error_nats=found.standard_error_nats,
-            effective_sample_size=found.effective_sample_size,
             p_value=p_value,
             anomalous=anomalous,
             discovery=discovered(known, fdr),
             status=status,
             evidence={} if judged is None else judged.parts,
             kl_nats=kl.mean(axis=1, dtype=np.float64) if k > 1 else kl[:, 0].astype(np.float64),
-            estimator=estimator,
-            importance_samples=k,
-            alpha=level,
             seed=work.seed,
             resolved={
-                "estimator": estimator,
+                "estimator": "elbo" if k == 1 else "importance_weighted",
                 "importance_samples": k,
                 "seed": work.seed,
                 "alpha": level,

@@ -41,9 +41,6 @@ def scores():
         discovery=[None, None, None],
         evidence={"log_likelihood": np.array([0.25, NAN, NAN])},
         status=["ok", "non_finite", "non_finite"],
-        estimator="elbo",
-        importance_samples=1,
-        alpha=0.01,
         kl_nats=np.array([[1.0, 2.0], [INF, 2.0], [NAN, NAN]]),
         **TIMING,
     )
