@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import estimators
-from service.bundle import Bundle, CalibrationSpec, load_bundle
+from service.bundle import Bundle, load_bundle
 from service.engine import make_engine
 from service.engine.base import EngineBase
 from service.engine.hardware import available_cores
@@ -85,6 +85,9 @@ class Model:
         self.provider, self.precision = engine.provider, engine.precision
         reference = bundle.reference
         self.drift = None if reference is None else Drift(reference.images)
+        spec = bundle.manifest.calibration
+        # What an answer says of the images that it compares with.
+        self._calibration = spec and {"name": spec.split, "images": spec.images, "date": spec.date}
 
     @classmethod
     def load(
@@ -343,7 +346,7 @@ class Model:
                 if n and spec and spec.folds == 1
                 else None,
                 "fdr": fdr,
-                "calibration": _calibration(spec),
+                "calibration": self._calibration if judged is not None else None,
             },
             notes=(*found.notes, *fdr_notes(len(images), fdr, n)),
             queue_seconds=job.queue_seconds,
@@ -378,7 +381,7 @@ class Model:
             maps=await _aside(len(images), reference.map, residual),
             boxes=await _aside(len(images), reference.largest_boxes, residual, boxes),
             seed=seed,
-            resolved={"seed": seed, "calibration": _calibration(self.manifest.calibration)},
+            resolved={"seed": seed, "calibration": self._calibration},
             notes=map_notes(len(self.manifest.latent.groups)),
             queue_seconds=job.queue_seconds,
             compute_seconds=job.compute_seconds,
@@ -504,11 +507,6 @@ async def _aside(images: int, function: Callable[P, T], *args: P.args, **kwargs:
     if images <= INLINE_IMAGES:
         return function(*args, **kwargs)
     return await asyncio.to_thread(function, *args, **kwargs)
-
-
-def _calibration(spec: CalibrationSpec | None) -> dict[str, Any] | None:
-    """What an answer says of the images that it compares with."""
-    return None if spec is None else {"name": spec.split, "images": spec.images, "date": spec.date}
 
 
 def _images(
