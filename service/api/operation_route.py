@@ -110,29 +110,25 @@ class OperationRoute(APIRoute):
         request.media_type = negotiate(", ".join(headers.getlist("accept")), self.offers)
         request.deadline = time.monotonic() + timeout_of(headers, settings.timeout_seconds)
         data = await request.read()
-        self._shared.admission.enter(request.holder)
-        try:
-            options, request.payload = await parse_body(
-                self.options,
-                headers,
-                request.scope["query_string"],
-                data,
-                payload=self.payload,
-                max_items=settings.max_images,
-                optional=self.optional,
-                large_json=partial(
-                    self._shared.decoders.parse_json,
-                    deadline=request.deadline,
-                    caller=request.holder,
-                ),
-            )
-            request.parsed = time.perf_counter()
-            with self._shared.registry.find(options.model, options.version) as request.model:
-                async with while_connected(request.receive):
-                    answer = await self._endpoint(request, options)
-                    return await self.send(answer, request, send)
-        finally:
-            self._shared.admission.leave(request.holder)
+        options, request.payload = await parse_body(
+            self.options,
+            headers,
+            request.scope["query_string"],
+            data,
+            payload=self.payload,
+            max_items=settings.max_images,
+            optional=self.optional,
+            large_json=partial(
+                self._shared.decoders.parse_json,
+                deadline=request.deadline,
+                caller=request.holder,
+            ),
+        )
+        request.parsed = time.perf_counter()
+        with self._shared.registry.find(options.model, options.version) as request.model:
+            async with while_connected(request.receive):
+                answer = await self._endpoint(request, options)
+                return await self.send(answer, request, send)
 
     async def send(self, answer: Answer, request: OperationRequest, send: Send) -> Answer:
         """Send `answer`, with who computed it."""

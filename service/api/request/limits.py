@@ -61,7 +61,8 @@ class OperationRequest(Request):
     of `time.monotonic`; model: that answers, not there before it is known; payload: of the body;
     media_type: of the answer; started: its head has gone out; began, parsed: when it came, and when
     its input was there as arrays, on the clock of `time.perf_counter`; parts: names and seconds of
-    what was done one after another. Its body is counted as the holder's until `release`.
+    what was done one after another. From `read` to `release` its body is counted as the holder's,
+    and it has one of the slots of those that are worked on.
     """
 
     model: Model
@@ -75,7 +76,7 @@ class OperationRequest(Request):
         self.media_type, self.started = "", False
         self.began = self.parsed = time.perf_counter()
         self.parts: tuple[tuple[str, float], ...] = ()
-        self._held = 0
+        self._held, self._is_in = 0, False
 
     @property
     def asked(self) -> Asked:
@@ -97,7 +98,8 @@ class OperationRequest(Request):
         """The body, decompressed.
 
         Raises:
-            Overloaded: all bodies together are above the bound, or this holder's are.
+            Overloaded: all bodies together are above the bound, or this holder's are; or there is
+                no slot.
             PayloadTooLarge: declared or counted above the limit; the rest is not read.
             RequestTimeout: not complete in time.
             ClientGone: hung up before it was complete.
@@ -117,17 +119,21 @@ class OperationRequest(Request):
         if declared.isdecimal() and int(declared) > most:
             raise PayloadTooLarge(_too_large(declared, most))
         body = await self._collect(most)
-        if encoding == PLAIN:
-            return body
-        if len(body) <= INLINE_COMPRESSED:
-            body = decompress(body, encoding, most)
-        else:
-            body = await self.beside(decompress, body, encoding, most)
-        self._hold(len(body))
+        if encoding != PLAIN:
+            if len(body) <= INLINE_COMPRESSED:
+                body = decompress(body, encoding, most)
+            else:
+                body = await self.beside(decompress, body, encoding, most)
+            self._hold(len(body))
+        self.shared.admission.enter(self.holder)
+        self._is_in = True
         return body
 
     def release(self) -> None:
-        """Count the body no more."""
+        """Count the request and its body no more."""
+        if self._is_in:
+            self.shared.admission.leave(self.holder)
+            self._is_in = False
         if self._held:
             self.shared.admission.bytes.give(self.holder, self._held)
             self._held = 0

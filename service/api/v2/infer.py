@@ -51,12 +51,8 @@ class InferRoute(OperationRoute):
         with loaded as request.model:
             request.deadline = time.monotonic() + timeout_of(headers, settings.timeout_seconds)
             request.payload = await request.read()
-            request.shared.admission.enter(request.holder)
-            try:
-                async with while_connected(request.receive):
-                    return await self.send(await _computed(request, infer), request, send)
-            finally:
-                request.shared.admission.leave(request.holder)
+            async with while_connected(request.receive):
+                return await self.send(await _computed(request, infer), request, send)
 
 
 async def _computed(request: OperationRequest, infer: InferModel) -> Answer:
