@@ -186,35 +186,29 @@ def operation_routes(shared: AppState) -> list[OperationRoute]:
     eps: dict[str, Any] = {"payload": "prior_eps", "optional": True}
     ends: dict[str, Any] = {"payload": "images", "optional": True}
     latent: dict[str, Any] = {"payload": "latents"}
-    return [
-        _route(shared, endpoint, summary, options, **body)
-        for endpoint, summary, options, body in (
-            (sample, "Draw images, or change some", SampleOptions, eps),
-            (score, "Log-likelihood and p-value of images", ScoreOptions, images),
-            (anomaly_map, "Where images are unusual", AnomalyMapOptions, images),
-            (encode, "Latents of images", EncodeOptions, images),
-            (decode, "Images of latents", DecodeOptions, latent),
-            (reconstruct, "Images through their latents and back", ReconstructOptions, images),
-            (interpolate, "Images between two images or seeds", InterpolateOptions, ends),
-        )
-    ]
-
-
-def _route(
-    shared: AppState, endpoint: Any, summary: str, options: type[Options], **body: Any
-) -> OperationRoute:
     answers: dict[Any, type[Response]] = {
         score: ScoreResponse,
         encode: EncodeResponse,
         anomaly_map: AnomalyMapResponse,
     }
-    response = answers.get(endpoint, ImagesResponse)
-    offers = NUMBER_OFFERS if endpoint in (score, encode) else IMAGE_OFFERS
-    declared = documented_operation(endpoint, summary, options, response, offers, **body)
-    path = f"/v1/{endpoint.__name__.replace('_', '-')}"
-    return OperationRoute(
-        path, endpoint, shared, options=options, offers=offers, **body, **declared
+    table: tuple[tuple[Any, str, type[Options], dict[str, Any]], ...] = (
+        (sample, "Draw images, or change some", SampleOptions, eps),
+        (score, "Log-likelihood and p-value of images", ScoreOptions, images),
+        (anomaly_map, "Where images are unusual", AnomalyMapOptions, images),
+        (encode, "Latents of images", EncodeOptions, images),
+        (decode, "Images of latents", DecodeOptions, latent),
+        (reconstruct, "Images through their latents and back", ReconstructOptions, images),
+        (interpolate, "Images between two images or seeds", InterpolateOptions, ends),
     )
+    routes = []
+    for endpoint, summary, options, body in table:
+        response = answers.get(endpoint, ImagesResponse)
+        offers = NUMBER_OFFERS if endpoint in (score, encode) else IMAGE_OFFERS
+        declared = documented_operation(endpoint, summary, options, response, offers, **body)
+        path = f"/v1/{endpoint.__name__.replace('_', '-')}"
+        given: dict[str, Any] = {"options": options, "offers": offers, **body, **declared}
+        routes.append(OperationRoute(path, endpoint, shared, **given))
+    return routes
 
 
 async def _images(
