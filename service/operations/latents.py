@@ -39,7 +39,7 @@ class Edited:
         kept = self.given[rows]
         if not self.drawn.any():
             return kept
-        seeds, streams, purposes = self.keys.cut(rows.start, rows.stop)
+        seeds, streams, purposes = self.keys(rows.start, rows.stop)
         return np.where(self.drawn, normal(seeds, streams, 0, kept.shape[1], purposes), kept)
 
 

@@ -28,7 +28,7 @@ from service.engine.base import EngineBase
 from service.engine.hardware import available_cores
 from service.engine.options import EngineOptions
 from service.errors import InvalidInput, WrongDtype, WrongShape
-from service.noise import Purpose, image_keys
+from service.noise import image_keys
 from service.operations import checks
 from service.operations.latents import GreatCircle, edited, first_eps, resampled_groups
 from service.operations.results import (
@@ -46,13 +46,13 @@ from service.scheduler.work import (
     DecodeWork,
     EncodeWork,
     EvidenceWork,
-    ImageNoise,
     Job,
-    NoiseKeys,
     Pixels,
-    Positions,
     SampleWork,
     ScoreWork,
+    first_images,
+    image_noise,
+    positions,
 )
 from service.verdicts.conformal import certified_alpha
 from service.verdicts.decisions import decide, discovered, fdr_notes
@@ -185,7 +185,7 @@ class Model:
         chosen = checks.drawn_seed() if seed is None else checks.seed(seed)
         seed = chosen if noisy else None  # without noise there is none to tell
         heats = checks.temperature(temperature, latent)
-        keys = Positions(seed or 0)
+        keys = positions(seed or 0)
         resolved: dict[str, Any] = {"output": output, "seed": seed, "temperature": heats}
         eps = None
         if prior_eps is not None:
@@ -227,11 +227,7 @@ class Model:
         heats = [checks.temperature(row.tolist(), self.manifest.latent) for row in temperature]
         if len(heats) != len(seeds):
             raise InvalidInput("temperature must have one row for each seed")
-        keys = NoiseKeys(
-            np.array([checks.seed(seed) for seed in seeds], dtype=np.uint64),
-            np.zeros(len(seeds), dtype=np.uint64),
-            Purpose.SAMPLE,
-        )
+        keys = first_images(np.array([checks.seed(seed) for seed in seeds], dtype=np.uint64))
         work = SampleWork(keys=keys, temperature=np.array(heats, np.float32), output="both")
         return _rendered(await self.scheduler.submit(work, **asked))
 
@@ -416,7 +412,7 @@ class Model:
     ) -> Images:
         """Images decoded from the latents of `images`; drawn pixels without a seed are seed 0's."""
         coded = await self._encode(images, seed, **asked)
-        keys = ImageNoise(seed or 0, images)
+        keys = image_noise(seed or 0, images)
         work = DecodeWork(z=coded.arrays["z"], keys=keys, output=checks.output(output))
         job = await self.scheduler.submit(work, **asked)
         return _images(job, {"output": output, "seed": seed}, coded, _notes(seed, output))
@@ -447,7 +443,7 @@ class Model:
             ends.insert(0, coded.arrays["prior_eps"])
         way = GreatCircle(np.concatenate(ends), n)
         heats = np.ones((n, len(latent.groups)), dtype=np.float32)
-        keys = Positions(seed or 0)
+        keys = positions(seed or 0)
         work = SampleWork(keys=keys, temperature=heats, output=checks.output(output), eps=way)
         job = await self.scheduler.submit(work, **asked)
         notes = _notes(seed, output, encoded=coded is not None)
@@ -492,7 +488,7 @@ class Model:
 
     def _decoding(self, latents: NDArray[Any], output: Pixels, seed: int) -> DecodeWork:
         checks.latents(latents, self.manifest.latent.dim)
-        keys = Positions(checks.seed(seed))
+        keys = positions(checks.seed(seed))
         return DecodeWork(z=latents, keys=keys, output=checks.output(output))
 
     async def _encode(self, images: U8, seed: int | None, **asked: Unpack[Asked]) -> Job:

@@ -17,10 +17,10 @@ from service.noise import Normal, Purpose, image_keys, uniform
 from service.scheduler.work import (
     DecodeWork,
     EncodeWork,
-    ImageNoise,
     Keys,
     SampleWork,
     ScoreWork,
+    image_noise,
 )
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class _Render(Batcher):
         """Uniform noise for the rows that are drawn, zeros for those that want the mean alone."""
         places = _places(pieces)
         drawn = [
-            (rows, work.keys.cut(start, stop))
+            (rows, work.keys(start, stop))
             for rows, (work, start, stop) in zip(places, pieces, strict=True)
             if work.output != "mean"
         ]
@@ -119,7 +119,7 @@ class _Sample(_Render):
         seeded: Drawn = []
         for rows, (work, start, stop) in zip(places, pieces, strict=True):
             if work.eps is None:
-                seeded.append((rows, work.keys.cut(start, stop)))
+                seeded.append((rows, work.keys(start, stop)))
             else:
                 eps[rows] = work.eps[start:stop]
         return _drawn(self._normal, eps, seeded)
@@ -159,7 +159,7 @@ class _Encode(_Reader):
     def assemble(self, pieces: Sequence[Piece[EncodeWork]]) -> Arrays:
         images = _join([work.images[a:b] for work, a, b in pieces])
         seeded = [
-            (rows, ImageNoise(work.seed, work.images).cut(start, stop))
+            (rows, image_noise(work.seed, work.images)(start, stop))
             for rows, (work, start, stop) in zip(_places(pieces), pieces, strict=True)
             if work.seed is not None
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, ClassVar, Literal, Protocol, TypedDict
@@ -23,18 +24,18 @@ __all__ = [
     "DecodeWork",
     "EncodeWork",
     "EvidenceWork",
-    "ImageNoise",
     "Job",
     "Keys",
     "Noise",
-    "NoiseKeys",
     "Piece",
     "Pixels",
-    "Positions",
     "Rows",
     "SampleWork",
     "ScoreWork",
     "Work",
+    "first_images",
+    "image_noise",
+    "positions",
 ]
 
 F32 = NDArray[np.float32]
@@ -52,56 +53,32 @@ class Rows(Protocol):
 
 
 Keys = tuple[U64, U64, U64]  # seeds, streams and purposes of rows, uint64 [n] each
+Noise = Callable[[int, int], Keys]  # of rows start to stop of a work
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class NoiseKeys:
-    """A seed and a stream for each row, uint64 ``[n]``, for one purpose."""
-
-    seeds: U64
-    streams: U64
-    purpose: Purpose
-
-    def cut(self, start: int, stop: int) -> Keys:
-        """Keys of rows `start` to `stop`."""
-        purposes = np.full(stop - start, int(self.purpose), dtype=np.uint64)
-        return self.seeds[start:stop], self.streams[start:stop], purposes
+def positions(seed: int) -> Noise:
+    """Images 0, 1, ... of one seed, as many as are asked for."""
+    return lambda start, stop: _keys(seed, np.arange(start, stop, dtype=np.uint64), Purpose.SAMPLE)
 
 
-@dataclass(frozen=True, slots=True)
-class Positions:
-    """Images `first`, ``first + 1``, ... of one seed, as many as are asked for."""
-
-    seed: int
-    first: int = 0
-
-    def cut(self, start: int, stop: int) -> Keys:
-        """Keys of rows `start` to `stop`."""
-        first, rows = self.first + start, stop - start
-        seeds = np.full(rows, self.seed, dtype=np.uint64)
-        streams = np.arange(first, first + rows, dtype=np.uint64)
-        return seeds, streams, np.full(rows, int(Purpose.SAMPLE), dtype=np.uint64)
+def first_images(seeds: U64) -> Noise:
+    """The first image of each of `seeds` ``[n]``."""
+    return lambda start, stop: _keys(
+        seeds[start:stop], np.zeros(stop - start, dtype=np.uint64), Purpose.SAMPLE
+    )
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class ImageNoise:
+def image_noise(seed: int, images: U8) -> Noise:
     """Noise that belongs to `images` ``[n, C, H, W]``, wherever they stand, under one seed.
 
     Their keys are hashes of their pixels, made where they are asked for.
     """
-
-    seed: int
-    images: U8
-
-    def cut(self, start: int, stop: int) -> Keys:
-        """Keys of rows `start` to `stop`."""
-        rows = stop - start
-        seeds = np.full(rows, self.seed, dtype=np.uint64)
-        purposes = np.full(rows, int(Purpose.IMAGE), dtype=np.uint64)
-        return seeds, image_keys(self.images[start:stop]), purposes
+    return lambda start, stop: _keys(seed, image_keys(images[start:stop]), Purpose.IMAGE)
 
 
-Noise = NoiseKeys | Positions | ImageNoise  # what the noise of each row of a work is a function of
+def _keys(seeds: int | U64, streams: U64, purpose: Purpose) -> Keys:
+    purposes = np.full(len(streams), int(purpose), dtype=np.uint64)
+    return np.full(len(streams), seeds, dtype=np.uint64), streams, purposes
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -137,11 +114,10 @@ class SampleWork:
     image_count = rows
 
     def piece(self, start: int, stop: int) -> SampleWork:
-        """Images `start` to `stop` of `Positions` alone."""
-        assert isinstance(self.keys, Positions)  # noqa: S101 - only such are drawn in pieces
+        """Images `start` to `stop` alone."""
         return replace(
             self,
-            keys=Positions(self.keys.seed, self.keys.first + start),
+            keys=lambda first, last: self.keys(start + first, start + last),
             temperature=self.temperature[start:stop],
             eps=None if self.eps is None else RowsFrom(self.eps, start),
         )

@@ -18,11 +18,11 @@ from service.scheduler.work import (
     DecodeWork,
     EncodeWork,
     EvidenceWork,
-    ImageNoise,
-    NoiseKeys,
-    Positions,
     SampleWork,
     ScoreWork,
+    first_images,
+    image_noise,
+    positions,
 )
 
 D = 3
@@ -107,7 +107,7 @@ def test_means_alone_need_no_uniform_noise(loaded, monkeypatch):
     """Uniforms are many (U an image); rows that want the mean alone do without."""
 
     monkeypatch.setattr(batching, "uniform", lambda *arguments, **options: 1 / 0)
-    keys = NoiseKeys(places(2), places(2), Purpose.SAMPLE)
+    keys = first_images(places(2))
     work = DecodeWork(z=LATENTS, keys=keys, output="mean")
     arrays = batchers(loaded.bundle.manifest)["decode"].assemble([(work, 0, 2)])
     assert not arrays["u"].any()
@@ -175,7 +175,7 @@ def test_a_piece_asks_for_its_rows_where_it_is_assembled(loaded):
             return np.arange(30, dtype=np.float32).reshape(10, D)[rows]
 
     heats = np.ones((10, 1), np.float32)
-    work = SampleWork(keys=Positions(0), temperature=heats, output="mean", eps=Recorded())
+    work = SampleWork(keys=positions(0), temperature=heats, output="mean", eps=Recorded())
     piece = work.piece(2, 8).piece(1, 5)
     assert (piece.rows, asked) == (4, [])
     eps = batchers(loaded.bundle.manifest)["sample"].assemble([(piece, 1, 3)])["eps"]
@@ -185,8 +185,8 @@ def test_a_piece_asks_for_its_rows_where_it_is_assembled(loaded):
 
 def test_noise_of_images_is_theirs_wherever_they_stand(tiny_model):
     images = tiny_model.images(5)
-    noise = ImageNoise(7, images)
-    seeds, streams, purposes = noise.cut(1, 4)
+    noise = image_noise(7, images)
+    seeds, streams, purposes = noise(1, 4)
     assert np.array_equal(streams, image_keys(images)[1:4])
     assert seeds.tolist() == [7] * 3
     assert purposes.tolist() == [Purpose.IMAGE] * 3
