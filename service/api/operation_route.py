@@ -108,7 +108,7 @@ class OperationRoute(APIRoute):
         """Negotiate, read, parse, find the model, run the operation, send; raises IafvaeError."""
         headers, settings = request.headers, request.settings
         request.media_type = negotiate(", ".join(headers.getlist("accept")), self.offers)
-        request.deadline = time.monotonic() + timeout_of(headers, settings.timeout_seconds)
+        request.keep_to(time.monotonic() + timeout_of(headers, settings.timeout_seconds))
         data = await request.read()
         options, request.payload = await parse_body(
             self.options,

@@ -30,7 +30,7 @@ from service.engine.options import EngineOptions
 from service.errors import InvalidInput, WrongDtype, WrongShape
 from service.noise import image_keys
 from service.operations import checks
-from service.operations.latents import GreatCircle, edited, first_eps, resampled_groups
+from service.operations.latents import edited, first_eps, great_circle, resampled_groups
 from service.operations.results import (
     AnomalyMaps,
     Images,
@@ -441,7 +441,7 @@ class Model:
         if images is not None and len(images):
             coded = await self._encode(images, seed, **asked)
             ends.insert(0, coded.arrays["prior_eps"])
-        way = GreatCircle(np.concatenate(ends), n)
+        way = great_circle(np.concatenate(ends), n)
         heats = np.ones((n, len(latent.groups)), dtype=np.float32)
         keys = positions(seed or 0)
         work = SampleWork(keys=keys, temperature=heats, output=checks.output(output), eps=way)

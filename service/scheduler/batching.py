@@ -121,7 +121,7 @@ class _Sample(_Render):
             if work.eps is None:
                 seeded.append((rows, work.keys(start, stop)))
             else:
-                eps[rows] = work.eps[start:stop]
+                eps[rows] = work.eps(start, stop)
         return _drawn(self._normal, eps, seeded)
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Any, ClassVar, Literal, Protocol, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,14 +44,8 @@ U64 = NDArray[np.uint64]
 Pixels = Literal["mean", "draw", "both"]
 
 
-class Rows(Protocol):
-    """Float32 ``[n, D]`` that may exist only where rows of it are asked for."""
-
-    def __getitem__(self, rows: slice, /) -> F32:
-        """Rows start to stop, ``[stop - start, D]``; called by workers' threads."""
-        ...
-
-
+# Float32 [stop - start, D] of rows start to stop, often made only then; workers' threads ask.
+Rows = Callable[[int, int], F32]
 Keys = tuple[U64, U64, U64]  # seeds, streams and purposes of rows, uint64 [n] each
 Noise = Callable[[int, int], Keys]  # of rows start to stop of a work
 
@@ -81,20 +75,9 @@ def _keys(seeds: int | U64, streams: U64, purpose: Purpose) -> Keys:
     return np.full(len(streams), seeds, dtype=np.uint64), streams, purposes
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class RowsFrom:
-    """The rows of `whole` from `first` on, which exist where they are asked for as well."""
-
-    whole: Rows
-    first: int
-
-    def __getitem__(self, rows: slice) -> F32:
-        return self.whole[self.first + rows.start : self.first + rows.stop]
-
-
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class SampleWork:
-    """Images from prior noise: `eps` ``[n, D]``, or noise of `keys` where it is None.
+    """Images from prior noise: rows of `eps`, or noise of `keys` where it is None.
 
     resolved: the options in force, as the answer says them.
     """
@@ -115,11 +98,12 @@ class SampleWork:
 
     def piece(self, start: int, stop: int) -> SampleWork:
         """Images `start` to `stop` alone."""
+        keys, eps = self.keys, self.eps
         return replace(
             self,
-            keys=lambda first, last: self.keys(start + first, start + last),
+            keys=lambda first, last: keys(start + first, start + last),
             temperature=self.temperature[start:stop],
-            eps=None if self.eps is None else RowsFrom(self.eps, start),
+            eps=eps and (lambda first, last: eps(start + first, start + last)),
         )
 
 

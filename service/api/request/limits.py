@@ -58,30 +58,32 @@ class OperationRequest(Request):
     """A request to an operation: who asks, until when, which model answers, and what came in.
 
     caller: whose turn it is counted as; holder: whose share it takes from; deadline: on the clock
-    of `time.monotonic`; model: that answers, not there before it is known; payload: of the body;
-    media_type: of the answer; started: its head has gone out; began, parsed: when it came, and when
-    its input was there as arrays, on the clock of `time.perf_counter`; parts: names and seconds of
-    what was done one after another. From `read` to `release` its body is counted as the holder's,
-    and it has one of the slots of those that are worked on.
+    of `time.monotonic`; asked: caller and deadline, for operations; model: that answers, not there
+    before it is known; payload: of the body; media_type: of the answer; started: its head has gone
+    out; began, parsed: when it came, and when its input was there as arrays, on the clock of
+    `time.perf_counter`; parts: names and seconds of what was done one after another. From `read`
+    to `release` its body is counted as the holder's, and it has one of the slots of those that are
+    worked on.
     """
 
     model: Model
+    deadline: float
+    asked: Asked
 
     def __init__(self, scope: Scope, receive: Receive, shared: AppState, operation: str) -> None:
         super().__init__(scope, receive)
         self.shared, self.settings, self.operation = shared, shared.settings, operation
         self.caller, self.holder = caller_of(scope)
-        self.deadline = 0.0
         self.payload: Payload = None
         self.media_type, self.started = "", False
         self.began = self.parsed = time.perf_counter()
         self.parts: tuple[tuple[str, float], ...] = ()
         self._held, self._is_in = 0, False
 
-    @property
-    def asked(self) -> Asked:
-        """What the operations are told of who asks."""
-        return {"caller": self.caller, "deadline": self.deadline}
+    def keep_to(self, deadline: float) -> None:
+        """Be answered until `deadline`, or not at all."""
+        self.deadline = deadline
+        self.asked = {"caller": self.caller, "deadline": deadline}
 
     async def beside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`function` in a thread, awaited until the request's deadline; rows that the scheduler

@@ -49,7 +49,7 @@ class InferRoute(OperationRoute):
         loaded, infer = self._models.find(named["model"], named.get("version"))
         request.operation = infer.operation
         with loaded as request.model:
-            request.deadline = time.monotonic() + timeout_of(headers, settings.timeout_seconds)
+            request.keep_to(time.monotonic() + timeout_of(headers, settings.timeout_seconds))
             request.payload = await request.read()
             async with while_connected(request.receive):
                 return await self.send(await _computed(request, infer), request, send)
@@ -66,7 +66,7 @@ async def _computed(request: OperationRequest, infer: InferModel) -> Answer:
         parameters=infer.parameters,
     )
     request.parsed = time.perf_counter()
-    request.deadline = _sooner(request.deadline, asked)
+    request.keep_to(_sooner(request.deadline, asked))
     response = await infer.run(request, request.model, asked)
     content, length = encode_response(response, asked, model=infer.name, version=infer.version)
     return await _encoded(content, length, response.result, request)
