@@ -62,6 +62,10 @@ class _NotReadError(Exception):
     """Ends the parser: nothing that follows is read."""
 
 
+class _UnclearError(Exception):
+    """What a head says that cannot be answered, in words for its sender."""
+
+
 class _Nowhere(list[tuple[bytes, bytes]]):
     """Where trailers go: they are no headers, and nobody asks for them."""
 
@@ -153,9 +157,11 @@ class BoundedHttp(HttpToolsProtocol):
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as offer:
                 self._decline(data, offer.args[0])
-        except httptools.HttpParserError:
+        except httptools.HttpParserError as error:
             if not self._deaf:
-                self.send_400_response("Invalid HTTP request received.")
+                unclear = isinstance(error.__context__, _UnclearError)
+                why = str(error.__context__) if unclear else "Invalid HTTP request received."
+                self.send_400_response(why)
             return
         if self._outside > MAX_HEAD_BYTES and not self._deaf:
             self.send_400_response(f"Headers above {MAX_HEAD_BYTES} bytes.")
@@ -236,11 +242,24 @@ class BoundedHttp(HttpToolsProtocol):
         """The last byte of its head."""
         if self.parser.should_upgrade():
             return  # the parser will stop behind it: `_decline`
+        self._check_head()
         self._reading_head, self._deadline = False, math.inf
         super().on_headers_complete()
         self.headers = NOWHERE
         if self.pipeline:
             self._read_on()
+
+    def _check_head(self) -> None:
+        """Raises _UnclearError where a proxy before this could have read another request (RFC 9112,
+        3.2 and 6.1): without one host, or with a coding that nobody undoes here."""
+        hosts = 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                raise _UnclearError("Transfer-Encoding may only be chunked.")
+        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+            raise _UnclearError("A request names one Host.")
 
     def on_body(self, body: bytes) -> None:
         """Some of a body."""
