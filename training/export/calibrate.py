@@ -7,15 +7,16 @@ preprocessing is the graph's.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import Manifest
+from service.engine.base import EngineBase
 from service.estimators import log_likelihoods
 from service.noise import Purpose, image_keys, normal, uniform
 from service.verdicts.reference import Measured, Reference, measured_of
@@ -27,7 +28,6 @@ __all__ = [
     "IMPORTANCE_SAMPLES",
     "LEAST",
     "SEED",
-    "ScoringEngine",
     "halves",
     "measure",
     "reference_of",
@@ -43,18 +43,8 @@ FOLDS = 10
 SEED = 0
 
 
-class ScoringEngine(Protocol):
-    """What is needed of `service.engine.Engine`."""
-
-    max_rows: int
-
-    def run(self, operation: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs of an operation by name."""
-        ...
-
-
 def measure(
-    engine: ScoringEngine,
+    engine: EngineBase,
     manifest: Manifest,
     pixels: NDArray[np.uint8],
     *,
@@ -109,7 +99,7 @@ def halves(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uin
 
 
 def reference_of(
-    engine: ScoringEngine,
+    engine: EngineBase,
     manifest: Manifest,
     fit: NDArray[np.uint8] | None,
     calibration: NDArray[np.uint8],

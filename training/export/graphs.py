@@ -57,11 +57,17 @@ class GraphModule(nn.Module):
 
     def example(self) -> tuple[Tensor, ...]:
         """Inputs of the right shapes, with N = 2 images and R = 3 rows."""
-        grey = (torch.zeros(2, self.model.dims),) if "u_image" in self.dynamic else ()
-        return (*self._example(), *grey)
-
-    def _example(self) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+        model = self.model
+        made = {
+            "image": torch.zeros(2, *model.config.image_shape, dtype=torch.uint8),
+            "owner": torch.tensor([0, 1, 1]),
+            "eps": torch.zeros(3 if "owner" in self.inputs else 2, model.layout.dim),
+            "z": torch.zeros(2, model.layout.dim),
+            "temperature": torch.ones(2, len(model.layout.groups)),
+            "u": torch.zeros(2, model.likelihood.uniforms),
+            "u_image": torch.zeros(2, model.dims),
+        }
+        return tuple(made[name] for name in self.dynamic)
 
     def _x(self, image: Tensor, u_image: Tensor | None) -> Tensor:
         """What the likelihood reads: the levels, or for binary pixels draws of them."""
@@ -74,24 +80,12 @@ class GraphModule(nn.Module):
         likelihood = self.model.likelihood
         return likelihood.mean(params), likelihood.draw(params, u)
 
-    def _eps(self, rows: int) -> Tensor:
-        return torch.zeros(rows, self.model.layout.dim)
-
-    def _u(self) -> Tensor:
-        return torch.zeros(2, self.model.likelihood.uniforms)
-
-    def _image(self) -> Tensor:
-        return torch.zeros(2, *self.model.config.image_shape, dtype=torch.uint8)
-
 
 class SampleGraph(GraphModule):
     """eps [N, D], temperature [N, G], u [N, U] -> mean f32 and draw u8 [N, C, H, W]."""
 
     outputs = ("mean", "draw")
     inputs: ClassVar = {"eps": "N", "temperature": "N", "u": "N"}
-
-    def _example(self) -> tuple[Tensor, ...]:
-        return self._eps(2), torch.ones(2, len(self.model.layout.groups)), self._u()
 
     def forward(self, eps: Tensor, temperature: Tensor, u: Tensor) -> Rendered:
         """Draw images from the prior."""
@@ -104,9 +98,6 @@ class DecodeGraph(GraphModule):
     outputs = ("mean", "draw")
     inputs: ClassVar = {"z": "N", "u": "N"}
 
-    def _example(self) -> tuple[Tensor, ...]:
-        return self._eps(2), self._u()
-
     def forward(self, z: Tensor, u: Tensor) -> Rendered:
         """Images at given latents."""
         return self._render(self.model.decode(z), u)
@@ -118,9 +109,6 @@ class EncodeGraph(GraphModule):
     outputs = ("z", "prior_eps")
     inputs: ClassVar = {"image": "N", "eps": "N"}
     reads_images = True
-
-    def _example(self) -> tuple[Tensor, ...]:
-        return self._image(), self._eps(2)
 
     def forward(
         self, image: Tensor, eps: Tensor, u_image: Tensor | None = None
@@ -141,9 +129,6 @@ class ScoreGraph(GraphModule):
     outputs = ("log_weight", "log_px_z", "kl")
     inputs: ClassVar = {"image": "N", "owner": "R", "eps": "R"}
     reads_images = True
-
-    def _example(self) -> tuple[Tensor, ...]:
-        return self._image(), torch.tensor([0, 1, 1]), self._eps(3)
 
     def forward(
         self, image: Tensor, owner: Tensor, eps: Tensor, u_image: Tensor | None = None
@@ -166,7 +151,6 @@ class EvidenceGraph(GraphModule):
     outputs = ("log_weight", "kl", "residual", "statistics")
     inputs: ClassVar = ScoreGraph.inputs
     reads_images = True
-    _example = ScoreGraph._example
 
     def forward(
         self, image: Tensor, owner: Tensor, eps: Tensor, u_image: Tensor | None = None
