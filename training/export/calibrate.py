@@ -60,15 +60,11 @@ def measure(
     draws = np.arange(max(importance_samples))
     binary = manifest.likelihood.binary
 
-    def inputs(index: int) -> dict[str, NDArray[Any]]:
-        found: dict[str, NDArray[Any]] = {"image": pixels[index : index + 1]}
+    def one(index: int) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
+        given: dict[str, NDArray[Any]] = {"image": pixels[index : index + 1]}
         if binary:
             key, dims = keys[index : index + 1], manifest.image.dims
-            found["u_image"] = uniform(SEED, key, 0, dims, Purpose.PIXELS)
-        return found
-
-    def one(index: int) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
-        given = inputs(index)
+            given["u_image"] = uniform(SEED, key, 0, dims, Purpose.PIXELS)
         streams = np.full(len(draws), keys[index], np.uint64)
         eps = normal(SEED, streams, draws, manifest.latent.dim, Purpose.IMAGE)
         parts = []

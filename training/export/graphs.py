@@ -43,7 +43,6 @@ class GraphModule(nn.Module):
 
     outputs: ClassVar[tuple[str, ...]]
     inputs: ClassVar[Mapping[str, str]]  # input -> name of its first dimension
-    reads_images: ClassVar[bool] = False
 
     def __init__(self, model: DensityModel) -> None:
         super().__init__()
@@ -52,7 +51,7 @@ class GraphModule(nn.Module):
     @property
     def dynamic(self) -> dict[str, str]:
         """The first dimension's name of every input, with what a binary model takes besides."""
-        grey = self.reads_images and isinstance(self.model.likelihood, Bernoulli)
+        grey = "image" in self.inputs and isinstance(self.model.likelihood, Bernoulli)
         return {**self.inputs, **({"u_image": "N"} if grey else {})}
 
     def example(self) -> tuple[Tensor, ...]:
@@ -108,7 +107,6 @@ class EncodeGraph(GraphModule):
 
     outputs = ("z", "prior_eps")
     inputs: ClassVar = {"image": "N", "eps": "N"}
-    reads_images = True
 
     def forward(
         self, image: Tensor, eps: Tensor, u_image: Tensor | None = None
@@ -128,7 +126,6 @@ class ScoreGraph(GraphModule):
 
     outputs = ("log_weight", "log_px_z", "kl")
     inputs: ClassVar = {"image": "N", "owner": "R", "eps": "R"}
-    reads_images = True
 
     def forward(
         self, image: Tensor, owner: Tensor, eps: Tensor, u_image: Tensor | None = None
@@ -150,7 +147,6 @@ class EvidenceGraph(GraphModule):
 
     outputs = ("log_weight", "kl", "residual", "statistics")
     inputs: ClassVar = ScoreGraph.inputs
-    reads_images = True
 
     def forward(
         self, image: Tensor, owner: Tensor, eps: Tensor, u_image: Tensor | None = None
