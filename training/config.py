@@ -140,21 +140,15 @@ class TrainConfig:
 class RunConfig:
     """All that determines a run's numbers on one machine."""
 
+    preset: str = ""
     model: ModelConfig
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    preset: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Give the configuration as JSON values."""
-        return {
-            "preset": self.preset,
-            "model": self.model.to_dict(),
-            "data": asdict(self.data),
-            "optim": asdict(self.optim),
-            "train": asdict(self.train),
-        }
+        return {**asdict(self), "model": self.model.to_dict()}
 
 
 @dataclass(frozen=True, kw_only=True)

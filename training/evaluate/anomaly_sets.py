@@ -203,13 +203,14 @@ class _Kind:
     strength: float | None = None
 
 
-def _constants(images: Pixels, _strength: None, _seed: int) -> Pixels:
-    levels = np.arange(256, dtype=np.uint8)[:, None, None, None]
-    return np.broadcast_to(levels, (256, *images.shape[1:])).copy()
-
-
 MADE: Mapping[str, _Kind] = {
-    "constants": _Kind("every grey level, one image each", _constants),
+    "constants": _Kind(
+        "every grey level, one image each",
+        lambda images, *_: (
+            np.ones((256, *images.shape[1:]), np.uint8)
+            * np.arange(256, dtype=np.uint8)[:, None, None, None]
+        ),
+    ),
     "noise": _Kind(
         "every pixel of any level",
         lambda images, _, seed: _generator(seed).integers(0, 256, images.shape, np.uint8),
