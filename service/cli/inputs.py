@@ -172,25 +172,18 @@ def score_files(
     paths: Sequence[Path],
     fit: Fit,
     *,
-    importance_samples: int | None,
-    seed: int | None,
-    alpha: float | None,
     fdr: float | None = None,
+    **options: Any,
 ) -> list[Row]:
-    """One row for each file, in order; a file that cannot be scored has a row with "error"."""
+    """One row for each file, in order; a file that cannot be scored has a row with "error".
+
+    options: as `Client.score` has them.
+    """
     found = find_images(paths)
-    parts = scored(
-        backend,
-        found,
-        fit,
-        importance_samples=importance_samples,
-        seed=seed,
-        alpha=alpha,
-    )
     rows: list[Row] = []
     notes: dict[str, None] = {}
     with shown("scoring", len(found)) as advance:
-        for part in parts:
+        for part in scored(backend, found, fit, **options):
             rows += part.rows
             notes |= dict.fromkeys(_notes(part.table))
             advance(len(part.rows))
@@ -224,12 +217,10 @@ def scored(
     files: Sequence[Path],
     fit: Fit,
     *,
-    importance_samples: int | None,
-    seed: int | None,
-    alpha: float | None,
     chunk: int = CHUNK,
+    **options: Any,
 ) -> Iterator[Scored]:
-    """Scores of image files, `chunk` at a time."""
+    """Scores of image files, `chunk` at a time; options as `Client.score` has them."""
     shape, fit = _rules(backend.model()["manifest"], fit)
     for start in range(0, len(files), chunk):
         part = files[start : start + chunk]
@@ -238,13 +229,8 @@ def scored(
         images = np.array([one.images[0] for one in good], np.uint8)
         table = None
         if good:
-            table = backend.score(
-                images,
-                importance_samples=importance_samples,
-                seed=seed,
-                alpha=alpha,
-                altered=np.array([one.altered[0] for one in good], np.bool_),
-            )
+            altered = np.array([one.altered[0] for one in good], np.bool_)
+            table = backend.score(images, altered=altered, **options)
         found = iter(() if table is None else _rows(table, good))
         rows = [
             {"file": str(path)} | ({"error": one} if isinstance(one, str) else next(found))

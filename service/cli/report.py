@@ -11,13 +11,14 @@ import hashlib
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.progress import Progress
 
 from service.bundle import ImageSpec
 from service.cli.files import check, write_bytes
@@ -33,8 +34,6 @@ from service.verdicts.ranks import detection
 from service.verdicts.reference import map_notes
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from service.cli.local import LocalClient
 
 __all__ = ["MASKS", "NORMAL", "ReportOptions", "write_report"]
@@ -89,23 +88,23 @@ def write_report(
     kept = out.with_suffix(".partial.jsonl")
     rows = _known(kept, _identity(manifest, folder, options))
     todo = [f for f in files if _changed(rows.get(_name(f, folder)), f)]
-    task = progress.add_task("judging", total=len(files)) if progress else None
-    if progress and task is not None:
-        progress.advance(task, len(files) - len(todo))
+    bar = progress or Progress(disable=True)
+    task = bar.add_task("judging", total=len(files), completed=len(files) - len(todo))
     try:
         with kept.open("ab") as file:
             for row in _judged(backend, manifest, folder, todo, options):
                 rows[row["file"]] = row
-                _write_line(file, row)
-                if progress and task is not None:
-                    progress.advance(task)
+                file.write(json.dumps(row).encode() + b"\n")
+                file.flush()
+                bar.advance(task)
     finally:
         if not rows:
             kept.unlink()
     found = [rows[_name(f, folder)] for f in files]
     if all("error" in row for row in found):
         kept.unlink()
-        raise InvalidInput(f"none of {len(found)} images in {folder} can be judged: {_why(found)}")
+        why = f"{found[0]['file']}: {found[0]['error']}"
+        raise InvalidInput(f"none of {len(found)} images in {folder} can be judged: {why}")
     document = _document(manifest, folder, found, options)
     write_bytes(page(document, _pictures(document, found, options.pictures), words), out)
     write_bytes(_csv(document).encode(), out.with_suffix(".csv"))
@@ -117,10 +116,6 @@ def write_report(
 
 def _name(file: Path, folder: Path) -> str:
     return file.relative_to(folder).as_posix()
-
-
-def _why(rows: Sequence[Row]) -> str:
-    return f"{rows[0]['file']}: {rows[0]['error']}"
 
 
 # What is kept between calls.
@@ -149,11 +144,6 @@ def _known(kept: Path, identity: bytes) -> dict[str, Row]:
     with kept.open("ab") as file:
         file.write(b"\n")  # ends a torn line
     return rows
-
-
-def _write_line(file: IO[bytes], row: Row) -> None:
-    file.write(json.dumps(row).encode() + b"\n")
-    file.flush()
 
 
 def _stamp(file: Path) -> list[int]:
@@ -215,11 +205,8 @@ def _evidence(
         maps, boxes = backend.anomalies(part.images, seed=seed, boxes=1)
         grey = part.images.mean(axis=1, dtype=np.float32)
         pictures = [_palette(each) for each in coloured(grey, maps)]
-    for i in range(len(part.images)):
-        yield {
-            "box": boxes[i][0],
-            "map": pictures[i],
-        }
+    for largest, picture in zip(boxes, pictures, strict=True):
+        yield {"box": largest[0], "map": picture}
 
 
 def _thumbnail(file: Path, shape: ImageSpec, fit: FitMode) -> str:
@@ -288,19 +275,6 @@ def _or(value: float | None, instead: float) -> float:
     return instead if value is None else value
 
 
-SCORES: dict[
-    str, Callable[[Row], float | None]
-] = {  # larger is more unusual; the three that people ask for
-    "verdict": lambda row: None if row["p_value"] is None else -row["p_value"],
-    "likelihood alone": lambda row: (
-        None if row["log_likelihood_nats"] is None else -row["log_likelihood_nats"]
-    ),
-    "largest box": lambda row: (
-        None if row["box"]["deviations"] is None else abs(row["box"]["deviations"])
-    ),
-}
-
-
 def _classes(rows: Sequence[Row], normal: Sequence[str]) -> list[dict[str, Any]]:
     """What was found in each sub-folder, and how well it is told from the usual images'."""
     by_class: dict[str, list[Row]] = defaultdict(list)
@@ -330,17 +304,22 @@ def _classes(rows: Sequence[Row], normal: Sequence[str]) -> list[dict[str, Any]]
 def _detection(odd: Sequence[Row], usual: Sequence[Row]) -> dict[str, Any]:
     """AUROC, AUPR, FPR at 95% TPR with intervals, and the ROC's corners, by score."""
     found: dict[str, Any] = {}
-    for name, score in SCORES.items():
-        high, low = (
-            np.array([s for row in rows if (s := score(row)) is not None], np.float64)
-            for rows in (odd, usual)
-        )
+    of_usual = _scores(usual)
+    for name, scores in _scores(odd).items():
+        high, low = (each[~np.isnan(each)] for each in (scores, of_usual[name]))
         if not len(high) or not len(low):
             continue
         figures = detection(high, low)
         found[name] = {kind: asdict(figure) for kind, figure in figures.items()}
         found[name]["roc"] = _roc(high, low)
     return found
+
+
+def _scores(rows: Sequence[Row]) -> dict[str, NDArray[np.float64]]:
+    """The three that people ask for, larger where more unusual, nan where there is none."""
+    numbers = [(r["p_value"], r["log_likelihood_nats"], r["box"]["deviations"]) for r in rows]
+    p_value, nats, deviations = np.array(numbers, np.float64).T  # None becomes nan
+    return {"verdict": -p_value, "likelihood alone": -nats, "largest box": np.abs(deviations)}
 
 
 def _roc(high: NDArray[np.float64], low: NDArray[np.float64]) -> list[list[float]]:
