@@ -136,9 +136,4 @@ class AsyncClient:
                 await outcome.aread()
             except httpx.HTTPError as error:
                 outcome = error
-            if (wait := attempts.wait(outcome)) is None:
-                break
-            await anyio.sleep(wait)
-        if isinstance(outcome, httpx.Response):
-            raise calls.refusal(outcome)
-        raise unreachable(self._http.base_url, outcome) from outcome
+            await anyio.sleep(attempts.wait(outcome, self._http.base_url))

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from service.client.results import Computed, ProblemError, ScoreTable, score_table
+from service.client.results import Computed, ScoreTable, score_table
 from service.codecs import JSON, NPY, PNG
 from service.codecs.npy import decode_npy, encode_npy, npy_header
 
@@ -25,7 +25,6 @@ __all__ = [
     "computed",
     "described",
     "picture",
-    "refusal",
     "scores",
     "stream",
 ]
@@ -120,15 +119,6 @@ def stream(**options: Any) -> Call[None]:
 def _post(operation: str, array: NDArray[Any] | None, options: dict[str, Any]) -> dict[str, Any]:
     body = None if array is None else encode_npy(array)
     return {"path": f"/v1/{operation}", "options": options, "body": body}
-
-
-def refusal(answer: httpx.Response) -> ProblemError:
-    """The error of an answer that is none of success."""
-    try:
-        document = answer.json()
-    except ValueError:
-        document = {"detail": answer.text[:500]}
-    return ProblemError(document if isinstance(document, dict) else {}, answer.status_code)
 
 
 class Pieces:

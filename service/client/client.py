@@ -229,9 +229,4 @@ class Client:
                 outcome.read()
             except httpx.HTTPError as error:
                 outcome = error
-            if (wait := attempts.wait(outcome)) is None:
-                break
-            time.sleep(wait)
-        if isinstance(outcome, httpx.Response):
-            raise calls.refusal(outcome)
-        raise unreachable(self._http.base_url, outcome) from outcome
+            time.sleep(attempts.wait(outcome, self._http.base_url))
