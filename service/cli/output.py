@@ -55,15 +55,9 @@ def _print_table(rows: list[Row]) -> None:
     from rich.text import Text
 
     table = Table()
-    for name, justify in (
-        ("file", "left"),
-        ("log p(x) [nats]", "right"),
-        ("± s.e.", "right"),
-        ("bits/dim", "right"),
-        ("p-value", "right"),
-        ("verdict", "left"),
-    ):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for name in ("file", "log p(x) [nats]", "± s.e.", "bits/dim", "p-value", "verdict"):
+        words = name in ("file", "verdict")
+        table.add_column(name, justify="left" if words else "right", overflow="fold")
     for row in rows:
         table.add_row(*_cells(row))
     console = Console()
