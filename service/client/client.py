@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from service.client import calls
 from service.client.calls import Call, Output, Pieces
-from service.client.results import Computed, ProblemError, ScoreTable, ServiceUnreachable
+from service.client.results import Computed, ScoreTable
 from service.client.retries import Attempts, unreachable
 
-__all__ = ["Client", "Computed", "ProblemError", "ScoreTable", "ServiceUnreachable"]
+__all__ = ["Client"]
 
 T = TypeVar("T")
 
