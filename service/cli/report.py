@@ -198,10 +198,8 @@ def _evidence(
     backend: Client | LocalClient, part: Scored, seed: int | None, *, mapped: bool
 ) -> Iterator[Row]:
     """Of each image the largest box, and the map as a picture."""
-    if part.table is None:
-        return
     pictures, boxes = [""] * len(part.images), [[NO_BOX]] * len(part.images)
-    if mapped:
+    if mapped and len(part.images):
         maps, boxes = backend.anomalies(part.images, seed=seed, boxes=1)
         grey = part.images.mean(axis=1, dtype=np.float32)
         pictures = [_palette(each) for each in coloured(grey, maps)]
