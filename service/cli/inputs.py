@@ -21,7 +21,7 @@ from service.cli.progress import shown
 from service.client import Client, ScoreTable
 from service.client.results import NUMBERS
 from service.codecs.folders import EXTENSIONS, list_images
-from service.codecs.images import Fit, Fitted, PixelLimits, fit_files
+from service.codecs.images import Fit, Fitted, PixelLimits, Shape, fit_files
 from service.codecs.npy import decode_npy
 from service.engine.options import Provider
 from service.errors import IafvaeError, InvalidInput
@@ -106,9 +106,9 @@ def _inside(folder: Path) -> list[Path]:
     return sorted([*listing.files.values(), *unreadable])
 
 
-def _rules(manifest: Mapping[str, Any], fit: Fit) -> tuple[ImageSpec, Fit]:
+def _rules(manifest: Mapping[str, Any], fit: Fit) -> tuple[Shape, Fit]:
     """A model's images, and `fit` in the way of its training."""
-    return ImageSpec(**manifest["image"]), replace(fit, how=manifest.get("fit", fit.how))
+    return ImageSpec(**manifest["image"]).shape, replace(fit, how=manifest.get("fit", fit.how))
 
 
 def read_all(backend: Client | LocalClient, paths: Sequence[Path], fit: Fit) -> NDArray[np.uint8]:
@@ -251,7 +251,7 @@ def discover(rows: Sequence[Row], fdr: float) -> None:
     say(fdr_notes(len(rows), fdr, calibration and calibration["images"]))
 
 
-def _read_one(path: Path, shape: ImageSpec, fit: Fit) -> Fitted | str:
+def _read_one(path: Path, shape: Shape, fit: Fit) -> Fitted | str:
     try:
         return fit_files([path.read_bytes()], shape, fit, LIMITS, [path.name])
     except (IafvaeError, OSError) as error:

@@ -27,7 +27,7 @@ from service.cli.output import csv_text
 from service.cli.report_page import page
 from service.client import Client
 from service.codecs.headers import read_header
-from service.codecs.images import FitMode, ImageSize, fit_files
+from service.codecs.images import FitMode, Shape, fit_files
 from service.codecs.overlay import coloured
 from service.errors import InvalidInput
 from service.verdicts.ranks import detection
@@ -168,7 +168,7 @@ def _judged(
     files: Sequence[Path],
     options: ReportOptions,
 ) -> Iterator[Row]:
-    shape = ImageSpec(**manifest["image"])
+    shape = ImageSpec(**manifest["image"]).shape
     for part in scored(
         backend,
         files,
@@ -207,18 +207,14 @@ def _evidence(
         yield {"box": largest[0], "map": picture}
 
 
-def _thumbnail(file: Path, shape: ImageSpec, fit: FitMode) -> str:
+def _thumbnail(file: Path, shape: Shape, fit: FitMode) -> str:
     """What the model saw of a file, at the file's own sharpness as far as a page needs it."""
     data = file.read_bytes()
     header = read_header(data, file.name)
     height, width = header.size
-    sides = (height / shape.height, width / shape.width)
-    factor = max(1.0, min(*sides, THUMBNAIL / max(shape.height, shape.width)))
-    size = ImageSize(
-        channels=header.channels,
-        height=round(factor * shape.height),
-        width=round(factor * shape.width),
-    )
+    sides = (height / shape[1], width / shape[2])
+    factor = max(1.0, min(*sides, THUMBNAIL / max(shape[1:])))
+    size = (header.channels, round(factor * shape[1]), round(factor * shape[2]))
     how = Fit(resize=True, convert=True, how=fit)
     return _palette(fit_files([data], size, how, LIMITS, [file.name]).images[0])
 
