@@ -70,7 +70,7 @@ def write_report(
     out: Path,
     options: ReportOptions,
     *,
-    progress: Progress | None = None,
+    progress: Progress,
     words: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Judge the images below `folder` and write `out` (.html), .csv and .json beside it; give what
@@ -88,15 +88,14 @@ def write_report(
     kept = out.with_suffix(".partial.jsonl")
     rows = _known(kept, _identity(manifest, folder, options))
     todo = [f for f in files if _changed(rows.get(_name(f, folder)), f)]
-    bar = progress or Progress(disable=True)
-    task = bar.add_task("judging", total=len(files), completed=len(files) - len(todo))
+    task = progress.add_task("judging", total=len(files), completed=len(files) - len(todo))
     try:
         with kept.open("ab") as file:
             for row in _judged(backend, manifest, folder, todo, options):
                 rows[row["file"]] = row
                 file.write(json.dumps(row).encode() + b"\n")
                 file.flush()
-                bar.advance(task)
+                progress.advance(task)
     finally:
         if not rows:
             kept.unlink()
