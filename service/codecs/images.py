@@ -25,7 +25,6 @@ from service.codecs.fitting import (
     Shape,
     check_size,
     fit_array,
-    fit_image,
     resize,
     wrong_colour,
 )
@@ -45,7 +44,6 @@ __all__ = [
     "decoding_work",
     "fit_array",
     "fit_files",
-    "fit_image",
     "read_image",
 ]
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps
 
+from service.codecs.fitting import fit_image
 from service.codecs.headers import read_header
 from service.codecs.images import (
     Fit,
@@ -21,7 +22,6 @@ from service.codecs.images import (
     decode_base64,
     fit_array,
     fit_files,
-    fit_image,
 )
 from service.errors import (
     IafvaeError,
