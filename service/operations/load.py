@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from service.bundle import Bundle
-from service.engine import make_engine
 from service.engine.base import EngineBase
+from service.engine.choice import make_engine
 from service.engine.hardware import available_cores
 from service.engine.options import EngineOptions
 from service.scheduler.batching import batchers

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import httptools
 from starlette.types import Scope
@@ -22,9 +22,10 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from service.api.security.admission import Admission
 from service.server.transport import ClosedByProtocol
 
-__all__ = ["Admission", "BoundedHttp"]
+__all__ = ["BoundedHttp"]
 
 HEAD_SECONDS = 30.0  # from a connection, or a later request's first byte, to the end of its head
 WRITE_SECONDS = 20.0  # in which a client must have taken what fills the connection's 64 KiB
@@ -38,24 +39,6 @@ MAX_PIPELINED = 64  # requests that wait behind one that is being answered
 # once, and after so many seconds of it others come first for so many.
 AT_ONCE, READ_SECONDS, REST_SECONDS = 2**13, 0.004, 0.012
 FRAMING = 16  # bytes that a body's byte may come with: chunks may be small
-
-Headers = list[tuple[bytes, bytes]]
-
-
-class Admission(Protocol):
-    """What may refuse a request before it becomes a task."""
-
-    def refuses(self, scope: Scope) -> bool:
-        """Whether a request is one too many."""
-        ...
-
-    def whole_refusal(self, scope: Scope) -> tuple[int, Headers, bytes]:
-        """Status, headers and body of its answer."""
-        ...
-
-    def malformed(self) -> None:
-        """Something came that is no request."""
-        ...
 
 
 class _NotReadError(Exception):
@@ -330,11 +313,10 @@ class BoundedHttp(HttpToolsProtocol):
         if admission is None or self.flow.write_paused or not admission.refuses(scope):
             super()._start_asgi_task(cycle, app)
         else:
-            self._refuse(cycle, *admission.whole_refusal(scope))
+            self._refuse(cycle, scope, admission)
 
-    def _refuse(
-        self, cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes
-    ) -> None:
+    def _refuse(self, cycle: RequestResponseCycle, scope: Scope, admission: Admission) -> None:
+        status, headers, body = admission.whole_refusal(scope)
         lines = [STATUS_LINE[status]]
         lines += [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
         if not cycle.keep_alive:

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import ConfigError
-from service.codecs.images import Fit, FitMode, ImageSize, fit_array
+from service.codecs.images import Fit, FitMode, fit_array
 from training.data import (
     DATASETS,
     FOLDER_PREFIX,
@@ -118,8 +118,7 @@ def _other_images(data: ImageData, shape: Shape, fit: FitMode) -> ImageSet:
     if pixels.shape[1:] != shape:
         source, target = ("x".join(map(str, s)) for s in (pixels.shape[1:], shape))
         words += f", made {target} of {source}"
-        size = ImageSize(channels=shape[0], height=shape[1], width=shape[2])
-        pixels = fit_array(pixels, size, Fit(resize=True, convert=True, how=fit)).images
+        pixels = fit_array(pixels, shape, Fit(resize=True, convert=True, how=fit)).images
     return ImageSet(name, words, pixels)
 
 

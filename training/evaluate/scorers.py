@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from model.contract import DensityModel, Features
 from model.densities import Bernoulli
 from service.bundle import Bundle
-from service.engine import make_engine
+from service.engine.choice import make_engine
 from service.engine.options import EngineOptions, Provider
 
 __all__ = ["BundleScorer", "Facts", "ModelScorer", "Scorer", "Scores"]

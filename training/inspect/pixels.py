@@ -29,7 +29,7 @@ def pixel_detection(model: LocalClient, photos: Photos, size: tuple[int, int]) -
     if not any(mask.any() and not mask.all() for mask in masks):
         return None
     maps = [
-        np.abs(model.anomaly_map(np.stack(images[first : first + CHUNK])).array)
+        np.abs(model.anomalies(np.stack(images[first : first + CHUNK]), boxes=0)[0])
         for first in range(0, len(images), CHUNK)
     ]
     return pooled_detection(np.concatenate(maps), np.stack(masks))
