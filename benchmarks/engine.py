@@ -49,8 +49,8 @@ from benchmarks.timing import (
     repeated,
 )
 from service.bundle import OPERATIONS, Bundle, BundleError, load_bundle
-from service.engine import make_engine
 from service.engine.base import EngineBase
+from service.engine.choice import make_engine
 from service.engine.options import EngineOptions, Form
 from service.engine.self_check import random_inputs
 from service.noise import normal

@@ -17,7 +17,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -43,15 +42,6 @@ CONTEXT, MAPS = 64, 64  # units of a flat context; maps of a convolutional one
 INIT_ROWS, EVALUATION_ROWS = 256, 1024
 AVERAGE_DECAY = 0.98
 ROWS, RATE = 64, 0.003  # of every fit: Adamax, a constant rate, averaged weights, seed 0
-
-
-class Target(Protocol):
-    """p(z) over `[B, D]`."""
-
-    shape: tuple[int, int, int]
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """log p(z), `[B]`, in nats, normalised."""
 
 
 def lattice(dim: int) -> tuple[int, int, int]:
@@ -93,16 +83,10 @@ class Linear:
         return eye + decoded @ decoded.T
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """See `Target`."""
+        """log p(z), `[B]`, in nats, normalised, of z `[B, D]`."""
         energy = z.square().sum(dim=1) + self._decoded(z).square().sum(dim=1)
         log_p: Tensor = self.log_normaliser - 0.5 * energy
         return log_p
-
-    def diagonal_gap(self) -> float:
-        """KL(q || p) in nats of the best diagonal Gaussian q, variances 1 / precision_ii."""
-        precision = self.precision()
-        _, log_det = torch.linalg.slogdet(precision)
-        return 0.5 * float(precision.diagonal().log().sum() - log_det)
 
 
 class Bent:
@@ -122,10 +106,11 @@ class Bent:
         return z - BEND * torch.cos(3 * before)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """See `Target`."""
+        """log p(z), `[B]`, in nats, normalised, of z `[B, D]`."""
         return self.straight.log_prob(self.straightened(z))
 
 
+Target = Linear | Bent
 TARGETS: dict[str, Callable[[int], Target]] = {"linear": Linear, "bent": Bent}
 
 

@@ -91,18 +91,23 @@ def drawn_images(bundle: Path, count: int) -> Images:
     Noise would compress badly, and so make requests of PNGs larger than people's are.
     """
     opened = session(graph_file(bundle, "sample"))
-    shapes = {value.name: value.shape[1] for value in opened.get_inputs()}
-    rng = np.random.default_rng(0)
-    feed = {
-        "eps": rng.standard_normal((count, shapes["eps"]), np.float32),
-        "temperature": np.ones((count, shapes["temperature"]), np.float32),
-        "u": rng.random((count, shapes["u"]), np.float32),
-    }
-    mean = opened.run(["mean"], feed)[0]
+    mean = opened.run(["mean"], sample_inputs(opened, count, np.random.default_rng(0)))[0]
     manifest = json.loads((bundle / "manifest.json").read_text())
     if manifest["likelihood"]["kind"] == "bernoulli":  # trained on black and white pixels
         mean = mean > 0.5
     return np.ascontiguousarray(np.rint(255.0 * mean).astype(np.uint8))
+
+
+def sample_inputs(
+    opened: ort.InferenceSession, count: int, rng: np.random.Generator
+) -> dict[str, NDArray[np.float32]]:
+    """Inputs of the `sample` graph, at temperature 1."""
+    width = {value.name: value.shape[1] for value in opened.get_inputs()}
+    return {
+        "eps": rng.standard_normal((count, width["eps"]), np.float32),
+        "temperature": np.ones((count, width["temperature"]), np.float32),
+        "u": rng.random((count, width["u"]), np.float32),
+    }
 
 
 def bare(graph: ScoreGraph, images: Images, callers: int, seconds: float) -> dict[str, float]:

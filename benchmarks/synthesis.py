@@ -33,7 +33,7 @@ import torch
 from benchmarks.harness import parser_of, table, write_json
 from benchmarks.pixelcnn import PixelCnn, of_size, parameter_count
 from benchmarks.pixelcnn_sampling import CachedSampler, naive_sample
-from benchmarks.score_graph import graph_file, session
+from benchmarks.score_graph import graph_file, sample_inputs, session
 from benchmarks.timing import (
     Timing,
     alternated,
@@ -97,20 +97,10 @@ def draw_in_torch(peers: Peers, batch: int) -> Callable[[], object]:
 def draw_with_graph(bundle: Path, shape: tuple[int, int, int], batch: int) -> Callable[[], object]:
     """Draw a batch of images with the exported graph. Ends the program where it is of others."""
     opened, rng = session(graph_file(bundle, "sample")), np.random.default_rng(0)
-    shapes = {value.name: tuple(value.shape[1:]) for value in opened.get_inputs()}
     (mean,) = (value.shape[1:] for value in opened.get_outputs() if value.name == "mean")
     if tuple(mean) != tuple(shape):
         raise SystemExit(f"{bundle} is for images of another shape")
-
-    def draw() -> object:
-        given = {
-            "eps": rng.standard_normal((batch, *shapes["eps"]), np.float32),
-            "temperature": np.ones((batch, *shapes["temperature"]), np.float32),
-            "u": rng.random((batch, *shapes["u"]), np.float32),
-        }
-        return opened.run(None, given)
-
-    return draw
+    return lambda: opened.run(None, sample_inputs(opened, batch, rng))
 
 
 def measurements(

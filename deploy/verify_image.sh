@@ -6,6 +6,7 @@
 #
 # Needs buildah, podman, runc and debootstrap. Prints the sizes of base and image. Images are kept in
 # $IMAGES; where the kernel mounts no overlay, STORAGE_DRIVER=vfs works, and takes many times as long.
+# Where no container can be run at all, exits with 77.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,13 +19,17 @@ podman=(podman "${storage[@]}" --runtime runc --cgroup-manager cgroupfs)
 if ! "${podman[@]}" image exists "$base"; then
   root=$(mktemp -d)
   trap 'umount -q "$root/proc" || true; rm -rf --one-file-system "$root"' EXIT
-  debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$root" >/dev/null
+  debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$root" >/dev/null \
+    || exit 77
   umount -q "$root/proc" || true # which debootstrap mounts, and leaves
   rm -f "$root/etc/resolv.conf"
   rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
   tar -C "$root" --one-file-system -c . | "${podman[@]}" import \
-    --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' - "$base"
+    --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' - "$base" \
+    || exit 77
 fi
+limits=(--ulimit nofile=1024:1024 --ulimit nproc=1024:1024)
+"${podman[@]}" run --rm "${limits[@]}" "$base" true || exit 77
 
 buildah "${storage[@]}" bud --layers --isolation chroot --network host --format docker --pull-never \
   --timestamp "$(git log -1 --format=%ct)" \
@@ -35,5 +40,4 @@ buildah "${storage[@]}" bud --layers --isolation chroot --network host --format 
 "${podman[@]}" images --format '{{.Repository}}:{{.Tag}} {{.Size}}' \
   --filter reference="$base" --filter reference="localhost/iafvae:$target"
 "${podman[@]}" inspect --format '{{json .Labels}}' "localhost/iafvae:$target"
-ENGINE="${podman[*]}" deploy/smoke.sh "localhost/iafvae:$target" \
-  --ulimit nofile=1024:1024 --ulimit nproc=1024:1024
+ENGINE="${podman[*]}" deploy/smoke.sh "localhost/iafvae:$target" "${limits[@]}"

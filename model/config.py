@@ -223,6 +223,20 @@ def _fashion(posterior: ConvIafPosterior | DiagonalPosterior) -> ResnetVaeConfig
     )
 
 
+def _cifar10_mixture() -> ResnetVaeConfig:
+    """Five layers that learn most in a CPU's hours: measured in training/RUNS.md."""
+    return ResnetVaeConfig(
+        likelihood="logistic_mixture",
+        mixtures=5,
+        channels=64,
+        z_channels=16,
+        levels=(3, 2),
+        posterior=ConvIafPosterior(hidden_layers=1),
+        residual_scale=0.5,
+        head="shuffle",
+    )
+
+
 PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "mnist": lambda: _mnist(2, 320),
     "mnist-diagonal": lambda: ConvVaeConfig(posterior=DiagonalPosterior()),
@@ -242,6 +256,7 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "fashion-mnist-mixture-diagonal": lambda: _fashion(DiagonalPosterior()),
     "fashion-mnist-flat": lambda: ConvVaeConfig(likelihood="discretized_logistic"),
     "cifar10-small": lambda: ResnetVaeConfig(channels=32, z_channels=8, levels=(3, 3)),
+    "cifar10-mixture": _cifar10_mixture,
     "cifar10-medium": lambda: ResnetVaeConfig(channels=96, z_channels=24, levels=(12,)),
     "cifar10-paper": lambda: ResnetVaeConfig(),
 }

@@ -6,11 +6,14 @@ by node, without the exporter.
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tiny_model import CALIBRATION_IMAGES, CHANNELS, PIXELS, SIDE, D, TinyModel
 
@@ -172,11 +175,10 @@ def write_tiny_bundle(
     """Write the tiny bundle; `changes` replace fields of its manifest."""
     model = model or TinyModel.create()
     blob, layout = _pack(model)
-    calibration = reference(model).arrays()
-    contents: dict[str, Any] = {
+    contents = {
         "weights.bin": blob,
-        "calibration.npz": lambda path: np.savez(path, **calibration),
-        "canaries.npz": lambda path: np.savez(path, **canaries(model, latent)),
+        "calibration.npz": _npz(reference(model).arrays()),
+        "canaries.npz": _npz(canaries(model, latent)),
         "MODEL_CARD.md": b"# tiny\n",
     }
     for operation in OPERATIONS:
@@ -189,6 +191,12 @@ def write_tiny_bundle(
     return write_bundle(
         destination, tiny_manifest(latent, **{"weights": listed, **changes}), contents
     )
+
+
+def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
 
 
 def reference(model: TinyModel) -> Reference:

@@ -140,21 +140,15 @@ class TrainConfig:
 class RunConfig:
     """All that determines a run's numbers on one machine."""
 
+    preset: str = ""
     model: ModelConfig
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    preset: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Give the configuration as JSON values."""
-        return {
-            "preset": self.preset,
-            "model": self.model.to_dict(),
-            "data": asdict(self.data),
-            "optim": asdict(self.optim),
-            "train": asdict(self.train),
-        }
+        return {**asdict(self), "model": self.model.to_dict()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +212,7 @@ def run_config_from_dict(values: Mapping[str, Any]) -> RunConfig:
 
 
 def _ladder(
-    batch_size: int, epochs: int, data: DataConfig, learning_rate: float = 0.002
+    batch_size: int, epochs: int, data: DataConfig, learning_rate: float = 0.002, **optim: Any
 ) -> dict[str, Any]:
     """The authors' settings: free bits of 0.1 nats a part, which take the KL warm-up's place.
 
@@ -227,7 +221,7 @@ def _ladder(
     """
     return {
         "data": data,
-        "optim": OptimConfig(batch_size=batch_size, learning_rate=learning_rate),
+        "optim": OptimConfig(batch_size=batch_size, learning_rate=learning_rate, **optim),
         "train": TrainConfig(epochs=epochs, free_bits_nats=0.1, kl_warmup_epochs=0.0),
     }
 
@@ -242,6 +236,7 @@ _RECIPES: dict[str, dict[str, Any]] = {
     "fashion-mnist-flat": {"data": _FASHION},
     "mnist-ladder": _ladder(128, 100, DataConfig()),
     "cifar10-small": _ladder(32, 20, _CIFAR10, 0.01),
+    "cifar10-mixture": _ladder(32, 40, _CIFAR10, 0.005, kind="adam"),
     "cifar10-medium": _ladder(256, 200, _CIFAR10),
     "cifar10-paper": _ladder(256, 400, _CIFAR10),
 }

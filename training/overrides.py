@@ -58,7 +58,7 @@ def _put(values: dict[str, Any], names: Sequence[str], value: Any, path: str) ->
 
 def differences(base: RunConfig, config: RunConfig, without: Collection[str]) -> list[str]:
     """PATH=VALUE for each field of `config` that `base` has not, but for the paths `without`."""
-    before, after = base.to_dict(), config.to_dict()
+    before, after = (json.loads(json.dumps(each.to_dict())) for each in (base, config))
     return [
         f"{path}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
         for part in PARTS
@@ -73,9 +73,5 @@ def _changed(path: str, before: Any, after: Any) -> Iterator[tuple[str, Any]]:
     if alike and before.keys() == after.keys() and before.get("kind") == after.get("kind"):
         for name in after:
             yield from _changed(f"{path}.{name}", before[name], after[name])
-    elif _plain(before) != _plain(after):
+    elif before != after:
         yield path, after
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))

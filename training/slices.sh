@@ -5,7 +5,7 @@
 #   training/slices.sh MODEL finish
 #
 # MODEL: mnist, mnist-iaf, mnist-flow (a flow as the prior), mnist-iaf-8x1920, mnist-ladder, fashion-mnist-mixture, cifar10-small,
-# cifar10-medium or cifar10-paper. The first slice copies what training/checkpoints/MODEL has, if
+# cifar10-mixture, cifar10-medium or cifar10-paper. The first slice copies what training/checkpoints/MODEL has, if
 # anything, to runs/MODEL; every later one resumes there, exactly. Ctrl-C stops with a checkpoint
 # as well. `finish` measures the test set once and exports runs/MODEL/bundle.
 #
@@ -31,7 +31,7 @@ data=()
 case $model in
   mnist | mnist-iaf | mnist-flow | mnist-iaf-8x1920) epochs=2000 k=128 ;;
   mnist-ladder | fashion-mnist-mixture) epochs=400 k=128 ;;
-  cifar10-small) epochs=200 k=128 ;;
+  cifar10-small | cifar10-mixture) epochs=200 k=128 ;;
   cifar10-medium) epochs=200 k=128 ;;
   cifar10-paper) epochs=400 k=128 ;;
   *) echo "there is no model $model" >&2; usage ;;

@@ -136,15 +136,11 @@ class Client:
             answer = await wire.answer()
         except BROKEN as error:
             self._hang_up()
-            return self._ended(ask, error, began)
+            if began > self._site.leaving:
+                return "closed at the end"
+            return self._fault(f"{ask.name}: no answer ({type(error).__name__})")
         self._site.tally.slowest = max(self._site.tally.slowest, time.monotonic() - began)
         return self._judged(ask, answer, also, began)
-
-    def _ended(self, ask: Ask, error: Exception, began: float) -> str:
-        """No answer, or half of one: what may be the reason?"""
-        if began > self._site.leaving:
-            return "closed at the end"
-        return self._fault(f"{ask.name}: no answer ({type(error).__name__})")
 
     def _judged(self, ask: Ask, answer: Answer, also: tuple[str, ...], began: float) -> str:
         site, slug = self._site, self._noted(answer)

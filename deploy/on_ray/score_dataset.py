@@ -116,7 +116,7 @@ class Worker:
         self.source, self.out = place(source)[0], place(out)
         self.model = Model.load(options.bundle, workers=1, provider=options.provider)
         manifest = self.model.manifest
-        self.shape = manifest.image
+        self.shape = manifest.image.shape
         self.fit = Fit(resize=options.resize, convert=options.convert, how=manifest.fit)
         self.loop = asyncio.Runner()
         self.loop.run(self.model.start())

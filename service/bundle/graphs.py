@@ -164,26 +164,20 @@ def graph_contract(
     rendered = (_f32("mean", "N", *pixels), _tensor("draw", "uint8", "N", *pixels))
     picture = _tensor("image", "uint8", "N", *pixels)
     grey = (_f32("u_image", "N", image.dims),) if likelihood.binary else ()
-    return {
-        "sample": _graph(
-            "sample",
+    rows = (picture, _tensor("owner", "int64", "R"), _f32("eps", "R", d), *grey)
+    table = {
+        "sample": (
             (_f32("eps", "N", d), _f32("temperature", "N", g), _f32("u", "N", u)),
             rendered,
         ),
-        "decode": _graph("decode", (_f32("z", "N", d), _f32("u", "N", u)), rendered),
-        "encode": _graph(
-            "encode",
+        "decode": ((_f32("z", "N", d), _f32("u", "N", u)), rendered),
+        "encode": (
             (picture, _f32("eps", "N", d), *grey),
             (_f32("z", "N", d), _f32("prior_eps", "N", d)),
         ),
-        "score": _graph(
-            "score",
-            (picture, _tensor("owner", "int64", "R"), _f32("eps", "R", d), *grey),
-            (_f32("log_weight", "R"), _f32("log_px_z", "R"), _f32("kl", "R", g)),
-        ),
-        "evidence": _graph(
-            "evidence",
-            (picture, _tensor("owner", "int64", "R"), _f32("eps", "R", d), *grey),
+        "score": (rows, (_f32("log_weight", "R"), _f32("log_px_z", "R"), _f32("kl", "R", g))),
+        "evidence": (
+            rows,
             (
                 _f32("log_weight", "R"),
                 _f32("kl", "R", g),
@@ -191,6 +185,12 @@ def graph_contract(
                 _f32("statistics", "N", len(statistics)),
             ),
         ),
+    }
+    return {
+        name: GraphSpec(
+            portable=f"portable/{name}.onnx", cpu=f"cpu/{name}.onnx", inputs=inputs, outputs=outputs
+        )
+        for name, (inputs, outputs) in table.items()
     }
 
 
@@ -200,14 +200,3 @@ def _tensor(name: str, dtype: Dtype, *shape: Dimension) -> TensorSpec:
 
 def _f32(name: str, *shape: Dimension) -> TensorSpec:
     return _tensor(name, "float32", *shape)
-
-
-def _graph(
-    operation: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
-) -> GraphSpec:
-    return GraphSpec(
-        portable=f"portable/{operation}.onnx",
-        cpu=f"cpu/{operation}.onnx",
-        inputs=inputs,
-        outputs=outputs,
-    )

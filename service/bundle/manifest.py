@@ -279,13 +279,16 @@ def manifest_to_json(manifest: Manifest) -> dict[str, object]:
     return manifest.model_dump(mode="json")
 
 
-NAMES = {"int": "int", "float": "float", "string": "str", "bool": "bool"}
-BOUNDS = {
-    "greater_than_equal": ("at least", "ge"),
-    "greater_than": ("more than", "gt"),
-    "less_than_equal": ("at most", "le"),
-    "less_than": ("less than", "lt"),
+KINDS = {
+    "int_type": "int",
+    "float_type": "float",
+    "string_type": "str",
+    "bool_type": "bool",
+    "tuple_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
 }
+BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
 def _problem(errors: Sequence[ErrorDetails]) -> str:
@@ -306,13 +309,12 @@ def _problem(errors: Sequence[ErrorDetails]) -> str:
         return f"{where} must be one of {worst['ctx']['expected']}, not {got!r}"
     if kind == "finite_number":
         return f"{where} must be finite, not {got}"
-    if kind in BOUNDS:
-        words, bound = BOUNDS[kind]
-        return f"{where} must be {words} {worst['ctx'][bound]}, not {got}"
-    wanted = {"tuple_type": "a list", "dict_type": "an object", "model_type": "an object"}
-    scalar = NAMES.get(kind.removesuffix("_type"))
-    if kind in wanted or scalar:
-        return f"{where} must be {scalar or wanted[kind]}, not {_type_name(got)}"
+    for name, bound in worst.get("ctx", {}).items():
+        if name in BOUNDS:
+            return f"{where} must be {BOUNDS[name]} {bound}, not {got}"
+    if kind in KINDS:
+        its = "null" if got is None else type(got).__name__
+        return f"{where} must be {KINDS[kind]}, not {its}"
     return f"{where}: {worst['msg']}"
 
 
@@ -325,7 +327,3 @@ def _rank(error: ErrorDetails) -> int:
 def _dotted(loc: Sequence[int | str]) -> str:
     """``manifest.latent.groups[0].name``"""
     return "manifest" + "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in loc)
-
-
-def _type_name(value: object) -> str:
-    return "null" if value is None else type(value).__name__

@@ -53,12 +53,6 @@ class Bundle:
     reference: Reference | None
     canaries: dict[str, dict[str, Arrays]]
 
-    @property
-    def calibration(self) -> dict[int, NDArray[np.float32]]:
-        """Number of importance samples -> log-likelihoods of the calibration images in nats,
-        float32 ``[images]``, ascending."""
-        return {} if self.reference is None else self.reference.scores
-
     def read(self, name: str) -> bytes:
         """The bytes of a listed file, which are still those that were verified.
 

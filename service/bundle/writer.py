@@ -8,6 +8,7 @@ bundle or the new one, never a half.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -19,12 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from service.bundle.manifest import Manifest, is_file_name, manifest_to_json
-from service.bundle.reader import MANIFEST, Bundle, BundleError, file_digest, load_bundle
+from service.bundle.manifest import is_file_name
+from service.bundle.reader import MANIFEST, Bundle, BundleError, load_bundle
 
 __all__ = ["publish", "refuse_strangers", "write_bundle"]
-
-Content = bytes | Path | Callable[[Path], Any]
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
@@ -32,17 +31,16 @@ RENAME_EXCHANGE = 2
 
 def write_bundle(
     destination: Path | str,
-    manifest_fields: Mapping[str, Any] | Manifest,
-    contents: Mapping[str, Content],
+    manifest_fields: Mapping[str, Any],
+    contents: Mapping[str, bytes],
     check: Callable[[Bundle], None] | None = None,
 ) -> Bundle:
     """Write a bundle to the directory `destination` and return it as a server would load it.
 
-    manifest_fields: everything but ``files``, which is computed; contents: file name -> its
-    bytes, a file to copy, or a function that writes the file at the path it is given; check:
-    called with the finished bundle before it is published. A bundle that stands at `destination`
-    is replaced; anything else there is not. Whatever is raised on the way, nothing is published
-    and nothing is left behind.
+    manifest_fields: everything but ``files``, which is computed; contents: file name -> its bytes;
+    check: called with the finished bundle before it is published. A bundle that stands at
+    `destination` is replaced; anything else there is not. Whatever is raised on the way, nothing is
+    published and nothing is left behind.
     """
     destination = Path(destination)
     refuse_strangers(destination)
@@ -50,9 +48,11 @@ def write_bundle(
     staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
         staging.chmod(0o755)
-        for name, content in contents.items():
-            _write(staging, name, content)
-        _write_manifest(staging, manifest_fields, contents)
+        for name, data in contents.items():
+            if not is_file_name(name):
+                raise BundleError(f"{name!r} is no file name for a bundle: use a plain name")
+            _write(staging / name, data)
+        _write(staging / MANIFEST, _manifest(manifest_fields, contents))
         for folder in {(staging / name).parent for name in contents}:
             _sync(folder)
         _sync(staging)
@@ -77,34 +77,20 @@ def refuse_strangers(destination: Path) -> None:
     )
 
 
-def _write(staging: Path, name: str, content: Content) -> None:
-    file = staging / name
-    if not is_file_name(name):
-        raise BundleError(f"{name!r} is no file name for a bundle: use a plain name")
+def _write(file: Path, data: bytes) -> None:
     file.parent.mkdir(exist_ok=True)
-    if isinstance(content, bytes):
-        file.write_bytes(content)
-    elif isinstance(content, Path):
-        shutil.copyfile(content, file)
-    else:
-        content(file)
-    if not file.is_file():
-        raise BundleError(f"nothing was written as {name}: its content must write that file")
+    file.write_bytes(data)
     _sync(file)
 
 
-def _write_manifest(
-    staging: Path, manifest_fields: Mapping[str, Any] | Manifest, names: Mapping[str, Content]
-) -> None:
-    given = manifest_fields
-    fields = manifest_to_json(given) if isinstance(given, Manifest) else dict(given)
-    fields["files"] = {
-        name: {"sha256": file_digest(staging / name), "bytes": (staging / name).stat().st_size}
-        for name in names
+def _manifest(fields: Mapping[str, Any], contents: Mapping[str, bytes]) -> bytes:
+    files = {
+        name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        for name, data in contents.items()
     }
-    text = json.dumps(fields, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-    (staging / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    _sync(staging / MANIFEST)
+    whole = {**fields, "files": files}
+    text = json.dumps(whole, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
 
 
 def _sync(path: Path) -> None:

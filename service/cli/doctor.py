@@ -8,11 +8,11 @@ import platform
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from service.cli.output import print_rows
 from service.settings import Settings
 
 __all__ = ["Finding", "examine", "print_findings"]
@@ -21,8 +21,7 @@ INSTALL = "-c constraints.txt"  # in a checkout: the versions that were tested t
 TRAINING = ("torch", "onnx", "onnxscript", "safetensors", "matplotlib", "pooch")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
+class Finding(NamedTuple):
     """One line: "ok", "note" (something optional is not there) or "missing" (it will not serve)."""
 
     state: Literal["ok", "note", "missing"]
@@ -44,20 +43,20 @@ def examine(settings: Settings) -> Iterator[Finding]:
 def _program() -> Finding:
     python = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     try:
-        return Finding(state="ok", subject="program", text=f"iafvae {version('iafvae')}, {python}")
+        return Finding("ok", "program", f"iafvae {version('iafvae')}, {python}")
     except PackageNotFoundError:
-        text = f"iafvae is not installed ({python}): pip install . {INSTALL}"
-        return Finding(state="note", subject="program", text=text)
+        return Finding(
+            "note", "program", f"iafvae is not installed ({python}): pip install . {INSTALL}"
+        )
 
 
 def _runtime() -> Finding:
     for name in ("onnxruntime-gpu", "onnxruntime"):
         try:
-            return Finding(state="ok", subject="runtime", text=f"{name} {version(name)}")
+            return Finding("ok", "runtime", f"{name} {version(name)}")
         except PackageNotFoundError:
             continue
-    text = f"ONNX Runtime is not installed: pip install . {INSTALL}"
-    return Finding(state="missing", subject="runtime", text=text)
+    return Finding("missing", "runtime", f"ONNX Runtime is not installed: pip install . {INSTALL}")
 
 
 def _cores() -> Finding:
@@ -65,7 +64,7 @@ def _cores() -> Finding:
 
     usable, there = available_cores(), os.cpu_count()
     text = f"{usable} of {there} may be used: so many batches are computed at once"
-    return Finding(state="ok", subject="cores", text=text)
+    return Finding("ok", "cores", text)
 
 
 def _models(settings: Settings) -> Iterator[Finding]:
@@ -76,7 +75,7 @@ def _models(settings: Settings) -> Iterator[Finding]:
     try:
         paths = bundle_paths(settings.models)
     except BundleError as error:
-        yield Finding(state="missing", subject="models", text=str(error))
+        yield Finding("missing", "models", str(error))
         return
     providers: set[str] = set()
     for path in paths:
@@ -89,10 +88,10 @@ def _model(path: Path, settings: Settings, providers: set[str]) -> Finding:
 
     check = verify_bundle(path, settings.engine)
     if check.error is not None:
-        return Finding(state="missing", subject="model", text=check.error)
+        return Finding("missing", "model", check.error)
     providers.add(str(check.canaries))
     text = f"{check.model} {check.version} in {path}, sha256 {check.sha256}"
-    return Finding(state="ok", subject="model", text=text)
+    return Finding("ok", "model", text)
 
 
 def _provider(settings: Settings, providers: set[str]) -> Iterator[Finding]:
@@ -102,7 +101,7 @@ def _provider(settings: Settings, providers: set[str]) -> Iterator[Finding]:
         why = f"IAFVAE_PROVIDER={settings.provider}"
         if provider == "cpu" and settings.provider == "auto":
             why += f", and {gpu_problem() or 'CUDA could not be used (the log says why)'}"
-        yield Finding(state="ok", subject="computes", text=f"{provider}: {why}")
+        yield Finding("ok", "computes", f"{provider}: {why}")
 
 
 def _address(settings: Settings) -> Finding:
@@ -114,8 +113,8 @@ def _address(settings: Settings) -> Finding:
             probe.bind((settings.host, settings.port))
     except OSError as error:
         text = f"{where} cannot be listened on ({error.strerror}): choose another IAFVAE_PORT"
-        return Finding(state="missing", subject="address", text=text)
-    return Finding(state="ok", subject="address", text=f"{where} is free")
+        return Finding("missing", "address", text)
+    return Finding("ok", "address", f"{where} is free")
 
 
 def _keys(settings: Settings) -> Finding:
@@ -123,12 +122,12 @@ def _keys(settings: Settings) -> Finding:
 
     if settings.keys_file is None:
         text = "none (IAFVAE_KEYS_FILE): everybody who reaches the port may call"
-        return Finding(state="note", subject="keys", text=text)
+        return Finding("note", "keys", text)
     try:
         KeyFile(settings.keys_file)
     except KeyFileError as error:
-        return Finding(state="missing", subject="keys", text=str(error))
-    return Finding(state="ok", subject="keys", text=str(settings.keys_file))
+        return Finding("missing", "keys", str(error))
+    return Finding("ok", "keys", str(settings.keys_file))
 
 
 def _training() -> Finding:
@@ -139,23 +138,14 @@ def _training() -> Finding:
             f"{error.name} is not installed; serving needs none of it. To train: make install-train"
             f", or pip install '.[train]' {INSTALL}"
         )
-        return Finding(state="note", subject="training", text=text)
-    return Finding(state="ok", subject="training", text=", ".join(found))
+        return Finding("note", "training", text)
+    return Finding("ok", "training", ", ".join(found))
 
 
 def print_findings(findings: list[Finding], *, as_json: bool) -> None:
     """Findings on standard output, a line (or an object) each."""
     if as_json:
-        sys.stdout.write(json.dumps([asdict(one) for one in findings], indent=1) + "\n")
+        sys.stdout.write(json.dumps([one._asdict() for one in findings], indent=1) + "\n")
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for _ in range(3):
-        table.add_column(overflow="fold")
     styles = {"ok": "green", "note": "yellow", "missing": "red"}
-    for one in findings:
-        table.add_row(Text(one.state, style=styles[one.state]), one.subject, Text(one.text))
-    Console().print(table)
+    print_rows([((one.state, styles[one.state]), one.subject, one.text) for one in findings])

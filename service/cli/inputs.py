@@ -21,7 +21,7 @@ from service.cli.progress import shown
 from service.client import Client, ScoreTable
 from service.client.results import NUMBERS
 from service.codecs.folders import EXTENSIONS, list_images
-from service.codecs.images import Fit, Fitted, PixelLimits, fit_files
+from service.codecs.images import Fit, Fitted, PixelLimits, Shape, fit_files
 from service.codecs.npy import decode_npy
 from service.engine.options import Provider
 from service.errors import IafvaeError, InvalidInput
@@ -106,9 +106,9 @@ def _inside(folder: Path) -> list[Path]:
     return sorted([*listing.files.values(), *unreadable])
 
 
-def _rules(manifest: Mapping[str, Any], fit: Fit) -> tuple[ImageSpec, Fit]:
+def _rules(manifest: Mapping[str, Any], fit: Fit) -> tuple[Shape, Fit]:
     """A model's images, and `fit` in the way of its training."""
-    return ImageSpec(**manifest["image"]), replace(fit, how=manifest.get("fit", fit.how))
+    return ImageSpec(**manifest["image"]).shape, replace(fit, how=manifest.get("fit", fit.how))
 
 
 def read_all(backend: Client | LocalClient, paths: Sequence[Path], fit: Fit) -> NDArray[np.uint8]:
@@ -172,25 +172,18 @@ def score_files(
     paths: Sequence[Path],
     fit: Fit,
     *,
-    importance_samples: int | None,
-    seed: int | None,
-    alpha: float | None,
     fdr: float | None = None,
+    **options: Any,
 ) -> list[Row]:
-    """One row for each file, in order; a file that cannot be scored has a row with "error"."""
+    """One row for each file, in order; a file that cannot be scored has a row with "error".
+
+    options: as `Client.score` has them.
+    """
     found = find_images(paths)
-    parts = scored(
-        backend,
-        found,
-        fit,
-        importance_samples=importance_samples,
-        seed=seed,
-        alpha=alpha,
-    )
     rows: list[Row] = []
     notes: dict[str, None] = {}
     with shown("scoring", len(found)) as advance:
-        for part in parts:
+        for part in scored(backend, found, fit, **options):
             rows += part.rows
             notes |= dict.fromkeys(_notes(part.table))
             advance(len(part.rows))
@@ -224,12 +217,10 @@ def scored(
     files: Sequence[Path],
     fit: Fit,
     *,
-    importance_samples: int | None,
-    seed: int | None,
-    alpha: float | None,
     chunk: int = CHUNK,
+    **options: Any,
 ) -> Iterator[Scored]:
-    """Scores of image files, `chunk` at a time."""
+    """Scores of image files, `chunk` at a time; options as `Client.score` has them."""
     shape, fit = _rules(backend.model()["manifest"], fit)
     for start in range(0, len(files), chunk):
         part = files[start : start + chunk]
@@ -238,13 +229,8 @@ def scored(
         images = np.array([one.images[0] for one in good], np.uint8)
         table = None
         if good:
-            table = backend.score(
-                images,
-                importance_samples=importance_samples,
-                seed=seed,
-                alpha=alpha,
-                altered=np.array([one.altered[0] for one in good], np.bool_),
-            )
+            altered = np.array([one.altered[0] for one in good], np.bool_)
+            table = backend.score(images, altered=altered, **options)
         found = iter(() if table is None else _rows(table, good))
         rows = [
             {"file": str(path)} | ({"error": one} if isinstance(one, str) else next(found))
@@ -265,7 +251,7 @@ def discover(rows: Sequence[Row], fdr: float) -> None:
     say(fdr_notes(len(rows), fdr, calibration and calibration["images"]))
 
 
-def _read_one(path: Path, shape: ImageSpec, fit: Fit) -> Fitted | str:
+def _read_one(path: Path, shape: Shape, fit: Fit) -> Fitted | str:
     try:
         return fit_files([path.read_bytes()], shape, fit, LIMITS, [path.name])
     except (IafvaeError, OSError) as error:

@@ -109,11 +109,6 @@ class LocalClient:
             decided=np.array([each is not None for each in scores.anomalous], np.bool_),
         )
 
-    def anomaly_map(self, images: NDArray[np.uint8], *, seed: int | None = None) -> Computed:
-        """Where `images` are unusual, float32 [n, H, W]."""
-        found = self._run(self._model.anomaly_map(images, seed=seed, boxes=0))
-        return self._computed(found.maps, found)
-
     def anomalies(
         self, images: NDArray[np.uint8], *, seed: int | None = None, boxes: int = 3
     ) -> tuple[NDArray[np.float32], list[list[dict[str, Any]]]]:

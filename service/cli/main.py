@@ -133,16 +133,15 @@ def key(
 
     fresh = new_key()
     line = key_line(fresh, name)
+    if file is not None:
+        append_line(file, line)
     if as_json:
-        if file is not None:
-            append_line(file, line)
         place = None if file is None else str(file)
         made("", {"name": name, "key": fresh, "line": line, "file": place}, as_json=True)
         return
     typer.echo("The key, shown this once; it is sent as 'Authorization: Bearer KEY':", err=True)
     typer.echo(fresh)
     if file is not None:
-        append_line(file, line)
         typer.echo(f"Its line is in {file}.", err=True)
         return
     typer.echo("Its line in the file that IAFVAE_KEYS_FILE names:", err=True)

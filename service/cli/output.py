@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ from service.bundle import Bundle, load_bundle, manifest_to_json
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["box_text", "csv_text", "print_scores", "show_bundle", "shown"]
+__all__ = ["box_text", "csv_text", "print_rows", "print_scores", "show_bundle", "shown"]
 
 Row = dict[str, Any]
 
@@ -55,15 +55,9 @@ def _print_table(rows: list[Row]) -> None:
     from rich.text import Text
 
     table = Table()
-    for name, justify in (
-        ("file", "left"),
-        ("log p(x) [nats]", "right"),
-        ("± s.e.", "right"),
-        ("bits/dim", "right"),
-        ("p-value", "right"),
-        ("verdict", "left"),
-    ):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for name in ("file", "log p(x) [nats]", "± s.e.", "bits/dim", "p-value", "verdict"):
+        words = name in ("file", "verdict")
+        table.add_column(name, justify="left" if words else "right", overflow="fold")
     for row in rows:
         table.add_row(*_cells(row))
     console = Console()
@@ -134,15 +128,20 @@ def show_bundle(path: Path, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(manifest_to_json(bundle.manifest), indent=1) + "\n")
         return
+    print_rows([((name, "bold"), value) for name, value in _facts(bundle)])
+
+
+def print_rows(rows: Sequence[Sequence[str | tuple[str, str]]]) -> None:
+    """Columns without heads on standard output; a cell is a text, or a text and its style."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(show_header=False, box=None, pad_edge=False)
-    for _ in range(2):
+    for _ in rows[0]:
         table.add_column(overflow="fold")
-    for name, value in _facts(bundle):
-        table.add_row(Text(name, style="bold"), Text(value))
+    for row in rows:
+        table.add_row(*(Text.assemble(cell) for cell in row))
     Console().print(table)
 
 

@@ -11,13 +11,14 @@ import hashlib
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.progress import Progress
 
 from service.bundle import ImageSpec
 from service.cli.files import check, write_bytes
@@ -26,15 +27,13 @@ from service.cli.output import csv_text
 from service.cli.report_page import page
 from service.client import Client
 from service.codecs.headers import read_header
-from service.codecs.images import FitMode, ImageSize, fit_files
+from service.codecs.images import FitMode, Shape, fit_files
 from service.codecs.overlay import coloured
 from service.errors import InvalidInput
 from service.verdicts.ranks import detection
 from service.verdicts.reference import map_notes
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from service.cli.local import LocalClient
 
 __all__ = ["MASKS", "NORMAL", "ReportOptions", "write_report"]
@@ -71,7 +70,7 @@ def write_report(
     out: Path,
     options: ReportOptions,
     *,
-    progress: Progress | None = None,
+    progress: Progress,
     words: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Judge the images below `folder` and write `out` (.html), .csv and .json beside it; give what
@@ -89,23 +88,22 @@ def write_report(
     kept = out.with_suffix(".partial.jsonl")
     rows = _known(kept, _identity(manifest, folder, options))
     todo = [f for f in files if _changed(rows.get(_name(f, folder)), f)]
-    task = progress.add_task("judging", total=len(files)) if progress else None
-    if progress and task is not None:
-        progress.advance(task, len(files) - len(todo))
+    task = progress.add_task("judging", total=len(files), completed=len(files) - len(todo))
     try:
         with kept.open("ab") as file:
             for row in _judged(backend, manifest, folder, todo, options):
                 rows[row["file"]] = row
-                _write_line(file, row)
-                if progress and task is not None:
-                    progress.advance(task)
+                file.write(json.dumps(row).encode() + b"\n")
+                file.flush()
+                progress.advance(task)
     finally:
         if not rows:
             kept.unlink()
     found = [rows[_name(f, folder)] for f in files]
     if all("error" in row for row in found):
         kept.unlink()
-        raise InvalidInput(f"none of {len(found)} images in {folder} can be judged: {_why(found)}")
+        why = f"{found[0]['file']}: {found[0]['error']}"
+        raise InvalidInput(f"none of {len(found)} images in {folder} can be judged: {why}")
     document = _document(manifest, folder, found, options)
     write_bytes(page(document, _pictures(document, found, options.pictures), words), out)
     write_bytes(_csv(document).encode(), out.with_suffix(".csv"))
@@ -117,10 +115,6 @@ def write_report(
 
 def _name(file: Path, folder: Path) -> str:
     return file.relative_to(folder).as_posix()
-
-
-def _why(rows: Sequence[Row]) -> str:
-    return f"{rows[0]['file']}: {rows[0]['error']}"
 
 
 # What is kept between calls.
@@ -151,11 +145,6 @@ def _known(kept: Path, identity: bytes) -> dict[str, Row]:
     return rows
 
 
-def _write_line(file: IO[bytes], row: Row) -> None:
-    file.write(json.dumps(row).encode() + b"\n")
-    file.flush()
-
-
 def _stamp(file: Path) -> list[int]:
     try:
         found = file.stat()
@@ -178,7 +167,7 @@ def _judged(
     files: Sequence[Path],
     options: ReportOptions,
 ) -> Iterator[Row]:
-    shape = ImageSpec(**manifest["image"])
+    shape = ImageSpec(**manifest["image"]).shape
     for part in scored(
         backend,
         files,
@@ -208,32 +197,23 @@ def _evidence(
     backend: Client | LocalClient, part: Scored, seed: int | None, *, mapped: bool
 ) -> Iterator[Row]:
     """Of each image the largest box, and the map as a picture."""
-    if part.table is None:
-        return
     pictures, boxes = [""] * len(part.images), [[NO_BOX]] * len(part.images)
-    if mapped:
+    if mapped and len(part.images):
         maps, boxes = backend.anomalies(part.images, seed=seed, boxes=1)
         grey = part.images.mean(axis=1, dtype=np.float32)
         pictures = [_palette(each) for each in coloured(grey, maps)]
-    for i in range(len(part.images)):
-        yield {
-            "box": boxes[i][0],
-            "map": pictures[i],
-        }
+    for largest, picture in zip(boxes, pictures, strict=True):
+        yield {"box": largest[0], "map": picture}
 
 
-def _thumbnail(file: Path, shape: ImageSpec, fit: FitMode) -> str:
+def _thumbnail(file: Path, shape: Shape, fit: FitMode) -> str:
     """What the model saw of a file, at the file's own sharpness as far as a page needs it."""
     data = file.read_bytes()
     header = read_header(data, file.name)
     height, width = header.size
-    sides = (height / shape.height, width / shape.width)
-    factor = max(1.0, min(*sides, THUMBNAIL / max(shape.height, shape.width)))
-    size = ImageSize(
-        channels=header.channels,
-        height=round(factor * shape.height),
-        width=round(factor * shape.width),
-    )
+    sides = (height / shape[1], width / shape[2])
+    factor = max(1.0, min(*sides, THUMBNAIL / max(shape[1:])))
+    size = (header.channels, round(factor * shape[1]), round(factor * shape[2]))
     how = Fit(resize=True, convert=True, how=fit)
     return _palette(fit_files([data], size, how, LIMITS, [file.name]).images[0])
 
@@ -288,19 +268,6 @@ def _or(value: float | None, instead: float) -> float:
     return instead if value is None else value
 
 
-SCORES: dict[
-    str, Callable[[Row], float | None]
-] = {  # larger is more unusual; the three that people ask for
-    "verdict": lambda row: None if row["p_value"] is None else -row["p_value"],
-    "likelihood alone": lambda row: (
-        None if row["log_likelihood_nats"] is None else -row["log_likelihood_nats"]
-    ),
-    "largest box": lambda row: (
-        None if row["box"]["deviations"] is None else abs(row["box"]["deviations"])
-    ),
-}
-
-
 def _classes(rows: Sequence[Row], normal: Sequence[str]) -> list[dict[str, Any]]:
     """What was found in each sub-folder, and how well it is told from the usual images'."""
     by_class: dict[str, list[Row]] = defaultdict(list)
@@ -330,17 +297,22 @@ def _classes(rows: Sequence[Row], normal: Sequence[str]) -> list[dict[str, Any]]
 def _detection(odd: Sequence[Row], usual: Sequence[Row]) -> dict[str, Any]:
     """AUROC, AUPR, FPR at 95% TPR with intervals, and the ROC's corners, by score."""
     found: dict[str, Any] = {}
-    for name, score in SCORES.items():
-        high, low = (
-            np.array([s for row in rows if (s := score(row)) is not None], np.float64)
-            for rows in (odd, usual)
-        )
+    of_usual = _scores(usual)
+    for name, scores in _scores(odd).items():
+        high, low = (each[~np.isnan(each)] for each in (scores, of_usual[name]))
         if not len(high) or not len(low):
             continue
         figures = detection(high, low)
         found[name] = {kind: asdict(figure) for kind, figure in figures.items()}
         found[name]["roc"] = _roc(high, low)
     return found
+
+
+def _scores(rows: Sequence[Row]) -> dict[str, NDArray[np.float64]]:
+    """The three that people ask for, larger where more unusual, nan where there is none."""
+    numbers = [(r["p_value"], r["log_likelihood_nats"], r["box"]["deviations"]) for r in rows]
+    p_value, nats, deviations = np.array(numbers, np.float64).T  # None becomes nan
+    return {"verdict": -p_value, "likelihood alone": -nats, "largest box": np.abs(deviations)}
 
 
 def _roc(high: NDArray[np.float64], low: NDArray[np.float64]) -> list[list[float]]:

@@ -214,7 +214,7 @@ def _parts(row: Document) -> str:
     told = [f"{name} p {p:.3f}" for name, p in sorted(known, key=lambda each: each[1])[:PARTS]]
     if (box := row["box"])["deviations"] is not None:
         told.append(f"box at {box['left']}, {box['top']}: {box['deviations']:+.1f} deviations")
-    if row.get("note"):  # rows of an older call have none
+    if row["note"]:
         told.append(row["note"])
     return "; ".join(told)
 

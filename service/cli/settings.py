@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from service.settings import PREFIX, SHIPPED_DEFAULT, SHIPPED_MODELS, Settings
@@ -104,9 +103,7 @@ def print_settings(settings: Settings, *, as_json: bool) -> None:
 
 
 def _shown(value: str) -> str:
-    return _short(Path(value)) if value == str(SHIPPED_MODELS) else value or "none"
-
-
-def _short(path: Path) -> str:
-    """The directory that ships, without where it is installed."""
-    return f".../{path.parent.name}/{path.name}"
+    """As it is, but the directory that ships without where it is installed."""
+    if value == str(SHIPPED_MODELS):
+        return f".../{SHIPPED_MODELS.parent.name}/{SHIPPED_MODELS.name}"
+    return value or "none"

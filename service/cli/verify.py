@@ -11,7 +11,7 @@ from pathlib import Path
 
 from service.bundle import BundleError, load_bundle
 from service.cli.progress import shown
-from service.engine import make_engine
+from service.engine.choice import make_engine
 from service.engine.options import EngineOptions
 from service.errors import IafvaeError
 from service.repository.store import bundle_paths

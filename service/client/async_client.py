@@ -82,12 +82,12 @@ class AsyncClient:
 
     async def models(self) -> dict[str, Any]:
         """What is loaded: ``{"default": name, "models": [...]}``."""
-        return await self._do(calls.described("models"))
+        return await self._do(Call("models", calls.DOCUMENT, method="GET"))
 
     async def model(self, name: str | None = None) -> dict[str, Any]:
         """One model with its manifest; by default this client's, or the server's default one."""
         name = name or self._model or (await self.models())["default"]
-        return await self._do(calls.described(f"models/{name}"))
+        return await self._do(Call(f"models/{name}", calls.DOCUMENT, method="GET"))
 
     sample = _awaited(Client.sample)
     decode = _awaited(Client.decode)
@@ -121,7 +121,7 @@ class AsyncClient:
                 raise unreachable(self._http.base_url, error) from error
 
     async def _do(self, call: Call[T]) -> T:
-        return call.read(await self._send(call))
+        return call.form.read(await self._send(call))
 
     async def _send(self, call: Call[Any]) -> httpx.Response:
         """A successful answer; of a streamed one the body is still to be read."""
@@ -136,9 +136,4 @@ class AsyncClient:
                 await outcome.aread()
             except httpx.HTTPError as error:
                 outcome = error
-            if (wait := attempts.wait(outcome)) is None:
-                break
-            await anyio.sleep(wait)
-        if isinstance(outcome, httpx.Response):
-            raise calls.refusal(outcome)
-        raise unreachable(self._http.base_url, outcome) from outcome
+            await anyio.sleep(attempts.wait(outcome, self._http.base_url))

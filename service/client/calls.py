@@ -5,130 +5,82 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from service.client.results import Computed, ProblemError, ScoreTable, score_table
+from service.client.results import Computed, score_table
 from service.codecs import JSON, NPY, PNG
 from service.codecs.npy import decode_npy, encode_npy, npy_header
 
 __all__ = [
+    "ANOMALIES",
+    "BOXES",
+    "COMPUTED",
+    "DOCUMENT",
+    "PICTURE",
+    "SCORES",
     "Call",
+    "Form",
     "Output",
     "Pieces",
-    "anomalies",
-    "boxes",
-    "computed",
-    "described",
-    "picture",
-    "refusal",
-    "scores",
     "stream",
 ]
 
 T = TypeVar("T")
 Output = Literal["mean", "draw"]
 MAX_ITEMS = 2**34  # of an answer: the server is trusted more than the other way round
+Boxes = list[list[dict[str, Any]]]  # the largest ones of each image
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class Form(Generic[T]):
+    """The media type that is asked for, and what such an answer is read as."""
+
+    accept: str
+    read: Callable[[httpx.Response], T]
+
+
+@dataclass(frozen=True)
 class Call(Generic[T]):
-    """A request, and what its answer is read as.
+    """A request to ``/v1/{operation}``, whose body is `array`.
 
     streamed: the answer is read as it comes, and the whole of it may take any time.
     """
 
-    path: str
-    read: Callable[[httpx.Response], T]
+    operation: str
+    form: Form[T]
+    array: NDArray[Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     method: str = "POST"
-    options: Mapping[str, Any] | None = None
-    body: bytes | None = None
-    accept: str = JSON
     streamed: bool = False
 
     def request(self, model: str | None, seconds: float) -> dict[str, Any]:
         """Arguments of httpx's ``request``; `seconds`: after them the answer is of no use."""
-        given: dict[str, Any] = {"model": model, **(self.options or {})}
+        given: dict[str, Any] = {"model": model, **self.options}
         params = {
             name: ",".join(map(str, value)) if isinstance(value, list | tuple) else value
             for name, value in given.items()
             if value is not None  # an empty list is not the same as none
         }
-        headers = {"accept": self.accept}
+        headers = {"accept": self.form.accept}
         if not self.streamed:
             headers["x-iafvae-timeout-seconds"] = f"{max(seconds, 0.001):.3f}"
-        if self.body is not None:
+        request: dict[str, Any] = {"method": self.method, "url": f"/v1/{self.operation}"}
+        if self.array is not None:
             headers["content-type"] = NPY
-        request: dict[str, Any] = {
-            "method": self.method,
-            "url": self.path,
-            "headers": headers,
-            "timeout": seconds,
-        }
-        return request | ({"params": params, "content": self.body} if self.method == "POST" else {})
-
-
-def described(path: str) -> Call[dict[str, Any]]:
-    """What the server says at `path`."""
-    return Call(path=f"/v1/{path}", method="GET", read=lambda answer: dict(answer.json()))
-
-
-def computed(operation: str, array: NDArray[Any] | None, **options: Any) -> Call[Computed]:
-    """What an operation makes of `array`, as an array."""
-    return Call(**_post(operation, array, options), accept=NPY, read=_read_computed)
-
-
-def picture(operation: str, array: NDArray[Any] | None, **options: Any) -> Call[bytes]:
-    """The same as one PNG."""
-    return Call(**_post(operation, array, options), accept=PNG, read=lambda answer: answer.content)
-
-
-def scores(images: NDArray[np.uint8], **options: Any) -> Call[ScoreTable]:
-    """Log-likelihoods and p-values."""
-    return Call(**_post("score", images, options), read=lambda answer: score_table(answer.json()))
-
-
-def boxes(images: NDArray[np.uint8], **options: Any) -> Call[list[list[dict[str, Any]]]]:
-    """The largest boxes of each image."""
-    return Call(
-        **_post("anomaly-map", images, options), read=lambda answer: list(answer.json()["results"])
-    )
-
-
-def anomalies(
-    images: NDArray[np.uint8], **options: Any
-) -> Call[tuple[NDArray[np.float32], list[list[dict[str, Any]]]]]:
-    """The maps of images and the largest boxes of each."""
-
-    def read(answer: httpx.Response) -> tuple[NDArray[np.float32], list[list[dict[str, Any]]]]:
-        document = answer.json()
-        npy = base64.b64decode(document["maps"])
-        return decode_npy(npy, dtypes=("float32",), max_items=MAX_ITEMS), document["results"]
-
-    return Call(**_post("anomaly-map", images, {"maps": "true"} | options), read=read)
+            request["content"] = encode_npy(self.array)
+        if self.method == "POST":
+            request["params"] = params
+        return request | {"headers": headers, "timeout": seconds}
 
 
 def stream(**options: Any) -> Call[None]:
     """Draw images; the answer is read by `Pieces`."""
-    return Call(**_post("sample", None, options), accept=NPY, streamed=True, read=lambda _: None)
-
-
-def _post(operation: str, array: NDArray[Any] | None, options: dict[str, Any]) -> dict[str, Any]:
-    body = None if array is None else encode_npy(array)
-    return {"path": f"/v1/{operation}", "options": options, "body": body}
-
-
-def refusal(answer: httpx.Response) -> ProblemError:
-    """The error of an answer that is none of success."""
-    try:
-        document = answer.json()
-    except ValueError:
-        document = {"detail": answer.text[:500]}
-    return ProblemError(document if isinstance(document, dict) else {}, answer.status_code)
+    return Call("sample", Form(NPY, lambda _: None), options=options, streamed=True)
 
 
 class Pieces:
@@ -169,3 +121,17 @@ def _read_computed(answer: httpx.Response) -> Computed:
         queue_seconds=float(headers["x-iafvae-queue-seconds"]),
         compute_seconds=float(headers["x-iafvae-compute-seconds"]),
     )
+
+
+def _read_anomalies(answer: httpx.Response) -> tuple[NDArray[np.float32], Boxes]:
+    document = answer.json()
+    npy = base64.b64decode(document["maps"])
+    return decode_npy(npy, dtypes=("float32",), max_items=MAX_ITEMS), document["results"]
+
+
+DOCUMENT: Form[dict[str, Any]] = Form(JSON, lambda answer: dict(answer.json()))
+COMPUTED = Form(NPY, _read_computed)
+PICTURE = Form(PNG, lambda answer: answer.content)
+SCORES = Form(JSON, lambda answer: score_table(answer.json()))
+BOXES: Form[Boxes] = Form(JSON, lambda answer: list(answer.json()["results"]))
+ANOMALIES = Form(JSON, _read_anomalies)

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.client import calls
-from service.client.calls import Call, Output, Pieces
-from service.client.results import Computed, ProblemError, ScoreTable, ServiceUnreachable
+from service.client.calls import Call, Form, Output, Pieces
+from service.client.results import Computed, ScoreTable
 from service.client.retries import Attempts, unreachable
 
-__all__ = ["Client", "Computed", "ProblemError", "ScoreTable", "ServiceUnreachable"]
+__all__ = ["Client"]
 
 T = TypeVar("T")
 
@@ -64,12 +64,12 @@ class Client:
 
     def models(self) -> dict[str, Any]:
         """What is loaded: ``{"default": name, "models": [...]}``."""
-        return self._do(calls.described("models"))
+        return self._do(Call("models", calls.DOCUMENT, method="GET"))
 
     def model(self, name: str | None = None) -> dict[str, Any]:
         """One model with its manifest; by default this client's, or the server's default one."""
         name = name or self._model or self.models()["default"]
-        return self._do(calls.described(f"models/{name}"))
+        return self._do(Call(f"models/{name}", calls.DOCUMENT, method="GET"))
 
     def sample(
         self,
@@ -87,17 +87,16 @@ class Client:
         prior_eps: float32 [n, D] or [1, D], as `encode` gives it: draw from it instead, with the
         latent groups to `resample` (or all but those to `keep`) drawn anew.
         """
-        return self._do(
-            calls.computed(
-                "sample",
-                None if prior_eps is None else np.asarray(prior_eps, np.float32),
-                n=n,
-                seed=seed,
-                temperature=temperature,
-                output=output,
-                resample=resample,
-                keep=keep,
-            )
+        return self._post(
+            "sample",
+            calls.COMPUTED,
+            None if prior_eps is None else np.asarray(prior_eps, np.float32),
+            n=n,
+            seed=seed,
+            temperature=temperature,
+            output=output,
+            resample=resample,
+            keep=keep,
         )
 
     def stream(
@@ -127,7 +126,7 @@ class Client:
     ) -> Computed:
         """Images of `latents` float32 [n, D]."""
         array = np.asarray(latents, np.float32)
-        return self._do(calls.computed("decode", array, output=output, seed=seed))
+        return self._post("decode", calls.COMPUTED, array, output=output, seed=seed)
 
     def encode(
         self,
@@ -138,13 +137,13 @@ class Client:
     ) -> Computed:
         """Latents float32 [n, D] of `images` uint8 [n, H, W] or [n, C, H, W], or their prior_eps:
         the prior's noise that gives them, for `sample`."""
-        return self._do(calls.computed("encode", images, seed=seed, output=output))
+        return self._post("encode", calls.COMPUTED, images, seed=seed, output=output)
 
     def reconstruct(
         self, images: NDArray[np.uint8], *, seed: int | None = None, output: Output = "mean"
     ) -> Computed:
         """`images` through their latents and back."""
-        return self._do(calls.computed("reconstruct", images, seed=seed, output=output))
+        return self._post("reconstruct", calls.COMPUTED, images, seed=seed, output=output)
 
     def interpolate(
         self,
@@ -156,10 +155,9 @@ class Client:
         output: Output = "mean",
     ) -> Computed:
         """`n` images from one end to the other: of `images`, then of `seeds`, two together."""
-        return self._do(
-            calls.computed(
-                "interpolate", images, n=n, seeds=seeds or None, seed=seed, output=output
-            )
+        ends = seeds or None
+        return self._post(
+            "interpolate", calls.COMPUTED, images, n=n, seeds=ends, seed=seed, output=output
         )
 
     def score(
@@ -178,27 +176,29 @@ class Client:
         """
         places = None if altered is None else np.flatnonzero(altered).tolist() or None
         options = {"importance_samples": importance_samples, "seed": seed, "alpha": alpha}
-        return self._do(calls.scores(images, **options, fdr=fdr, altered=places))
+        return self._post("score", calls.SCORES, images, **options, fdr=fdr, altered=places)
 
     def anomaly_map(self, images: NDArray[np.uint8], *, seed: int | None = None) -> Computed:
         """Where `images` are unusual: `array` is float32 [n, H, W], in standard deviations."""
-        return self._do(calls.computed("anomaly-map", images, seed=seed))
+        return self._post("anomaly-map", calls.COMPUTED, images, seed=seed)
 
     def anomaly_picture(self, images: NDArray[np.uint8], *, seed: int | None = None) -> bytes:
         """A PNG of `images` under their maps, on one scale for all."""
-        return self._do(calls.picture("anomaly-map", images, seed=seed))
+        return self._post("anomaly-map", calls.PICTURE, images, seed=seed)
 
     def anomaly_boxes(
         self, images: NDArray[np.uint8], *, seed: int | None = None, boxes: int = 3
     ) -> list[list[dict[str, Any]]]:
         """The largest boxes of each of `images`: left, top, side, deviations, p_value."""
-        return self._do(calls.boxes(images, seed=seed, boxes=boxes))
+        return self._post("anomaly-map", calls.BOXES, images, seed=seed, boxes=boxes)
 
     def anomalies(
         self, images: NDArray[np.uint8], *, seed: int | None = None, boxes: int = 3
     ) -> tuple[NDArray[np.float32], list[list[dict[str, Any]]]]:
         """What `anomaly_map` and `anomaly_boxes` give, of one request."""
-        return self._do(calls.anomalies(images, seed=seed, boxes=boxes))
+        return self._post(
+            "anomaly-map", calls.ANOMALIES, images, seed=seed, boxes=boxes, maps="true"
+        )
 
     def sheet(
         self,
@@ -209,12 +209,17 @@ class Client:
         output: Output = "mean",
     ) -> bytes:
         """A PNG contact sheet of `n` drawn images."""
-        return self._do(
-            calls.picture("sample", None, n=n, seed=seed, temperature=temperature, output=output)
+        return self._post(
+            "sample", calls.PICTURE, n=n, seed=seed, temperature=temperature, output=output
         )
 
+    def _post(
+        self, operation: str, form: Form[T], array: NDArray[Any] | None = None, **options: Any
+    ) -> T:
+        return self._do(Call(operation, form, array, options))
+
     def _do(self, call: Call[T]) -> T:
-        return call.read(self._send(call))
+        return call.form.read(self._send(call))
 
     def _send(self, call: Call[Any]) -> httpx.Response:
         """A successful answer; of a streamed one the body is still to be read."""
@@ -229,9 +234,4 @@ class Client:
                 outcome.read()
             except httpx.HTTPError as error:
                 outcome = error
-            if (wait := attempts.wait(outcome)) is None:
-                break
-            time.sleep(wait)
-        if isinstance(outcome, httpx.Response):
-            raise calls.refusal(outcome)
-        raise unreachable(self._http.base_url, outcome) from outcome
+            time.sleep(attempts.wait(outcome, self._http.base_url))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from service.client.results import ServiceUnreachable
+from service.client.results import ProblemError, ServiceUnreachable
 from service.errors import shown_url
 
 __all__ = ["Attempts", "unreachable"]
@@ -34,15 +34,17 @@ class Attempts:
         """Seconds until the deadline."""
         return max(0.0, self._start + self.seconds - time.monotonic())
 
-    def wait(self, outcome: httpx.Response | httpx.HTTPError) -> float | None:
-        """Seconds until the next attempt; None where there is none."""
+    def wait(self, outcome: httpx.Response | httpx.HTTPError, base_url: httpx.URL) -> float:
+        """Seconds until the next attempt. Raises what a caller is told where there is none."""
         self.made += 1
-        if self.made > self.retries or not _is_passing(outcome):
-            return None
-        wait = FIRST_WAIT_SECONDS * 2 ** (self.made - 1) * random.uniform(1, 2)  # noqa: S311
+        wait: float = FIRST_WAIT_SECONDS * 2 ** (self.made - 1) * random.uniform(1, 2)  # noqa: S311
         if isinstance(outcome, httpx.Response):
             wait = max(wait, _retry_after(outcome))
-        return wait if wait < self.left else None
+        if self.made <= self.retries and _is_passing(outcome) and wait < self.left:
+            return wait
+        if isinstance(outcome, httpx.Response):
+            raise _refusal(outcome)
+        raise unreachable(base_url, outcome) from outcome
 
 
 def _is_passing(outcome: httpx.Response | httpx.HTTPError) -> bool:
@@ -59,6 +61,14 @@ def _retry_after(answer: httpx.Response) -> float:
         return max(0.0, float(answer.headers.get("retry-after", "0")))
     except ValueError:
         return 0.0
+
+
+def _refusal(answer: httpx.Response) -> ProblemError:
+    try:
+        document = answer.json()
+    except ValueError:
+        document = {"detail": answer.text[:500]}
+    return ProblemError(document if isinstance(document, dict) else {}, answer.status_code)
 
 
 def unreachable(base_url: object, error: httpx.HTTPError) -> ServiceUnreachable:

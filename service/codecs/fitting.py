@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ __all__ = [
     "Fit",
     "FitMode",
     "Fitted",
-    "ImageSize",
+    "Shape",
     "check_size",
     "fit_array",
     "fit_image",
@@ -27,19 +27,9 @@ __all__ = [
 ]
 
 Pixels = NDArray[np.uint8]
+Shape = tuple[int, int, int]  # channels, height, width
 FitMode = Literal["crop", "pad", "none"]
 MAX_ASPECT = 100  # longer side over shorter one, of what is resized
-
-
-class ImageShape(Protocol):
-    """The part of a bundle's image specification that is needed here."""
-
-    @property
-    def channels(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def width(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +58,7 @@ class Fitted:
     decoded: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageSize:
-    """An `ImageShape` that is nothing else."""
-
-    channels: int
-    height: int
-    width: int
-
-
-def fit_array(array: Pixels, shape: ImageShape, fit: Fit) -> Fitted:
+def fit_array(array: Pixels, shape: Shape, fit: Fit) -> Fitted:
     """Bring uint8 `array` of [n, H, W], [n, C, H, W] or [n, H, W, C] to `shape`.
 
     Where both readings of four dimensions are possible, channels come first. Three dimensions are
@@ -88,10 +69,10 @@ def fit_array(array: Pixels, shape: ImageShape, fit: Fit) -> Fitted:
     if 0 in images.shape:
         raise WrongShape(f"the array has shape {list(array.shape)}: it holds no pixels")
     fitted, altered = _fit_colours(images, shape, fit)
-    if images.shape[2:] == (shape.height, shape.width):
+    if images.shape[2:] == shape[1:]:
         return Fitted(fitted, altered)
     check_size(images.shape[2:], shape, fit, "the array")
-    resized = [fit_image(image, shape.height, shape.width, fit.how) for image in fitted]
+    resized = [fit_image(image, *shape[1:], fit.how) for image in fitted]
     return Fitted(np.stack(resized), np.ones(len(images), np.bool_))
 
 
@@ -117,11 +98,12 @@ def resize(image: Image.Image, height: int, width: int, fit: FitMode) -> Image.I
     raise WrongShape(_size_message("the image", (image.height, image.width), height, width))
 
 
-def _channels_first(array: Pixels, shape: ImageShape) -> Pixels:
-    counts = (shape.channels, 1, 3)
+def _channels_first(array: Pixels, shape: Shape) -> Pixels:
+    channels, height, width = shape
+    counts = (channels, 1, 3)
     if array.ndim == 3 and (
-        shape.channels in (array.shape[0], array.shape[2])
-        or (array.shape[2] in counts and array.shape[2] != shape.width)
+        channels in (array.shape[0], array.shape[2])
+        or (array.shape[2] in counts and array.shape[2] != width)
     ):
         array = array[None]
     if array.ndim == 3:
@@ -132,23 +114,23 @@ def _channels_first(array: Pixels, shape: ImageShape) -> Pixels:
         return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
     raise WrongShape(
         f"the array has shape {list(array.shape)}; images are [n, H, W], [n, C, H, W] or "
-        f"[n, H, W, C], of {shape.height}x{shape.width} pixels and {shape.channels} channels"
+        f"[n, H, W, C], of {height}x{width} pixels and {channels} channels"
         + ("; one image alone is array[None]" if array.ndim == 2 else "")
     )
 
 
-def _fit_colours(images: Pixels, shape: ImageShape, fit: Fit) -> tuple[Pixels, NDArray[np.bool_]]:
+def _fit_colours(images: Pixels, shape: Shape, fit: Fit) -> tuple[Pixels, NDArray[np.bool_]]:
     """Channels of `images` [n, c, H, W]: equal ones serve a grey model, a grey one serves RGB."""
     n, channels = images.shape[:2]
     same = np.zeros(n, np.bool_)
-    if channels == shape.channels:
+    if channels == shape[0]:
         return images, same
     if channels == 1:
-        return np.repeat(images, shape.channels, axis=1), same
+        return np.repeat(images, shape[0], axis=1), same
     coloured = (images != images[:, :1]).reshape(n, -1).any(axis=1)
-    if shape.channels == 1 and not coloured.any():
+    if shape[0] == 1 and not coloured.any():
         return np.ascontiguousarray(images[:, :1]), same
-    if shape.channels == 1 and fit.convert:
+    if shape[0] == 1 and fit.convert:
         return _luma(images), coloured
     raise wrong_colour("the array", channels, shape)
 
@@ -162,10 +144,10 @@ def _luma(images: Pixels) -> Pixels:
     return grey
 
 
-def check_size(size: Sequence[int], shape: ImageShape, fit: Fit, what: str) -> None:
+def check_size(size: Sequence[int], shape: Shape, fit: Fit, what: str) -> None:
     """Raises WrongShape where a picture of `size` may not, or can not, be resized to `shape`."""
     if not fit.resize or fit.how == "none":
-        message = _size_message(what, size, shape.height, shape.width)
+        message = _size_message(what, size, *shape[1:])
         if fit.how != "none":
             message += (
                 ", or set resize=true or --resize (its p-value is then that of an altered image)"
@@ -185,9 +167,9 @@ def _size_message(what: str, size: Sequence[int], height: int, width: int) -> st
     )
 
 
-def wrong_colour(what: str, channels: int, shape: ImageShape) -> WrongShape:
+def wrong_colour(what: str, channels: int, shape: Shape) -> WrongShape:
     """The error of colours that a model does not take."""
     return WrongShape(
-        f"{what} has {channels} different channels, the model takes {shape.channels}: send it in "
+        f"{what} has {channels} different channels, the model takes {shape[0]}: send it in "
         "grey, or set convert=true or --convert (its p-value is then that of an altered image)"
     )

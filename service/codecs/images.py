@@ -22,11 +22,9 @@ from service.codecs.fitting import (
     Fit,
     FitMode,
     Fitted,
-    ImageShape,
-    ImageSize,
+    Shape,
     check_size,
     fit_array,
-    fit_image,
     resize,
     wrong_colour,
 )
@@ -40,14 +38,12 @@ __all__ = [
     "Fit",
     "FitMode",
     "Fitted",
-    "ImageShape",
-    "ImageSize",
     "PixelLimits",
+    "Shape",
     "decode_base64",
     "decoding_work",
     "fit_array",
     "fit_files",
-    "fit_image",
     "read_image",
 ]
 
@@ -88,7 +84,7 @@ def read_image(
     Colour becomes grey where `channels` is 1; another size is fitted as `fit` says. Raises as
     `fit_files` does.
     """
-    shape = ImageSize(channels=channels, height=height, width=width)
+    shape = (channels, height, width)
     limits = PixelLimits(image=max_pixels, total=max_pixels)
     rules = Fit(resize=True, convert=True, how=fit)
     return np.asarray(fit_files([data], shape, rules, limits, [what]).images[0])
@@ -96,7 +92,7 @@ def read_image(
 
 def fit_files(
     files: Sequence[bytes | memoryview],
-    shape: ImageShape,
+    shape: Shape,
     fit: Fit,
     limits: PixelLimits,
     names: Sequence[str] | None = None,
@@ -113,7 +109,7 @@ def fit_files(
         PayloadTooLarge: too many pixels, or passes over them; known before they are decoded.
     """
     left = limits.total
-    images = np.empty((len(files), shape.channels, shape.height, shape.width), np.uint8)
+    images = np.empty((len(files), *shape), np.uint8)
     altered = np.zeros(len(files), np.bool_)
     notes: list[str] = []
     for index, data in enumerate(files):
@@ -176,22 +172,20 @@ def _check_work(header: Header, what: str, max_pixels: int) -> None:
         )
 
 
-def _fit_file(
-    header: Header, shape: ImageShape, fit: Fit, what: str
-) -> tuple[Pixels, bool, str | None]:
+def _fit_file(header: Header, shape: Shape, fit: Fit, what: str) -> tuple[Pixels, bool, str | None]:
     """Pixels [C, H, W], whether they were altered, and a note."""
-    same_size = header.size == (shape.height, shape.width)
+    same_size = header.size == shape[1:]
     if not same_size:
         check_size(header.size, shape, fit, what)
     image, note = _decode(header, what, None if same_size else shape)
     image, converted = _in_colour(image, shape, fit, what)
     if not same_size:
-        image = resize(image, shape.height, shape.width, fit.how)
+        image = resize(image, *shape[1:], fit.how)
     return _planes(image), converted or not same_size, note
 
 
 def _decode(
-    header: Header, what: str, wanted: ImageShape | None = None
+    header: Header, what: str, wanted: Shape | None = None
 ) -> tuple[Image.Image, str | None]:
     """The picture, upright, of mode L or RGB, and a note on transparency.
 
@@ -204,7 +198,7 @@ def _decode(
             if image.size != (header.width, header.height):
                 raise broken(what, "its header and its picture have different sizes")
             if wanted is not None:
-                side = 2 * max(wanted.height, wanted.width)  # twice: what is left is resampled
+                side = 2 * max(wanted[1:])  # twice: what is left is resampled
                 image.draft(None, (side, side))
             plain, note = _without_alpha(image, what)
     except (UndecodableImage, MemoryError):
@@ -238,23 +232,19 @@ def _without_alpha(image: Image.Image, what: str) -> tuple[Image.Image, str | No
     return flat, f"{what} is partly transparent and was put on black"
 
 
-def _in_colour(
-    image: Image.Image, shape: ImageShape, fit: Fit, what: str
-) -> tuple[Image.Image, bool]:
+def _in_colour(image: Image.Image, shape: Shape, fit: Fit, what: str) -> tuple[Image.Image, bool]:
     """`image` with as many channels as `shape`, and whether its colours are lost by that."""
     from PIL import ImageChops
 
     if image.mode == "L":
-        return image if shape.channels == 1 else image.convert("RGB"), False
-    if shape.channels == 3:
+        return image if shape[0] == 1 else image.convert("RGB"), False
+    if shape[0] == 3:
         return image, False
     red, green, blue = image.split()
     others = (green, blue)
-    if shape.channels == 1 and not any(
-        ImageChops.difference(red, other).getbbox() for other in others
-    ):
+    if shape[0] == 1 and not any(ImageChops.difference(red, other).getbbox() for other in others):
         return red, False
-    if shape.channels != 1 or not fit.convert:
+    if shape[0] != 1 or not fit.convert:
         raise wrong_colour(what, 3, shape)
     return image.convert("L"), True
 

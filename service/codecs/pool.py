@@ -26,9 +26,8 @@ from service import errors
 from service.codecs.images import (
     Fit,
     Fitted,
-    ImageShape,
-    ImageSize,
     PixelLimits,
+    Shape,
     decoding_work,
     fit_array,
 )
@@ -75,7 +74,7 @@ class DecoderPool:
     async def decode(
         self,
         files: Sequence[bytes | memoryview],
-        shape: ImageShape,
+        shape: Shape,
         fit: Fit,
         limits: PixelLimits,
         *,
@@ -88,14 +87,14 @@ class DecoderPool:
         is_quick = sum(map(len, files)) <= QUICK_BYTES and decoding_work(files)[0] <= QUICK_WORK
         turns = self._quick if is_quick else self._dear
         parts: list[Fitted] = []
-        left, size = limits.total, _plain(shape)
+        left = limits.total
         async with _until(deadline):
             for start in range(0, len(files), FILES_A_JOB):
                 part = slice(start, start + FILES_A_JOB)
                 bounds = PixelLimits(image=limits.image, total=left)
                 async with turns.turn(caller):
                     data = [pickle.PickleBuffer(file) for file in files[part]]
-                    job = ("files", (data, size, fit, bounds, names[part]))
+                    job = ("files", (data, shape, fit, bounds, names[part]))
                     parts.append(await self._run(job, _fitted))
                 left -= parts[-1].decoded
         return _joined(parts)
@@ -103,7 +102,7 @@ class DecoderPool:
     async def fit(
         self,
         array: NDArray[np.uint8],
-        shape: ImageShape,
+        shape: Shape,
         fit: Fit,
         *,
         deadline: float | None = None,
@@ -114,7 +113,7 @@ class DecoderPool:
             return await asyncio.to_thread(fit_array, array, shape, fit)
         turns = self._quick if array.size <= QUICK_WORK else self._dear
         async with _until(deadline), turns.turn(caller):
-            return await self._run(("array", (array, _plain(shape), fit)), _fitted)
+            return await self._run(("array", (array, shape, fit)), _fitted)
 
     async def parse_json(
         self, body: bytes, max_items: int, *, deadline: float | None = None, caller: str = ""
@@ -327,11 +326,6 @@ def _images(said: dict[str, Any], data: bytes) -> tuple[dict[str, Any], list[byt
     """Options, and the files that follow each other in `data`."""
     ends = [0, *accumulate(said["lengths"])]
     return dict(said["fields"]), [data[start:end] for start, end in pairwise(ends)]
-
-
-def _plain(shape: ImageShape) -> ImageSize:
-    """Without the modules that define a manifest: a worker need not load them."""
-    return ImageSize(channels=shape.channels, height=shape.height, width=shape.width)
 
 
 def _joined(parts: Sequence[Fitted]) -> Fitted:

@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
@@ -136,10 +137,7 @@ class EngineBase(ABC):
         graphs = self.bundle.manifest.graphs
         candidates = self.paddings()
         for padding in candidates:
-
-            def run(operation: str, arrays: Arrays, padding: Padding = padding) -> Arrays:
-                return self._run(operation, arrays, padding)
-
+            run = partial(self._run, padding=padding)
             if invariant(graphs, run, self.max_rows, each):
                 return padding, True
         logger.warning(

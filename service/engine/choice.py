@@ -13,14 +13,19 @@ from service.engine.onnxruntime_engine import Engine, gpu_problem
 from service.engine.options import EngineOptions
 from service.errors import IafvaeError, ProviderUnavailable
 
-__all__ = ["warm_engine"]
+__all__ = ["make_engine"]
 
 logger = logging.getLogger(__name__)
 AnyEngine = TypeVar("AnyEngine", bound=EngineBase)
 
 
-def warm_engine(bundle: Bundle, options: EngineOptions) -> EngineBase:
-    """See `service.engine.make_engine`."""
+def make_engine(bundle: Bundle, options: EngineOptions) -> EngineBase:
+    """The engine of `bundle`, warm.
+
+    With ``auto`` a GPU is used where all of it works: where it does not, the reason is logged and
+    the CPU computes. Raises ProviderUnavailable where ``cuda`` is demanded and not there, and
+    BundleError where the graphs cannot be loaded or known answers are not reproduced.
+    """
     if options.provider == "cpu":
         return _warm(Engine(bundle, options))
     problem = gpu_problem(options.device)

@@ -9,21 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 __all__ = ["Buckets", "Padding", "RowBlocks"]
-
-
-class Padding(Protocol):
-    """To which size a batch of some rows is padded."""
-
-    def size(self, rows: int) -> int:
-        """The padded number of rows, at least `rows`."""
-        ...
-
-    def shape(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """The padded ``N`` images and, where a graph has both, ``R`` rows."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -33,11 +20,11 @@ class RowBlocks:
     block: int
 
     def size(self, rows: int) -> int:
-        """The next multiple of the block."""
+        """The padded number of rows: the next multiple of the block."""
         return -(-rows // self.block) * self.block
 
     def shape(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """Each by itself."""
+        """The padded ``N`` images and, where a graph has both, ``R`` rows, each by itself."""
         return {name: self.size(rows) for name, rows in sizes.items()}
 
 
@@ -76,3 +63,6 @@ class Buckets:
 
     def _below(self, size: int) -> int:
         return self.sizes[max(0, self.sizes.index(size) - 1)]
+
+
+Padding = RowBlocks | Buckets

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from service import estimators
 from service.bundle import Bundle, load_bundle
-from service.engine import make_engine
 from service.engine.base import EngineBase
+from service.engine.choice import make_engine
 from service.engine.hardware import available_cores
 from service.engine.options import EngineOptions
 from service.errors import InvalidInput, WrongDtype, WrongShape

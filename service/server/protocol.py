@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import httptools
 from starlette.types import Scope
@@ -22,9 +22,10 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from service.api.security.admission import Admission
 from service.server.transport import ClosedByProtocol
 
-__all__ = ["Admission", "BoundedHttp"]
+__all__ = ["BoundedHttp"]
 
 HEAD_SECONDS = 30.0  # from a connection, or a later request's first byte, to the end of its head
 WRITE_SECONDS = 20.0  # in which a client must have taken what fills the connection's 64 KiB
@@ -39,27 +40,13 @@ MAX_PIPELINED = 64  # requests that wait behind one that is being answered
 AT_ONCE, READ_SECONDS, REST_SECONDS = 2**13, 0.004, 0.012
 FRAMING = 16  # bytes that a body's byte may come with: chunks may be small
 
-Headers = list[tuple[bytes, bytes]]
-
-
-class Admission(Protocol):
-    """What may refuse a request before it becomes a task."""
-
-    def refuses(self, scope: Scope) -> bool:
-        """Whether a request is one too many."""
-        ...
-
-    def whole_refusal(self, scope: Scope) -> tuple[int, Headers, bytes]:
-        """Status, headers and body of its answer."""
-        ...
-
-    def malformed(self) -> None:
-        """Something came that is no request."""
-        ...
-
 
 class _NotReadError(Exception):
     """Ends the parser: nothing that follows is read."""
+
+
+class _UnclearError(Exception):
+    """What a head says that cannot be answered, in words for its sender."""
 
 
 class _Nowhere(list[tuple[bytes, bytes]]):
@@ -153,9 +140,11 @@ class BoundedHttp(HttpToolsProtocol):
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as offer:
                 self._decline(data, offer.args[0])
-        except httptools.HttpParserError:
+        except httptools.HttpParserError as error:
             if not self._deaf:
-                self.send_400_response("Invalid HTTP request received.")
+                unclear = isinstance(error.__context__, _UnclearError)
+                why = str(error.__context__) if unclear else "Invalid HTTP request received."
+                self.send_400_response(why)
             return
         if self._outside > MAX_HEAD_BYTES and not self._deaf:
             self.send_400_response(f"Headers above {MAX_HEAD_BYTES} bytes.")
@@ -236,11 +225,24 @@ class BoundedHttp(HttpToolsProtocol):
         """The last byte of its head."""
         if self.parser.should_upgrade():
             return  # the parser will stop behind it: `_decline`
+        self._check_head()
         self._reading_head, self._deadline = False, math.inf
         super().on_headers_complete()
         self.headers = NOWHERE
         if self.pipeline:
             self._read_on()
+
+    def _check_head(self) -> None:
+        """Raises _UnclearError where a proxy before this could have read another request (RFC 9112,
+        3.2 and 6.1): without one host, or with a coding that nobody undoes here."""
+        hosts = 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                raise _UnclearError("Transfer-Encoding may only be chunked.")
+        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+            raise _UnclearError("A request names one Host.")
 
     def on_body(self, body: bytes) -> None:
         """Some of a body."""
@@ -311,11 +313,10 @@ class BoundedHttp(HttpToolsProtocol):
         if admission is None or self.flow.write_paused or not admission.refuses(scope):
             super()._start_asgi_task(cycle, app)
         else:
-            self._refuse(cycle, *admission.whole_refusal(scope))
+            self._refuse(cycle, scope, admission)
 
-    def _refuse(
-        self, cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes
-    ) -> None:
+    def _refuse(self, cycle: RequestResponseCycle, scope: Scope, admission: Admission) -> None:
+        status, headers, body = admission.whole_refusal(scope)
         lines = [STATUS_LINE[status]]
         lines += [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
         if not cycle.keep_alive:

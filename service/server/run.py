@@ -20,10 +20,11 @@ from typing import Any, cast
 import uvicorn
 from starlette.types import ASGIApp
 
+from service.api.security.admission import Admission
 from service.app import create_app
 from service.logs import configure_logging
 from service.server.background_logs import background_logs
-from service.server.protocol import Admission, BoundedHttp
+from service.server.protocol import BoundedHttp
 from service.server.proxy import BehindProxy
 from service.settings import Settings, StartError
 

@@ -19,6 +19,7 @@ F64 = NDArray[np.float64]
 
 BOX = 4  # pixels: side of the squares in which residuals are averaged
 RING = 0.5  # how much of the mean around a box is taken off
+GREY = 1 / 255  # what a level of grey is of the whole range
 LEVEL = 6  # zlib's
 
 
@@ -37,14 +38,16 @@ def compressed_bytes(images: NDArray[np.uint8]) -> F64:
 def boxes(residual: NDArray[np.float32]) -> F64:
     """What stands out in each square of `BOX` pixels, ``[n, H - BOX + 1, W - BOX + 1]``.
 
-    residual: ``[n, H, W]``. The mean in the box less half the mean of the ring of one pixel around
-    it (mirrored at the edges): what is off in a wide region stands out less than what is off here.
+    residual: ``[n, H, W]``. With ``s = r / sqrt(|r| + 1/255)``, the signed root of a residual that
+    is not tiny, the mean of s in the box less half its mean in the ring of one pixel around it
+    (mirrored at the edges): what is off in a wide region stands out less than what is off here, and
+    an edge that is a pixel aside, which is far off in few pixels, less than a patch.
     """
     side = min(BOX, *residual.shape[1:])
     n, height, width = residual.shape
     edged = np.empty((n, height + 2, width + 2))
-    edged[:, 1:-1, 1:-1] = residual
-    edged[:, 0, 1:-1], edged[:, -1, 1:-1] = residual[:, 0], residual[:, -1]
+    edged[:, 1:-1, 1:-1] = residual / np.sqrt(np.abs(residual) + GREY)
+    edged[:, 0, 1:-1], edged[:, -1, 1:-1] = edged[:, 1, 1:-1], edged[:, -2, 1:-1]
     edged[:, :, 0], edged[:, :, -1] = edged[:, :, 1], edged[:, :, -2]
     total = np.zeros((n, height + 3, width + 3))  # np.pad takes longer than both sums
     edged.cumsum(axis=1).cumsum(axis=2, out=total[:, 1:, 1:])

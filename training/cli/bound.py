@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from training.cli.measure import MEASURED, ModelOptions, keep, resumable, show
-from training.cli.options import one_of, whole_numbers, with_options
+from training.cli.options import numbers, one_of, with_options
 
 __all__ = ["bound"]
 
@@ -60,7 +60,7 @@ def bound(options: BoundOptions) -> None:
     from training.evaluate.bound_report import bound_markdown, bound_picture, bound_table
 
     plan = BoundPlan(
-        ks=tuple(sorted(set(whole_numbers("--k", options.k)))),
+        ks=tuple(sorted(set(numbers("--k", options.k, int)))),
         images=options.images,
         limit=options.limit,
         split=one_of("--split", options.split, MEASURED),

@@ -50,25 +50,23 @@ def evaluate(options: EvaluateOptions) -> None:
     if options.run is not None and options.data is not None:
         raise ConfigError("--data goes with --bundle: a run is measured on its own images")
     from training.data import SPLITS
-    from training.evaluate.evaluate import evaluate_model
-    from training.evaluate.run import keep_report
+    from training.evaluate.run import evaluate_subject
     from training.files import write_json
 
     split = one_of("--split", options.split, SPLITS)
     subject = options.subject(options.data)
-    if subject.home is not None:
-        subject.place_for_results(None)  # said before the work, not after it
     with progress_bar() as progress:
-        found = evaluate_model(
-            subject.scorer,
-            subject.images(split).first(options.limit),
+        found, path = evaluate_subject(
+            subject,
+            split=split,
             importance_samples=options.importance_samples,
             seed=options.seed,
+            limit=options.limit,
             memory_gib=options.memory_gib,
             progress=progress,
         )
-    if subject.home is not None:
-        say(f"written to {keep_report(subject, found, options.limit)}")
+    if path is not None:
+        say(f"written to {path}")
     if options.report is not None:
         write_json(options.report, found.to_dict())
         say(f"written to {options.report}")

@@ -33,7 +33,6 @@ __all__ = [
     "errors",
     "numbers",
     "one_of",
-    "whole_numbers",
     "with_options",
     "words",
 ]
@@ -116,18 +115,10 @@ def words(values: list[str] | None) -> list[str]:
     return [word for value in values or [] for word in value.split(",") if word]
 
 
-def numbers(option: str, text: str) -> list[float]:
+def numbers(option: str, text: str, kind: type[N]) -> list[N]:
     """Numbers with commas between; raises `ConfigError` naming the option."""
-    return _parsed(float, f"{option} takes numbers", text)
-
-
-def whole_numbers(option: str, text: str) -> list[int]:
-    """`numbers` that are whole."""
-    return _parsed(int, f"{option} takes whole numbers", text)
-
-
-def _parsed(kind: Callable[[str], N], what: str, text: str) -> list[N]:
     try:
         return [kind(word) for word in words([text])]
     except ValueError as error:
-        raise ConfigError(f"{what} with commas between: {error}") from None
+        what = "whole numbers" if kind is int else "numbers"
+        raise ConfigError(f"{option} takes {what} with commas between: {error}") from None

@@ -92,17 +92,11 @@ def fit_prior(options: PriorOptions) -> None:
         interrupts.watched(),
     ):
         task = progress.add_task("prior", total=options.minutes, step=0, gain="")
-
-        class Shown(PriorObserver):
-            def stop(self) -> str:
-                return interrupts.reason
-
-            def step(self, step: int, spent_minutes: float) -> None:
-                progress.update(task, completed=spent_minutes, step=step)
-
-            def checked(self, gain_nats: float) -> None:
-                progress.update(task, gain=f"{gain_nats:+.3f} nats over N(0, 1)")
-
+        observer = PriorObserver(
+            stop=lambda: interrupts.reason,
+            step=lambda step, spent: progress.update(task, completed=spent, step=step),
+            checked=lambda gain: progress.update(task, gain=f"{gain:+.3f} nats over N(0, 1)"),
+        )
         result = run_fit_prior(
             options.run,
             options.out,
@@ -111,7 +105,7 @@ def fit_prior(options: PriorOptions) -> None:
             runtime=Runtime(device=options.device, threads=options.threads),
             data_dir=options.data_dir,
             tell=lambda text: errors.print(text, soft_wrap=True, highlight=False),
-            observer=Shown(),
+            observer=observer,
         )
     loud.print(_ending(options.out, result), soft_wrap=True, highlight=False)
     if options.as_json:

@@ -183,7 +183,7 @@ def _figure7(options: Figure7Options) -> None:
 
     if _redrawn(options, "figure7"):
         return
-    minima = numbers("--free-bits", options.free_bits)
+    minima = numbers("--free-bits", options.free_bits, float)
     experiment = figure7(options.size, options.overrides(), depth=options.depth, free_bits=minima)
     _reproduce(experiment, options, LayerNats())
 

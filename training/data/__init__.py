@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.codecs.images import FitMode
-from training.data.cifar import IMAGE_SHAPE, read_cifar10
+from training.data.cifar import read_cifar10
 from training.data.folder import FolderOptions, Survey, decode, survey
 from training.data.idx import ARCHIVES, read_images
 from training.data.image_files import Files
@@ -94,7 +94,8 @@ def load_splits(
             f"There is no data set {name!r}: it is one of {', '.join(DATASETS)} or folder:PATH."
         )
     if options != FolderOptions():
-        raise DataError(f"size and channels are options of a folder; {name} is {_extent(name)}.")
+        extent = "32x32 with 3 channels" if name == CIFAR10 else "28x28 with 1 channel"
+        raise DataError(f"size and channels are options of a folder; {name} is {extent}.")
     return [
         ImageData(_published(name, split, data_dir, download=download), name, split)
         for split in splits
@@ -133,11 +134,6 @@ def folder_path(name: str, data_dir: Path | None = None) -> Path:
     except RuntimeError as error:  # "~" where nobody's home is known
         raise DataError(f"{name}: {error}: write the path out.") from None
     return path if data_dir is None else data_dir / path
-
-
-def _extent(name: str) -> str:
-    channels, height, width = IMAGE_SHAPE if name == CIFAR10 else (1, 28, 28)
-    return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
 
 
 def _published(

@@ -69,10 +69,5 @@ def fetch(name: str, mirrors: Sequence[str], md5: str, folder: Path) -> Path:
 
 def _reason(error: BaseException) -> str:
     """The innermost cause in a few words: a failed connection wraps it three times."""
-    while isinstance(inner := getattr(error, "reason", None) or _first(error), BaseException):
-        error = inner
-    return str(error)
-
-
-def _first(error: BaseException) -> object:
-    return error.args[0] if error.args else None
+    inner = getattr(error, "reason", None) or next(iter(error.args), None)
+    return _reason(inner) if isinstance(inner, BaseException) else str(error)

@@ -29,7 +29,6 @@ from service.codecs.images import (
     Fit,
     FitMode,
     Fitted,
-    ImageSize,
     PixelLimits,
     fit_files,
 )
@@ -207,11 +206,11 @@ def decode(found: Survey, files: Files) -> Fitted:
     Raises `DataError` naming those that cannot be decoded.
     """
     height, width = found.height_width
-    size = ImageSize(channels=found.channels, height=height, width=width)
+    shape = (found.channels, height, width)
     rules = Fit(resize=True, convert=found.fit != "none", how=found.fit)
     limits = PixelLimits(image=MAX_PIXELS, total=MAX_PIXELS)
     try:
-        images = np.empty((len(files), found.channels, height, width), np.uint8)
+        images = np.empty((len(files), *shape), np.uint8)
     except (MemoryError, ValueError):
         raise DataError(
             f"{len(files)} images of {height}x{width} do not fit into memory: give a smaller "
@@ -222,7 +221,7 @@ def decode(found: Survey, files: Files) -> Fitted:
     notes: list[str] = []
     for row, path in enumerate(files.values()):
         try:
-            one = fit_files([path.read_bytes()], size, rules, limits, [shown(path)])
+            one = fit_files([path.read_bytes()], shape, rules, limits, [shown(path)])
         except (OSError, IafvaeError) as error:
             faults.append(fault(path, error))
             continue

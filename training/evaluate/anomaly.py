@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from model.config import require
-from service.bundle import BundleError, Manifest
+from service.bundle import BundleError
 from service.operations.model import Model
 from service.verdicts.decisions import alpha_reachable
 from service.verdicts.ranks import FIGURES, detection
@@ -222,8 +222,10 @@ def _document(
     manifest, own = model.manifest, sets[0]
     calibration = manifest.calibration
     usual = 0 if calibration is None else calibration.images
-    shown = [_shown(manifest, scores["log_likelihood"]) for scores in values]
-    edges, scale = _bins(shown)
+    # As people read them: nats of binary images, bits/dim of 8-bit ones.
+    scale = 1.0 if manifest.likelihood.binary else -1.0 / (manifest.image.dims * math.log(2))
+    shown = [scale * scores["log_likelihood"] for scores in values]
+    edges, bent = _bins(shown)
     entries = [
         _described(item, scores, show, edges, usual)
         for item, scores, show in zip(sets, values, shown, strict=True)
@@ -248,19 +250,13 @@ def _document(
         "own": entries[0],
         "sets": entries[1:],
         "histogram_edges": edges.tolist(),
-        "histogram_scale": scale,
+        "histogram_scale": bent,
         "machine": f"{processor()}; {manifest.precision}, ONNX Runtime on {model.provider}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": plan.command,
         "sha256": model.bundle.hash,
         **{name: value for name, value in made_of.items() if value is not None},
     }
-
-
-def _shown(manifest: Manifest, nats: Array) -> Array:
-    """As people read them: nats of binary images, bits/dim of 8-bit ones."""
-    scale = 1.0 if manifest.likelihood.binary else -1.0 / (manifest.image.dims * math.log(2))
-    return scale * nats
 
 
 def _bins(shown: Sequence[Array]) -> tuple[Array, dict[str, float] | None]:
@@ -319,9 +315,6 @@ def _summary(values: Array) -> dict[str, float | None]:
 
 def _detection(values: Arrays, usual: Arrays) -> dict[str, Any]:
     """Figure -> score -> its value and interval."""
-    found: dict[str, dict[str, Any]] = {figure: {} for figure in FIGURES}
-    for name, scores in values.items():
-        sign = -1.0 if _direction(name)[0] == "low" else 1.0
-        for figure, measured in detection(sign * scores, sign * usual[name]).items():
-            found[figure][name] = asdict(measured)
-    return found
+    signs = {name: -1.0 if _direction(name)[0] == "low" else 1.0 for name in values}
+    found = {n: detection(sign * values[n], sign * usual[n]) for n, sign in signs.items()}
+    return {figure: {n: asdict(found[n][figure]) for n in found} for figure in FIGURES}

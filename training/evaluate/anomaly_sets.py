@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import ConfigError
-from service.codecs.images import Fit, FitMode, ImageSize, fit_array
+from service.codecs.images import Fit, FitMode, fit_array
 from training.data import (
     DATASETS,
     FOLDER_PREFIX,
@@ -118,8 +118,7 @@ def _other_images(data: ImageData, shape: Shape, fit: FitMode) -> ImageSet:
     if pixels.shape[1:] != shape:
         source, target = ("x".join(map(str, s)) for s in (pixels.shape[1:], shape))
         words += f", made {target} of {source}"
-        size = ImageSize(channels=shape[0], height=shape[1], width=shape[2])
-        pixels = fit_array(pixels, size, Fit(resize=True, convert=True, how=fit)).images
+        pixels = fit_array(pixels, shape, Fit(resize=True, convert=True, how=fit)).images
     return ImageSet(name, words, pixels)
 
 
@@ -203,13 +202,14 @@ class _Kind:
     strength: float | None = None
 
 
-def _constants(images: Pixels, _strength: None, _seed: int) -> Pixels:
-    levels = np.arange(256, dtype=np.uint8)[:, None, None, None]
-    return np.broadcast_to(levels, (256, *images.shape[1:])).copy()
-
-
 MADE: Mapping[str, _Kind] = {
-    "constants": _Kind("every grey level, one image each", _constants),
+    "constants": _Kind(
+        "every grey level, one image each",
+        lambda images, *_: (
+            np.ones((256, *images.shape[1:]), np.uint8)
+            * np.arange(256, dtype=np.uint8)[:, None, None, None]
+        ),
+    ),
     "noise": _Kind(
         "every pixel of any level",
         lambda images, _, seed: _generator(seed).integers(0, 256, images.shape, np.uint8),

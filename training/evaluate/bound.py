@@ -27,7 +27,9 @@ from training.evaluate.evaluate import (
     active_units,
     check_images,
     image_figures,
+    mean_figures,
     mean_variance,
+    monte_carlo_error,
     pieces,
 )
 from training.evaluate.report import AS_THEY_ARE, PROTOCOLS
@@ -92,7 +94,8 @@ def measure_bound(
     """
     data = subject.images(plan.split).first(plan.limit)
     facts = subject.scorer.facts
-    pixels = drawn_pixels(data.pixels, plan.seed) if not subject.per_dim else data.pixels
+    binary = facts.likelihood == "bernoulli"
+    pixels = drawn_pixels(data.pixels, plan.seed) if binary else data.pixels
     check_images(facts, pixels)
     key = {
         "identity": dict(subject.identity),
@@ -107,8 +110,7 @@ def measure_bound(
     task = progress.add_task("bound", total=len(pixels), completed=partial.done)
     with partial.kept(), ThreadPoolExecutor(noise_threads()) as threads:
         while partial.done < len(pixels):
-            part = _part(subject.scorer, pixels, partial.done, plan, memory_gib, threads)
-            partial.add(part)
+            partial.add(_part(subject.scorer, pixels, partial.done, plan, memory_gib, threads))
             progress.update(task, completed=partial.done)
     return _document(subject, data, plan, partial.arrays()), partial
 
@@ -130,10 +132,9 @@ def _part(
     count = max(1, min(fitting, rows // ks[-1], end - start))
     chunk *= max(1, fitting // count)  # fewer images at once, more draws of each
     batch = pixels[start : start + count]
-    with scorer.exactly():
-        found = nested_sums(
-            scorer, batch, ks=ks, seed=plan.seed, start=start, chunk=chunk, threads=threads
-        )
+    found = nested_sums(
+        scorer, batch, ks=ks, seed=plan.seed, start=start, chunk=chunk, threads=threads
+    )
     return _arrays(found, plan.ks)
 
 
@@ -184,7 +185,10 @@ def _document(subject: Subject, data: ImageData, plan: BoundPlan, found: Arrays)
         "likelihood": facts.likelihood,
         "dims": facts.dims,
         "rows": [_row(found, plan.ks, column, facts.dims) for column in range(len(plan.ks))],
-        "elbo": {**_mean(found["elbo"]), "monte_carlo_error": _error(found["elbo_variance"])},
+        "elbo": {
+            **mean_figures(found["elbo"]),
+            "monte_carlo_error": monte_carlo_error(found["elbo_variance"]),
+        },
         "log_px_z_nats": float(found["log_px_z"].mean()),
         "kl_nats": dict(zip(facts.kl_groups, found["kl"].mean(axis=0).tolist(), strict=True)),
         "latents": facts.latents,
@@ -205,28 +209,15 @@ def _row(found: Arrays, ks: Sequence[int], column: int, dims: int) -> dict[str, 
     row: dict[str, Any] = {
         "importance_samples": ks[column],
         "images": int(measured.sum()),
-        **_mean(values),
-        "monte_carlo_error": _error(found["variance"][measured, column]),
+        **mean_figures(values),
+        "monte_carlo_error": monte_carlo_error(found["variance"][measured, column]),
         "bits_per_dim": -float(values.mean()) / (dims * math.log(2)),
         "value_on_common_nats": float(iw[common, column].mean()),
         "common_images": int(common.sum()),
     }
     if column:
-        row["gain"] = {**_mean(values - iw[measured, column - 1]), "over": ks[column - 1]}
+        row["gain"] = {**mean_figures(values - iw[measured, column - 1]), "over": ks[column - 1]}
     return row
-
-
-def _mean(values: Array) -> dict[str, Any]:
-    n = len(values)
-    error = float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None
-    return {"value_nats": float(values.mean()), "standard_error_nats": error}
-
-
-def _error(variances: Array) -> float | None:
-    """Of a mean over images from independent draws; None where one draw cannot tell."""
-    if not np.isfinite(variances).all():
-        return None
-    return math.sqrt(variances.mean() / len(variances))
 
 
 def _latents(scorer: Scorer, found: Arrays) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from model.config import require
-from training.config import RunConfig
 from training.data import public_name
 from training.errors import TrainingError
 from training.plots import PALETTE, rendered
@@ -61,7 +60,7 @@ def run_curve(run_dir: Path, last_step: int | None = None) -> dict[str, Any]:
         "run": run_dir.resolve().name,
         "preset": config.preset,
         "dataset": public_name(config.data.name),
-        "unit": _unit(config),
+        "unit": "nats" if config.model.likelihood == "bernoulli" else "bits/dim",
         "step": last,
         "epochs": _epochs(records, last),
         "minutes": clock(last),
@@ -79,10 +78,6 @@ def _epochs(records: Sequence[Record], last: int) -> int:
         return 0
     each = float(statistics.median(b - a for a, b in pairwise([0, *ends])))
     return round(last / each)
-
-
-def _unit(config: RunConfig) -> str:
-    return "nats" if config.model.likelihood == "bernoulli" else "bits/dim"
 
 
 def _points(records: Sequence[Record], clock: Callable[[int], float]) -> list[dict[str, Any]]:

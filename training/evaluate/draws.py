@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
@@ -99,10 +99,6 @@ class Sums:
             for field in fields(self)
         }
         return type(self)(**added)
-
-    def without_latents(self) -> Self:
-        """All but `z` and `z2`: what is kept of many images."""
-        return replace(self, z=None, z2=None)
 
 
 def _added(name: str, mine: Tensor | None, theirs: Tensor | None) -> Tensor | None:

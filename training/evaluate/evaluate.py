@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,9 @@ __all__ = [
     "evaluate_images",
     "evaluate_model",
     "image_figures",
+    "mean_figures",
     "mean_variance",
+    "monte_carlo_error",
     "pieces",
 ]
 
@@ -130,7 +133,7 @@ def evaluate_images(
     progress = progress or Progress(disable=True)
     task = progress.add_task("evaluating", total=len(pixels))
     kept, moments = [], []
-    with ThreadPoolExecutor(noise_threads()) as threads, scorer.exactly():
+    with ThreadPoolExecutor(noise_threads()) as threads:
         for first in range(0, len(pixels), batch_size):
             batch = pixels[first : first + batch_size]
             sums = nested_sums(
@@ -143,7 +146,7 @@ def evaluate_images(
                 threads=threads,
             )[importance_samples]
             moments.append(latent_moments(sums, importance_samples))
-            kept.append(sums.without_latents())
+            kept.append(replace(sums, z=None, z2=None))
             progress.advance(task, len(batch))
     figures = image_figures(kept, importance_samples)
     if importance_samples == 1 or not moments[0]:
@@ -242,16 +245,24 @@ def _report(
 
 
 def _estimate(values: Array, variances: Array, dims: int) -> Estimate:
-    """The mean over images; the draws of different images are independent."""
-    n = len(values)
-    draws_error = math.sqrt(variances.mean() / n) if np.isfinite(variances).all() else None
-    mean = float(values.mean())
     return Estimate(
-        value_nats=mean,
-        standard_error_nats=float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
-        monte_carlo_error_nats=draws_error,
-        bits_per_dim=-mean / (dims * math.log(2)),
+        **mean_figures(values),
+        monte_carlo_error_nats=monte_carlo_error(variances),
+        bits_per_dim=-float(values.mean()) / (dims * math.log(2)),
     )
+
+
+def mean_figures(values: Array) -> dict[str, Any]:
+    """A mean over images in nats, and its standard error; None of a single image."""
+    n = len(values)
+    error = float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None
+    return {"value_nats": float(values.mean()), "standard_error_nats": error}
+
+
+def monte_carlo_error(variances: Array) -> float | None:
+    """Of a mean over images, whose draws are independent; None where one draw cannot tell."""
+    finite = np.isfinite(variances).all()
+    return math.sqrt(variances.mean() / len(variances)) if finite else None
 
 
 def active_units(variance: Array, latents: Mapping[str, int]) -> dict[str, int]:

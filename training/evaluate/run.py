@@ -4,6 +4,7 @@ RUN/evaluation-test-k128-step-00051480-ema.json      one file for each evaluatio
 """
 
 from pathlib import Path
+from typing import Any
 
 from rich.progress import Progress
 
@@ -14,30 +15,40 @@ from training.evaluate.subject import Subject, run_subject
 from training.files import write_json
 from training.runs.checkpoint import Weights
 
-__all__ = ["evaluate_run", "keep_report"]
+__all__ = ["evaluate_run", "evaluate_subject"]
 
 
 def evaluate_run(
     run: Path,
     *,
+    weights: Weights = "ema",
+    data_dir: Path | None = None,
+    device: str = "cpu",
+    **options: Any,
+) -> tuple[EvaluationReport, Path | None]:
+    """`evaluate_subject` of a run's newest checkpoint (or of the checkpoint `run` itself)."""
+    subject = run_subject(run, weights=weights, data_dir=data_dir, device=device)
+    return evaluate_subject(subject, **options)
+
+
+def evaluate_subject(
+    subject: Subject,
+    *,
     split: Split = "test",
     importance_samples: int = 128,
     seed: int = 0,
-    weights: Weights = "ema",
     limit: int | None = None,
-    data_dir: Path | None = None,
-    device: str = "cpu",
     memory_gib: float = MEMORY_GIB,
     progress: Progress | None = None,
-) -> tuple[EvaluationReport, Path]:
-    """Measure a run's newest checkpoint (or the checkpoint `run` itself) and write the report.
+) -> tuple[EvaluationReport, Path | None]:
+    """Measure a model, and write the report of a run.
 
     `limit` takes the first so many images alone; draws are computed in about `memory_gib`.
-    Returns the report and the JSON file in the run's directory; the same evaluation of the same
-    weights replaces it.
+    Returns the report and the JSON file in the run's directory (None for a bundle); the same
+    evaluation of the same weights replaces it.
     """
-    subject = run_subject(run, weights=weights, data_dir=data_dir, device=device)
-    subject.place_for_results(None)  # said before the work, not after it
+    if subject.home is not None:
+        subject.place_for_results(None)  # said before the work, not after it
     report = evaluate_model(
         subject.scorer,
         subject.images(split).first(limit),
@@ -46,7 +57,7 @@ def evaluate_run(
         memory_gib=memory_gib,
         progress=progress,
     )
-    return report, keep_report(subject, report, limit)
+    return report, None if subject.home is None else keep_report(subject, report, limit)
 
 
 def keep_report(subject: Subject, report: EvaluationReport, limit: int | None) -> Path:

@@ -5,10 +5,7 @@ Both score draws of the latents for a few images at once, and say how many bytes
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +17,7 @@ from torch import Tensor, nn
 from model.contract import DensityModel, Features
 from model.densities import Bernoulli
 from service.bundle import Bundle
-from service.engine import make_engine
+from service.engine.choice import make_engine
 from service.engine.options import EngineOptions, Provider
 
 __all__ = ["BundleScorer", "Facts", "ModelScorer", "Scorer", "Scores"]
@@ -87,9 +84,6 @@ class Scorer(Protocol):
     def score(self, images: Any, eps: Tensor) -> Scores:
         """Score the draws made from `eps` [k, n, D] (on the CPU)."""
 
-    def exactly(self) -> contextlib.AbstractContextManager[object]:
-        """Inside, products have all of float32's digits."""
-
 
 class ModelScorer:
     """A model on the device where it is; its bottom-up network runs once per image."""
@@ -136,13 +130,15 @@ class ModelScorer:
     def images(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Features]:
         """What the likelihood reads [n, C, H, W], and the bottom-up features."""
         x = self.model.likelihood.from_pixels(torch.from_numpy(pixels).to(self.device))
-        return x, self.model.bottom_up(x)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # all of float32's digits
+            return x, self.model.bottom_up(x)
 
     def score(self, images: tuple[Tensor, Features], eps: Tensor) -> Scores:
         """Score the draws, with their latents, on the model's device."""
         (x, features), (k, n, _) = images, eps.shape
         rows = tuple(_repeat(feature, k) for feature in features)  # [k n, ...]
-        inference = self.model.infer(rows, eps.flatten(0, 1).to(self.device))
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            inference = self.model.infer(rows, eps.flatten(0, 1).to(self.device))
         log_px_z = self.model.likelihood.log_prob(inference.params, _repeat(x, k))
         kl = self.model.group_kl(inference.kl.double())
         z = inference.z
@@ -150,15 +146,6 @@ class ModelScorer:
             top = self.model.layout.groups[0].size
             z = torch.cat([inference.prior_eps[:, :top], z[:, top:]], dim=1)
         return Scores(log_px_z.view(k, n), kl.view(k, n, -1), z.view(k, n, -1))
-
-    @contextmanager
-    def exactly(self) -> Iterator[None]:
-        """Inside, cuDNN's convolutions do not round to TF32."""
-        if self.device.type == "cpu":
-            yield
-            return
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
 
 
 def _repeat(t: Tensor, k: int) -> Tensor:
@@ -207,7 +194,3 @@ class BundleScorer:
         outputs = self.engine.run("score", arrays)
         log_px_z, kl = (torch.from_numpy(outputs[name]) for name in ("log_px_z", "kl"))
         return Scores(log_px_z.view(k, n), kl.view(k, n, -1).double(), None)
-
-    def exactly(self) -> contextlib.AbstractContextManager[object]:
-        """Nothing to do: the engine never uses TF32."""
-        return contextlib.nullcontext()

@@ -48,11 +48,6 @@ class Subject:
     images: Callable[[Split], ImageData]
     home: Path | None = None
 
-    @property
-    def per_dim(self) -> bool:
-        """Whether people read its figures in bits/dim: 8-bit images, not binary ones."""
-        return self.scorer.facts.likelihood != "bernoulli"
-
     def place_for_results(self, out: Path | None) -> Path:
         """The directory for results, made and writable; raises where there is none."""
         folder = out or self.home

@@ -7,15 +7,16 @@ preprocessing is the graph's.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import Manifest
+from service.engine.base import EngineBase
 from service.estimators import log_likelihoods
 from service.noise import Purpose, image_keys, normal, uniform
 from service.verdicts.reference import Measured, Reference, measured_of
@@ -27,7 +28,6 @@ __all__ = [
     "IMPORTANCE_SAMPLES",
     "LEAST",
     "SEED",
-    "ScoringEngine",
     "halves",
     "measure",
     "reference_of",
@@ -43,18 +43,8 @@ FOLDS = 10
 SEED = 0
 
 
-class ScoringEngine(Protocol):
-    """What is needed of `service.engine.Engine`."""
-
-    max_rows: int
-
-    def run(self, operation: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs of an operation by name."""
-        ...
-
-
 def measure(
-    engine: ScoringEngine,
+    engine: EngineBase,
     manifest: Manifest,
     pixels: NDArray[np.uint8],
     *,
@@ -70,15 +60,11 @@ def measure(
     draws = np.arange(max(importance_samples))
     binary = manifest.likelihood.binary
 
-    def inputs(index: int) -> dict[str, NDArray[Any]]:
-        found: dict[str, NDArray[Any]] = {"image": pixels[index : index + 1]}
+    def one(index: int) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
+        given: dict[str, NDArray[Any]] = {"image": pixels[index : index + 1]}
         if binary:
             key, dims = keys[index : index + 1], manifest.image.dims
-            found["u_image"] = uniform(SEED, key, 0, dims, Purpose.PIXELS)
-        return found
-
-    def one(index: int) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
-        given = inputs(index)
+            given["u_image"] = uniform(SEED, key, 0, dims, Purpose.PIXELS)
         streams = np.full(len(draws), keys[index], np.uint64)
         eps = normal(SEED, streams, draws, manifest.latent.dim, Purpose.IMAGE)
         parts = []
@@ -109,7 +95,7 @@ def halves(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uin
 
 
 def reference_of(
-    engine: ScoringEngine,
+    engine: EngineBase,
     manifest: Manifest,
     fit: NDArray[np.uint8] | None,
     calibration: NDArray[np.uint8],

@@ -8,8 +8,10 @@ published.
 """
 
 import io
+import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +36,7 @@ from service.bundle import (
     manifest_from_json,
     write_bundle,
 )
+from service.bundle.writer import refuse_strangers
 from service.codecs.images import FitMode
 from service.engine.onnxruntime_engine import Engine
 from service.noise import NOISE_VERSION
@@ -57,9 +60,10 @@ from training.plots import png_bytes, reconstruction_sheet, sample_sheet
 __all__ = [
     "BundleDetails",
     "calibrated",
+    "check_place",
     "draft_manifest",
     "export_bundle",
-    "refuse_strangers",
+    "refused",
 ]
 
 CALIBRATION_FILE = "calibration.npz"
@@ -109,9 +113,11 @@ def export_bundle(
     with their reconstructions. Raises `ExportError`, with nothing written at `out`, where
     the graphs disagree with the model or the bundle with its own rules.
     """
-    refuse_strangers(out)
+    check_place(out)
     folded = model.fold().cpu()
-    fields = _manifest_fields(folded, details, _parameter_count(model))
+    # Weight norm's gains are no more than the lengths of the rest: they do not count.
+    trained = sum(p.numel() for name, p in model.named_parameters() if not name.endswith(".g"))
+    fields = _manifest_fields(folded, details, trained)
     _checked_manifest(fields)  # a name that no manifest takes is said before the work, not after it
     modules = graph_modules(folded)
     contents = _graph_files(fields, build_graphs(modules))
@@ -119,7 +125,7 @@ def export_bundle(
     large = folded.layout.dim > LARGE_LATENT
     canary_images = images[: CANARY_IMAGES_OF_LARGE if large else CANARY_IMAGES]
     contents[CANARIES_FILE] = _canaries(modules, fields, canary_images)
-    try:
+    with refused(out):
         with tempfile.TemporaryDirectory() as folder:
             draft = write_bundle(Path(folder) / "draft", fields, contents)
             engine = _engine(draft)
@@ -134,16 +140,22 @@ def export_bundle(
             findings=details.findings,
         )
         contents["MODEL_CARD.md"] = card.encode()
-        return write_bundle(out, fields, contents, check=_check_canaries)
+        return write_bundle(out, fields, contents, check=lambda bundle: _engine(bundle).close())
+
+
+@contextmanager
+def refused(out: Path) -> Iterator[None]:
+    """Turn what goes wrong with a bundle, before it has its name, into an `ExportError`."""
+    try:
+        yield
     except (BundleError, ValueError, OSError) as error:
         raise ExportError(f"No bundle was written at {out}: {error}") from error
 
 
-def refuse_strangers(out: Path) -> None:
+def check_place(out: Path) -> None:
     """Raise `ExportError` where `out` is neither free nor a bundle, which would be replaced."""
-    empty_or_bundle = out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").is_file())
-    if out.exists() and not empty_or_bundle:
-        raise ExportError(f"{out} exists and is no bundle: give another --out, or remove it.")
+    with refused(out):
+        refuse_strangers(out)
 
 
 def _graph_files(fields: dict[str, Any], built: Graphs) -> Contents:
@@ -162,10 +174,6 @@ def _engine(bundle: Bundle) -> Engine:
     engine = Engine(bundle, provider="cpu")
     engine.warm()
     return engine
-
-
-def _check_canaries(bundle: Bundle) -> None:
-    _engine(bundle).close()
 
 
 def _pictures(folded: DensityModel, examples: ImageData | None) -> Contents:
@@ -211,11 +219,6 @@ def calibrated(
         "folds": FOLDS if pixels[0] is None else 1,
     }
     return _npz(reference.arrays())
-
-
-def _parameter_count(model: DensityModel) -> int:
-    """Numbers that were trained; weight norm's gains are no more than the lengths of the rest."""
-    return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(".g"))
 
 
 def _manifest_fields(
@@ -266,10 +269,8 @@ def _manifest_fields(
 
 
 def _json_values(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them back."""
-    if isinstance(value, Mapping):
-        return {key: _json_values(item) for key, item in value.items()}
-    return [_json_values(item) for item in value] if isinstance(value, list | tuple) else value
+    """As JSON gives them back: tuples as lists."""
+    return json.loads(json.dumps(value))
 
 
 def draft_manifest(fields: Mapping[str, Any], contents: Mapping[str, bytes]) -> Manifest:

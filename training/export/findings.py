@@ -41,7 +41,11 @@ def gather(run_dir: Path, identity: Mapping[str, Any], name: str) -> Findings:
     sections: dict[str, str] = {}
     pictures: dict[str, bytes] = {}
     bounds = _results(run_dir, "bound", identity)
-    if bound := max(bounds, key=lambda found: (found["images"], _draws(found)), default=None):
+    if bound := max(
+        bounds,
+        key=lambda found: (found["images"], found["rows"][-1]["importance_samples"]),
+        default=None,
+    ):
         from training.evaluate.bound_report import bound_markdown, bound_picture
 
         sections["bound"] = bound_markdown(bound).strip()
@@ -64,10 +68,6 @@ def _results(run_dir: Path, kind: str, identity: Mapping[str, Any]) -> list[Docu
         for path in sorted(run_dir.glob(f"{kind}-*.json"))
         if identity.items() <= (content := _read(path, kind)).items() and content["split"] == "test"
     ]
-
-
-def _draws(bound: Document) -> int:
-    return int(bound["rows"][-1]["importance_samples"])
 
 
 def _read(path: Path, kind: str) -> Document:

@@ -43,7 +43,6 @@ class GraphModule(nn.Module):
 
     outputs: ClassVar[tuple[str, ...]]
     inputs: ClassVar[Mapping[str, str]]  # input -> name of its first dimension
-    reads_images: ClassVar[bool] = False
 
     def __init__(self, model: DensityModel) -> None:
         super().__init__()
@@ -52,16 +51,22 @@ class GraphModule(nn.Module):
     @property
     def dynamic(self) -> dict[str, str]:
         """The first dimension's name of every input, with what a binary model takes besides."""
-        grey = self.reads_images and isinstance(self.model.likelihood, Bernoulli)
+        grey = "image" in self.inputs and isinstance(self.model.likelihood, Bernoulli)
         return {**self.inputs, **({"u_image": "N"} if grey else {})}
 
     def example(self) -> tuple[Tensor, ...]:
         """Inputs of the right shapes, with N = 2 images and R = 3 rows."""
-        grey = (torch.zeros(2, self.model.dims),) if "u_image" in self.dynamic else ()
-        return (*self._example(), *grey)
-
-    def _example(self) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+        model = self.model
+        made = {
+            "image": torch.zeros(2, *model.config.image_shape, dtype=torch.uint8),
+            "owner": torch.tensor([0, 1, 1]),
+            "eps": torch.zeros(3 if "owner" in self.inputs else 2, model.layout.dim),
+            "z": torch.zeros(2, model.layout.dim),
+            "temperature": torch.ones(2, len(model.layout.groups)),
+            "u": torch.zeros(2, model.likelihood.uniforms),
+            "u_image": torch.zeros(2, model.dims),
+        }
+        return tuple(made[name] for name in self.dynamic)
 
     def _x(self, image: Tensor, u_image: Tensor | None) -> Tensor:
         """What the likelihood reads: the levels, or for binary pixels draws of them."""
@@ -74,24 +79,12 @@ class GraphModule(nn.Module):
         likelihood = self.model.likelihood
         return likelihood.mean(params), likelihood.draw(params, u)
 
-    def _eps(self, rows: int) -> Tensor:
-        return torch.zeros(rows, self.model.layout.dim)
-
-    def _u(self) -> Tensor:
-        return torch.zeros(2, self.model.likelihood.uniforms)
-
-    def _image(self) -> Tensor:
-        return torch.zeros(2, *self.model.config.image_shape, dtype=torch.uint8)
-
 
 class SampleGraph(GraphModule):
     """eps [N, D], temperature [N, G], u [N, U] -> mean f32 and draw u8 [N, C, H, W]."""
 
     outputs = ("mean", "draw")
     inputs: ClassVar = {"eps": "N", "temperature": "N", "u": "N"}
-
-    def _example(self) -> tuple[Tensor, ...]:
-        return self._eps(2), torch.ones(2, len(self.model.layout.groups)), self._u()
 
     def forward(self, eps: Tensor, temperature: Tensor, u: Tensor) -> Rendered:
         """Draw images from the prior."""
@@ -104,9 +97,6 @@ class DecodeGraph(GraphModule):
     outputs = ("mean", "draw")
     inputs: ClassVar = {"z": "N", "u": "N"}
 
-    def _example(self) -> tuple[Tensor, ...]:
-        return self._eps(2), self._u()
-
     def forward(self, z: Tensor, u: Tensor) -> Rendered:
         """Images at given latents."""
         return self._render(self.model.decode(z), u)
@@ -117,10 +107,6 @@ class EncodeGraph(GraphModule):
 
     outputs = ("z", "prior_eps")
     inputs: ClassVar = {"image": "N", "eps": "N"}
-    reads_images = True
-
-    def _example(self) -> tuple[Tensor, ...]:
-        return self._image(), self._eps(2)
 
     def forward(
         self, image: Tensor, eps: Tensor, u_image: Tensor | None = None
@@ -140,10 +126,6 @@ class ScoreGraph(GraphModule):
 
     outputs = ("log_weight", "log_px_z", "kl")
     inputs: ClassVar = {"image": "N", "owner": "R", "eps": "R"}
-    reads_images = True
-
-    def _example(self) -> tuple[Tensor, ...]:
-        return self._image(), torch.tensor([0, 1, 1]), self._eps(3)
 
     def forward(
         self, image: Tensor, owner: Tensor, eps: Tensor, u_image: Tensor | None = None
@@ -165,8 +147,6 @@ class EvidenceGraph(GraphModule):
 
     outputs = ("log_weight", "kl", "residual", "statistics")
     inputs: ClassVar = ScoreGraph.inputs
-    reads_images = True
-    _example = ScoreGraph._example
 
     def forward(
         self, image: Tensor, owner: Tensor, eps: Tensor, u_image: Tensor | None = None

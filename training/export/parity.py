@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from service.bundle import Manifest
 from service.bundle.graphs import GraphSpec
 from service.engine.arrays import halves, joined
+from service.engine.base import EngineBase
 from service.noise import normal, uniform
 from training.errors import ExportError
-from training.export.calibrate import ScoringEngine
 from training.export.graphs import GraphModule
 
 __all__ = ["PARITY_ROWS", "check_parity", "graph_inputs", "torch_outputs"]
@@ -64,7 +64,7 @@ def torch_outputs(module: GraphModule, inputs: Mapping[str, NDArray[Any]]) -> Ar
 
 
 def check_parity(
-    engine: ScoringEngine,
+    engine: EngineBase,
     manifest: Manifest,
     modules: Mapping[str, GraphModule],
     images: NDArray[np.uint8],
@@ -86,7 +86,7 @@ def check_parity(
     return worst
 
 
-def _run(engine: ScoringEngine, operation: str, graph: GraphSpec, arrays: Arrays) -> Arrays:
+def _run(engine: EngineBase, operation: str, graph: GraphSpec, arrays: Arrays) -> Arrays:
     """One run, or as many as the engine's largest batch needs."""
     if max(len(array) for array in arrays.values()) <= engine.max_rows:
         return engine.run(operation, arrays)
@@ -120,7 +120,7 @@ def _difference(key: str, rows: int, got: NDArray[Any], wanted: NDArray[Any]) ->
     return float(difference.max())
 
 
-def _check_prior_eps(engine: ScoringEngine, manifest: Manifest, images: NDArray[np.uint8]) -> None:
+def _check_prior_eps(engine: EngineBase, manifest: Manifest, images: NDArray[np.uint8]) -> None:
     """sample(prior_eps, T = 1) is decode(z): both name the same latents."""
     inputs = graph_inputs(manifest, images, seed=0)
     latents = engine.run("encode", inputs["encode"])

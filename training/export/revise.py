@@ -1,8 +1,7 @@
 """A finished bundle with something new in it, its model as it was: a calibration, a card."""
 
 import re
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from rich.progress import Progress
 
 from service.bundle import (
     Bundle,
-    BundleError,
     Manifest,
     load_bundle,
     manifest_to_json,
@@ -35,8 +33,9 @@ from training.export.card import CARD, VERDICTS, calibration_text, with_section
 from training.export.export import (
     CALIBRATION_FILE,
     calibrated,
+    check_place,
     draft_manifest,
-    refuse_strangers,
+    refused,
 )
 
 __all__ = ["into_card", "next_version", "recalibrate"]
@@ -63,8 +62,8 @@ def recalibrate(
     training with `resize`, or where those of the calibration so far were. Raises `ExportError` or
     `DataError`, with nothing written, where they are too few, all alike or do not fit.
     """
-    refuse_strangers(out)
-    with _refused(out):
+    check_place(out)
+    with refused(out):
         bundle = load_bundle(path)
         fields, contents = _parts(bundle)
         images, fit = _images(bundle, data, data_dir, resize=resize)
@@ -83,20 +82,12 @@ def recalibrate(
 
 def into_card(path: Path, verdicts: str, picture: bytes) -> Bundle:
     """Give the bundle at `path` a card with the section "Verdicts" anew, and its picture."""
-    with _refused(path):
+    with refused(path):
         fields, contents = _parts(load_bundle(path))
         card = contents.get(CARD, f"# {fields['name']} {fields['version']}\n".encode()).decode()
         card = with_section(card, VERDICTS, f"![anomaly]({PICTURE})\n\n{verdicts}")
         contents |= {CARD: card.encode(), PICTURE: picture}
         return write_bundle(path, fields, contents)
-
-
-@contextmanager
-def _refused(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except (BundleError, ValueError, OSError) as error:
-        raise ExportError(f"No bundle was written at {out}: {error}") from error
 
 
 def _parts(bundle: Bundle) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -9,16 +9,15 @@ from typing import Any
 from rich.progress import Progress
 
 from service.bundle import Bundle
-from training.config import ConfigError, run_config_from_dict
 from training.data import FOLDER_PREFIX, ImageData, Split, public_name
 from training.errors import DataError, ExportError, TrainingError
 from training.evaluate.subject import run_images
-from training.export.export import BundleDetails, export_bundle, refuse_strangers
+from training.export.export import BundleDetails, check_place, export_bundle
 from training.export.findings import gather
 from training.runs.checkpoint import Checkpoint, Weights, load_run, weights_used
 from training.runs.directory import known_data_dir
 from training.runs.metrics import minutes_clock, read_metrics
-from training.runs.provenance import fit_command, git_revision, processor
+from training.runs.provenance import git_revision, processor
 
 __all__ = ["export_run", "training_facts"]
 
@@ -44,7 +43,7 @@ def export_run(
     `evaluate-anomaly` found of them, and the curve of its training. `calibrate=False` needs no
     images and gives a bundle without p-values.
     """
-    refuse_strangers(out)  # before the images are read, and the graphs made
+    check_place(out)  # before the images are read, and the graphs made
     config, model, checkpoint = load_run(run, weights=weights)
     run_dir = checkpoint.run_dir
     data = public_name(str(config["data"]["name"]))
@@ -101,7 +100,7 @@ def training_facts(
     batch = int(config.get("optim", {}).get("batch_size", 0))
     clock = minutes_clock(read_metrics(run_dir), batch)
     return {
-        "command": recorded or _fit_command(config),
+        "command": recorded or "iafvae-train fit --out RUN",
         "data": public_name(str(config["data"]["name"])),
         "preset": str(config.get("preset", "")),
         "git_revision": environment.pop("git_revision", None) or git_revision(),
@@ -113,15 +112,6 @@ def training_facts(
         "environment": environment,
         **({"calls": calls} if len(calls) > 1 else {}),
     }
-
-
-def _fit_command(config: Mapping[str, Any]) -> str:
-    """What starts the run anew by its configuration, for runs that did not record it."""
-    parts = {key: value for key, value in config.items() if key != "environment"}
-    try:
-        return fit_command(run_config_from_dict(parts))
-    except ConfigError:  # of another version of the program
-        return "iafvae-train fit --out RUN"
 
 
 def _figures(run_dir: Path, checkpoint: Checkpoint, weights: Weights) -> Iterator[dict[str, Any]]:

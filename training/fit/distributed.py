@@ -156,7 +156,10 @@ class World:
         """The model with gradients averaged over all processes; itself where alone."""
         if self.alone:
             return model
-        options: dict[str, Any] = {"gradient_as_bucket_view": True, **_constant_buffers()}
+        # Masks are constants: nothing to send at every step. torch 2.13 renames the option.
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {"gradient_as_bucket_view": True, name: False}
         if device.type == "cuda":
             options["device_ids"] = [device.index]
         return DistributedDataParallel(model, **options)
@@ -190,13 +193,6 @@ def unsynchronised(model: nn.Module, *, last: bool) -> contextlib.AbstractContex
     if last or not isinstance(model, DistributedDataParallel):
         return contextlib.nullcontext()
     return model.no_sync()
-
-
-def _constant_buffers() -> dict[str, bool]:
-    """Masks are constants: nothing to send at every step. torch 2.13 renames the option."""
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return {name: False}
 
 
 def _short(error: BaseException) -> str:

@@ -120,7 +120,10 @@ def fit(
         recorders: list[Recorder] = []  # one, in the first process
         world.from_first(lambda: recorders.append(_record(held, trainer, run_dir, data_dir)))
         recorder = next(iter(recorders), None)
-        _tell_of_micro_batches(config, console)
+        batch, parts = config.optim.batch_size, config.optim.accumulate
+        if parts > 1 and config.train.free_bits_nats:
+            note = ACCUMULATED_FREE_BITS.format(rows=batch // parts, batch=batch)
+            console.print(note, style="yellow", soft_wrap=True)
         notes.print(_plan(trainer, len(train.pixels), len(validation.pixels)))
         session = Session(
             trainer, run_dir, validation, recorder, console, optimizer_state=optimizer_state
@@ -234,10 +237,3 @@ def _plan(trainer: Trainer, train: int, validation: int) -> str:
     epochs = config.train.epochs
     plural = "" if epochs == 1 else "s"
     return f"{text}, {trainer.total_steps:,} steps in {epochs} epoch{plural}"
-
-
-def _tell_of_micro_batches(config: RunConfig, console: Console) -> None:
-    batch, parts = config.optim.batch_size, config.optim.accumulate
-    if parts > 1 and config.train.free_bits_nats:
-        note = ACCUMULATED_FREE_BITS.format(rows=batch // parts, batch=batch)
-        console.print(note, style="yellow", soft_wrap=True)

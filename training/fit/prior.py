@@ -52,18 +52,17 @@ class PriorPlan:
             raise TrainingError(f"--minutes must be finite and positive, not {self.minutes}")
 
 
+@dataclass
 class PriorObserver:
-    """Hears how the fit goes, and may end it; this one does neither."""
+    """Hears how the fit goes, and may end it; by default neither.
 
-    def stop(self) -> str:
-        """A reason to end the fit, "" while there is none."""
-        return ""
+    `stop` gives a reason to end the fit, "" while there is none; `step` hears how many steps are
+    done in how many minutes, `checked` the mean log p(z) of held-out latents, less N(0, I)'s.
+    """
 
-    def step(self, step: int, spent_minutes: float) -> None:
-        """Hear that so many steps are done."""
-
-    def checked(self, gain_nats: float) -> None:
-        """Hear the mean log p(z) of held-out latents, less N(0, I)'s."""
+    stop: Callable[[], str] = lambda: ""
+    step: Callable[[int, float], None] = lambda *_: None
+    checked: Callable[[float], None] = lambda *_: None
 
 
 SILENT = PriorObserver()

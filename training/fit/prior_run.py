@@ -14,6 +14,7 @@ from model.config import CouplingPrior, PriorConfig
 from model.contract import DensityModel
 from training.config import RunConfig, Runtime
 from training.errors import TrainingError
+from training.files import TEMPORARY
 from training.fit.device import prepare
 from training.fit.distributed import World
 from training.fit.fit import run_images
@@ -31,8 +32,6 @@ from training.runs.history import read_environment, with_command
 from training.runs.metrics import METRICS_FILE
 
 __all__ = ["PriorResult", "fit_prior"]
-
-WRITING = ".writing-"
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,9 @@ def fit_prior(
     data_dir = known_data_dir(run_dir, data_dir)
     train, validation = run_images(before, data_dir, tell)
     _, trained, checkpoint = load_run(run)
-    config = _with_flow(before, prior)
+    has = before.model.prior
+    wanted = prior or (has if isinstance(has, CouplingPrior) else CouplingPrior())
+    config = replace(before, model=replace(before.model, prior=wanted))
     backend = prepare(replace(runtime, compile="off", bf16="off"))
     torch.manual_seed(plan.seed)
     model = backend.place(_grown(trained, config)).eval()
@@ -95,12 +96,6 @@ def fit_prior(
     environment = with_command(read_environment(run_dir), checkpoint.step, command)
     path = _publish(out, run_dir, checkpoint, model, config, environment, data_dir)
     return PriorResult(reason, bare, figures(model), path)
-
-
-def _with_flow(config: RunConfig, prior: CouplingPrior | None) -> RunConfig:
-    has = config.model.prior
-    wanted = prior or (has if isinstance(has, CouplingPrior) else CouplingPrior())
-    return replace(config, model=replace(config.model, prior=wanted))
 
 
 def _grown(trained: DensityModel, config: RunConfig) -> DensityModel:
@@ -135,7 +130,7 @@ def _publish(
     kept = {n: t for n, t in checkpoint.model.items() if not n.startswith(PRIOR)}
     flow = {n: t for n, t in model.state_dict().items() if n.startswith(PRIOR)}
     averaged = dict(model.named_parameters())
-    staging = out.with_name(f"{WRITING}{out.name}")
+    staging = out.with_name(f"{TEMPORARY}{out.name}")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:

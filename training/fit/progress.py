@@ -72,25 +72,18 @@ class Observer:
         """Hear how the averaged model did on the validation split at the end of an epoch."""
 
 
+@dataclass
 class ConsoleObserver(Observer):
     """Tells a console and a recorder what a `Trainer` reports."""
 
-    def __init__(
-        self,
-        console: Console,
-        recorder: Recorder,
-        progress: Progress,
-        task: TaskID,
-        scale: Scale,
-    ) -> None:
-        self.console = console
-        self.recorder = recorder
-        self.progress = progress
-        self.task = task
-        self.scale = scale
-        self.images_per_second = 0.0
-        self.skips_untold = 0
-        self.skip_told_at = -SKIP_NEWS_SECONDS
+    console: Console
+    recorder: Recorder
+    progress: Progress
+    task: TaskID
+    scale: Scale
+    images_per_second: float = 0.0
+    skips_untold: int = 0
+    skip_told_at: float = -SKIP_NEWS_SECONDS
 
     def train(self, step: int, figures: dict[str, float]) -> None:
         """Record the figures and show the last ones in the bar."""

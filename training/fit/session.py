@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -21,35 +22,21 @@ from training.runs.metrics import Recorder
 __all__ = ["Session"]
 
 # A checkpoint costs a second or so: at an epoch's end one a minute, within long epochs one in ten.
-CHECKPOINT_AT_EPOCH_SECONDS = 60.0
-CHECKPOINT_WITHIN_EPOCH_SECONDS = 600.0
 # A reason that only passes by -> how old the last checkpoint must be for another.
-LEAST_AGE_SECONDS = {
-    "epoch": CHECKPOINT_AT_EPOCH_SECONDS,
-    "step": CHECKPOINT_WITHIN_EPOCH_SECONDS,
-}
+LEAST_AGE_SECONDS = {"epoch": 60.0, "step": 600.0}
 SHEET_IMAGES = 64
 
 
+@dataclass(frozen=True)
 class Session:
     """Drives a trainer and keeps what it yields; `recorder` is None in all processes but one."""
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        run_dir: Path,
-        validation: ImageData,
-        recorder: Recorder | None,
-        console: Console,
-        *,
-        optimizer_state: bool,
-    ) -> None:
-        self.trainer = trainer
-        self.run_dir = run_dir
-        self.validation = validation
-        self.recorder = recorder
-        self.console = console
-        self.optimizer_state = optimizer_state
+    trainer: Trainer
+    run_dir: Path
+    validation: ImageData
+    recorder: Recorder | None
+    console: Console
+    optimizer_state: bool
 
     def train(self, budget: Budget) -> str:
         """Train until a reason to stop, and give it: the last epoch, a signal, or the budget.
@@ -63,7 +50,12 @@ class Session:
             told=self.recorder is not None,
             at_once=lambda: trainer.world.alone and trainer.step == first,
         )
-        stop = stopper(interrupts, self.trainer, budget)
+
+        def stop() -> str:
+            if trainer.step > first:
+                budget.begin()
+            return interrupts.reason or ("budget" if budget.spent_up else "")
+
         reason, saved_at = "done", time.monotonic()
         with interrupts.watched(), self._observer(budget) as observer:
             try:
@@ -113,18 +105,3 @@ class Session:
             budget=budget,
         ) as observer:
             yield observer
-
-
-def stopper(interrupts: Interrupts, trainer: Trainer, budget: Budget) -> Callable[[], str]:
-    """What tells the reason to stop, "" while there is none; the budget counts from a first step
-    done, which may have compiled for a minute."""
-    first = trainer.step
-
-    def reason() -> str:
-        if trainer.step > first:
-            budget.begin()
-        if interrupts.reason:
-            return interrupts.reason
-        return "budget" if budget.spent_up else ""
-
-    return reason

@@ -242,16 +242,14 @@ class Trainer:
             epoch_ends = self.step % self.steps_per_epoch == 0
             if not epoch_ends and self.step % LOG_EVERY_STEPS:
                 continue
-            self._report(observer, window)
+            rate, skipped = self._learning_rate(self.step - 1), self.guard.skipped
+            figures = {**window.figures(), "learning_rate": rate, "skipped": skipped}
+            observer.train(self.step, figures)
             if epoch_ends:
                 observer.validation(self.step, self.epoch, self.validate(validation))
-            yield self._milestone(epoch_ends)
+            passing = "epoch" if epoch_ends else "step"
+            yield "done" if self.step == self.total_steps else passing
             window.restart()
-
-    def _milestone(self, epoch_ends: bool) -> str:
-        if self.step == self.total_steps:
-            return "done"
-        return "epoch" if epoch_ends else "step"
 
     def _step(
         self, observer: Observer, window: Window, wish: str, stop: Callable[[], str]
@@ -272,13 +270,6 @@ class Trainer:
             observer.skipped(self.step, -step.elbo_nats, step.norm)
         window.add(step, self.config.optim.batch_size)
         return step.stop, ""
-
-    def _report(self, observer: Observer, window: Window) -> None:
-        counts = {
-            "learning_rate": self._learning_rate(self.step - 1),
-            "skipped": self.guard.skipped,
-        }
-        observer.train(self.step, {**window.figures(), **counts})
 
     def save(self, run_dir: Path, *, optimizer: bool = True) -> Path:
         """Write a checkpoint; without the optimiser's state it is half the size."""
@@ -302,8 +293,7 @@ class Trainer:
         Raises `TrainingError` where the training images are not those of then: their order and
         the number of steps an epoch would be others.
         """
-        before = checkpoint.state.get("images")  # older checkpoints do not tell
-        if before is not None and before != (now := self.images):
+        if (before := checkpoint.state["images"]) != (now := self.images):
             raise TrainingError(
                 f"the training images are not those that the run was started with "
                 f"({before['count']} then, {now['count']} now): put them back, or start a new run"
@@ -313,5 +303,5 @@ class Trainer:
         load_optimizer_tensors(self.optimizer, self.model, checkpoint.optim)
         self.guard.restore(checkpoint.state["guard"])
         self.step = checkpoint.step
-        since = checkpoint.state.get("optimizer_since", 0)  # older checkpoints do not tell
-        self.optimizer_since = int(since) if checkpoint.optim else checkpoint.step
+        since = checkpoint.state["optimizer_since"]
+        self.optimizer_since = since if checkpoint.optim else checkpoint.step

@@ -1,11 +1,8 @@
 """How well maps find the pixels of defects, where masks say which those are."""
 
-from typing import Protocol
-
 import numpy as np
-from numpy.typing import NDArray
 
-from service.client import Computed
+from service.cli.local import LocalClient
 from service.errors import IafvaeError
 from service.verdicts.ranks import Figure, pooled_detection
 from training.data.image_files import read_fitted
@@ -16,15 +13,7 @@ __all__ = ["pixel_detection"]
 CHUNK = 64
 
 
-class Mapper(Protocol):
-    """What is needed of a client."""
-
-    def anomaly_map(self, images: NDArray[np.uint8], *, seed: int | None = None) -> Computed:
-        """Deviations float32 [n, H, W]."""
-        ...
-
-
-def pixel_detection(model: Mapper, photos: Photos, size: tuple[int, int]) -> Figure | None:
+def pixel_detection(model: LocalClient, photos: Photos, size: tuple[int, int]) -> Figure | None:
     """AUROC of the maps' deviations, of either sign, over the pixels of all images with a mask.
 
     In the model's pixels: one that a mask covers by half or more belongs to the defect. None where
@@ -40,7 +29,7 @@ def pixel_detection(model: Mapper, photos: Photos, size: tuple[int, int]) -> Fig
     if not any(mask.any() and not mask.all() for mask in masks):
         return None
     maps = [
-        np.abs(model.anomaly_map(np.stack(images[first : first + CHUNK])).array)
+        np.abs(model.anomalies(np.stack(images[first : first + CHUNK]), boxes=0)[0])
         for first in range(0, len(images), CHUNK)
     ]
     return pooled_detection(np.concatenate(maps), np.stack(masks))

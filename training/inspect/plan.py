@@ -140,7 +140,6 @@ def plan_for(
     *,
     minutes: float,
     runtime: Runtime,
-    wanted: int = WANTED,
 ) -> Plan:
     """The largest model that this machine trains well enough in the minutes; its speed is measured.
 
@@ -155,7 +154,7 @@ def plan_for(
         seconds = _seconds_an_image(config, runtime)
         larger = sizes[max(0, sizes.index(chosen) - 1)]
         growth = math.prod(larger) / math.prod(chosen)
-        if share * 60 < wanted * seconds * growth:
+        if share * 60 < WANTED * seconds * growth:
             break
     return Plan(
         size=chosen,

@@ -113,7 +113,9 @@ def inspect_folder(
     with Progress(console=console, disable=not console.is_terminal) as progress:
         with TemporaryDirectory(dir=out) as place:  # what is served never lacks a calibration
             bare = Path(place) / "bundle"
-            export_run(run, bare, name=_model_name(folder), calibrate=False, progress=progress)
+            kept = "".join(c if c.isalnum() and c.isascii() else "-" for c in folder.resolve().name)
+            name = kept.strip("-")[:64] or "model"
+            export_run(run, bare, name=name, calibrate=False, progress=progress)
             recalibrate(
                 bare,
                 out / "bundle",
@@ -129,11 +131,6 @@ def inspect_folder(
 
 def _teller(console: Console) -> Callable[[str], None]:
     return lambda line: console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-
-def _model_name(folder: Path) -> str:
-    kept = "".join(c if c.isalnum() and c.isascii() else "-" for c in folder.resolve().name)
-    return kept.strip("-")[:64] or "model"
 
 
 # Images.

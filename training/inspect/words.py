@@ -77,6 +77,11 @@ class Facts:
     drawn: Pixels
     pixels: Figure | None
 
+    @property
+    def each(self) -> float:
+        """How many of the photos' pixels one of the model's is."""
+        return max(own / side for own, side in zip(self.photos.size, self.size, strict=True))
+
 
 def words(facts: Facts) -> Iterator[str]:
     """Sentences for people, the judgement last."""
@@ -97,9 +102,7 @@ def words(facts: Facts) -> Iterator[str]:
 
 
 def _of_images(facts: Facts) -> str:
-    height, width = facts.size
-    own = facts.photos.size
-    each = max(own[0] / height, own[1] / width)
+    (height, width), each = facts.size, facts.each
     seen = f"a pixel of the model is {each:.3g} of yours" if each > 1 else "at their own size"
     return f"The model sees {height}x{width} pixels: {seen}; what is smaller it cannot see."
 
@@ -174,11 +177,8 @@ def _found(facts: Facts) -> dict[int, float]:
 
 
 def _of_defects(facts: Facts, sizes: Mapping[int, float]) -> str:
-    height, width = facts.size
-    own = facts.photos.size
-    each = max(own[0] / height, own[1] / width)
     parts = [
-        f"{share:.0%} of {side * each:.3g}x{side * each:.3g} pixels"
+        f"{share:.0%} of {side * facts.each:.3g}x{side * facts.each:.3g} pixels"
         for side, share in sizes.items()
     ]
     return (
@@ -188,9 +188,7 @@ def _of_defects(facts: Facts, sizes: Mapping[int, float]) -> str:
 
 
 def _judgement(facts: Facts, sizes: Mapping[int, float], troubled: bool) -> str:
-    height, width = facts.size
-    own = facts.photos.size
-    each = max(own[0] / height, own[1] / width)
+    each = facts.each
     found: list[float] = []
     for side, share in reversed(list(sizes.items())):  # a size is trusted where all larger ones are
         if share < TRUSTED:

@@ -34,7 +34,6 @@ __all__ = [
     "table4",
 ]
 
-Size = Literal["small", "medium", "paper"]
 SIZES: tuple[str, ...] = ("small", "medium", "paper")
 FREE_BITS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # the paper's lambda (C.8)
 FIGURE7_DEPTH = {"small": 8, "medium": 12, "paper": 24}

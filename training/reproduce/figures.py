@@ -16,7 +16,7 @@ from matplotlib.patches import Circle
 from numpy.typing import NDArray
 
 from training.plots import PALETTE, rendered
-from training.reproduce.summary import summary
+from training.reproduce.report import summary
 
 __all__ = ["picture"]
 

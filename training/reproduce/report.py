@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,9 @@ from typing import Any
 from training.errors import TrainingError
 from training.evaluate.report import markdown_table
 from training.files import write_bytes, write_json, write_text
-from training.reproduce.summary import summary
 from training.reproduce.toy_report import command_note, toy_markdown
 
-__all__ = ["FORMAT", "markdown", "redraw", "write_report"]
+__all__ = ["FORMAT", "markdown", "redraw", "summary", "write_report"]
 
 FORMAT = 1
 NOT_RUN = "not run"
@@ -67,10 +67,27 @@ def markdown(document: Document) -> str:
     return "\n".join(_REPORTS[document["kind"]](document)) + "\n"
 
 
-def _number(value: float, error: float | None, unit: str) -> str:
-    digits = 2 if unit == "nats" else 3
-    text = f"{value:.{digits}f}"
-    return text if error is None else f"{text} ± {error:.{digits}f}"
+def summary(row: Mapping[str, Any], measure: str, unit: str) -> dict[str, Any] | None:
+    """A row's figure over its runs, `{"value", "error"}`; None: nothing is measured.
+
+    The error is the standard deviation over the runs; of one run, the standard error over images.
+    """
+    figures = [_figure(run["measured"], measure, unit) for run in row["runs"] if run["measured"]]
+    if not figures:
+        return None
+    if len(figures) == 1:
+        value, error = figures[0]
+        return {"value": value, "error": error}
+    values = [value for value, _ in figures]
+    return {"value": statistics.fmean(values), "error": statistics.stdev(values)}
+
+
+def _figure(measured: Mapping[str, Any], measure: str, unit: str) -> tuple[float, float | None]:
+    estimate, nats = measured[measure], measured[measure]["standard_error_nats"]
+    if unit == "nats":
+        return estimate["value_nats"], nats
+    error = None if nats is None else nats / (measured["dims"] * math.log(2))
+    return estimate["bits_per_dim"], error
 
 
 def _published(row: Mapping[str, Any], measure: str) -> str:
@@ -84,7 +101,9 @@ def _published(row: Mapping[str, Any], measure: str) -> str:
 def _ours(row: Mapping[str, Any], measure: str, unit: str) -> str:
     found = summary(row, measure, unit)
     if found is not None:
-        return f"**{_number(found['value'], found['error'], unit)}**"
+        digits, error = 2 if unit == "nats" else 3, found["error"]
+        spread = "" if error is None else f" ± {error:.{digits}f}"
+        return f"**{found['value']:.{digits}f}{spread}**"
     if any(run["step"] for run in row["runs"]):
         return "not measured yet"
     return NOT_RUN

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,9 @@ class Reproduction:
             f"{self.experiment.name}: {run.key} {length}, after {so_far.minutes:.3g} minutes "
             f"and {so_far.step} steps"
         )
-        _forget_earlier_models()
+        # Earlier models' memory and compiled code: the compiler gives up after a few of them.
+        gc.collect()
+        torch.compiler.reset()
         began = time.monotonic()
         result = fit(
             run.config,
@@ -257,10 +259,7 @@ class Reproduction:
         }
 
     def _row(self, row: Row) -> dict[str, Any]:
-        paper = {
-            name: {"value": published.value, "deviation": published.deviation}
-            for name, published in row.paper.items()
-        }
+        paper = {name: asdict(published) for name, published in row.paper.items()}
         runs = [self._run(run) for run in self._found(row)]
         return {"key": row.key, "cells": list(row.cells), "paper": paper, "runs": runs}
 
@@ -282,9 +281,3 @@ class Reproduction:
             "machines": list(now.machines),
             "measured": measured,
         }
-
-
-def _forget_earlier_models() -> None:
-    """Free their memory and compiled code: the compiler gives up after a few models."""
-    gc.collect()
-    torch.compiler.reset()

@@ -88,7 +88,8 @@ def fit_toy(
         log_px_z, kl = model(x, torch.randn(len(x), 2, generator=noise))
         log_px_z, kl = log_px_z.mean(), kl.sum(dim=1).mean()
         optimizer.zero_grad(set_to_none=True)
-        (_kl_weight(step, steps) * kl - log_px_z).backward()
+        kl_weight = min(1.0, 0.1 + 0.9 * step / max(1.0, KL_WARMUP * steps))
+        (kl_weight * kl - log_px_z).backward()
         for group in optimizer.param_groups:
             rate = learning_rate_at(OPTIM, step, steps)
             group["lr"] = rate * min(1.0, (step + 1) / WARMUP_STEPS)
@@ -98,10 +99,6 @@ def fit_toy(
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise TrainingError(f"the toy with {posterior} posteriors diverged from seed {seed}")
     return model.eval()
-
-
-def _kl_weight(step: int, steps: int) -> float:
-    return min(1.0, 0.1 + 0.9 * step / max(1.0, KL_WARMUP * steps))
 
 
 @dataclass(frozen=True)

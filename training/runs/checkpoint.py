@@ -106,9 +106,10 @@ def save_checkpoint(
         publish_folder(path, contents)
         write_text(folder / POINTER, f"{path.name}\n")
     except OSError as error:
+        kept = ", ".join(other.name for other in _newest_first(folder)) or "there are none"
         raise CheckpointError(
             f"The checkpoint of step {step} could not be written to {folder} ({error}). Earlier "
-            f"checkpoints are untouched ({_names(folder)}): make room there and use --resume."
+            f"checkpoints are untouched ({kept}): make room there and use --resume."
         ) from error
     older = [other for other in _newest_first(folder) if _step(other) < step]
     for other in set(_newest_first(folder)) - {path, *older[: keep - 1]}:
@@ -232,10 +233,6 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
-
-
-def _names(folder: Path) -> str:
-    return ", ".join(path.name for path in _newest_first(folder)) or "there are none"
 
 
 def _read(path: Path) -> Checkpoint:

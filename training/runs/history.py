@@ -70,13 +70,9 @@ def with_command(previous: Environment, step: int, command: str) -> dict[str, An
 def _calls(previous: Environment) -> list[dict[str, Any]]:
     """The list; of a run from before there was one, its environment as the first call."""
     listed = previous.get("calls")
-    if isinstance(listed, list) and listed and all(_is_call(call) for call in listed):
+    if isinstance(listed, list) and listed:
         return [dict(call) for call in listed]
     return [{"step": 0, **{k: v for k, v in previous.items() if k != "calls"}}]
-
-
-def _is_call(call: Any) -> bool:
-    return isinstance(call, dict) and isinstance(call.get("step"), int)
 
 
 def one_line(calls: Sequence[Mapping[str, Any]]) -> str:

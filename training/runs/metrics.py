@@ -6,15 +6,12 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.files import read_lines, write_lines
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -31,11 +28,14 @@ class Recorder:
         if self.path.exists():
             write_lines(self.path, (r for r in read_metrics(run_dir) if r["step"] <= step))
         self.file = self.path.open("a", encoding="utf-8")
-        self.board = _board(run_dir / "tensorboard", step)
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, wanted only here
+
+        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
 
     def write(self, step: int, kind: str, figures: dict[str, float]) -> None:
         """Record `figures` under `kind` ("train", "validation", "skipped"); null if not finite."""
-        record = {"step": step, "kind": kind, **{k: _finite(v) for k, v in figures.items()}}
+        finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}
+        record = {"step": step, "kind": kind, **finite}
         self.file.write(json.dumps(record, allow_nan=False) + "\n")
         self.file.flush()
         for name, value in figures.items():
@@ -50,10 +50,6 @@ class Recorder:
         """Flush and close both files."""
         self.file.close()
         self.board.close()
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None  # JSON has no other numbers
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -85,9 +81,3 @@ def minutes_clock(records: Sequence[Mapping[str, Any]], batch_size: int) -> Call
         return float(np.interp(step, [0, *steps], until)) + beyond
 
     return clock
-
-
-def _board(path: Path, step: int) -> SummaryWriter:
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, wanted only here
-
-    return SummaryWriter(str(path), purge_step=step)

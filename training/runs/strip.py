@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from training.errors import TrainingError
 from training.runs.checkpoint import (
@@ -37,7 +35,10 @@ def strip_run(run: Path, out: Path, *, ema_only: bool = False, bf16: bool = Fals
         raise TrainingError(f"{out} is not empty: give another --out")
     averaged = checkpoint.ema or checkpoint.model
     if bf16:
-        averaged = _in_bf16(averaged)
+        averaged = {
+            name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+            for name, tensor in averaged.items()
+        }
     state = dict(checkpoint.state)
     if ema_only:
         # Buffers are in the last weights' file alone; parameters are the averaged ones'.
@@ -56,13 +57,6 @@ def strip_run(run: Path, out: Path, *, ema_only: bool = False, bf16: bool = Fals
     )
     shutil.copyfile(run_dir / CONFIG_FILE, out / CONFIG_FILE)
     return path
-
-
-def _in_bf16(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
-        for name, tensor in tensors.items()
-    }
 
 
 def size_in_bytes(folder: Path) -> int:

@@ -46,13 +46,13 @@ async def pictures(
     rows_each: importance samples of each image.
     """
     manifest, settings, payload = request.model.manifest, request.settings, request.payload
-    shape = manifest.image
+    shape = manifest.image.shape
     fit = Fit(resize=options.resize, convert=options.convert, how=manifest.fit)
     who: dict[str, Any] = {"deadline": request.deadline, "caller": request.holder}
     decoders = request.shared.decoders
     if isinstance(payload, bytes):
         array = decode_npy(
-            payload, dtypes=("uint8",), max_items=settings.max_total_pixels * shape.channels
+            payload, dtypes=("uint8",), max_items=settings.max_total_pixels * shape[0]
         )
         count = array.shape[0] if array.ndim and array.size else 0
         _check_images(count, rows_each, settings)

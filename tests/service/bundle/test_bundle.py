@@ -26,8 +26,8 @@ def test_a_whole_bundle(tiny_bundle, tiny_model):
     assert bundle.hash == hashlib.sha256(raw).hexdigest()
     assert bundle.manifest.image.shape == (1, 4, 4)
     assert bundle.manifest.row_block == 16  # not stated: the block that suits every graph
-    assert set(bundle.calibration) == {1, 16, 64}
-    assert np.array_equal(bundle.calibration[16], tiny_model.calibration(16))
+    assert set(bundle.reference.scores) == {1, 16, 64}
+    assert np.array_equal(bundle.reference.scores[16], tiny_model.calibration(16))
     assert set(bundle.canaries["score"]["out"]) == {"log_weight", "log_px_z", "kl"}
     assert manifest_from_json(manifest_to_json(bundle.manifest)) == bundle.manifest
     assert load_bundle(str(tiny_bundle)).hash == bundle.hash
@@ -100,7 +100,7 @@ def test_what_is_no_bundle_is_not_replaced(tiny, tmp_path):
 
 
 def contents(tiny_bundle):
-    return {f.name: f for f in tiny_bundle.iterdir() if f.name != "manifest.json"}
+    return {f.name: f.read_bytes() for f in tiny_bundle.iterdir() if f.name != "manifest.json"}
 
 
 def test_a_failing_check_publishes_nothing(tiny, tiny_bundle, tmp_path):
@@ -119,12 +119,6 @@ def test_contents_with_other_names_than_plain_ones(tiny, tiny_bundle, tmp_path, 
     with pytest.raises(BundleError, match="plain name"):
         write_bundle(tmp_path / "in" / "new", tiny.tiny_manifest(), bad)
     assert not list((tmp_path / "in").iterdir())
-
-
-def test_a_writer_that_writes_nothing(tiny, tiny_bundle, tmp_path):
-    bad = {**contents(tiny_bundle), "samples.png": lambda path: None}
-    with pytest.raises(BundleError, match=r"samples\.png"):
-        write_bundle(tmp_path / "new", tiny.tiny_manifest(), bad)
 
 
 def test_an_invalid_manifest_is_not_published(tiny, tiny_bundle, tmp_path):

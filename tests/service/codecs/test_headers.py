@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from service.codecs.headers import MAX_PARTS, MAX_SCANS, read_header
-from service.codecs.images import Fit, ImageSize, PixelLimits, fit_files
+from service.codecs.images import Fit, PixelLimits, fit_files
 from service.errors import IafvaeError, PayloadTooLarge, UndecodableImage, WrongDtype
 
 RNG = np.random.default_rng(0)
@@ -31,7 +31,7 @@ def read(data):
     """A file's own pixels, uint8 [3, H, W]; one pixel of what is too large, which is refused."""
     header = read_header(data, "image 0")
     height, width = header.size if header.pixels <= 10_000 else (1, 1)
-    own = ImageSize(channels=3, height=height, width=width)
+    own = (3, height, width)
     limits = PixelLimits(image=10_000, total=10_000)
     return fit_files([data], own, Fit(resize=True), limits).images[0]
 
@@ -157,7 +157,7 @@ def test_scans_are_counted_and_bounded():
 def test_scans_times_pixels_are_bounded():
     limits = PixelLimits(image=2**24, total=2**24)
     with pytest.raises(PayloadTooLarge, match="90 scans of 4096x4096"):
-        fit_files([many_scans(90, 4096)], ImageSize(channels=1, height=8, width=8), Fit(), limits)
+        fit_files([many_scans(90, 4096)], (1, 8, 8), Fit(), limits)
 
 
 def test_an_end_marker_inside_a_segment_hides_no_scans():

@@ -6,7 +6,6 @@ import contextlib
 import io
 import struct
 import zlib
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,15 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps
 
+from service.codecs.fitting import fit_image
 from service.codecs.headers import read_header
 from service.codecs.images import (
     Fit,
-    ImageSize,
     PixelLimits,
     decode_base64,
     fit_array,
     fit_files,
-    fit_image,
 )
 from service.errors import (
     IafvaeError,
@@ -33,15 +31,7 @@ from service.errors import (
     WrongShape,
 )
 
-
-@dataclass(frozen=True)
-class Shape:
-    channels: int = 1
-    height: int = 4
-    width: int = 6
-
-
-GREY, RGB = Shape(), Shape(channels=3)
+GREY, RGB = (1, 4, 6), (3, 4, 6)
 LIMITS = PixelLimits(image=10_000, total=20_000)
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (4, 6), np.uint8)
@@ -58,7 +48,7 @@ def read(data, max_pixels=10_000):
     """A file's own pixels, uint8 [C, H, W]."""
     header = read_header(data, "image 0")
     height, width = header.size if header.pixels <= max_pixels else (1, 1)  # it is refused
-    own = ImageSize(channels=header.channels, height=height, width=width)
+    own = (header.channels, height, width)
     limits = PixelLimits(image=max_pixels, total=max_pixels)
     return fit_files([data], own, Fit(resize=True), limits).images[0]
 
@@ -269,7 +259,7 @@ def test_pixels_of_all_files_together_are_limited():
 def test_every_layout_of_an_array(shape, spec):
     array = RNG.integers(0, 256, shape, np.uint8)
     images = fit_array(array, spec, Fit()).images
-    assert images.shape == (2, spec.channels, 4, 6)
+    assert images.shape == (2, spec[0], 4, 6)
     assert np.array_equal(
         images.transpose(0, 2, 3, 1) if shape[-1] in (1, 3) else images.reshape(shape), array
     )
@@ -332,7 +322,7 @@ def test_no_array_raises_anything_else(array):
     for spec in (GREY, RGB):
         with contextlib.suppress(IafvaeError):
             images = fit_array(array, spec, Fit(resize=True, convert=True)).images
-            assert images.shape[1:] == (spec.channels, 4, 6)
+            assert images.shape[1:] == (spec[0], 4, 6)
 
 
 # ------------------------------------------------------------------ the fit of training
@@ -343,7 +333,7 @@ WIDE = np.arange(40, dtype=np.uint8)[None].repeat(20, 0)  # 20 high, 40 wide, a 
 def test_crop_keeps_the_middle_as_pillow_cuts_it():
     photo = Image.fromarray(RNG.integers(0, 256, (48, 90, 3), np.uint8))
     expected = np.asarray(ImageOps.fit(photo, (16, 16), Image.Resampling.LANCZOS))
-    got = fitted(encoded(photo), ImageSize(channels=3, height=16, width=16))
+    got = fitted(encoded(photo), (3, 16, 16))
     assert np.array_equal(got, expected.transpose(2, 0, 1))
 
 
@@ -379,7 +369,7 @@ def test_a_large_photo_is_what_it_is_when_decoded_in_full():
     photo = Image.fromarray(smooth.astype(np.uint8))
     data = encoded(photo, "JPEG", quality=95)
     expected = ImageOps.fit(photo, (32, 32), Image.Resampling.LANCZOS)
-    size = ImageSize(channels=3, height=32, width=32)
+    size = (3, 32, 32)
     got = fitted(data, size).transpose(1, 2, 0).astype(int)
     assert np.abs(got - np.asarray(expected)).max() <= 3
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from service.codecs import pool as pool_module
-from service.codecs.images import Fit, ImageSize, PixelLimits, fit_array, fit_files
+from service.codecs.images import Fit, PixelLimits, fit_array, fit_files
 from service.codecs.json_body import json_images
 from service.codecs.pool import DecoderPool, Turns
 from service.errors import (
@@ -29,7 +29,7 @@ from service.errors import (
     WrongShape,
 )
 
-SHAPE = ImageSize(channels=1, height=28, width=28)
+SHAPE = (1, 28, 28)
 FIT = Fit(resize=True, convert=True)
 LIMITS = PixelLimits()
 RNG = np.random.default_rng(0)

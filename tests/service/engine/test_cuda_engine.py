@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from service.bundle import BundleError, load_bundle
-from service.engine import choice, make_engine
+from service.engine import choice
 from service.engine import onnxruntime_engine as engine_module
+from service.engine.choice import make_engine
 from service.engine.cuda_engine import CudaEngine, cuda_options
 from service.engine.onnxruntime_engine import CUDA, Engine
 from service.engine.options import EngineOptions

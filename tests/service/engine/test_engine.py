@@ -10,7 +10,7 @@ import pytest
 
 from service.bundle import BundleError, load_bundle
 from service.engine import base as engine_base
-from service.engine import make_engine
+from service.engine.choice import make_engine
 from service.engine.hardware import cuda_driver_problem
 from service.engine.onnxruntime_engine import Engine
 from service.engine.options import EngineOptions

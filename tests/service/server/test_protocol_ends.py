@@ -140,7 +140,7 @@ def test_a_late_head_behind_a_request_costs_it_nothing(line, monkeypatch, wait_u
     async def work():
         async with line() as server:
             reader, writer = await server.connect()
-            writer.write(b"GET /slow HTTP/1.1\r\n\r\nGET /late HT")
+            writer.write(b"GET /slow HTTP/1.1\r\nhost: t\r\n\r\nGET /late HT")
             await wait_until(lambda: server.asked)
             await asyncio.sleep(0.3)
             server.release.set()

@@ -78,8 +78,11 @@ def test_nobody_knows_what_follows_connect(line, first):
         b"CONNECT t:443 HTTP/1.1\r\n\r\n",
         b"no request\r\n\r\n",
         b"GET / HTTP/1.1\r\nx" + b"y" * 70000,
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: t\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     ],
-    ids=["connect", "no request", "long"],
+    ids=["connect", "no request", "long", "no host", "two hosts", "a coding"],
 )
 def test_what_cannot_be_framed_waits_for_its_turn(line, bad, wait_until):
     """A 400 before the first answer would be taken for it; and the first answer is not lost."""
@@ -96,6 +99,41 @@ def test_what_cannot_be_framed_waits_for_its_turn(line, bad, wait_until):
             assert answer.startswith(b"HTTP/1.1 200")
             assert answer.endswith(b"2 bytes")
             assert len(server.asked) == 1
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "why"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", b"400", b"A request names one Host."),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nhost: a\r\n\r\n", b"400", b"A request names one Host."),
+        (b"GET / HTTP/1.0\r\nhost: a\r\nhost: b\r\n\r\n", b"400", b"A request names one Host."),
+        (b"GET / HTTP/1.0\r\n\r\n", b"200", b"bytes"),
+        (
+            b"POST / HTTP/1.1\r\nhost: t\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            *(b"400", b"Transfer-Encoding may only be chunked."),
+        ),
+        (
+            (
+                b"POST / HTTP/1.1\r\nhost: t\r\nconnection: close\r\n"
+                b"transfer-encoding: Chunked\r\n\r\n0\r\n\r\n"
+            ),
+            *(b"200", b"bytes"),
+        ),
+    ],
+    ids=["no host", "a host twice", "two hosts, 1.0", "no host, 1.0", "gzip", "chunked"],
+)
+def test_what_a_proxy_could_read_otherwise_is_not_answered(line, head, status, why):
+    async def work():
+        async with line() as server:
+            reader, writer = await server.connect()
+            server.release.set()
+            writer.write(head)
+            answer = await reader.read()
+            assert answer.split(b" ", 2)[1] == status
+            assert answer.endswith(why)
+            assert len(server.asked) == (status == b"200")
 
     run(work)
 
@@ -225,7 +263,7 @@ def test_pipelined_requests_are_answered_in_turn(line, wait_until):
         async with line() as server:
             reader, writer = await server.connect()
             writer.write(SLOW)
-            writer.write(b"".join(b"GET /%d HTTP/1.1\r\n\r\n" % i for i in range(50)))
+            writer.write(b"".join(b"GET /%d HTTP/1.1\r\nhost: t\r\n\r\n" % i for i in range(50)))
             await wait_until(lambda: server.made and len(server.made[0].pipeline) == 50)
             server.release.set()
             await wait_until(lambda: len(server.asked) == 51)
@@ -271,7 +309,7 @@ def test_a_pipeline_is_bounded_and_nothing_recurses(line, admission, body, wait_
     async def work():
         async with line(admission=admission) as server:
             reader, writer = await server.connect()
-            one = b"POST /p HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+            one = b"POST /p HTTP/1.1\r\nhost: t\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
             writer.write(SLOW + one * 1500)
             await wait_until(lambda: server.asked)
             await asyncio.sleep(0.1)
@@ -290,7 +328,7 @@ def test_a_pipeline_is_bounded_and_nothing_recurses(line, admission, body, wait_
 def test_refusals_one_after_the_other(line):
     async def work():
         async with line(admission=Limit()) as server:
-            one = b"POST /p HTTP/1.1\r\ncontent-length: 3\r\n\r\nabc"
+            one = b"POST /p HTTP/1.1\r\nhost: t\r\ncontent-length: 3\r\n\r\nabc"
             answer, closed = await server.talk(one * 1500)
             assert answer.count(b"HTTP/1.1 429") == 1500
             assert not closed

@@ -17,7 +17,7 @@ from training.cli.main import app
 SCRIPT = Path(__file__).resolve().parents[3] / "training" / "slices.sh"
 MODELS = {
     *("mnist", "mnist-iaf-8x1920", "mnist-ladder", "fashion-mnist-mixture"),
-    *("cifar10-small", "cifar10-medium", "cifar10-paper"),
+    *("cifar10-small", "cifar10-mixture", "cifar10-medium", "cifar10-paper"),
 }
 
 

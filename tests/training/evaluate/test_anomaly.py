@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from model.config import ConfigError
 from service.cli.local import LocalClient
-from service.codecs.images import Fit, ImageSize, fit_array
+from service.codecs.images import Fit, fit_array
 from training.data import ImageData
 from training.errors import DataError, EvaluationError
 from training.evaluate import anomaly as module
@@ -243,7 +243,7 @@ def test_images_of_another_shape_are_fitted_as_the_service_does(monkeypatch, tmp
     )
     own = np.zeros((2, 3, 8, 8), np.uint8)
     options = {"split": "test", "count": None, "seed": 0, "data_dir": None, "fit": fit}
-    size = ImageSize(channels=3, height=8, width=8)
+    size = (3, 8, 8)
     served = fit_array(digits, size, Fit(resize=True, convert=True, how=fit))
     assert np.array_equal(image_set("mnist", own, **options).pixels, served.images)
     for i, image in enumerate(digits):

@@ -31,7 +31,7 @@ def test_the_manifest_and_the_card_say_what_it_is(convs, conv):
     assert manifest.training == {"epochs": 3}
     assert manifest.calibration.images == 40
     assert manifest.scoring.calibrated_importance_samples == (1, 16, 64)
-    assert sorted(conv.bundle.calibration) == [1, 16, 64]
+    assert sorted(conv.bundle.reference.scores) == [1, 16, 64]
     card = (conv.bundle.path / "MODEL_CARD.md").read_text()
     for words in ("# tiny 1.0.0", "For tests.", "samples.png", "reconstructions.png", "epochs"):
         assert words in card

@@ -171,20 +171,6 @@ def test_the_program_that_trained_is_named_not_the_one_that_exports(run):
     assert set(facts["environment"]) == {"torch", "processor"}
 
 
-def test_a_run_that_recorded_no_command_is_described_by_its_configuration(run):
-    config, _, checkpoint = load_run(run)
-    config |= {"preset": "mnist", "train": {"epochs": 90}}
-    facts = exporting.training_facts(run, config, checkpoint, "ema")
-    command = (
-        "iafvae-train fit --preset mnist --epochs 90 --batch-size 100 "
-        "--set 'model.channels=[16]' --set model.hidden=16 --set model.latent_dim=16 --out RUN"
-    )
-    assert facts["command"] == command
-    config["preset"] = "of-another-version"
-    facts = exporting.training_facts(run, config, checkpoint, "ema")
-    assert facts["command"] == "iafvae-train fit --out RUN"
-
-
 def test_a_bundle_without_data_needs_none(run, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("no images are needed")

@@ -12,8 +12,7 @@ from PIL import Image
 
 from training.reproduce.experiments import table1, table4
 from training.reproduce.figures import picture
-from training.reproduce.report import markdown, write_report
-from training.reproduce.summary import summary
+from training.reproduce.report import markdown, summary, write_report
 
 DIMS = 100
 

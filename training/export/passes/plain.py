@@ -17,7 +17,8 @@ AS_FLOAT = "_as_float"
 def pixels_as_floats(proto: onnx.ModelProto) -> None:
     """Compare and compute uint8 as float32, in place: all 256 are exact, and so are results that
     uint8 can hold."""
-    types = _types(proto)
+    types = {v.name: v.type.tensor_type.elem_type for v in typed_values(proto)}
+    types |= {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     nodes: list[onnx.NodeProto] = []
     made: set[str] = set()
@@ -46,9 +47,3 @@ def pixels_as_floats(proto: onnx.ModelProto) -> None:
 
 def _cast(name: str, result: str, to: int) -> onnx.NodeProto:
     return onnx.helper.make_node("Cast", [name], [result], result, to=to)
-
-
-def _types(proto: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every tensor that has one."""
-    weights = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
-    return weights | {v.name: v.type.tensor_type.elem_type for v in typed_values(proto)}
