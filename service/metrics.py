@@ -77,19 +77,19 @@ class Metrics:
             "non_finite_results", "Results with NaN or infinity.", WHO, **where
         )
         self._info = Gauge("model_info", "1 for each loaded model.", INFO, **where)
-        self._changes = Counter(
+        self.changes = Counter(
             "model_changes",
             "Models loaded, swapped for another bundle, unloaded.",
             ("model", "change"),
             **where,
         )
-        self._load_failures = Counter(
+        self.load_failures = Counter(
             "model_load_failures",
             "Bundles that were refused, by directory.",
             ("directory",),
             **where,
         )
-        self._models = Gauge(
+        self.models = Gauge(
             "models",
             "Models by state: loaded, retiring (replaced, but still answering), failed.",
             ("state",),
@@ -97,6 +97,7 @@ class Metrics:
         )
         self.taken: Taken = lambda _caller, _rows: None  # hears of rows that are to be computed
         self._request = lru_cache(maxsize=512)(self._request_children)
+        self.batches = lru_cache(maxsize=512)(self._batch_children)
 
     def request(
         self,
@@ -129,10 +130,6 @@ class Metrics:
         if results:
             self._non_finite.labels(operation, model).inc(results)
 
-    def model(self, name: str) -> ModelMetrics:
-        """What the scheduler of model `name` reports to."""
-        return ModelMetrics(self, name)
-
     def model_info(self, **who: str) -> None:
         """State a loaded model; `who` are the labels of INFO."""
         self._info.labels(**who).set(1)
@@ -140,18 +137,6 @@ class Metrics:
     def model_gone(self, **who: str) -> None:
         """Take back what `model_info` said."""
         self._info.remove(*(who[name] for name in INFO))
-
-    def model_changed(self, model: str, change: str) -> None:
-        """Count a model that was loaded, swapped or unloaded."""
-        self._changes.labels(model, change).inc()
-
-    def model_failed(self, directory: str) -> None:
-        """Count a bundle that was refused."""
-        self._load_failures.labels(directory).inc()
-
-    def models(self, state: str, count: Callable[[], int]) -> None:
-        """Let the gauge of models in `state` say what `count` gives whenever it is read."""
-        self._models.labels(state).set_function(count)
 
     def _request_children(
         self, operation: str, model: str, outcome: str
@@ -166,7 +151,7 @@ class Metrics:
             self._compute_seconds.labels(*who).observe,
         )
 
-    def batch_children(self, operation: str, model: str) -> tuple[Count, Count, Count]:
+    def _batch_children(self, operation: str, model: str) -> tuple[Count, Count, Count]:
         """The same of one kind of batch: rows, seconds, rows for nothing."""
         labels = (operation, model)
         return (
@@ -228,7 +213,6 @@ class ModelMetrics:
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._metrics, self._model = metrics, model
-        self._by_operation: dict[str, tuple[Count, Count, Count]] = {}
 
     def taken(self, caller: str, rows: int) -> None:
         """`rows` rows of `caller` will be computed."""
@@ -236,14 +220,11 @@ class ModelMetrics:
 
     def batch(self, operation: str, rows: int, padded: int, seconds: float) -> None:
         """A batch of `rows` rows, of which none is among the `padded`, took `seconds`."""
-        children = self._by_operation.get(operation)
-        if children is None:
-            children = self._metrics.batch_children(operation, self._model)
-            self._by_operation[operation] = children
-        children[0](rows)
-        children[1](seconds)
+        computed, took, for_nothing = self._metrics.batches(operation, self._model)
+        computed(rows)
+        took(seconds)
         if padded:
-            children[2](padded)
+            for_nothing(padded)
 
     def dropped(self, operation: str, rows: int, reason: str) -> None:
         """`rows` rows will never be computed."""

@@ -75,30 +75,14 @@ def image_keys(images: NDArray[np.uint8]) -> U64:
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
-def normal(
-    seed: ArrayLike,
-    streams: U64,
-    draws: ArrayLike,
-    dim: int,
-    purpose: ArrayLike = Purpose.SAMPLE,
-) -> F32:
-    """Standard normal noise, float32 ``[R, dim]``, by Box and Muller (1958).
-
-    seed, draws: integers or arrays ``[R]``, from 0 to 2**64 - 1 and 2**32 - 1; streams: uint64
-    ``[R]``; purpose: one or ``[R]``.
+class Normal:
+    """Standard normal noise by Box and Muller (1958), the same bytes by any number of `threads`: a
+    GPU computes sooner than one makes noise for it.
 
     With P = ceil(dim / 2) pairs a row: ``r_j = sqrt(-2 ln((w_j + 1/2) / 2**32))``, ``a_j = 2 pi
     w_{P+j} / 2**32`` (as a signed number), ``eps_j = r_j cos a_j`` and ``eps_{P+j} = r_j sin a_j``.
     ``|eps| <= sqrt(66 ln 2) = 6.77``.
     """
-    noise = np.empty((len(streams), dim), dtype=np.float32)
-    _fill(noise, seed, streams, draws, purpose)
-    return noise
-
-
-class Normal:
-    """As `normal`, the same bytes, by so many threads: a GPU computes sooner than one makes noise
-    for it."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -112,11 +96,13 @@ class Normal:
         dim: int,
         purpose: ArrayLike = Purpose.SAMPLE,
     ) -> F32:
-        """Arguments as `normal`'s."""
+        """Float32 ``[R, dim]``. seed, draws: integers or arrays ``[R]``, from 0 to 2**64 - 1 and
+        2**32 - 1; streams: uint64 ``[R]``; purpose: one or ``[R]``."""
         rows = len(streams)
-        if self._threads == 1 or rows * dim < SHARED_NUMBERS:
-            return normal(seed, streams, draws, dim, purpose)
         noise = np.empty((rows, dim), dtype=np.float32)
+        if self._threads == 1 or rows * dim < SHARED_NUMBERS:
+            _fill(noise, seed, streams, draws, purpose)
+            return noise
         given = (np.asarray(each, dtype=np.uint64) for each in (seed, streams, draws, purpose))
         columns = [np.broadcast_to(each, rows) for each in given]
         ends = [rows * part // self._threads for part in range(self._threads + 1)]
@@ -124,6 +110,9 @@ class Normal:
         work = [(noise[part], *(column[part] for column in columns)) for part in parts]
         list(self._pool.map(lambda arguments: _fill(*arguments), work))
         return noise
+
+
+normal = Normal(1)
 
 
 def _fill(noise: F32, seed: ArrayLike, streams: U64, draws: ArrayLike, purpose: ArrayLike) -> None:

@@ -12,9 +12,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from service.engine.options import EngineOptions, Provider
 
@@ -97,12 +103,10 @@ class StartError(Exception):
     """The server cannot start; the message is one line and says what to do."""
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Everything an operator can set. A field `x` is the environment variable ``IAFVAE_X``."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """address to listen on"""
@@ -192,25 +196,13 @@ class Settings(BaseSettings):
         """What computes, as far as it is the operator's choice."""
         return EngineOptions(provider=self.provider, device=self.device, gpu_bucket=self.gpu_bucket)
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - `_Environment` replaces it
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What the caller gives, then the environment; no .env files."""
-        return init_settings, _Environment(settings_cls)
-
     @model_validator(mode="before")
     @classmethod
-    def _shipped(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Of the models that ship, the one that answers where a request names none."""
-        if "models" in given:
-            return given
-        return {"default_model": SHIPPED_DEFAULT, **given}
+    def _with_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """What the caller gives, then the environment; of the models that ship, the one that
+        answers where a request names none."""
+        given = {**_environment(), **given}
+        return given if "models" in given else {"default_model": SHIPPED_DEFAULT, **given}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -235,25 +227,18 @@ def load_settings(**given: Any) -> Settings:
         raise SettingsError("\n".join(_line(item) for item in error.errors())) from None
 
 
-class _Environment(PydanticBaseSettingsSource):
-    """The variables with our prefix; unlike pydantic-settings' own source, refuses unknown ones."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        """One field's text, as the base class asks for it."""
-        return self().get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, str]:
-        """Texts by field name; empty ones count as absent."""
-        given = {
-            variable: text
-            for variable, text in os.environ.items()
-            if variable.upper().startswith(PREFIX) and not _of_others(variable, text)
-        }
-        names = {variable: variable[len(PREFIX) :].lower() for variable in given}
-        unknown = [v for v, n in names.items() if n not in Settings.model_fields or v != v.upper()]
-        if unknown:
-            raise SettingsError("\n".join(_unknown(v, names[v]) for v in sorted(unknown)))
-        return {names[variable]: text for variable, text in given.items() if text}
+def _environment() -> dict[str, str]:
+    """Texts of the variables with our prefix, by field; empty ones count as absent."""
+    given = {
+        variable: text
+        for variable, text in os.environ.items()
+        if variable.upper().startswith(PREFIX) and not _of_others(variable, text)
+    }
+    names = {variable: variable[len(PREFIX) :].lower() for variable in given}
+    unknown = [v for v, n in names.items() if n not in Settings.model_fields or v != v.upper()]
+    if unknown:
+        raise SettingsError("\n".join(_unknown(v, names[v]) for v in sorted(unknown)))
+    return {names[variable]: text for variable, text in given.items() if text}
 
 
 def _of_others(variable: str, text: str) -> bool:

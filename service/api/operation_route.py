@@ -12,20 +12,18 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from fastapi.routing import APIRoute
-from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from service.api.request.limits import Body, timeout_of, until, while_connected
+from service.api.request.limits import OperationRequest, timeout_of, while_connected
 from service.api.request.negotiation import negotiate
-from service.api.request.parsing import Payload, parse_body
+from service.api.request.parsing import parse_body
 from service.api.request.schemas import Options
 from service.api.response.problems import problem_of, problem_response, unexpected
 from service.api.response.rendering import Answer
-from service.api.security.admission import caller_of
 from service.api.state import AppState
 from service.errors import ClientGone, IafvaeError, ShuttingDown
 from service.operations.model import Model
@@ -33,44 +31,10 @@ from service.operations.model import Model
 if TYPE_CHECKING:
     from service.tracing import Tracer
 
-__all__ = ["OperationRequest", "OperationRoute"]
+__all__ = ["OperationRoute"]
 
 logger = logging.getLogger("iafvae")
-T = TypeVar("T")
-P = ParamSpec("P")
 Headers = list[tuple[bytes, bytes]]
-Parts = tuple[tuple[str, float], ...]
-
-
-class OperationRequest(Request):
-    """A request to an operation: who asks, until when, which model answers, and what came in.
-
-    caller: whose turn it is counted as; holder: whose share it takes from; deadline: on the clock
-    of `time.monotonic`; model: that answers, not there before it is known; payload: of the body;
-    media_type: of the answer; started: its head has gone out; began, parsed: when it came, and when
-    its input was there as arrays, on the clock of `time.perf_counter`; parts: names and seconds of
-    what was done one after another.
-    """
-
-    model: Model
-
-    def __init__(self, scope: Scope, receive: Receive, shared: AppState, operation: str) -> None:
-        super().__init__(scope, receive)
-        self.shared, self.settings, self.operation = shared, shared.settings, operation
-        self.caller, self.holder = caller_of(scope)
-        self.deadline = 0.0
-        self.payload: Payload = None
-        self.media_type, self.started = "", False
-        self.began = self.parsed = time.perf_counter()
-        self.parts: Parts = ()
-
-    async def beside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`function` in a thread, awaited until the request's deadline; rows that the scheduler
-        has are kept to it there. Raises DeadlineExceeded.
-        """
-        loop, work = asyncio.get_running_loop(), partial(function, *args, **kwargs)
-        async with until(self.deadline):
-            return await loop.run_in_executor(self.shared.threads, work)
 
 
 def _let_go(error: BaseException | None) -> None:
@@ -82,6 +46,16 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         error.__traceback__ = None
         error = error.__context__
+
+
+def _told(error: BaseException, scope: Scope) -> IafvaeError:
+    """What the caller learns of `error`."""
+    if isinstance(error, IafvaeError):
+        return error
+    if isinstance(error, Exception):
+        return unexpected(error, scope)
+    # Cancelled by the server or registry, which wait no longer.
+    return ShuttingDown("the model has stopped before the answer: send the request again")
 
 
 class OperationRoute(APIRoute):
@@ -115,66 +89,46 @@ class OperationRoute(APIRoute):
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; an error becomes a document that says what was wrong."""
         request = OperationRequest(scope, receive, self._shared, self.operation)
-        body = Body(
-            self._shared.admission.bytes, request.holder, self._shared.settings.max_body_bytes
-        )
         outcome, answer = "ok", None
         failed: BaseException | None = None
         try:
             request.shared.admission.quota.check(request.holder)
-            answer = await self.answer(request, body, send)
+            answer = await self.answer(request, send)
         except ClientGone as error:
             outcome, failed = problem_of(error).type, error
-        except IafvaeError as error:
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - all get an answer
             failed = error
-            outcome = await self._refuse(request, error, send)
-        except asyncio.CancelledError as error:  # by the server or registry, which wait no longer
-            failed = error
-            over = ShuttingDown("the model has stopped before the answer: send the request again")
-            outcome = await self._refuse(request, over, send)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
-            failed = error
-            outcome = await self._refuse(request, unexpected(error, scope), send)
+            outcome = await self._refuse(request, _told(error, scope), send)
         finally:
-            body.release()
+            request.release()
             _let_go(failed)
         self._count(request, outcome, answer, time.perf_counter() - request.began)
 
-    async def answer(self, request: OperationRequest, body: Body, send: Send) -> Answer:
+    async def answer(self, request: OperationRequest, send: Send) -> Answer:
         """Negotiate, read, parse, find the model, run the operation, send; raises IafvaeError."""
         headers, settings = request.headers, request.settings
-        accepted = headers.getlist("accept")
-        request.media_type = negotiate(", ".join(accepted), self.offers)
-        request.deadline = time.monotonic() + timeout_of(headers, settings.timeout_seconds)
-        data = await body.read(
+        request.media_type = negotiate(", ".join(headers.getlist("accept")), self.offers)
+        request.keep_to(time.monotonic() + timeout_of(headers, settings.timeout_seconds))
+        data = await request.read()
+        options, request.payload = await parse_body(
+            self.options,
             headers,
-            request.receive,
-            timeout_seconds=settings.body_timeout_seconds,
-            beside=request.beside,
+            request.scope["query_string"],
+            data,
+            payload=self.payload,
+            max_items=settings.max_images,
+            optional=self.optional,
+            large_json=partial(
+                self._shared.decoders.parse_json,
+                deadline=request.deadline,
+                caller=request.holder,
+            ),
         )
-        self._shared.admission.enter(request.holder)
-        try:
-            options, request.payload = await parse_body(
-                self.options,
-                headers,
-                request.scope["query_string"],
-                data,
-                payload=self.payload,
-                max_items=settings.max_images,
-                optional=self.optional,
-                large_json=partial(
-                    self._shared.decoders.parse_json,
-                    deadline=request.deadline,
-                    caller=request.holder,
-                ),
-            )
-            request.parsed = time.perf_counter()
-            with self._shared.registry.find(options.model, options.version) as request.model:
-                async with while_connected(request.receive):
-                    answer = await self._endpoint(request, options)
-                    return await self.send(answer, request, send)
-        finally:
-            self._shared.admission.leave(request.holder)
+        request.parsed = time.perf_counter()
+        with self._shared.registry.find(options.model, options.version) as request.model:
+            async with while_connected(request.receive):
+                answer = await self._endpoint(request, options)
+                return await self.send(answer, request, send)
 
     async def send(self, answer: Answer, request: OperationRequest, send: Send) -> Answer:
         """Send `answer`, with who computed it."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,36 +16,20 @@ from service.bundle import LatentSpec
 from service.errors import InvalidInput, WrongShape
 from service.noise import Purpose, normal
 from service.operations import checks
-from service.scheduler.work import Noise
+from service.scheduler.work import Noise, Rows
 
-__all__ = ["Edited", "GreatCircle", "edited", "first_eps", "resampled_groups"]
+__all__ = ["edited", "first_eps", "great_circle", "resampled_groups"]
 
 F32 = NDArray[np.float32]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Edited:
-    """Rows of `given` ``[n, D]`` in which the columns that are `drawn` ``[D]`` are noise of `keys`.
-
-    They exist where they are asked for, in the thread that asks: ``rows[3:5]`` is ``[2, D]``.
-    """
-
-    given: F32
-    drawn: NDArray[np.bool_]
-    keys: Noise
-
-    def __getitem__(self, rows: slice) -> F32:
-        kept = self.given[rows]
-        if not self.drawn.any():
-            return kept
-        seeds, streams, purposes = self.keys.cut(rows.start, rows.stop)
-        return np.where(self.drawn, normal(seeds, streams, 0, kept.shape[1], purposes), kept)
-
-
 def edited(
     prior_eps: F32, n: int, keys: Noise, latent: LatentSpec, resample: Sequence[str]
-) -> Edited:
-    """`prior_eps` ``[n, D]`` or ``[1, D]`` (for all `n` rows), `resample` drawn anew."""
+) -> Rows:
+    """`prior_eps` ``[n, D]`` or ``[1, D]`` (for all `n` rows), `resample` drawn anew.
+
+    Rows are made in the thread that asks for them.
+    """
     if len(prior_eps) not in (1, n):
         raise WrongShape(
             f"prior_eps has {len(prior_eps)} rows for {n} images: give one for each, or one for all"
@@ -56,7 +39,16 @@ def edited(
     for group in latent.groups:
         drawn[start : start + group.dim] = group.name in resample
         start += group.dim
-    return Edited(np.broadcast_to(prior_eps, (n, latent.dim)), drawn, keys)
+    given = np.broadcast_to(prior_eps, (n, latent.dim))
+    if not drawn.any():
+        return lambda first, last: given[first:last]
+
+    def rows(first: int, last: int) -> F32:
+        seeds, streams, purposes = keys(first, last)
+        noise = normal(seeds, streams, 0, latent.dim, purposes)
+        return np.where(drawn, noise, given[first:last])
+
+    return rows
 
 
 def first_eps(seeds: Sequence[int], dim: int) -> F32:
@@ -90,31 +82,27 @@ def resampled_groups(
     return [name for name in names if name in (resample or ())]
 
 
-class GreatCircle:
+def great_circle(ends: F32, n: int) -> Rows:
     """`n` points from one of `ends` ``[2, D]`` to the other by spherical interpolation (Shoemake,
     1985).
 
     ``sin((1-t) w) / sin w * a + sin(t w) / sin w * b`` with w the angle between them; a
-    straight line where they point the same or opposite ways, or one is zero. Points exist where
-    they are asked for: ``circle[3:5]`` is float32 ``[2, D]``. The first and the last are the ends.
+    straight line where they point the same or opposite ways, or one is zero. Points are made where
+    they are asked for. The first and the last are the ends.
     """
+    a, b = ends.astype(np.float64)
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    omega = math.acos(max(-1.0, min(1.0, float(a @ b) / lengths))) if lengths > 0.0 else 0.0
+    t = np.linspace(0.0, 1.0, n)
+    weights = np.stack([1.0 - t, t], axis=1)  # [n, 2]
+    if math.sin(omega) >= 1e-6:
+        weights = np.sin(weights * omega) / math.sin(omega)
+    weights[0], weights[-1] = (1.0, 0.0), (0.0, 1.0)
 
-    def __init__(self, ends: F32, n: int) -> None:
-        self._ends, self._n = ends, n
-        a, b = ends.astype(np.float64)
-        lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
-        omega = math.acos(max(-1.0, min(1.0, float(a @ b) / lengths))) if lengths > 0.0 else 0.0
-        t = np.linspace(0.0, 1.0, n)
-        if math.sin(omega) < 1e-6:
-            self._weights = np.stack([1.0 - t, t], axis=1)  # [n, 2]
-        else:
-            angles = np.stack([(1.0 - t) * omega, t * omega], axis=1)
-            self._weights = np.sin(angles) / math.sin(omega)
-        self._weights[0], self._weights[-1] = (1.0, 0.0), (0.0, 1.0)
-
-    def __getitem__(self, rows: slice) -> F32:
-        weights = self._weights[rows].astype(np.float64)
-        points: F32 = np.einsum("re,ed->rd", weights, self._ends, dtype=np.float64).astype(
+    def points(first: int, last: int) -> F32:
+        found: F32 = np.einsum("re,ed->rd", weights[first:last], ends, dtype=np.float64).astype(
             np.float32
         )
-        return points
+        return found
+
+    return points

@@ -16,20 +16,21 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service import estimators
-from service.bundle import Bundle, CalibrationSpec, load_bundle
+from service.bundle import Bundle, load_bundle
 from service.engine.base import EngineBase
+from service.engine.choice import make_engine
+from service.engine.hardware import available_cores
 from service.engine.options import EngineOptions
 from service.errors import InvalidInput, WrongDtype, WrongShape
-from service.noise import Purpose, image_keys
+from service.noise import image_keys
 from service.operations import checks
-from service.operations.latents import GreatCircle, edited, first_eps, resampled_groups
-from service.operations.load import assemble
+from service.operations.latents import edited, first_eps, great_circle, resampled_groups
 from service.operations.results import (
     AnomalyMaps,
     Images,
@@ -38,18 +39,20 @@ from service.operations.results import (
     Rendered,
     Scores,
 )
+from service.scheduler.batching import batchers
 from service.scheduler.scheduler import Scheduler, SchedulerObserver
 from service.scheduler.work import (
+    Asked,
     DecodeWork,
     EncodeWork,
     EvidenceWork,
-    ImageNoise,
     Job,
-    NoiseKeys,
     Pixels,
-    Positions,
     SampleWork,
     ScoreWork,
+    first_images,
+    image_noise,
+    positions,
 )
 from service.verdicts.conformal import certified_alpha
 from service.verdicts.decisions import decide, discovered, fdr_notes
@@ -67,6 +70,9 @@ T = TypeVar("T")
 AT_ZERO = "encoded at eps = 0, the centre of the posterior: give a seed to draw from it"
 INLINE_IMAGES = 4  # more are judged beside the event loop
 DRAWN_WITH_0 = "pixels drawn with seed 0, as none was given"
+# A run of no more than this is over before two changes of threads would have paid; while the event
+# loop computes it, nobody else is there to wait.
+DIRECT_SECONDS = 0.002
 
 
 class Model:
@@ -79,6 +85,9 @@ class Model:
         self.provider, self.precision = engine.provider, engine.precision
         reference = bundle.reference
         self.drift = None if reference is None else Drift(reference.images)
+        spec = bundle.manifest.calibration
+        # What an answer says of the images that it compares with.
+        self._calibration = spec and {"name": spec.split, "images": spec.images, "date": spec.date}
 
     @classmethod
     def load(
@@ -102,13 +111,21 @@ class Model:
         Raises BundleError, or ProviderUnavailable where what was demanded is not there.
         """
         bundle = load_bundle(path)
-        made, scheduler = assemble(
-            bundle,
-            replace(engine or EngineOptions(), **changes),
-            workers=workers,
-            max_batch_rows=max_batch_rows,
+        options = replace(engine or EngineOptions(), **changes)
+        streams = workers or max(1, available_cores() // options.threads)
+        made = make_engine(bundle, options)
+        # On a CPU as many batches run as there are cores, each on one thread. A GPU has one at a
+        # time, and while it computes, one more is assembled, its noise by all cores.
+        several = made.concurrency
+        scheduler = Scheduler(
+            made,
+            batchers(bundle.manifest, 1 if several else streams),
+            max_batch_rows=min(made.max_rows, max_batch_rows or made.max_rows),
             max_queue_rows=max_queue_rows,
+            workers=streams if several else 1,
+            prefetch=0 if several else 1,
             hang_seconds=hang_seconds,
+            direct_seconds=DIRECT_SECONDS if several else 0.0,
             observer=observe(bundle.manifest.name) if observe else None,
         )
         if bundle.reference is not None:
@@ -168,7 +185,7 @@ class Model:
         chosen = checks.drawn_seed() if seed is None else checks.seed(seed)
         seed = chosen if noisy else None  # without noise there is none to tell
         heats = checks.temperature(temperature, latent)
-        keys = Positions(seed or 0)
+        keys = positions(seed or 0)
         resolved: dict[str, Any] = {"output": output, "seed": seed, "temperature": heats}
         eps = None
         if prior_eps is not None:
@@ -182,11 +199,9 @@ class Model:
             resolved=resolved,
         )
 
-    async def draw(
-        self, work: SampleWork, *, caller: str = "", deadline: float | None = None
-    ) -> Images:
+    async def draw(self, work: SampleWork, **asked: Unpack[Asked]) -> Images:
         """The images of `work`, which `sampling` made."""
-        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        job = await self.scheduler.submit(work, **asked)
         return _images(job, work.resolved)
 
     async def sample(
@@ -205,25 +220,16 @@ class Model:
         seeds: Sequence[int],
         *,
         temperature: NDArray[Any],
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> Rendered:
         """The first image of each seed; temperature: ``[n, G]``. Means, their pixels, and draws."""
         checks.count("the number of seeds", len(seeds))
         heats = [checks.temperature(row.tolist(), self.manifest.latent) for row in temperature]
         if len(heats) != len(seeds):
             raise InvalidInput("temperature must have one row for each seed")
-        keys = NoiseKeys(
-            np.array([checks.seed(seed) for seed in seeds], dtype=np.uint64),
-            np.zeros(len(seeds), dtype=np.uint64),
-            Purpose.SAMPLE,
-        )
-        work = SampleWork(
-            keys=keys,
-            temperature=np.array(heats, dtype=np.float32),
-            output="both",
-        )
-        return _rendered(await self.scheduler.submit(work, caller=caller, deadline=deadline))
+        keys = first_images(np.array([checks.seed(seed) for seed in seeds], dtype=np.uint64))
+        work = SampleWork(keys=keys, temperature=np.array(heats, np.float32), output="both")
+        return _rendered(await self.scheduler.submit(work, **asked))
 
     async def decode(
         self,
@@ -231,8 +237,7 @@ class Model:
         *,
         output: Output = "mean",
         seed: int | None = None,
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> Images:
         """Images of `latents` float32 ``[n, D]``; seed: for drawing pixels, None draws one."""
         if output != "draw":
@@ -240,7 +245,7 @@ class Model:
         elif seed is None:
             seed = checks.drawn_seed()
         work = self._decoding(latents, output, seed or 0)
-        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        job = await self.scheduler.submit(work, **asked)
         return _images(job, {"output": output, "seed": seed})
 
     async def decode_each(
@@ -248,23 +253,21 @@ class Model:
         latents: NDArray[Any],
         *,
         seed: int = 0,
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> Rendered:
         """Means, their pixels, and draws of `latents` float32 ``[n, D]``."""
         work = self._decoding(latents, "both", seed)
-        return _rendered(await self.scheduler.submit(work, caller=caller, deadline=deadline))
+        return _rendered(await self.scheduler.submit(work, **asked))
 
     async def encode(
         self,
         images: U8,
         *,
         seed: int | None = None,
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> Latents:
         """Latents of `images` uint8 ``[n, C, H, W]``: drawn with `seed`, or at eps = 0."""
-        job = await self._encode(images, seed, caller, deadline)
+        job = await self._encode(images, seed, **asked)
         return Latents(
             latents=job.arrays["z"],
             prior_eps=job.arrays["prior_eps"],
@@ -284,8 +287,7 @@ class Model:
         fdr: float | None = None,
         altered: NDArray[np.bool_] | None = None,
         verdict: bool = True,
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> Scores:
         """Log-likelihoods of `images` uint8 ``[n, C, H, W]`` and how unusual they are.
 
@@ -302,7 +304,7 @@ class Model:
         reference = self.bundle.reference if verdict else None
         if reference is not None and k in reference.distances:
             work = EvidenceWork(images=images, seed=work.seed, samples=k)
-        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        job = await self.scheduler.submit(work, **asked)
         log_weight = job.arrays["log_weight"].reshape(len(images), -1)  # [n, K]
         kl = job.arrays["kl"].reshape(*log_weight.shape, -1)  # [n, K, G]
         found = estimators.estimate(log_weight)
@@ -320,26 +322,19 @@ class Model:
         anomalous, status = decide(p_value, found.finite, strangers, level, n)
         if judged and (k, work.seed) == (scoring.default_importance_samples, scoring.default_seed):
             await self._watch(images, p_value, strangers)
-        estimator = "elbo" if k == 1 else "importance_weighted"
         return Scores(
-            log_likelihood_nats=found.log_likelihood_nats,
+            **vars(found),
             bits_per_dim=found.log_likelihood_nats
             * (-1.0 / (self.manifest.image.dims * math.log(2.0))),
-            elbo_nats=found.elbo_nats,
-            standard_error_nats=found.standard_error_nats,
-            effective_sample_size=found.effective_sample_size,
             p_value=p_value,
             anomalous=anomalous,
             discovery=discovered(known, fdr),
             status=status,
             evidence={} if judged is None else judged.parts,
             kl_nats=kl.mean(axis=1, dtype=np.float64) if k > 1 else kl[:, 0].astype(np.float64),
-            estimator=estimator,
-            importance_samples=k,
-            alpha=level,
             seed=work.seed,
             resolved={
-                "estimator": estimator,
+                "estimator": "elbo" if k == 1 else "importance_weighted",
                 "importance_samples": k,
                 "seed": work.seed,
                 "alpha": level,
@@ -347,7 +342,7 @@ class Model:
                 if n and spec and spec.folds == 1
                 else None,
                 "fdr": fdr,
-                "calibration": _calibration(spec),
+                "calibration": self._calibration if judged is not None else None,
             },
             notes=(*found.notes, *fdr_notes(len(images), fdr, n)),
             queue_seconds=job.queue_seconds,
@@ -360,8 +355,7 @@ class Model:
         *,
         seed: int | None = None,
         boxes: int = 3,
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> AnomalyMaps:
         """Where `images` uint8 ``[n, C, H, W]`` are unlike what the model expects of each.
 
@@ -377,13 +371,13 @@ class Model:
         self._check(images)
         seed = self.manifest.scoring.default_seed if seed is None else checks.seed(seed)
         work = EvidenceWork(images=images, seed=seed, samples=1)
-        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        job = await self.scheduler.submit(work, **asked)
         residual = job.arrays["residual"]
         return AnomalyMaps(
             maps=await _aside(len(images), reference.map, residual),
             boxes=await _aside(len(images), reference.largest_boxes, residual, boxes),
             seed=seed,
-            resolved={"seed": seed, "calibration": _calibration(self.manifest.calibration)},
+            resolved={"seed": seed, "calibration": self._calibration},
             notes=map_notes(len(self.manifest.latent.groups)),
             queue_seconds=job.queue_seconds,
             compute_seconds=job.compute_seconds,
@@ -395,12 +389,11 @@ class Model:
         *,
         importance_samples: int | None = None,
         seed: int | None = None,
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> LogLikelihoods:
         """The log-likelihoods of `score`, without what follows from them."""
         work = self._weighing(images, importance_samples, seed)
-        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        job = await self.scheduler.submit(work, **asked)
         log_weight = job.arrays["log_weight"].reshape(len(images), -1)
         return LogLikelihoods(
             nats=estimators.log_likelihoods(log_weight),
@@ -415,17 +408,13 @@ class Model:
         *,
         seed: int | None = None,
         output: Output = "mean",
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> Images:
         """Images decoded from the latents of `images`; drawn pixels without a seed are seed 0's."""
-        coded = await self._encode(images, seed, caller, deadline)
-        work = DecodeWork(
-            z=coded.arrays["z"],
-            keys=ImageNoise(seed or 0, images),
-            output=checks.output(output),
-        )
-        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        coded = await self._encode(images, seed, **asked)
+        keys = image_noise(seed or 0, images)
+        work = DecodeWork(z=coded.arrays["z"], keys=keys, output=checks.output(output))
+        job = await self.scheduler.submit(work, **asked)
         return _images(job, {"output": output, "seed": seed}, coded, _notes(seed, output))
 
     async def interpolate(
@@ -436,8 +425,7 @@ class Model:
         seeds: Sequence[int] = (),
         seed: int | None = None,
         output: Output = "mean",
-        caller: str = "",
-        deadline: float | None = None,
+        **asked: Unpack[Asked],
     ) -> Images:
         """`n` images from one end to the other, both included; the ends are `images`, then `seeds`.
 
@@ -451,17 +439,13 @@ class Model:
         ends = [first_eps(seeds, latent.dim)]
         coded = None
         if images is not None and len(images):
-            coded = await self._encode(images, seed, caller, deadline)
+            coded = await self._encode(images, seed, **asked)
             ends.insert(0, coded.arrays["prior_eps"])
-        way = GreatCircle(np.concatenate(ends), n)
+        way = great_circle(np.concatenate(ends), n)
         heats = np.ones((n, len(latent.groups)), dtype=np.float32)
-        work = SampleWork(
-            keys=Positions(seed or 0),
-            temperature=heats,
-            output=checks.output(output),
-            eps=way,
-        )
-        job = await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        keys = positions(seed or 0)
+        work = SampleWork(keys=keys, temperature=heats, output=checks.output(output), eps=way)
+        job = await self.scheduler.submit(work, **asked)
         notes = _notes(seed, output, encoded=coded is not None)
         return _images(job, {"output": output, "seed": seed}, coded, notes)
 
@@ -504,24 +488,14 @@ class Model:
 
     def _decoding(self, latents: NDArray[Any], output: Pixels, seed: int) -> DecodeWork:
         checks.latents(latents, self.manifest.latent.dim)
-        keys = Positions(checks.seed(seed))
-        return DecodeWork(
-            z=latents,
-            keys=keys,
-            output=checks.output(output),
-        )
+        keys = positions(checks.seed(seed))
+        return DecodeWork(z=latents, keys=keys, output=checks.output(output))
 
-    async def _encode(
-        self,
-        images: U8,
-        seed: int | None,
-        caller: str,
-        deadline: float | None,
-    ) -> Job:
+    async def _encode(self, images: U8, seed: int | None, **asked: Unpack[Asked]) -> Job:
         self._check(images)
         chosen = None if seed is None else checks.seed(seed)
         work = EncodeWork(images=images, seed=chosen)
-        return await self.scheduler.submit(work, caller=caller, deadline=deadline)
+        return await self.scheduler.submit(work, **asked)
 
 
 async def _aside(images: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -529,11 +503,6 @@ async def _aside(images: int, function: Callable[P, T], *args: P.args, **kwargs:
     if images <= INLINE_IMAGES:
         return function(*args, **kwargs)
     return await asyncio.to_thread(function, *args, **kwargs)
-
-
-def _calibration(spec: CalibrationSpec | None) -> dict[str, Any] | None:
-    """What an answer says of the images that it compares with."""
-    return None if spec is None else {"name": spec.split, "images": spec.images, "date": spec.date}
 
 
 def _images(

@@ -63,8 +63,8 @@ class Latents(Result):
 class Scores(Result):
     """Float64 ``[n]`` but for `kl_nats` (``[n, G]``) and lists.
 
-    standard_error_nats is no number at one importance sample, p_value where `importance_samples`
-    was not calibrated. anomalous: None where no decision is possible, for the reason in `status`,
+    standard_error_nats is no number at one importance sample, p_value where that many
+    were not calibrated. anomalous: None where no decision is possible, for the reason in `status`,
     "ok" or a key of `service.verdicts.decisions.REASONS`; discovery: with `fdr` alone; evidence:
     the p-value ``[n]`` of each statistic, by name.
     """
@@ -80,9 +80,6 @@ class Scores(Result):
     status: list[str]
     evidence: dict[str, F64]
     kl_nats: F64
-    estimator: str
-    importance_samples: int
-    alpha: float
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -67,9 +67,9 @@ class ModelManager:
         self.attempted: dict[str, Fingerprint | None] = {}
         self._doing = ""
         self._task: asyncio.Task[Change] | None = None
-        metrics.models("loaded", lambda: len(registry))
-        metrics.models("retiring", lambda: registry.retiring)
-        metrics.models("failed", lambda: len(registry.failed))
+        metrics.models.labels("loaded").set_function(lambda: len(registry))
+        metrics.models.labels("retiring").set_function(lambda: registry.retiring)
+        metrics.models.labels("failed").set_function(lambda: len(registry.failed))
 
     # ------------------------------------------------------------------ before anything is served
 
@@ -278,7 +278,7 @@ class ModelManager:
         if not isinstance(error, BundleError | IafvaeError):
             reason = f"{type(error).__name__}: {reason}"
         self._registry.failed[directory] = reason
-        self._metrics.model_failed(directory)
+        self._metrics.load_failures.labels(directory).inc()
         stays = self._registry.in_directory(directory)
         addition = f"; {stays.reference} stays" if stays else ""
         logger.error("%s was not loaded: %s%s", path, reason, addition)
@@ -292,7 +292,7 @@ class ModelManager:
         if new is not None:
             self._metrics.model_info(**_who(new))
         subject = new or next(iter(gone))
-        self._metrics.model_changed(subject.name, change)
+        self._metrics.changes.labels(subject.name, change).inc()
         runtime = subject.runtime
         place, digest = runtime.provider, runtime.bundle.hash
         logger.info("%s %s on %s (bundle %s)", change, subject.reference, place, digest)

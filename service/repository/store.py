@@ -11,12 +11,13 @@ import logging
 import os
 import stat
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from service.bundle import MANIFEST, BundleError
 from service.bundle.reader import MAX_MANIFEST_BYTES
 from service.errors import UnknownBundle
-from service.metrics import Metrics
+from service.metrics import Metrics, ModelMetrics
 from service.operations.model import Model
 from service.settings import Settings
 
@@ -99,7 +100,7 @@ class ModelStore:
             max_batch_rows=settings.max_batch_rows,
             max_queue_rows=settings.max_queue_rows,
             hang_seconds=settings.hang_seconds,
-            observe=self._metrics.model,
+            observe=partial(ModelMetrics, self._metrics),
         )
 
     def _check_inside(self, path: Path) -> None:

@@ -6,8 +6,8 @@ requests pay for one call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,10 @@ from service.noise import Normal, Purpose, image_keys, uniform
 from service.scheduler.work import (
     DecodeWork,
     EncodeWork,
-    ImageNoise,
+    Keys,
     SampleWork,
     ScoreWork,
+    image_noise,
 )
 
 if TYPE_CHECKING:
@@ -36,42 +37,39 @@ U8 = NDArray[np.uint8]
 U64 = NDArray[np.uint64]
 WorkT = TypeVar("WorkT")
 Piece = tuple[WorkT, int, int]  # a work and the rows start to stop of it
+Drawn = list[tuple[slice, Keys]]  # rows of a batch that are noise, and of what
 
 
-class Batcher(Protocol):
-    """Joins pieces of works into a batch's inputs, and cuts its outputs into their answers."""
+class Batcher:
+    """Joins pieces of works into a batch's inputs, and cuts its outputs into their answers.
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of inputs and outputs of one row."""
-        ...
+    row_bytes: of the inputs and outputs of one row.
+    """
 
-    def graph(self, operation: str, pieces: Sequence[Piece[Any]]) -> str:
+    def __init__(self, graph: GraphSpec) -> None:
+        self.row_bytes = sum(
+            int(np.prod([d for d in t.shape if isinstance(d, int)])) * np.dtype(t.dtype).itemsize
+            for t in (*graph.inputs, *graph.outputs)
+        )
+
+    def graph(self, operation: str, _: Sequence[Piece[Any]]) -> str:
         """Whose graph computes them: the operation's, or that of a cheaper one that will do."""
-        ...
+        return operation
 
     def assemble(self, pieces: Sequence[Piece[Any]]) -> Arrays:
         """Inputs of the graph for all pieces, in order."""
-        ...
+        raise NotImplementedError
 
     def split(self, pieces: Sequence[Piece[Any]], outputs: Arrays) -> list[Arrays]:
         """What each piece's work wants to keep of the outputs."""
-        ...
+        return [{name: a[rows] for name, a in outputs.items()} for rows in _places(pieces)]
 
 
-class _OwnGraph:
-    """What most batchers share."""
-
-    def graph(self, operation: str, _: Sequence[Piece[Any]]) -> str:
-        """The operation's own."""
-        return operation
-
-
-class _Render(_OwnGraph):
+class _Render(Batcher):
     """What sample and decode share: uniforms in, means or drawn pixels out."""
 
     def __init__(self, graph: GraphSpec, uniforms: int) -> None:
-        self.row_bytes = _row_bytes(graph)
+        super().__init__(graph)
         self._uniforms = uniforms
 
     def split(
@@ -96,62 +94,49 @@ class _Render(_OwnGraph):
     def _u(self, pieces: Sequence[Piece[SampleWork | DecodeWork]]) -> F32:
         """Uniform noise for the rows that are drawn, zeros for those that want the mean alone."""
         places = _places(pieces)
-        u = np.zeros((places[-1].stop, self._uniforms), dtype=np.float32)
         drawn = [
-            (rows, work.keys.cut(start, stop))
+            (rows, work.keys(start, stop))
             for rows, (work, start, stop) in zip(places, pieces, strict=True)
             if work.output != "mean"
         ]
-        if drawn:
-            seeds, streams, purposes = _stack([keys for _, keys in drawn])
-            noise = uniform(seeds, streams, 0, self._uniforms, purposes)
-            u[_rows([rows for rows, _ in drawn])] = noise
-        return u
+        return _drawn(uniform, np.zeros((places[-1].stop, self._uniforms), np.float32), drawn)
 
 
-class SampleBatcher(_Render):
-    """Rows of `SampleWork`."""
+class _Sample(_Render):
+    """Rows of `SampleWork`: noise of every row that does not bring its own."""
 
     def __init__(self, graph: GraphSpec, uniforms: int, dim: int, noise: Normal) -> None:
         super().__init__(graph, uniforms)
         self._dim, self._normal = dim, noise
 
     def assemble(self, pieces: Sequence[Piece[SampleWork]]) -> Arrays:
-        """Noise of every row that does not bring its own."""
         temperature = _join([work.temperature[a:b] for work, a, b in pieces])
         return {"eps": self._eps(pieces), "temperature": temperature, "u": self._u(pieces)}
 
     def _eps(self, pieces: Sequence[Piece[SampleWork]]) -> F32:
         places = _places(pieces)
         eps = np.empty((places[-1].stop, self._dim), dtype=np.float32)
-        seeded = []
+        seeded: Drawn = []
         for rows, (work, start, stop) in zip(places, pieces, strict=True):
             if work.eps is None:
-                seeded.append((rows, work.keys.cut(start, stop)))
+                seeded.append((rows, work.keys(start, stop)))
             else:
-                eps[rows] = work.eps[start:stop]
-        if seeded:
-            seeds, streams, purposes = _stack([keys for _, keys in seeded])
-            noise = self._normal(seeds, streams, 0, self._dim, purposes)
-            if len(seeded) == len(pieces):
-                return noise
-            eps[_rows([rows for rows, _ in seeded])] = noise
-        return eps
+                eps[rows] = work.eps(start, stop)
+        return _drawn(self._normal, eps, seeded)
 
 
-class DecodeBatcher(_Render):
+class _Decode(_Render):
     """Rows of `DecodeWork`."""
 
     def assemble(self, pieces: Sequence[Piece[DecodeWork]]) -> Arrays:
-        """Latents as they came."""
         return {"z": _join([work.z[a:b] for work, a, b in pieces]), "u": self._u(pieces)}
 
 
-class _Reader(_OwnGraph):
+class _Reader(Batcher):
     """What encode, score and evidence share: images in, for a binary model with noise."""
 
     def __init__(self, graph: GraphSpec, dim: int, noise: Normal) -> None:
-        self.row_bytes = _row_bytes(graph)
+        super().__init__(graph)
         self._dim, self._normal = dim, noise
         self._grey = any(tensor.name == "u_image" for tensor in graph.inputs)
 
@@ -167,35 +152,26 @@ class _Reader(_OwnGraph):
             noise[grey] = uniform(seeds[grey], keys, 0, noise.shape[1], Purpose.PIXELS)
         return {"image": images, "u_image": noise}
 
-    def split(self, pieces: Sequence[Piece[Any]], outputs: Arrays) -> list[Arrays]:
-        """All outputs."""
-        return [{name: a[rows] for name, a in outputs.items()} for rows in _places(pieces)]
 
-
-class EncodeBatcher(_Reader):
-    """Rows of `EncodeWork`."""
+class _Encode(_Reader):
+    """Rows of `EncodeWork`: noise is an image's wherever it stands; eps = 0 without a seed."""
 
     def assemble(self, pieces: Sequence[Piece[EncodeWork]]) -> Arrays:
-        """Images, and noise that is theirs wherever they stand; eps = 0 without a seed."""
         images = _join([work.images[a:b] for work, a, b in pieces])
-        eps = np.zeros((len(images), self._dim), dtype=np.float32)
         seeded = [
-            (rows, ImageNoise(work.seed, work.images).cut(start, stop))
+            (rows, image_noise(work.seed, work.images)(start, stop))
             for rows, (work, start, stop) in zip(_places(pieces), pieces, strict=True)
             if work.seed is not None
         ]
-        if seeded:
-            seeds, streams, purposes = _stack([keys for _, keys in seeded])
-            noise = self._normal(seeds, streams, 0, self._dim, purposes)
-            eps[_rows([rows for rows, _ in seeded])] = noise
+        eps = _drawn(self._normal, np.zeros((len(images), self._dim), np.float32), seeded)
         return {"eps": eps, **self._read(images, _seeds(pieces, [b - a for _, a, b in pieces]))}
 
 
-class ScoreBatcher(_Reader):
-    """Rows of `ScoreWork`: an image rides once with all its rows that are in the batch."""
+class _Score(_Reader):
+    """Rows of `ScoreWork`: an image rides once with all its rows that are in the batch, and noise
+    is the image's and the sample's."""
 
     def assemble(self, pieces: Sequence[Piece[ScoreWork]]) -> Arrays:
-        """Images, the owner of every row, and noise that is the image's and the sample's."""
         # One sample an image is what most ask for, often one image each: no arrays per piece.
         single = all(work.samples == 1 for work, _, _ in pieces)
         images, owners, (seeds, keys, draws) = (_single if single else _several)(pieces)
@@ -204,11 +180,10 @@ class ScoreBatcher(_Reader):
 
     def split(self, pieces: Sequence[Piece[ScoreWork]], outputs: Arrays) -> list[Arrays]:
         """What estimates are made of; ``log_px_z`` is ``log_weight`` plus the sum of ``kl``."""
-        kept = ("log_weight", "kl")
-        return [{name: outputs[name][rows] for name in kept} for rows in _places(pieces)]
+        return super().split(pieces, {name: outputs[name] for name in ("log_weight", "kl")})
 
 
-class EvidenceBatcher(ScoreBatcher):
+class _Evidence(_Score):
     """Rows of `EvidenceWork`."""
 
     def graph(self, operation: str, pieces: Sequence[Piece[ScoreWork]]) -> str:
@@ -265,11 +240,11 @@ def batchers(manifest: Manifest, threads: int = 1) -> dict[str, Batcher]:
     noise = Normal(threads)
     graphs, dim, uniforms = manifest.graphs, manifest.latent.dim, manifest.likelihood.uniforms
     return {
-        "sample": SampleBatcher(graphs["sample"], uniforms, dim, noise),
-        "decode": DecodeBatcher(graphs["decode"], uniforms),
-        "encode": EncodeBatcher(graphs["encode"], dim, noise),
-        "score": ScoreBatcher(graphs["score"], dim, noise),
-        "evidence": EvidenceBatcher(graphs["evidence"], dim, noise),
+        "sample": _Sample(graphs["sample"], uniforms, dim, noise),
+        "decode": _Decode(graphs["decode"], uniforms),
+        "encode": _Encode(graphs["encode"], dim, noise),
+        "score": _Score(graphs["score"], dim, noise),
+        "evidence": _Evidence(graphs["evidence"], dim, noise),
     }
 
 
@@ -295,23 +270,19 @@ def _places(pieces: Sequence[Piece[Any]]) -> list[slice]:
     return places
 
 
-def _rows(places: Sequence[slice]) -> NDArray[np.int64]:
-    """The rows of several places, as an index."""
-    return np.concatenate([np.arange(rows.start, rows.stop) for rows in places])
+def _drawn(noise: Callable[..., F32], rows: F32, drawn: Drawn) -> F32:
+    """`rows` ``[R, D]`` with `noise` in those that are `drawn`, which one call makes for all."""
+    if not drawn:
+        return rows
+    seeds, streams, purposes = (
+        _join(list(column)) for column in zip(*(keys for _, keys in drawn), strict=True)
+    )
+    made = noise(seeds, streams, 0, rows.shape[1], purposes)
+    if len(made) == len(rows):
+        return made
+    rows[np.concatenate([np.arange(place.start, place.stop) for place, _ in drawn])] = made
+    return rows
 
 
 def _join(arrays: list[NDArray[Any]]) -> NDArray[Any]:
     return np.ascontiguousarray(arrays[0]) if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _stack(keys: list[tuple[U64, U64, U64]]) -> tuple[U64, U64, U64]:
-    seeds, streams, purposes = (_join(list(column)) for column in zip(*keys, strict=True))
-    return seeds, streams, purposes
-
-
-def _row_bytes(graph: GraphSpec) -> int:
-    """Bytes of one row of every input and output."""
-    return sum(
-        int(np.prod([d for d in t.shape if isinstance(d, int)])) * np.dtype(t.dtype).itemsize
-        for t in (*graph.inputs, *graph.outputs)
-    )

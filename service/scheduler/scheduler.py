@@ -18,7 +18,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from service.errors import (
     DeadlineExceeded,
@@ -31,7 +31,10 @@ from service.errors import (
 from service.scheduler.batching import Batcher
 from service.scheduler.queue import FairQueue
 from service.scheduler.work import Job, Piece, Work
-from service.scheduler.workers import Batch, BatchEngine, Runner, WorkerPool, as_error
+from service.scheduler.workers import Batch, Runner, WorkerPool, as_error
+
+if TYPE_CHECKING:
+    from service.engine.base import EngineBase
 
 __all__ = ["CostModel", "Scheduler", "SchedulerObserver"]
 
@@ -110,7 +113,7 @@ class Scheduler:
 
     def __init__(
         self,
-        engine: BatchEngine,
+        engine: EngineBase,
         batchers: Mapping[str, Batcher],
         *,
         max_batch_rows: int,
@@ -184,7 +187,7 @@ class Scheduler:
         self._admit(job, deadline)
         self._jobs.add(job)
         try:
-            is_quick = self._is_alone() and self._is_quick(job)
+            is_quick = self._is_quick(job)
             if is_quick:
                 await asyncio.sleep(0)  # whoever else is ready in this turn shares the batch
             if is_quick and self._is_alone():
@@ -238,9 +241,11 @@ class Scheduler:
         return len(self._jobs) == 1 and not self._flying
 
     def _is_quick(self, job: Job) -> bool:
-        """Whether nobody loses anything while the event loop computes `job`."""
+        """Whether nobody loses anything while the event loop computes `job`, which is alone."""
         known = self._cost.each.get(job.operation)
-        if known is None or job.rows > self._capacity[job.operation]:
+        if known is None or len(self._jobs) > 1 or self._flying:
+            return False
+        if job.rows > self._capacity[job.operation]:
             return False
         return known * (job.rows + job.images) / 2.0 <= self._direct_seconds
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,20 +20,22 @@ from service.engine.arrays import Arrays
 from service.noise import Purpose, image_keys
 
 __all__ = [
+    "Asked",
     "DecodeWork",
     "EncodeWork",
     "EvidenceWork",
-    "ImageNoise",
     "Job",
+    "Keys",
     "Noise",
-    "NoiseKeys",
     "Piece",
     "Pixels",
-    "Positions",
     "Rows",
     "SampleWork",
     "ScoreWork",
     "Work",
+    "first_images",
+    "image_noise",
+    "positions",
 ]
 
 F32 = NDArray[np.float32]
@@ -41,101 +44,40 @@ U64 = NDArray[np.uint64]
 Pixels = Literal["mean", "draw", "both"]
 
 
-class Rows(Protocol):
-    """Float32 ``[n, D]`` that may exist only where rows of it are asked for."""
-
-    def __getitem__(self, rows: slice, /) -> F32:
-        """Rows start to stop, ``[stop - start, D]``; called by workers' threads."""
-        ...
-
-
-class Work(Protocol):
-    """A request's rows for one operation.
-
-    operation: which graph computes it; rows: how many it has; image_count: of how many images, what
-    is computed once for each of them.
-    """
-
-    @property
-    def operation(self) -> str: ...  # noqa: D102 - said above
-    @property
-    def rows(self) -> int: ...  # noqa: D102
-    @property
-    def image_count(self) -> int: ...  # noqa: D102
-
-
+# Float32 [stop - start, D] of rows start to stop, often made only then; workers' threads ask.
+Rows = Callable[[int, int], F32]
 Keys = tuple[U64, U64, U64]  # seeds, streams and purposes of rows, uint64 [n] each
+Noise = Callable[[int, int], Keys]  # of rows start to stop of a work
 
 
-class Noise(Protocol):
-    """What the noise of each row of a work is a function of."""
-
-    def cut(self, start: int, stop: int) -> Keys:
-        """Of rows `start` to `stop`."""
-        ...
+def positions(seed: int) -> Noise:
+    """Images 0, 1, ... of one seed, as many as are asked for."""
+    return lambda start, stop: _keys(seed, np.arange(start, stop, dtype=np.uint64), Purpose.SAMPLE)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class NoiseKeys:
-    """A seed and a stream for each row, uint64 ``[n]``, for one purpose."""
-
-    seeds: U64
-    streams: U64
-    purpose: Purpose
-
-    def cut(self, start: int, stop: int) -> Keys:
-        """Of rows `start` to `stop`."""
-        purposes = np.full(stop - start, int(self.purpose), dtype=np.uint64)
-        return self.seeds[start:stop], self.streams[start:stop], purposes
+def first_images(seeds: U64) -> Noise:
+    """The first image of each of `seeds` ``[n]``."""
+    return lambda start, stop: _keys(
+        seeds[start:stop], np.zeros(stop - start, dtype=np.uint64), Purpose.SAMPLE
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Positions:
-    """Images `first`, ``first + 1``, ... of one seed, as many as are asked for."""
-
-    seed: int
-    first: int = 0
-
-    def cut(self, start: int, stop: int) -> Keys:
-        """Of rows `start` to `stop`."""
-        first, rows = self.first + start, stop - start
-        seeds = np.full(rows, self.seed, dtype=np.uint64)
-        streams = np.arange(first, first + rows, dtype=np.uint64)
-        return seeds, streams, np.full(rows, int(Purpose.SAMPLE), dtype=np.uint64)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class ImageNoise:
+def image_noise(seed: int, images: U8) -> Noise:
     """Noise that belongs to `images` ``[n, C, H, W]``, wherever they stand, under one seed.
 
     Their keys are hashes of their pixels, made where they are asked for.
     """
-
-    seed: int
-    images: U8
-
-    def cut(self, start: int, stop: int) -> Keys:
-        """Of rows `start` to `stop`."""
-        rows = stop - start
-        seeds = np.full(rows, self.seed, dtype=np.uint64)
-        purposes = np.full(rows, int(Purpose.IMAGE), dtype=np.uint64)
-        return seeds, image_keys(self.images[start:stop]), purposes
+    return lambda start, stop: _keys(seed, image_keys(images[start:stop]), Purpose.IMAGE)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class RowsFrom:
-    """The rows of `whole` from `first` on, which exist where they are asked for as well."""
-
-    whole: Rows
-    first: int
-
-    def __getitem__(self, rows: slice) -> F32:
-        return self.whole[self.first + rows.start : self.first + rows.stop]
+def _keys(seeds: int | U64, streams: U64, purpose: Purpose) -> Keys:
+    purposes = np.full(len(streams), int(purpose), dtype=np.uint64)
+    return np.full(len(streams), seeds, dtype=np.uint64), streams, purposes
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class SampleWork:
-    """Images from prior noise: `eps` ``[n, D]``, or noise of `keys` where it is None.
+    """Images from prior noise: rows of `eps`, or noise of `keys` where it is None.
 
     resolved: the options in force, as the answer says them.
     """
@@ -155,13 +97,13 @@ class SampleWork:
     image_count = rows
 
     def piece(self, start: int, stop: int) -> SampleWork:
-        """Images `start` to `stop` of `Positions` alone."""
-        assert isinstance(self.keys, Positions)  # noqa: S101 - only such are drawn in pieces
+        """Images `start` to `stop` alone."""
+        keys, eps = self.keys, self.eps
         return replace(
             self,
-            keys=Positions(self.keys.seed, self.keys.first + start),
+            keys=lambda first, last: keys(start + first, start + last),
             temperature=self.temperature[start:stop],
-            eps=None if self.eps is None else RowsFrom(self.eps, start),
+            eps=eps and (lambda first, last: eps(start + first, start + last)),
         )
 
 
@@ -223,6 +165,19 @@ class EvidenceWork(ScoreWork):
 
     __slots__ = ()
     operation: ClassVar[str] = "evidence"
+
+
+# A request's rows for one operation: which graph computes it, how many rows it has, and of how many
+# images, what is computed once for each of them.
+Work = SampleWork | DecodeWork | EncodeWork | ScoreWork
+
+
+class Asked(TypedDict, total=False):
+    """caller: whose turn a work is counted as, one's works wait in one line; deadline: until when
+    its answer is of use, on the clock of `time.monotonic`."""
+
+    caller: str
+    deadline: float | None
 
 
 class Job:

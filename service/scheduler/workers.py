@@ -14,32 +14,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from service.engine.arrays import Arrays
 from service.errors import DeviceFault, EngineFailure, IafvaeError
 from service.scheduler.batching import Batcher
 from service.scheduler.work import Piece
 
-__all__ = ["Batch", "BatchEngine", "Runner", "WorkerPool", "as_error"]
+if TYPE_CHECKING:
+    from service.engine.base import EngineBase
+
+__all__ = ["Batch", "Runner", "WorkerPool", "as_error"]
 
 logger = logging.getLogger(__name__)
 
 JOIN_SECONDS = 5.0
-
-
-class BatchEngine(Protocol):
-    """What the scheduler needs of an engine."""
-
-    def run(self, operation: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Compute one batch; called from worker threads."""
-        ...
-
-    def padded_rows(self, rows: int) -> int:
-        """Rows that are computed for nothing in a batch of `rows`."""
-        ...
 
 
 @dataclass(eq=False, slots=True)
@@ -106,7 +95,7 @@ class Runner:
     """
 
     def __init__(
-        self, engine: BatchEngine, batchers: Mapping[str, Batcher], parallel: int | None
+        self, engine: EngineBase, batchers: Mapping[str, Batcher], parallel: int | None
     ) -> None:
         self._engine, self._batchers = engine, batchers
         self._device: AbstractContextManager[object] = (

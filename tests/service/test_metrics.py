@@ -10,7 +10,7 @@ import pytest
 from service.api.response.problems import PROBLEMS
 from service.errors import shown_url
 from service.logs import configure_logging
-from service.metrics import Metrics
+from service.metrics import Metrics, ModelMetrics
 from service.verdicts.drift import Drift
 
 
@@ -67,7 +67,7 @@ def test_the_page_stays_small_whatever_becomes_of_requests(metrics):
 
 
 def test_the_scheduler_reports(metrics):
-    observer = metrics.model("m")
+    observer = ModelMetrics(metrics, "m")
     observer.batch("score", 7, 1, 0.003)
     observer.dropped("score", 5, "cancelled")
     observer.retried("score", 3)

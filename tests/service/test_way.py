@@ -48,8 +48,8 @@ REQUESTS = {
     ),
 }
 BOUNDS = {  # calls, modules, changes of module
-    "sample": (91, 16, 51),
-    "score": (132, 25, 71),  # with its verdict; two workers report in one turn or in two
+    "sample": (90, 16, 51),
+    "score": (129, 25, 71),  # with its verdict; two workers report in one turn or in two
     "score npy": (130, 24, 62),  # computed on the event loop itself
 }
 

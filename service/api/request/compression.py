@@ -6,6 +6,7 @@ import io
 import zlib
 from functools import lru_cache
 
+from service.api.request.negotiation import MAX_ACCEPT_BYTES, weighted
 from service.errors import MalformedBody, PayloadTooLarge
 
 __all__ = ["ENCODINGS", "PLAIN", "accepted_encoding", "compress", "content_encoding", "decompress"]
@@ -15,7 +16,6 @@ ENCODINGS = ("gzip", "deflate")
 PLAIN = "identity"  # the encoding of a body that has none
 WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 MAX_MEMBERS = 64
-MAX_ACCEPT_BYTES = 2**11  # that are looked at
 PIECE_BYTES, STEP_BYTES = 2**16, 2**20  # that go in, and come out, at once
 LEVEL = 1  # higher ones cost several times more, and images and floats hardly get smaller
 
@@ -83,20 +83,8 @@ def compress(body: bytes, encoding: str) -> bytes:
 def accepted_encoding(accept: str) -> str | None:
     """The member of `ENCODINGS` that an ``Accept-Encoding`` header names and likes best."""
     best, best_quality = None, 0.0
-    for part in accept[:MAX_ACCEPT_BYTES].lower().split(","):
-        name, *parameters = (piece.strip() for piece in part.split(";"))
-        quality = _quality(parameters)
+    for part in accept[:MAX_ACCEPT_BYTES].split(","):
+        name, quality = weighted(part)
         if name in ENCODINGS and quality > best_quality:
             best, best_quality = name, quality
     return best
-
-
-def _quality(parameters: list[str]) -> float:
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "q":
-            try:
-                return float(value)
-            except ValueError:
-                return 0.0
-    return 1.0

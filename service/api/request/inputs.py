@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.operation_route import OperationRequest
+from service.api.request.limits import OperationRequest
 from service.api.request.parsing import Files
 from service.api.request.schemas import ImageOptions
 from service.codecs.images import (

@@ -10,11 +10,15 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
+from typing import ParamSpec, TypeVar
 
 from starlette.datastructures import Headers
-from starlette.types import Receive
+from starlette.requests import Request
+from starlette.types import Receive, Scope
 
 from service.api.request.compression import (
     ENCODINGS,
@@ -23,7 +27,9 @@ from service.api.request.compression import (
     content_encoding,
     decompress,
 )
-from service.api.security.admission import Shares
+from service.api.request.parsing import Payload
+from service.api.security.admission import caller_of
+from service.api.state import AppState
 from service.errors import (
     ClientGone,
     DeadlineExceeded,
@@ -33,8 +39,10 @@ from service.errors import (
     RequestTimeout,
     UnsupportedMedia,
 )
+from service.operations.model import Model
+from service.scheduler.work import Asked
 
-__all__ = ["INLINE_BYTES", "TIMEOUT_HEADER", "Body", "timeout_of", "until", "while_connected"]
+__all__ = ["INLINE_BYTES", "TIMEOUT_HEADER", "OperationRequest", "timeout_of", "while_connected"]
 
 INLINE_BYTES = 2**16  # more than this is coded beside the event loop
 # Zeros become a thousand times as many: of so few compressed bytes, no more than INLINE_BYTES.
@@ -42,33 +50,65 @@ INLINE_COMPRESSED = INLINE_BYTES // 1024
 TIMEOUT_HEADER = "x-iafvae-timeout-seconds"
 # Most answers are there before anybody could hang up: only later somebody listens.
 LISTEN_SECONDS = 0.1
+T = TypeVar("T")
+P = ParamSpec("P")
 
-Beside = Callable[..., Awaitable[bytes]]
 
+class OperationRequest(Request):
+    """A request to an operation: who asks, until when, which model answers, and what came in.
 
-class Body:
-    """One request's body, counted as `holder`'s in `shares` until `release`."""
+    caller: whose turn it is counted as; holder: whose share it takes from; deadline: on the clock
+    of `time.monotonic`; asked: caller and deadline, for operations; model: that answers, not there
+    before it is known; payload: of the body; media_type: of the answer; started: its head has gone
+    out; began, parsed: when it came, and when its input was there as arrays, on the clock of
+    `time.perf_counter`; parts: names and seconds of what was done one after another. From `read`
+    to `release` its body is counted as the holder's, and it has one of the slots of those that are
+    worked on.
+    """
 
-    __slots__ = ("_bytes", "_held", "_most", "holder")
+    model: Model
+    deadline: float
+    asked: Asked
 
-    def __init__(self, shares: Shares, holder: str, max_bytes: int) -> None:
-        self._bytes, self.holder, self._most = shares, holder, max_bytes
-        self._held = 0
+    def __init__(self, scope: Scope, receive: Receive, shared: AppState, operation: str) -> None:
+        super().__init__(scope, receive)
+        self.shared, self.settings, self.operation = shared, shared.settings, operation
+        self.caller, self.holder = caller_of(scope)
+        self.payload: Payload = None
+        self.media_type, self.started = "", False
+        self.began = self.parsed = time.perf_counter()
+        self.parts: tuple[tuple[str, float], ...] = ()
+        self._held, self._is_in = 0, False
 
-    async def read(
-        self, headers: Headers, receive: Receive, *, timeout_seconds: float, beside: Beside
-    ) -> bytes:
-        """All of it, decompressed; long work goes through `beside`.
+    def keep_to(self, deadline: float) -> None:
+        """Be answered until `deadline`, or not at all."""
+        self.deadline = deadline
+        self.asked = {"caller": self.caller, "deadline": deadline}
+
+    async def beside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`function` in a thread, awaited until the request's deadline; rows that the scheduler
+        has are kept to it there. Raises DeadlineExceeded.
+        """
+        loop, work = asyncio.get_running_loop(), partial(function, *args, **kwargs)
+        try:
+            async with asyncio.timeout_at(self.deadline):  # the loop's clock is time.monotonic
+                return await loop.run_in_executor(self.shared.threads, work)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the answer was ready") from None
+
+    async def read(self) -> bytes:
+        """The body, decompressed.
 
         Raises:
-            Overloaded: all bodies together are above the bound, or this holder's are.
+            Overloaded: all bodies together are above the bound, or this holder's are; or there is
+                no slot.
             PayloadTooLarge: declared or counted above the limit; the rest is not read.
-            RequestTimeout: not complete after `timeout_seconds`.
+            RequestTimeout: not complete in time.
             ClientGone: hung up before it was complete.
             UnsupportedMedia: compressed in an unknown way.
             MalformedBody: not what its encoding says.
         """
-        encoding = headers.get("content-encoding", PLAIN)
+        encoding = self.headers.get("content-encoding", PLAIN)
         if encoding != PLAIN and (encoding := content_encoding(encoding)) not in (
             PLAIN,
             *WINDOW_BITS,
@@ -77,31 +117,43 @@ class Body:
                 f"send the body compressed with {' or '.join(ENCODINGS)}, or without "
                 "Content-Encoding: others are unknown"
             )
-        declared = headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self._most:
-            raise PayloadTooLarge(_too_large(declared, self._most))
-        body = await self._collect(receive, timeout_seconds)
-        return body if encoding == PLAIN else await self._decompressed(body, encoding, beside)
+        declared, most = self.headers.get("content-length", "0"), self.settings.max_body_bytes
+        if declared.isdecimal() and int(declared) > most:
+            raise PayloadTooLarge(_too_large(declared, most))
+        body = await self._collect(most)
+        if encoding != PLAIN:
+            if len(body) <= INLINE_COMPRESSED:
+                body = decompress(body, encoding, most)
+            else:
+                body = await self.beside(decompress, body, encoding, most)
+            self._hold(len(body))
+        self.shared.admission.enter(self.holder)
+        self._is_in = True
+        return body
 
     def release(self) -> None:
-        """Count it no more."""
+        """Count the request and its body no more."""
+        if self._is_in:
+            self.shared.admission.leave(self.holder)
+            self._is_in = False
         if self._held:
-            self._bytes.give(self.holder, self._held)
+            self.shared.admission.bytes.give(self.holder, self._held)
             self._held = 0
 
-    async def _collect(self, receive: Receive, timeout_seconds: float) -> bytes:
+    async def _collect(self, most: int) -> bytes:
         body = io.BytesIO()  # grows where it is; what is joined is there twice
+        seconds = self.settings.body_timeout_seconds
         try:
-            async with asyncio.timeout(timeout_seconds):
+            async with asyncio.timeout(seconds):
                 while True:
-                    message = await receive()
+                    message = await self.receive()
                     if message["type"] == "http.disconnect":
                         raise ClientGone("the client hung up while it sent the body")
                     chunk: bytes = message.get("body", b"")
-                    if self._held + len(chunk) > self._most:
-                        raise PayloadTooLarge(_too_large(f"more than {self._most}", self._most))
+                    if self._held + len(chunk) > most:
+                        raise PayloadTooLarge(_too_large(f"more than {most}", most))
                     if chunk:
-                        self._take(len(chunk))
+                        self._hold(len(chunk))
                     if not message.get("more_body", False):
                         if not body.tell():
                             return chunk
@@ -110,23 +162,16 @@ class Body:
                     body.write(chunk)
         except TimeoutError:
             raise RequestTimeout(
-                f"the body was not complete after {timeout_seconds:g} s: send it faster, or less"
+                f"the body was not complete after {seconds:g} s: send it faster, or less"
             ) from None
 
-    async def _decompressed(self, sent: bytes, encoding: str, beside: Beside) -> bytes:
-        if len(sent) <= INLINE_COMPRESSED:
-            body = decompress(sent, encoding, self._most)
-        else:
-            body = await beside(decompress, sent, encoding, self._most)
-        self._take(len(body))
-        return body
-
-    def _take(self, size: int) -> None:
-        if not self._bytes.take(self.holder, size):
+    def _hold(self, size: int) -> None:
+        held = self.shared.admission.bytes
+        if not held.take(self.holder, size):
             raise Overloaded(
-                f"bodies of {self._bytes.held} bytes are being worked on, at most "
-                f"{self._bytes.capacity} are held at once, of which nobody may have more than is "
-                "free: send the request again later"
+                f"bodies of {held.held} bytes are being worked on, at most {held.capacity} are "
+                "held at once, of which nobody may have more than is free: send the request again "
+                "later"
             )
         self._held += size
 
@@ -163,7 +208,7 @@ class while_connected:  # noqa: N801 - a context manager, read as words
     Whoever listens runs only while the body is suspended, so a cancellation always lands in it.
     """
 
-    # A class, as `until` is: contextlib's generators cost several times as much, on every request.
+    # A class: contextlib's generators cost several times as much, on every request.
     __slots__ = ("_gone", "_listener", "_receive", "_task", "_timer")
 
     def __init__(self, receive: Receive) -> None:
@@ -198,26 +243,3 @@ class while_connected:  # noqa: N801 - a context manager, read as words
         if self._gone and isinstance(error, asyncio.CancelledError) and self._task is not None:
             self._task.uncancel()
             raise ClientGone("the client hung up before the answer was ready") from None
-
-
-class until:  # noqa: N801 - a context manager, read as words
-    """Bound decoding and encoding beside the loop; the scheduler keeps rows to the deadline."""
-
-    __slots__ = ("_timeout",)
-
-    def __init__(self, deadline: float | None) -> None:
-        self._timeout = asyncio.timeout_at(deadline)  # the event loop's clock is time.monotonic
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            await self._timeout.__aexit__(kind, error, trace)
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the answer was ready") from None

@@ -6,10 +6,10 @@ from functools import lru_cache
 
 from service.errors import NotAcceptable
 
-__all__ = ["PROBLEM", "negotiate"]
+__all__ = ["MAX_ACCEPT_BYTES", "PROBLEM", "negotiate", "weighted"]
 
 PROBLEM = "application/problem+json"
-MAX_ACCEPT_BYTES = 2**11
+MAX_ACCEPT_BYTES = 2**11  # of a header that are looked at
 
 
 @lru_cache(maxsize=256)
@@ -23,7 +23,7 @@ def negotiate(accept: str, offers: tuple[str, ...]) -> str:
     """
     if len(accept) > MAX_ACCEPT_BYTES:
         raise NotAcceptable(f"Accept has more than {MAX_ACCEPT_BYTES} bytes: name fewer types")
-    ranges = [_range(part) for part in accept.split(",") if part.strip()] or [("*/*", 1.0)]
+    ranges = [weighted(part) for part in accept.split(",") if part.strip()] or [("*/*", 1.0)]
     best, best_rank = "", (0.0, 0, 0)
     for place, offer in enumerate(offers):
         matches = [
@@ -45,7 +45,8 @@ def negotiate(accept: str, offers: tuple[str, ...]) -> str:
     return best
 
 
-def _range(part: str) -> tuple[str, float]:
+def weighted(part: str) -> tuple[str, float]:
+    """What a part of an ``Accept`` or ``Accept-Encoding`` header names, and its quality."""
     pattern, *parameters = (piece.strip().lower() for piece in part.split(";"))
     for parameter in parameters:
         name, _, value = parameter.partition("=")

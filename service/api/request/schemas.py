@@ -20,6 +20,8 @@ from pydantic import (
 )
 
 from service.errors import InvalidInput
+from service.operations.checks import MAX_SEED
+from service.operations.model import Output
 
 __all__ = [
     "AnomalyMapOptions",
@@ -28,7 +30,6 @@ __all__ = [
     "ImageOptions",
     "InterpolateOptions",
     "Options",
-    "Output",
     "PosteriorOptions",
     "ReconstructOptions",
     "SampleOptions",
@@ -36,9 +37,7 @@ __all__ = [
     "parse_options",
 ]
 
-MAX_SEED = 2**63 - 1
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Output = Literal["mean", "draw"]
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # Discriminated, so that errors speak of what was meant alone.
 Temperatures = Annotated[

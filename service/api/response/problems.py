@@ -112,25 +112,21 @@ def problem_response(
 
 def document_of(error: IafvaeError, scope: Scope) -> tuple[bytes, str]:
     """What the body of an answer says of `error`, and its media type."""
-    of_v2 = scope["path"].startswith("/v2/") or scope["path"] == "/v2"
-    document = _inference_error(error) if of_v2 else _problem(error, scope)
+    problem, path = problem_of(error), scope["path"]
+    of_v2 = path.startswith("/v2/") or path == "/v2"
+    document: dict[str, str | int]
+    if of_v2:
+        document = {"error": _shortened(str(error) or problem.title)}
+    else:
+        document = {
+            "type": TYPE_PREFIX + problem.type,
+            "title": problem.title,
+            "status": problem.status,
+            "detail": _shortened(str(error)),
+            "instance": _shortened(path),
+            "request_id": scope.get("state", {}).get("request_id", ""),
+        }
     return json.dumps(document).encode("utf-8"), JSON if of_v2 else PROBLEM
-
-
-def _problem(error: IafvaeError, scope: Scope) -> dict[str, str | int]:
-    problem = problem_of(error)
-    return {
-        "type": TYPE_PREFIX + problem.type,
-        "title": problem.title,
-        "status": problem.status,
-        "detail": _shortened(str(error), MAX_DETAIL),
-        "instance": _shortened(scope["path"], MAX_DETAIL),
-        "request_id": scope.get("state", {}).get("request_id", ""),
-    }
-
-
-def _inference_error(error: IafvaeError) -> dict[str, str | int]:
-    return {"error": _shortened(str(error) or problem_of(error).title, MAX_DETAIL)}
 
 
 def problem_headers(error: IafvaeError) -> dict[str, str]:
@@ -144,8 +140,8 @@ def problem_headers(error: IafvaeError) -> dict[str, str]:
     return {"retry-after": "1"} if problem_of(error).status == 503 else {}
 
 
-def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_DETAIL else text[: MAX_DETAIL - 3] + "..."
 
 
 def unexpected(error: Exception, scope: Scope) -> ServerFault:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from service.codecs import JSON, NPY, PNG
+from service.codecs import NPY, PNG
 from service.codecs.fitting import Fitted
 from service.codecs.npy import encode_npy
 from service.codecs.overlay import overlay
@@ -44,8 +44,8 @@ __all__ = [
 class Answer(Response):
     """A response with the result that it shows, for its headers and the metrics.
 
-    fitted: the images it is of, some of which may have been resized or converted; non_finite: how
-    many results are no numbers. The route adds who computed it.
+    fitted: the images it is of, some of which may have been resized or converted; finite: which
+    results are numbers. The route adds who computed it.
     """
 
     def __init__(
@@ -55,12 +55,13 @@ class Answer(Response):
         result: Result,
         *,
         fitted: Fitted | None = None,
-        non_finite: int = 0,
+        finite: NDArray[np.bool_] | None = None,
         length: int | None = None,
     ) -> None:
         # Not `Response.__init__`, which makes and codes headers one by one.
         self.status_code, self.background, self.body = 200, None, body
-        self.result, self.non_finite = result, non_finite
+        self.result = result
+        self.non_finite = 0 if finite is None else len(finite) - int(np.count_nonzero(finite))
         self.raw_headers = [
             (b"content-type", media_type.encode("latin-1")),
             (b"content-length", b"%d" % (len(body) if length is None else length)),
@@ -71,8 +72,8 @@ class Answer(Response):
             self.raw_headers.append((b"x-iafvae-seed", b"%d" % result.seed))
         if fitted is not None and (altered := int(np.count_nonzero(fitted.altered))):
             self.raw_headers.append((b"x-iafvae-altered", b"%d" % altered))
-        if non_finite:
-            self.raw_headers.append((b"x-iafvae-non-finite", b"%d" % non_finite))
+        if self.non_finite:
+            self.raw_headers.append((b"x-iafvae-non-finite", b"%d" % self.non_finite))
 
 
 def render_images(
@@ -87,13 +88,7 @@ def render_images(
     else:
         document: dict[str, Any] = {"images": png_base64(pixels), "shape": pixels.shape}
         body = _json(document | {"status": _status(result.finite)}, result, who, fitted)
-    return Answer(
-        body,
-        media_type,
-        result,
-        fitted=fitted,
-        non_finite=len(pixels) - int(result.finite.sum()),
-    )
+    return Answer(body, media_type, result, fitted=fitted, finite=result.finite)
 
 
 def render_latents(
@@ -113,13 +108,7 @@ def render_latents(
         document: dict[str, Any] = {"status": _status(finite)}
         document |= {name: _rows(getattr(result, name)) for name in ("latents", "prior_eps")}
         body = _json(document, result, who, fitted)
-    return Answer(
-        body,
-        media_type,
-        result,
-        fitted=fitted,
-        non_finite=int((~finite).sum()),
-    )
+    return Answer(body, media_type, result, fitted=fitted, finite=finite)
 
 
 def _json(
@@ -135,20 +124,16 @@ def _json(
 
 def render_scores(
     result: Scores,
+    media_type: str,
     who: dict[str, Any],
     *,
     fitted: Fitted,
     kl_groups: tuple[str, ...],
 ) -> Answer:
     """Scores as JSON."""
-    document = {"results": _results(result, fitted.altered, kl_groups)}
-    return Answer(
-        _json(document, result, who, fitted),
-        JSON,
-        result,
-        fitted=fitted,
-        non_finite=_non_finite(result.log_likelihood_nats),
-    )
+    body = _json({"results": _results(result, fitted.altered, kl_groups)}, result, who, fitted)
+    finite = np.isfinite(result.log_likelihood_nats)
+    return Answer(body, media_type, result, fitted=fitted, finite=finite)
 
 
 def render_anomaly_maps(
@@ -166,7 +151,7 @@ def render_anomaly_maps(
         if maps:
             document["maps"] = b64encode(encode_npy(result.maps)).decode("ascii")
         body = _json(document, result, who, fitted)
-    return Answer(body, media_type, result, fitted=fitted, non_finite=int((~finite).sum()))
+    return Answer(body, media_type, result, fitted=fitted, finite=finite)
 
 
 def _boxes(result: AnomalyMaps) -> list[list[dict[str, Any]]]:
@@ -179,17 +164,8 @@ def _boxes(result: AnomalyMaps) -> list[list[dict[str, Any]]]:
 
 def render_log_likelihoods(result: LogLikelihoods, *, fitted: Fitted) -> Answer:
     """Log-likelihoods as npy float32 [n]."""
-    return Answer(
-        encode_npy(result.nats.astype(np.float32)),
-        NPY,
-        result,
-        fitted=fitted,
-        non_finite=_non_finite(result.nats),
-    )
-
-
-def _non_finite(values: NDArray[np.float64]) -> int:
-    return len(values) - int(np.count_nonzero(np.isfinite(values)))
+    body = encode_npy(result.nats.astype(np.float32))
+    return Answer(body, NPY, result, fitted=fitted, finite=np.isfinite(result.nats))
 
 
 SCORE_FIELDS = (

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from service.api.request.schemas import Output
+from service.operations.model import Output
 
 __all__ = [
     "AnomalyMapResponse",

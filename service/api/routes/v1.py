@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Query
 
 from service.api.openapi import documented_operation
-from service.api.operation_route import OperationRequest, OperationRoute
+from service.api.operation_route import OperationRoute
 from service.api.request.inputs import INLINE_PIXELS, check_count, latents, pictures
+from service.api.request.limits import OperationRequest
 from service.api.request.schemas import (
     AnomalyMapOptions,
     DecodeOptions,
@@ -40,8 +42,7 @@ from service.api.state import AppState
 from service.codecs import JSON, NPY, PNG
 from service.codecs.fitting import Fitted
 from service.errors import InvalidInput, NotAcceptable, PayloadTooLarge
-from service.operations.model import Model
-from service.operations.results import Images
+from service.operations.results import Images, Result
 
 __all__ = ["operation_routes"]
 
@@ -74,20 +75,21 @@ async def sample(request: OperationRequest, options: Annotated[SampleOptions, Qu
         resample=options.resample,
         keep=options.keep,
     )
-    caller, deadline, seconds = request.caller, request.deadline, settings.timeout_seconds
     if is_stream:
-        return await stream_images(model, work, caller=caller, deadline=deadline, seconds=seconds)
-    return await _images(request, await model.draw(work, caller=caller, deadline=deadline))
+        return await stream_images(
+            model,
+            work,
+            caller=request.caller,
+            deadline=request.deadline,
+            seconds=settings.timeout_seconds,
+        )
+    return await _images(request, await model.draw(work, **request.asked))
 
 
 async def decode(request: OperationRequest, options: Annotated[DecodeOptions, Query()]) -> Answer:
     """Images of given latents."""
     images = await request.model.decode(
-        latents(request),
-        output=options.output,
-        seed=options.seed,
-        caller=request.caller,
-        deadline=request.deadline,
+        latents(request), output=options.output, seed=options.seed, **request.asked
     )
     return await _images(request, images)
 
@@ -102,18 +104,10 @@ async def encode(request: OperationRequest, options: Annotated[EncodeOptions, Qu
             f"the answer would have {numbers} numbers, {MAX_JSON_NUMBERS} are written as JSON: "
             f"send fewer images, or 'Accept: {NPY}'"
         )
-    coded = await model.encode(
-        fitted.images, seed=options.seed, caller=request.caller, deadline=request.deadline
-    )
-    render = partial(
-        render_latents,
-        coded,
-        request.media_type,
-        _who(model),
-        fitted=fitted,
-        output=options.output,
-    )
-    return render() if coded.latents.size <= INLINE_NUMBERS else await request.beside(render)
+    coded = await model.encode(fitted.images, seed=options.seed, **request.asked)
+    small = coded.latents.size <= INLINE_NUMBERS
+    how: dict[str, Any] = {"fitted": fitted, "output": options.output}
+    return await _rendered(request, render_latents, coded, small, **how)
 
 
 async def score(request: OperationRequest, options: Annotated[ScoreOptions, Query()]) -> Answer:
@@ -129,8 +123,7 @@ async def score(request: OperationRequest, options: Annotated[ScoreOptions, Quer
     asked: dict[str, Any] = {
         "importance_samples": options.importance_samples,
         "seed": options.seed,
-        "caller": request.caller,
-        "deadline": request.deadline,
+        **request.asked,
     }
     if request.media_type == NPY:  # the log-likelihoods alone: nothing else is computed for it
         values = await model.log_likelihood(fitted.images, **asked)
@@ -138,10 +131,9 @@ async def score(request: OperationRequest, options: Annotated[ScoreOptions, Quer
     scores = await model.score(
         fitted.images, alpha=options.alpha, fdr=options.fdr, altered=fitted.altered, **asked
     )
-    render = partial(
-        render_scores, scores, _who(model), fitted=fitted, kl_groups=manifest.kl_groups
-    )
-    return render() if len(fitted.images) <= INLINE_SCORES else await request.beside(render)
+    small = len(fitted.images) <= INLINE_SCORES
+    how: dict[str, Any] = {"fitted": fitted, "kl_groups": manifest.kl_groups}
+    return await _rendered(request, render_scores, scores, small, **how)
 
 
 async def anomaly_map(
@@ -150,24 +142,13 @@ async def anomaly_map(
     """Where images are unlike what the model expects of each, in standard deviations of what is
     usual at a pixel: npy float32 `[n,H,W]`, a PNG of the images under their maps on one scale for
     all, or in JSON the largest boxes with their p-values."""
-    model = request.model
     fitted = await pictures(request, options)
-    found = await model.anomaly_map(
-        fitted.images,
-        seed=options.seed,
-        boxes=options.boxes,
-        caller=request.caller,
-        deadline=request.deadline,
+    found = await request.model.anomaly_map(
+        fitted.images, seed=options.seed, boxes=options.boxes, **request.asked
     )
-    render = partial(
-        render_anomaly_maps,
-        found,
-        request.media_type,
-        _who(model),
-        fitted=fitted,
-        maps=options.maps,
-    )
-    return render() if found.maps.size <= INLINE_NUMBERS else await request.beside(render)
+    small = found.maps.size <= INLINE_NUMBERS
+    how: dict[str, Any] = {"fitted": fitted, "maps": options.maps}
+    return await _rendered(request, render_anomaly_maps, found, small, **how)
 
 
 async def reconstruct(
@@ -176,11 +157,7 @@ async def reconstruct(
     """Images through their latents and back."""
     fitted = await pictures(request, options)
     images = await request.model.reconstruct(
-        fitted.images,
-        seed=options.seed,
-        output=options.output,
-        caller=request.caller,
-        deadline=request.deadline,
+        fitted.images, seed=options.seed, output=options.output, **request.asked
     )
     return await _images(request, images, fitted)
 
@@ -198,8 +175,7 @@ async def interpolate(
         seeds=options.seeds,
         seed=options.seed,
         output=options.output,
-        caller=request.caller,
-        deadline=request.deadline,
+        **request.asked,
     )
     return await _images(request, images, fitted)
 
@@ -210,48 +186,49 @@ def operation_routes(shared: AppState) -> list[OperationRoute]:
     eps: dict[str, Any] = {"payload": "prior_eps", "optional": True}
     ends: dict[str, Any] = {"payload": "images", "optional": True}
     latent: dict[str, Any] = {"payload": "latents"}
-    return [
-        _route(shared, endpoint, summary, options, **body)
-        for endpoint, summary, options, body in (
-            (sample, "Draw images, or change some", SampleOptions, eps),
-            (score, "Log-likelihood and p-value of images", ScoreOptions, images),
-            (anomaly_map, "Where images are unusual", AnomalyMapOptions, images),
-            (encode, "Latents of images", EncodeOptions, images),
-            (decode, "Images of latents", DecodeOptions, latent),
-            (reconstruct, "Images through their latents and back", ReconstructOptions, images),
-            (interpolate, "Images between two images or seeds", InterpolateOptions, ends),
-        )
-    ]
-
-
-def _route(
-    shared: AppState, endpoint: Any, summary: str, options: type[Options], **body: Any
-) -> OperationRoute:
     answers: dict[Any, type[Response]] = {
         score: ScoreResponse,
         encode: EncodeResponse,
         anomaly_map: AnomalyMapResponse,
     }
-    response = answers.get(endpoint, ImagesResponse)
-    offers = NUMBER_OFFERS if endpoint in (score, encode) else IMAGE_OFFERS
-    declared = documented_operation(endpoint, summary, options, response, offers, **body)
-    path = f"/v1/{endpoint.__name__.replace('_', '-')}"
-    return OperationRoute(
-        path, endpoint, shared, options=options, offers=offers, **body, **declared
+    table: tuple[tuple[Any, str, type[Options], dict[str, Any]], ...] = (
+        (sample, "Draw images, or change some", SampleOptions, eps),
+        (score, "Log-likelihood and p-value of images", ScoreOptions, images),
+        (anomaly_map, "Where images are unusual", AnomalyMapOptions, images),
+        (encode, "Latents of images", EncodeOptions, images),
+        (decode, "Images of latents", DecodeOptions, latent),
+        (reconstruct, "Images through their latents and back", ReconstructOptions, images),
+        (interpolate, "Images between two images or seeds", InterpolateOptions, ends),
     )
-
-
-def _who(model: Model) -> dict[str, Any]:
-    """What an answer in JSON says of the model."""
-    return {"model": model.name, "version": model.version}
+    routes = []
+    for endpoint, summary, options, body in table:
+        response = answers.get(endpoint, ImagesResponse)
+        offers = NUMBER_OFFERS if endpoint in (score, encode) else IMAGE_OFFERS
+        declared = documented_operation(endpoint, summary, options, response, offers, **body)
+        path = f"/v1/{endpoint.__name__.replace('_', '-')}"
+        given: dict[str, Any] = {"options": options, "offers": offers, **body, **declared}
+        routes.append(OperationRoute(path, endpoint, shared, **given))
+    return routes
 
 
 async def _images(
     request: OperationRequest, images: Images, fitted: Fitted | None = None
 ) -> Answer:
-    """Encode `images`, beside the event loop where they are many."""
     channels = images.images.shape[1]
     if request.media_type == PNG and channels not in (1, 3):
         raise NotAcceptable(f"a PNG cannot hold {channels} channels: ask for application/x-npy")
-    render = partial(render_images, images, request.media_type, _who(request.model), fitted=fitted)
-    return render() if images.images.size <= INLINE_PIXELS else await request.beside(render)
+    small = images.images.size <= INLINE_PIXELS
+    return await _rendered(request, render_images, images, small, fitted=fitted)
+
+
+async def _rendered(
+    request: OperationRequest,
+    render: Callable[..., Answer],
+    result: Result,
+    small: bool,
+    **how: Any,
+) -> Answer:
+    """The answer that `render` makes of `result`; beside the event loop where it is not small."""
+    who = {"model": request.model.name, "version": request.model.version}
+    make = partial(render, result, request.media_type, who, **how)
+    return make() if small else await request.beside(make)

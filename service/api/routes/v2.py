@@ -14,10 +14,8 @@ from service.api.openapi import (
     inference_error,
     timeout_parameter,
 )
-from service.api.operation_route import OperationRequest
-from service.api.response.rendering import Answer
 from service.api.state import AppState
-from service.api.v2.infer import BINARY, HEADER_LENGTH, InferRoute, compute
+from service.api.v2.infer import BINARY, HEADER_LENGTH, InferRoute
 from service.api.v2.models import InferModel, InferModels
 from service.api.v2.schemas import (
     ConfigTensor,
@@ -31,9 +29,9 @@ from service.api.v2.schemas import (
     RepositoryEntry,
     ServerMetadata,
     StatisticsDocument,
-    TensorMetadata,
 )
 from service.api.v2.statistics import statistics
+from service.api.v2.tensors import TensorInfo
 from service.codecs import JSON
 from service.errors import ShuttingDown
 from service.repository.registry import LoadedModel
@@ -68,11 +66,9 @@ them."""
 def infer_routes(shared: AppState, models: InferModels) -> list[InferRoute]:
     """``infer``, with and without a version."""
 
-    async def infer(request: OperationRequest, model: str) -> Answer:  # noqa: ARG001 - of the path
-        return await _infer(request, models)
-
-    async def infer_version(request: OperationRequest, model: str, version: str) -> Answer:  # noqa: ARG001
-        return await _infer(request, models)
+    # For what FastAPI documents: the routes answer by themselves.
+    async def infer(model: str) -> None: ...
+    async def infer_version(model: str, version: str) -> None: ...
 
     return [
         InferRoute(
@@ -80,10 +76,6 @@ def infer_routes(shared: AppState, models: InferModels) -> list[InferRoute]:
         )
         for path, endpoint in (("{model}", infer), ("{model}/versions/{version}", infer_version))
     ]
-
-
-async def _infer(request: OperationRequest, models: InferModels) -> Answer:
-    return await compute(request, models.of(request.model)[request.operation])
 
 
 def _documented(name: str) -> dict[str, Any]:
@@ -213,36 +205,32 @@ def _health(good: bool, what: str) -> HealthDocument:
 
 
 def _metadata(model: InferModel, versions: list[str]) -> ModelMetadata:
-    inputs, outputs = (
-        [TensorMetadata(name=i.name, datatype=i.datatype, shape=list(i.shape)) for i in infos]
-        for infos in (model.inputs, model.outputs)
-    )
-    return ModelMetadata(
-        name=model.name, versions=versions, platform=PLATFORM, inputs=inputs, outputs=outputs
-    )
+    said = {"name": model.name, "versions": versions, "platform": PLATFORM}
+    tensors = {"inputs": model.inputs, "outputs": model.outputs}
+    return ModelMetadata.model_validate(said | tensors, from_attributes=True)
 
 
 def _config(shared: AppState, loaded: LoadedModel, model: InferModel) -> ModelConfig:
-    inputs, outputs = (
-        [
-            ConfigTensor.model_validate(
-                {
-                    "name": info.name,
-                    "data_type": f"TYPE_{info.datatype}".replace("BYTES", "STRING"),
-                    "dims": list(info.shape[1:]) or [1],
-                    "optional": info.optional,
-                }
-            )
-            for info in infos
-        ]
-        for infos in (model.inputs, model.outputs)
-    )
     settings = shared.settings
     return ModelConfig(
         name=model.name,
         platform=PLATFORM,
         backend=loaded.runtime.engine.backend,
         max_batch_size=settings.max_n if model.operation == "sample" else settings.max_images,
-        input=inputs,
-        output=outputs,
+        input=_configured(model.inputs),
+        output=_configured(model.outputs),
     )
+
+
+def _configured(tensors: tuple[TensorInfo, ...]) -> list[ConfigTensor]:
+    return [
+        ConfigTensor.model_validate(
+            {
+                "name": info.name,
+                "data_type": f"TYPE_{info.datatype}".replace("BYTES", "STRING"),
+                "dims": list(info.shape[1:]) or [1],
+                "optional": info.optional,
+            }
+        )
+        for info in tensors
+    ]

@@ -15,7 +15,6 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from service.errors import Unauthorized
@@ -33,12 +32,6 @@ CHECK_SECONDS = 1.0  # between two looks at the file
 
 class KeyFileError(ValueError):
     """The file cannot be read or a line of it is none; the message names it."""
-
-
-@dataclass(frozen=True)
-class _Key:
-    digest: bytes
-    name: str
 
 
 class KeyFile:
@@ -86,9 +79,10 @@ class KeyFile:
     def _holder(self, token: bytes) -> str:
         self._refresh()
         digest, name = hashlib.sha256(token).digest(), ""
-        for key in self._keys:  # all of them: how long it takes says nothing about which it was
-            if hmac.compare_digest(key.digest, digest):
-                name = key.name
+        # All of them: how long it takes says nothing about which it was.
+        for known, holder in self._keys.items():
+            if hmac.compare_digest(known, digest):
+                name = holder
         return name
 
     def _refresh(self) -> None:
@@ -110,8 +104,11 @@ class KeyFile:
             logger.info("%s: %d keys", self._path, len(self._keys))
 
 
-def read_keys(path: Path) -> list[_Key]:
-    """The keys in the file at `path`. Raises KeyFileError naming the line that is wrong."""
+def read_keys(path: Path) -> dict[bytes, str]:
+    """Digests of the keys in the file at `path`, and whose they are.
+
+    Raises KeyFileError naming the line that is wrong.
+    """
     if path.exists() and not path.is_file():  # to open a FIFO would wait for who writes to it
         raise KeyFileError(
             f"the keys' file {path} (IAFVAE_KEYS_FILE) cannot be read: it is no regular file"
@@ -128,7 +125,7 @@ def read_keys(path: Path) -> list[_Key]:
         raise KeyFileError(f"{path} is not text: write a line for each key") from None
     if len(data) > MAX_FILE_BYTES:
         raise KeyFileError(f"{path} has more than {MAX_FILE_BYTES} bytes")
-    keys: dict[bytes, _Key] = {}
+    keys: dict[bytes, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         fields = line.partition("#")[0].split()
         if not fields:
@@ -138,13 +135,13 @@ def read_keys(path: Path) -> list[_Key]:
                 f"{path}, line {number}: a line is the SHA-256 of a key in hexadecimal and a name "
                 "of letters, digits and . _ @ -, as `iafvae key` prints it"
             )
-        key = _Key(bytes.fromhex(fields[0]), fields[1])
-        if key.digest in keys:
+        digest = bytes.fromhex(fields[0])
+        if digest in keys:
             raise KeyFileError(f"{path}, line {number}: this key is there already")
-        keys[key.digest] = key
+        keys[digest] = fields[1]
     if not keys:
         raise KeyFileError(f"{path} holds no keys: nobody could call; add one with `iafvae key`")
-    return list(keys.values())
+    return keys
 
 
 def is_admin(holder: str) -> bool:

@@ -18,9 +18,10 @@ from service.codecs.json_body import check_values, loads_once
 from service.errors import InvalidInput, MalformedBody
 from service.operations.results import Result
 
-__all__ = ["InferRequest", "InferResponse", "Wanted", "encode_response", "parse_request"]
+__all__ = ["InferRequest", "InferResponse", "encode_response", "parse_request"]
 
 Json = Any
+Wanted = tuple[TensorInfo, bool]  # an output that is asked for, and whether as bytes
 # What other servers and clients of the protocol may add, which means nothing here.
 IGNORED = frozenset(
     {
@@ -28,14 +29,6 @@ IGNORED = frozenset(
         *("timeout", "content_type", "headers"),
     }
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """An output that is asked for, in which form."""
-
-    info: TensorInfo
-    binary: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +158,7 @@ def _refuse_shared_memory(options: Mapping[str, Json]) -> None:
 
 def _wanted(given: Json, infos: tuple[TensorInfo, ...], binary: bool) -> list[Wanted]:
     if given is None or given == []:
-        return [Wanted(info=info, binary=binary) for info in infos]
+        return [(info, binary) for info in infos]
     wanted: dict[str, Wanted] = {}
     for item in _listed(given, "outputs"):
         info = _by_name(item.get("name"), infos, "output")
@@ -175,7 +168,7 @@ def _wanted(given: Json, infos: tuple[TensorInfo, ...], binary: bool) -> list[Wa
             raise InvalidInput("classification of outputs is not offered: these are no classes")
         if info.name in wanted:
             raise InvalidInput(f"output {info.name!r} is asked for more than once")
-        wanted[info.name] = Wanted(info=info, binary=_flag(options, "binary_data", binary))
+        wanted[info.name] = (info, _flag(options, "binary_data", binary))
     return list(wanted.values())
 
 
@@ -185,14 +178,14 @@ def encode_response(
     """The body, and how many of its first bytes are JSON; None where all are."""
     blobs: list[bytes] = []
     outputs: list[dict[str, Json]] = []
-    for wanted in request.outputs:
-        info, array = wanted.info, response.outputs[wanted.info.name]
+    for info, binary in request.outputs:
+        array = response.outputs[info.name]
         output: dict[str, Json] = {
             "name": info.name,
             "datatype": info.datatype,
             "shape": list(array.shape),
         }
-        if wanted.binary:
+        if binary:
             blobs.append(to_binary(info, array))
             output["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
@@ -206,6 +199,6 @@ def encode_response(
         "outputs": outputs,
     }
     head = json.dumps(document, allow_nan=False, separators=(",", ":")).encode("utf-8")
-    if any(wanted.binary for wanted in request.outputs):
+    if any(binary for _, binary in request.outputs):
         return b"".join((head, *blobs)), len(head)
     return head, None

@@ -8,9 +8,14 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Send
 
-from service.api.operation_route import OperationRequest, OperationRoute
+from service.api.operation_route import OperationRoute
 from service.api.request.compression import accepted_encoding, compress
-from service.api.request.limits import INLINE_BYTES, Body, timeout_of, while_connected
+from service.api.request.limits import (
+    INLINE_BYTES,
+    OperationRequest,
+    timeout_of,
+    while_connected,
+)
 from service.api.response.rendering import Answer
 from service.api.state import AppState
 from service.api.v2.codec import InferRequest, encode_response, parse_request
@@ -19,7 +24,7 @@ from service.codecs import JSON
 from service.errors import InvalidInput
 from service.operations.results import Result
 
-__all__ = ["BINARY", "HEADER_LENGTH", "InferRoute", "compute"]
+__all__ = ["BINARY", "HEADER_LENGTH", "InferRoute"]
 
 HEADER_LENGTH = "inference-header-content-length"
 BINARY = "application/octet-stream"
@@ -38,29 +43,19 @@ class InferRoute(OperationRoute):
         super().__init__(path, endpoint, shared, **declared)
         self._models = models
 
-    async def answer(self, request: OperationRequest, body: Body, send: Send) -> Answer:
+    async def answer(self, request: OperationRequest, send: Send) -> Answer:
         """Find the model, read, compute, send."""
         headers, settings, named = request.headers, request.settings, request.path_params
         loaded, infer = self._models.find(named["model"], named.get("version"))
         request.operation = infer.operation
         with loaded as request.model:
-            request.deadline = time.monotonic() + timeout_of(headers, settings.timeout_seconds)
-            request.payload = await body.read(
-                headers,
-                request.receive,
-                timeout_seconds=settings.body_timeout_seconds,
-                beside=request.beside,
-            )
-            request.shared.admission.enter(request.holder)
-            try:
-                async with while_connected(request.receive):
-                    answer = await self._endpoint(request, **named)
-                    return await self.send(answer, request, send)
-            finally:
-                request.shared.admission.leave(request.holder)
+            request.keep_to(time.monotonic() + timeout_of(headers, settings.timeout_seconds))
+            request.payload = await request.read()
+            async with while_connected(request.receive):
+                return await self.send(await _computed(request, infer), request, send)
 
 
-async def compute(request: OperationRequest, infer: InferModel) -> Answer:
+async def _computed(request: OperationRequest, infer: InferModel) -> Answer:
     """Parse the body of `request`, run `infer`, encode."""
     assert isinstance(request.payload, bytes)  # noqa: S101 - the route has read it
     asked = parse_request(
@@ -71,7 +66,7 @@ async def compute(request: OperationRequest, infer: InferModel) -> Answer:
         parameters=infer.parameters,
     )
     request.parsed = time.perf_counter()
-    request.deadline = _sooner(request.deadline, asked)
+    request.keep_to(_sooner(request.deadline, asked))
     response = await infer.run(request, request.model, asked)
     content, length = encode_response(response, asked, model=infer.name, version=infer.version)
     return await _encoded(content, length, response.result, request)

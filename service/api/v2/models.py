@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.operation_route import OperationRequest
 from service.api.request.inputs import check_count
+from service.api.request.limits import OperationRequest
 from service.api.v2.codec import InferRequest, InferResponse
 from service.api.v2.tensors import Datatype, TensorInfo
 from service.bundle import Manifest
@@ -33,7 +33,7 @@ UNDECIDED = -1  # where JSON has null; else 1 or 0
 Run = Callable[[OperationRequest, Model, InferRequest], Awaitable[InferResponse]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class InferModel:
     """A model as the protocol sees it; `parameters` are those that a request may have."""
 
@@ -96,9 +96,8 @@ async def _score(request: OperationRequest, model: Model, infer: InferRequest) -
         seed=_integer(infer, "seed", scoring.default_seed),
         alpha=_share(infer, "alpha"),
         fdr=_share(infer, "fdr"),
-        verdict=any(wanted.info.name in VERDICT for wanted in infer.outputs),
-        caller=request.caller,
-        deadline=request.deadline,
+        verdict=any(info.name in VERDICT for info, _ in infer.outputs),
+        **request.asked,
     )
     outputs: dict[str, NDArray[Any]] = {
         name: getattr(scores, name).astype(np.float32) for name in (*ESTIMATES, "p_value")
@@ -133,14 +132,10 @@ async def _sample(request: OperationRequest, model: Model, infer: InferRequest) 
     drawn = await model.sample_each(
         seeds.tolist(),
         temperature=np.repeat(heats[:, None], groups, axis=1),
-        caller=request.caller,
-        deadline=request.deadline,
+        **request.asked,
     )
-    outputs: dict[str, NDArray[Any]] = {
-        "image": drawn.images,
-        "draw": drawn.draw,
-        "mean": drawn.mean,
-    }
+    outputs: dict[str, NDArray[Any]]
+    outputs = {"image": drawn.images, "draw": drawn.draw, "mean": drawn.mean}
     return InferResponse(outputs=outputs, parameters={}, result=drawn)
 
 
@@ -149,7 +144,7 @@ async def _encode(request: OperationRequest, model: Model, infer: InferRequest) 
     check_count("images", len(images), request.settings.max_images)
     seeded = "seed" in infer.parameters
     seed = _integer(infer, "seed", 0) if seeded else None
-    coded = await model.encode(images, seed=seed, caller=request.caller, deadline=request.deadline)
+    coded = await model.encode(images, seed=seed, **request.asked)
     parameters = {"seed": seed} if seeded else {}
     return InferResponse(outputs={"z": coded.latents}, parameters=parameters, result=coded)
 
@@ -157,7 +152,7 @@ async def _encode(request: OperationRequest, model: Model, infer: InferRequest) 
 async def _decode(request: OperationRequest, model: Model, infer: InferRequest) -> InferResponse:
     latents = infer.inputs["z"]
     check_count("latents", len(latents), request.settings.max_images)
-    decoded = await model.decode_each(latents, caller=request.caller, deadline=request.deadline)
+    decoded = await model.decode_each(latents, **request.asked)
     return InferResponse(outputs={"mean": decoded.mean}, parameters={}, result=decoded)
 
 
@@ -208,14 +203,6 @@ def _infer_models(manifest: Manifest) -> dict[str, InferModel]:
         "decode": ((z,), (mean,), none, _decode),
     }
     return {
-        operation: InferModel(
-            name=f"{manifest.name}.{operation}",
-            operation=operation,
-            version=manifest.version,
-            inputs=inputs,
-            outputs=outputs,
-            parameters=parameters,
-            run=run,
-        )
-        for operation, (inputs, outputs, parameters, run) in signatures.items()
+        operation: InferModel(f"{manifest.name}.{operation}", operation, manifest.version, *rest)
+        for operation, rest in signatures.items()
     }

@@ -10,13 +10,13 @@ from service.metrics import Metrics
 
 __all__ = ["statistics"]
 
-REQUEST, FAILED, QUEUE, COMPUTE, BATCH = (
-    f"iafvae_{name}"
-    for name in (
-        *("request_seconds", "failed_request_seconds", "queue_seconds", "compute_seconds"),
-        "batch_rows",
-    )
-)
+BATCH = "iafvae_batch_rows"
+DURATIONS = {
+    "success": "iafvae_request_seconds",
+    "fail": "iafvae_failed_request_seconds",
+    "queue": "iafvae_queue_seconds",
+    "compute_infer": "iafvae_compute_seconds",
+}
 
 
 def statistics(metrics: Metrics, models: Iterable[InferModel]) -> list[ModelStatistics]:
@@ -24,7 +24,7 @@ def statistics(metrics: Metrics, models: Iterable[InferModel]) -> list[ModelStat
     values = {
         (sample.name, sample.labels.get("operation"), sample.labels.get("model")): sample.value
         for family in metrics.registry.collect()  # once: it asks whatever is watched, too
-        if family.name in (REQUEST, FAILED, QUEUE, COMPUTE, BATCH)
+        if family.name in (BATCH, *DURATIONS.values())
         for sample in family.samples
     }
     return [_of_model(values, model) for model in models]
@@ -40,12 +40,7 @@ def _of_model(
 
     durations = {
         name: Duration(count=int(value(f"{metric}_count")), ns=round(1e9 * value(f"{metric}_sum")))
-        for name, metric in (
-            ("success", REQUEST),
-            ("fail", FAILED),
-            ("queue", QUEUE),
-            ("compute_infer", COMPUTE),
-        )
+        for name, metric in DURATIONS.items()
     }
     return ModelStatistics(
         name=model.name,

@@ -165,7 +165,7 @@ def test_lines_are_appended(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
     path.write_text(path.read_text().rstrip("\n"))  # as some editors leave it
     append_line(path, key_line("b", "bob"))
-    assert [key.name for key in read_keys(path)] == ["ada", "bob"]
+    assert list(read_keys(path).values()) == ["ada", "bob"]
     other = tmp_path / "other"
     other.write_text("something else\n")
     with pytest.raises(KeyFileError):

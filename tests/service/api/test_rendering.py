@@ -41,9 +41,6 @@ def scores():
         discovery=[None, None, None],
         evidence={"log_likelihood": np.array([0.25, NAN, NAN])},
         status=["ok", "non_finite", "non_finite"],
-        estimator="elbo",
-        importance_samples=1,
-        alpha=0.01,
         kl_nats=np.array([[1.0, 2.0], [INF, 2.0], [NAN, NAN]]),
         **TIMING,
     )
@@ -51,7 +48,7 @@ def scores():
 
 def test_scores(scores):
     untouched = fitted(False, False, False)
-    answer = render_scores(scores, {}, fitted=untouched, kl_groups=("a", "b"))
+    answer = render_scores(scores, JSON, {}, fitted=untouched, kl_groups=("a", "b"))
     results = json.loads(answer.body, parse_constant=pytest.fail)["results"]
     assert [r["log_likelihood_nats"] for r in results] == [-1.5, None, None]
     assert [r["status"] for r in results] == ["ok", "non_finite", "non_finite"]

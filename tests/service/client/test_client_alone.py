@@ -39,7 +39,6 @@ NOT_NEEDED = (
     "fastapi",
     "starlette",
     "pydantic",
-    "pydantic_settings",
     "onnxruntime",
     "openvino",
     "uvicorn",

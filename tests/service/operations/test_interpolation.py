@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.operations.latents import GreatCircle
+from service.operations import latents
 
 
 def great_circle(ends, n):
-    return GreatCircle(ends, n)[0:n]
+    return latents.great_circle(ends, n)(0, n)
 
 
 @settings(max_examples=50, deadline=None)

@@ -10,20 +10,19 @@ import pytest
 
 from service import noise as noise_module
 from service.engine.cuda_engine import CudaEngine
-from service.engine.options import EngineOptions
 from service.noise import Normal, Purpose, image_keys, normal, uniform
-from service.operations import load
+from service.operations import model as model_module
 from service.scheduler import batching
 from service.scheduler.batching import batchers
 from service.scheduler.work import (
     DecodeWork,
     EncodeWork,
     EvidenceWork,
-    ImageNoise,
-    NoiseKeys,
-    Positions,
     SampleWork,
     ScoreWork,
+    first_images,
+    image_noise,
+    positions,
 )
 
 D = 3
@@ -108,7 +107,7 @@ def test_means_alone_need_no_uniform_noise(loaded, monkeypatch):
     """Uniforms are many (U an image); rows that want the mean alone do without."""
 
     monkeypatch.setattr(batching, "uniform", lambda *arguments, **options: 1 / 0)
-    keys = NoiseKeys(places(2), places(2), Purpose.SAMPLE)
+    keys = first_images(places(2))
     work = DecodeWork(z=LATENTS, keys=keys, output="mean")
     arrays = batchers(loaded.bundle.manifest)["decode"].assemble([(work, 0, 2)])
     assert not arrays["u"].any()
@@ -158,12 +157,11 @@ def test_all_cores_make_noise_for_a_gpu(loaded, monkeypatch):
         asked.append(threads)
         return batchers(manifest, threads)
 
-    monkeypatch.setattr(load, "batchers", noted)
-    limits = {"max_batch_rows": None, "max_queue_rows": 100, "hang_seconds": 9, "observer": None}
+    monkeypatch.setattr(model_module, "batchers", noted)
     rehearsed = CudaEngine(loaded.bundle, memory="cpu", max_rows=8)
     for engine in (rehearsed, loaded.engine):
-        monkeypatch.setattr(load, "make_engine", lambda *_, engine=engine: engine)
-        load.assemble(loaded.bundle, EngineOptions(), workers=4, **limits)
+        monkeypatch.setattr(model_module, "make_engine", lambda *_, engine=engine: engine)
+        model_module.Model.load(loaded.bundle.path, workers=4)
     assert asked == [4, 1]
 
 
@@ -171,13 +169,12 @@ def test_a_piece_asks_for_its_rows_where_it_is_assembled(loaded):
     """They may be noise that is made then: cutting a stream into pieces makes none of it."""
     asked = []
 
-    class Recorded:
-        def __getitem__(self, rows):
-            asked.append((rows.start, rows.stop))
-            return np.arange(30, dtype=np.float32).reshape(10, D)[rows]
+    def recorded(start, stop):
+        asked.append((start, stop))
+        return np.arange(30, dtype=np.float32).reshape(10, D)[start:stop]
 
     heats = np.ones((10, 1), np.float32)
-    work = SampleWork(keys=Positions(0), temperature=heats, output="mean", eps=Recorded())
+    work = SampleWork(keys=positions(0), temperature=heats, output="mean", eps=recorded)
     piece = work.piece(2, 8).piece(1, 5)
     assert (piece.rows, asked) == (4, [])
     eps = batchers(loaded.bundle.manifest)["sample"].assemble([(piece, 1, 3)])["eps"]
@@ -187,8 +184,8 @@ def test_a_piece_asks_for_its_rows_where_it_is_assembled(loaded):
 
 def test_noise_of_images_is_theirs_wherever_they_stand(tiny_model):
     images = tiny_model.images(5)
-    noise = ImageNoise(7, images)
-    seeds, streams, purposes = noise.cut(1, 4)
+    noise = image_noise(7, images)
+    seeds, streams, purposes = noise(1, 4)
     assert np.array_equal(streams, image_keys(images)[1:4])
     assert seeds.tolist() == [7] * 3
     assert purposes.tolist() == [Purpose.IMAGE] * 3
