@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 from service.api.security.admission import Admission
 from service.app import create_app
 from service.logs import configure_logging
+from service.server.acceptor import Acceptor
 from service.server.background_logs import background_logs
 from service.server.protocol import BoundedHttp
 from service.server.proxy import BehindProxy
@@ -32,9 +33,6 @@ __all__ = ["bind", "listen", "serve"]
 
 logger = logging.getLogger("iafvae")
 BACKLOG = 2048  # connections that wait to be accepted, as uvicorn has it
-# uvloop takes one connection of a listener in a turn of the event loop: when turns are long, new
-# clients would wait for seconds beside others that are answered at once.
-ACCEPTORS = 16
 COLLECTOR = (20_000, 20, 20)  # new objects before a collection, collections before an older one
 END = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 IGNORED = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
@@ -55,6 +53,19 @@ class _DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._on_signal, self._delay_seconds = on_signal, delay_seconds
         self._signals = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, and take connections of `sockets`."""
+        await super().startup([])
+
+        def connection() -> asyncio.Protocol:
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+            )
+
+        self.servers.extend(Acceptor(each, connection) for each in sockets or [])  # type: ignore[misc]
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -151,7 +162,7 @@ def serve(settings: Settings) -> None:
         connections = server.server_state.connections
         metrics = app.state.shared.metrics
         metrics.watch("open_connections", "Of clients.", lambda: len(connections))
-        server.run([listener, *(listener.dup() for _ in range(1, ACCEPTORS))])
+        server.run([listener])
     if any(thread.daemon for thread in threading.enumerate()):
         _leave()  # a model that the watcher was loading, a batch that never ended
 
