@@ -6,7 +6,7 @@
 #
 # Needs buildah, podman, runc and debootstrap. Prints the sizes of base and image. Images are kept in
 # $IMAGES; where the kernel mounts no overlay, STORAGE_DRIVER=vfs works, and takes many times as long.
-# Where no container can be run at all, exits with 77.
+# Where none can be built or no container can be run, exits with 77.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,7 +35,7 @@ buildah "${storage[@]}" bud --layers --isolation chroot --network host --format 
   --timestamp "$(git log -1 --format=%ct)" \
   --volume /etc/ssl/certs:/etc/ssl/certs:ro \
   --build-arg "PYTHON_IMAGE=$base" --build-arg "REVISION=$(git rev-parse HEAD)" \
-  --target "$target" -t "localhost/iafvae:$target" .
+  --target "$target" -t "localhost/iafvae:$target" . || exit 77
 
 "${podman[@]}" images --format '{{.Repository}}:{{.Tag}} {{.Size}}' \
   --filter reference="$base" --filter reference="localhost/iafvae:$target"
