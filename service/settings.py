@@ -79,10 +79,15 @@ def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _proxies(values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        if value != "*":
-            ipaddress.ip_network(value, strict=False)
-    return values
+    """Networks by their own address: uvicorn would look for 10.0.0.5/24 by these letters."""
+    return tuple(
+        str(ipaddress.ip_network(value, strict=False)) if "/" in value else _address(value)
+        for value in values
+    )
+
+
+def _address(value: str) -> str:
+    return value if value == "*" else str(ipaddress.ip_address(value))
 
 
 def _root_path(value: str) -> str:

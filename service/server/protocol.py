@@ -28,7 +28,8 @@ from service.server.transport import ClosedByProtocol
 __all__ = ["BoundedHttp"]
 
 HEAD_SECONDS = 30.0  # from a connection, or a later request's first byte, to the end of its head
-WRITE_SECONDS = 20.0  # in which a client must have taken what fills the connection's 64 KiB
+WRITE_SECONDS = 20.0  # in which a client takes 64 KiB of what waits for it, and a part of all
+WRITE_BYTES, WRITE_PARTS = 2**16, 30
 DRAIN_SECONDS = 10.0  # for the rest of a body whose request is answered already
 CLOSE_SECONDS = 5.0  # for a client to hang up after the last answer
 TICK_SECONDS = 1.0  # between two looks at these
@@ -69,6 +70,7 @@ class BoundedHttp(HttpToolsProtocol):
     transport: ClosedByProtocol
     _deadline = math.inf  # when the present state must have ended
     _write_deadline = math.inf  # when a full buffer must have drained
+    _unsent, _step = 0, WRITE_BYTES  # bytes that waited for the client then; that it must take
     _timer: asyncio.TimerHandle
     _active: RequestResponseCycle | None = None  # the last that was begun with
     _reading_head = False
@@ -152,6 +154,8 @@ class BoundedHttp(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The buffer is full."""
         super().pause_writing()
+        self._unsent = self.transport.get_write_buffer_size()
+        self._step = max(WRITE_BYTES, self._unsent // WRITE_PARTS)
         self._write_deadline = self.loop.time() + WRITE_SECONDS
 
     def resume_writing(self) -> None:
@@ -161,6 +165,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _tick(self) -> None:
         now = self.loop.time()
+        if self._write_deadline < math.inf:
+            self._look_at_reader(now)
         late = now >= self._deadline
         if now >= self._write_deadline or (late and self._closing):
             self.transport.abort()
@@ -170,6 +176,14 @@ class BoundedHttp(HttpToolsProtocol):
         elif late:
             self.transport.close()
         self._timer = self.loop.call_later(TICK_SECONDS, self._tick)
+
+    def _look_at_reader(self, now: float) -> None:
+        """A client that takes an answer in steps has as long again for the next."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent <= self._unsent - self._step:
+            self._unsent, self._write_deadline = unsent, now + WRITE_SECONDS
+            if self._closing:
+                self._deadline = self._write_deadline
 
     def _answering(self) -> bool:
         return self._active is not None and not self._active.response_complete
@@ -234,15 +248,21 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _check_head(self) -> None:
         """Raises _UnclearError where a proxy before this could have read another request (RFC 9112,
-        3.2 and 6.1): without one host, or with a coding that nobody undoes here."""
-        hosts = 0
+        3.2 and 6.1): without one host, or with a coding that nobody undoes here. Cookies are left
+        out: nobody reads one, and Python takes quadratic time to unquote some (CVE-2024-7592).
+        """
+        hosts, cookies = 0, False
         for name, value in self.headers:
             if name == b"host":
                 hosts += 1
+            elif name == b"cookie":
+                cookies = True
             elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
                 raise _UnclearError("Transfer-Encoding may only be chunked.")
         if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
             raise _UnclearError("A request names one Host.")
+        if cookies:
+            self.headers[:] = [header for header in self.headers if header[0] != b"cookie"]
 
     def on_body(self, body: bytes) -> None:
         """Some of a body."""
@@ -262,6 +282,11 @@ class BoundedHttp(HttpToolsProtocol):
             return  # an offer of an upgrade
         cycle = self.cycle
         self._outside, cycle.more_body = 0, False
+        if cycle.keep_alive and not self.parser.should_keep_alive():
+            cycle.keep_alive = False  # a trailer said so, and the parser reads no more
+            if cycle.response_complete:
+                self.transport.close()
+                return
         if cycle.response_complete:
             self._idle()
         else:

@@ -118,6 +118,8 @@ def test_a_prefix_and_its_proxies(monkeypatch):
     settings = load_settings()
     assert settings.root_path == "/models/iafvae"
     assert settings.forwarded_allow_ips == ("10.0.0.0/8", "::1")
+    monkeypatch.setenv("IAFVAE_FORWARDED_ALLOW_IPS", "10.0.0.5/24,fd00::7/8,*")
+    assert load_settings().forwarded_allow_ips == ("10.0.0.0/24", "fd00::/8", "*")
     monkeypatch.setenv("IAFVAE_FORWARDED_ALLOW_IPS", "nginx")
     with pytest.raises(SettingsError, match="IAFVAE_FORWARDED_ALLOW_IPS"):
         load_settings()

@@ -119,6 +119,30 @@ def test_a_slow_reader_gets_a_large_last_answer(line):
     run(work)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_steady_reader_gets_all_of_what_takes_long(line, monkeypatch, last):
+    """As long as it takes its part in time, however long the whole takes."""
+    monkeypatch.setattr(protocol, "WRITE_SECONDS", 0.5)
+    monkeypatch.setattr(protocol, "TICK_SECONDS", 0.02)
+    size = 2**25
+
+    async def app(scope, receive, send):
+        headers = [(b"content-length", b"%d" % size)] + [(b"connection", b"close")] * last
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": bytes(size)})
+
+    async def work():
+        async with line(app) as server:
+            reader, writer = await server.connect()
+            writer.write(GET)
+            await reader.readuntil(b"\r\n\r\n")
+            for _ in range(16):
+                await reader.readexactly(size // 16)
+                await asyncio.sleep(0.1)
+
+    run(work)
+
+
 def test_a_last_answer_that_nobody_reads_is_given_up(line, monkeypatch, wait_until):
     monkeypatch.setattr(protocol, "WRITE_SECONDS", 0.2)
 

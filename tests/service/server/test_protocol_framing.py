@@ -173,6 +173,36 @@ def test_trailers_are_no_headers(line):
     run(work)
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_an_end_that_a_trailer_asks_for_is_told(line, early):
+    async def work():
+        async with line() as server:
+            head = POST.replace(b"/post", b"/early") if early else POST
+            reader, writer = await server.connect()
+            writer.write(head + CHUNKED)
+            if early:
+                await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"0\r\nconnection: close\r\n\r\n" + GET)
+            async with asyncio.timeout(5):
+                answer = await reader.read()
+            assert early or b"connection: close" in answer
+            assert len(server.asked) == 1
+
+    run(work)
+
+
+def test_nobody_sees_a_cookie(line):
+    async def work():
+        async with line() as server:
+            cookies = b'Cookie: a="' + b'\\"' * 20_000 + b'"\r\nCOOKIE: b=c\r\n'
+            await server.talk(
+                POST.replace(b"\r\n", b"\r\nx-kept: 1\r\n" + cookies, 1) + CHUNKED, b"0\r\n\r\n"
+            )
+            assert set(server.asked[0][3]) == {b"host", b"x-kept", b"transfer-encoding"}
+
+    run(work)
+
+
 ENDLESS = {
     "trailers": (b"0\r\n", b"a:b\r\n" * 4000),
     "one trailer": (b"0\r\na: ", b"b" * 20_000),
