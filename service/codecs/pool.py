@@ -217,16 +217,28 @@ class Turns:
     @asynccontextmanager
     async def turn(self, caller: str) -> AsyncIterator[None]:
         """One slot, while the context lasts."""
+        await self.take(caller)
+        try:
+            yield
+        finally:
+            self.give()
+
+    async def take(self, caller: str) -> None:
+        """One slot, until `give`."""
         granted = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(caller, deque()).append(granted)
         self._grant()
         try:
             await granted
-            yield
-        finally:
-            if not granted.cancelled():
-                self._free += 1
-                self._grant()
+        except BaseException:
+            if not granted.cancelled():  # it came in the moment that nobody wanted it any more
+                self.give()
+            raise
+
+    def give(self) -> None:
+        """A slot back."""
+        self._free += 1
+        self._grant()
 
     def _grant(self) -> None:
         while self._free and self._waiting:
