@@ -32,7 +32,13 @@ from service.codecs.images import (
     fit_array,
 )
 from service.codecs.worker import LENGTH
-from service.errors import DeadlineExceeded, IafvaeError, ShuttingDown, UndecodableImage
+from service.errors import (
+    DeadlineExceeded,
+    IafvaeError,
+    Overloaded,
+    ShuttingDown,
+    UndecodableImage,
+)
 
 __all__ = ["DecoderPool", "Turns"]
 
@@ -82,7 +88,11 @@ class DecoderPool:
         deadline: float | None = None,
         caller: str = "",
     ) -> Fitted:
-        """As `images.fit_files`; raises also DeadlineExceeded, and ShuttingDown after `close`."""
+        """As `images.fit_files`.
+
+        Raises also DeadlineExceeded, Overloaded where no process can be started, and ShuttingDown
+        after `close`.
+        """
         names = names or [f"image {index}" for index in range(len(files))]
         is_quick = sum(map(len, files)) <= QUICK_BYTES and decoding_work(files)[0] <= QUICK_WORK
         turns = self._quick if is_quick else self._dear
@@ -133,10 +143,6 @@ class DecoderPool:
         """Jobs that wait for their turn."""
         return self._quick.waiting + self._dear.waiting
 
-    async def warm(self) -> None:
-        """Start one process, so that the first image that needs it does not wait for it."""
-        self._keep(await _Worker.start())
-
     async def close(self) -> None:
         """End all processes at once; what they work on fails with ShuttingDown."""
         self._closed = True
@@ -180,7 +186,13 @@ class DecoderPool:
             worker.retirement.cancel()
             if worker.is_alive:
                 return worker
-        worker = await _Worker.start()
+        try:
+            worker = await _Worker.start()
+        except OSError as error:  # no more descriptors, processes or memory
+            raise Overloaded(
+                f"no process can be started to decode images ({error.strerror}): send the request "
+                "again later"
+            ) from None
         if self._closed:  # while it started
             await worker.kill()
             self._refuse_if_closed()
