@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["create_app", "program_version"]
 
-THREADS = 2  # for long work on bytes: large answers, compressed bodies
+THREADS = 4  # for long work on bytes: large answers, compressed bodies
+THREADS_OF_ONE = 2  # that one holder may have: the next finds one free
 DESCRIPTION = (
     "Draw images from a density model, score images by log-likelihood, encode and reconstruct "
     "them. The model is a variational autoencoder with inverse autoregressive flow "
@@ -81,7 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             by_address=not settings.forwarded_allow_ips and settings.keys_file is None,
         ),
         decoders=DecoderPool(available_cores()),
-        threads=Threads(THREADS),
+        threads=Threads(THREADS, THREADS_OF_ONE),
         tracer=_tracer() if settings.tracing else None,
     )
     registry, admission = shared.registry, shared.admission

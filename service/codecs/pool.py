@@ -13,7 +13,7 @@ import json
 import os
 import pickle
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import accumulate, pairwise
@@ -215,10 +215,11 @@ class DecoderPool:
 
 
 class Turns:
-    """`slots` that callers get in turn."""
+    """`slots` that callers get in turn; share: how many one caller may have at once (None: all)."""
 
-    def __init__(self, slots: int) -> None:
-        self._free = slots
+    def __init__(self, slots: int, share: int | None = None) -> None:
+        self._free, self._share = slots, share or slots
+        self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # whose turn is next is first
 
     @property
@@ -233,7 +234,7 @@ class Turns:
         try:
             yield
         finally:
-            self.give()
+            self.give(caller)
 
     async def take(self, caller: str) -> None:
         """One slot, until `give`."""
@@ -244,23 +245,29 @@ class Turns:
             await granted
         except BaseException:
             if not granted.cancelled():  # it came in the moment that nobody wanted it any more
-                self.give()
+                self.give(caller)
             raise
 
-    def give(self) -> None:
-        """A slot back."""
+    def give(self, caller: str) -> None:
+        """A slot of `caller` back."""
         self._free += 1
+        self._held[caller] -= 1
+        if not self._held[caller]:
+            del self._held[caller]
         self._grant()
 
     def _grant(self) -> None:
-        while self._free and self._waiting:
-            caller = next(iter(self._waiting))
+        while self._free:
+            able = (caller for caller in self._waiting if self._held[caller] < self._share)
+            if (caller := next(able, None)) is None:
+                return
             queue = self._waiting.pop(caller)
             granted = queue.popleft()
             if queue:
                 self._waiting[caller] = queue  # behind all others
             if not granted.cancelled():
                 self._free -= 1
+                self._held[caller] += 1
                 granted.set_result(None)
 
 

@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class Threads:
-    """`count` threads."""
+    """`count` threads, of which one caller has at most `share` at once (None: all)."""
 
-    def __init__(self, count: int) -> None:
-        self._executor, self._turns = ThreadPoolExecutor(count, "codec"), Turns(count)
+    def __init__(self, count: int, share: int | None = None) -> None:
+        self._executor, self._turns = ThreadPoolExecutor(count, "codec"), Turns(count, share)
 
     async def run(self, work: Callable[[], T], *, caller: str) -> T:
         """What `work` gives, when `caller` has had its turn.
@@ -28,7 +28,7 @@ class Threads:
         """
         await self._turns.take(caller)
         working = asyncio.get_running_loop().run_in_executor(self._executor, work)
-        working.add_done_callback(lambda _: self._turns.give())
+        working.add_done_callback(lambda _: self._turns.give(caller))
         return await asyncio.shield(working)
 
     def close(self) -> None:

@@ -358,6 +358,30 @@ def test_no_more_than_the_slots_at_once():
     assert (most, held) == (3, 0)
 
 
+def test_no_caller_has_more_than_its_share():
+    async def work():
+        turns, got = Turns(3, 2), []
+
+        async def take(caller):
+            await turns.take(caller)
+            got.append(caller)
+
+        jobs = [asyncio.create_task(take(caller)) for caller in "aaaab"]
+        await asyncio.sleep(0.01)
+        assert got == list("aab")
+        assert turns.waiting == 2
+        turns.give("b")
+        await asyncio.sleep(0.01)
+        assert got == list("aab"), "a slot is free for others"
+        turns.give("a")
+        await asyncio.sleep(0.01)
+        assert got == list("aaba")
+        turns.give("a")
+        await asyncio.gather(*jobs)
+
+    run(work())
+
+
 def test_who_gives_up_costs_no_slot():
     async def hold(turns):
         async with turns.turn("b"):
