@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -28,6 +27,7 @@ from service.api.security.middleware import RequestContext
 from service.api.state import AppState
 from service.api.v2.models import InferModels
 from service.codecs.pool import DecoderPool
+from service.codecs.threads import Threads
 from service.engine.hardware import available_cores
 from service.metrics import Metrics
 from service.repository.manager import ModelManager
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["create_app", "program_version"]
 
-THREADS = 2  # for long work on bytes: large answers, compressed bodies
+THREADS = 4  # for long work on bytes: large answers, compressed bodies
+THREADS_OF_ONE = 2  # that one holder may have: the next finds one free
 DESCRIPTION = (
     "Draw images from a density model, score images by log-likelihood, encode and reconstruct "
     "them. The model is a variational autoencoder with inverse autoregressive flow "
@@ -81,7 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             by_address=not settings.forwarded_allow_ips and settings.keys_file is None,
         ),
         decoders=DecoderPool(available_cores()),
-        threads=ThreadPoolExecutor(THREADS, "codec"),
+        threads=Threads(THREADS, THREADS_OF_ONE),
         tracer=_tracer() if settings.tracing else None,
     )
     registry, admission = shared.registry, shared.admission
@@ -161,7 +162,7 @@ async def _life(shared: AppState, manager: ModelManager) -> AsyncGenerator[None,
         await manager.stop()
         await registry.stop(settings.drain_seconds)
         await shared.decoders.close()
-        shared.threads.shutdown(wait=False, cancel_futures=True)
+        shared.threads.close()
         if shared.tracer is not None:
             await asyncio.to_thread(shared.tracer.close)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from service.api.security.admission import Admission
 from service.codecs.pool import DecoderPool
+from service.codecs.threads import Threads
 from service.metrics import Metrics
 from service.repository.registry import Registry
 from service.settings import Settings
@@ -29,5 +29,5 @@ class AppState:
     metrics: Metrics
     admission: Admission
     decoders: DecoderPool
-    threads: Executor
+    threads: Threads
     tracer: Tracer | None = None

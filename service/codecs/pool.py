@@ -13,7 +13,7 @@ import json
 import os
 import pickle
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import accumulate, pairwise
@@ -32,7 +32,13 @@ from service.codecs.images import (
     fit_array,
 )
 from service.codecs.worker import LENGTH
-from service.errors import DeadlineExceeded, IafvaeError, ShuttingDown, UndecodableImage
+from service.errors import (
+    DeadlineExceeded,
+    IafvaeError,
+    Overloaded,
+    ShuttingDown,
+    UndecodableImage,
+)
 
 __all__ = ["DecoderPool", "Turns"]
 
@@ -82,7 +88,11 @@ class DecoderPool:
         deadline: float | None = None,
         caller: str = "",
     ) -> Fitted:
-        """As `images.fit_files`; raises also DeadlineExceeded, and ShuttingDown after `close`."""
+        """As `images.fit_files`.
+
+        Raises also DeadlineExceeded, Overloaded where no process can be started, and ShuttingDown
+        after `close`.
+        """
         names = names or [f"image {index}" for index in range(len(files))]
         is_quick = sum(map(len, files)) <= QUICK_BYTES and decoding_work(files)[0] <= QUICK_WORK
         turns = self._quick if is_quick else self._dear
@@ -133,10 +143,6 @@ class DecoderPool:
         """Jobs that wait for their turn."""
         return self._quick.waiting + self._dear.waiting
 
-    async def warm(self) -> None:
-        """Start one process, so that the first image that needs it does not wait for it."""
-        self._keep(await _Worker.start())
-
     async def close(self) -> None:
         """End all processes at once; what they work on fails with ShuttingDown."""
         self._closed = True
@@ -180,7 +186,13 @@ class DecoderPool:
             worker.retirement.cancel()
             if worker.is_alive:
                 return worker
-        worker = await _Worker.start()
+        try:
+            worker = await _Worker.start()
+        except OSError as error:  # no more descriptors, processes or memory
+            raise Overloaded(
+                f"no process can be started to decode images ({error.strerror}): send the request "
+                "again later"
+            ) from None
         if self._closed:  # while it started
             await worker.kill()
             self._refuse_if_closed()
@@ -203,10 +215,11 @@ class DecoderPool:
 
 
 class Turns:
-    """`slots` that callers get in turn."""
+    """`slots` that callers get in turn; share: how many one caller may have at once (None: all)."""
 
-    def __init__(self, slots: int) -> None:
-        self._free = slots
+    def __init__(self, slots: int, share: int | None = None) -> None:
+        self._free, self._share = slots, share or slots
+        self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # whose turn is next is first
 
     @property
@@ -217,26 +230,44 @@ class Turns:
     @asynccontextmanager
     async def turn(self, caller: str) -> AsyncIterator[None]:
         """One slot, while the context lasts."""
+        await self.take(caller)
+        try:
+            yield
+        finally:
+            self.give(caller)
+
+    async def take(self, caller: str) -> None:
+        """One slot, until `give`."""
         granted = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(caller, deque()).append(granted)
         self._grant()
         try:
             await granted
-            yield
-        finally:
-            if not granted.cancelled():
-                self._free += 1
-                self._grant()
+        except BaseException:
+            if not granted.cancelled():  # it came in the moment that nobody wanted it any more
+                self.give(caller)
+            raise
+
+    def give(self, caller: str) -> None:
+        """A slot of `caller` back."""
+        self._free += 1
+        self._held[caller] -= 1
+        if not self._held[caller]:
+            del self._held[caller]
+        self._grant()
 
     def _grant(self) -> None:
-        while self._free and self._waiting:
-            caller = next(iter(self._waiting))
+        while self._free:
+            able = (caller for caller in self._waiting if self._held[caller] < self._share)
+            if (caller := next(able, None)) is None:
+                return
             queue = self._waiting.pop(caller)
             granted = queue.popleft()
             if queue:
                 self._waiting[caller] = queue  # behind all others
             if not granted.cancelled():
                 self._free -= 1
+                self._held[caller] += 1
                 granted.set_result(None)
 
 

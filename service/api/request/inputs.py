@@ -32,8 +32,17 @@ from service.errors import (
 )
 from service.settings import Settings
 
-__all__ = ["INLINE_PIXELS", "check_count", "latents", "pictures"]
+__all__ = [
+    "INLINE_NUMBERS",
+    "INLINE_PIXELS",
+    "check_count",
+    "check_json_numbers",
+    "latents",
+    "pictures",
+]
 
+MAX_JSON_NUMBERS = 2**20  # floats of an answer: each takes twenty bytes of it, and more to write
+INLINE_NUMBERS = 2**12  # more than this is written beside the event loop
 INLINE_PIXELS = 2**18  # more than this is encoded or decoded beside the event loop
 INLINE_FILES, INLINE_WORK = 2**14, 2**14  # bytes, and pixels times passes: a millisecond
 
@@ -133,3 +142,15 @@ def check_count(name: str, value: int, limit: int) -> None:
     """Raises PayloadTooLarge where `value` is above `limit`."""
     if value > limit:
         raise PayloadTooLarge(f"{name}: {value} is above the limit of {limit}; ask for fewer")
+
+
+def check_json_numbers(count: int, instead: str) -> None:
+    """Raises PayloadTooLarge where an answer would have `count` numbers, too many to be JSON.
+
+    instead: what else to ask for.
+    """
+    if count > MAX_JSON_NUMBERS:
+        raise PayloadTooLarge(
+            f"the answer would have {count} numbers, {MAX_JSON_NUMBERS} are written as JSON: ask "
+            f"for fewer images, or for {instead}"
+        )

@@ -86,13 +86,13 @@ class OperationRequest(Request):
         self.asked = {"caller": self.caller, "deadline": deadline}
 
     async def beside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`function` in a thread, awaited until the request's deadline; rows that the scheduler
-        has are kept to it there. Raises DeadlineExceeded.
+        """`function` in a thread when it is the holder's turn, awaited until the request's
+        deadline; rows that the scheduler has are kept to it there. Raises DeadlineExceeded.
         """
-        loop, work = asyncio.get_running_loop(), partial(function, *args, **kwargs)
+        work = partial(function, *args, **kwargs)
         try:
             async with asyncio.timeout_at(self.deadline):  # the loop's clock is time.monotonic
-                return await loop.run_in_executor(self.shared.threads, work)
+                return await self.shared.threads.run(work, caller=self.holder)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the answer was ready") from None
 

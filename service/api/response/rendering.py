@@ -6,9 +6,9 @@ with a status, and itself in npy.
 
 from __future__ import annotations
 
-import json
 import math
 from base64 import b64encode
+from collections.abc import Mapping
 from dataclasses import asdict
 from operator import attrgetter
 from typing import Any, Literal, cast
@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from service.codecs import NPY, PNG
 from service.codecs.fitting import Fitted
+from service.codecs.json_numbers import ENCODER, number_list
 from service.codecs.npy import encode_npy
 from service.codecs.overlay import overlay
 from service.codecs.png import contact_sheet, encode_png, png_base64
@@ -105,21 +106,29 @@ def render_latents(
     if media_type == NPY:
         body = encode_npy(getattr(result, output))
     else:
-        document: dict[str, Any] = {"status": _status(finite)}
-        document |= {name: _rows(getattr(result, name)) for name in ("latents", "prior_eps")}
-        body = _json(document, result, who, fitted)
+        lists = {name: _lists(getattr(result, name)) for name in ("latents", "prior_eps")}
+        body = _json({"status": _status(finite)}, result, who, fitted, lists)
     return Answer(body, media_type, result, fitted=fitted, finite=finite)
 
 
 def _json(
-    document: dict[str, Any], result: Result, who: dict[str, Any], fitted: Fitted | None
+    document: dict[str, Any],
+    result: Result,
+    who: dict[str, Any],
+    fitted: Fitted | None,
+    lists: Mapping[str, str] | None = None,
 ) -> bytes:
+    """A document; lists: more of its fields, as JSON already."""
     notes = list(result.notes)
     if fitted is not None:
         notes[:0] = fitted.notes
         if fitted.altered.any():
             notes.insert(0, _altered_note(fitted.altered))
-    return ENCODER.encode(document | who | {"notes": notes, **result.resolved}).encode()
+    text = ENCODER.encode(document | who | {"notes": notes, **result.resolved})
+    if lists:
+        parts = [text[:-1], *(f'"{name}":{value}' for name, value in lists.items())]
+        text = ",".join(parts) + "}"
+    return text.encode()
 
 
 def render_scores(
@@ -218,4 +227,6 @@ def _status(finite: NDArray[np.bool_]) -> list[str]:
     return ["ok" if ok else "non_finite" for ok in finite.tolist()]
 
 
-ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+def _lists(table: NDArray[np.floating]) -> str:
+    """A list of each row."""
+    return "[" + ",".join(map(number_list, table)) + "]"

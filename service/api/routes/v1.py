@@ -10,7 +10,14 @@ from fastapi import Query
 
 from service.api.openapi import documented_operation
 from service.api.operation_route import OperationRoute
-from service.api.request.inputs import INLINE_PIXELS, check_count, latents, pictures
+from service.api.request.inputs import (
+    INLINE_NUMBERS,
+    INLINE_PIXELS,
+    check_count,
+    check_json_numbers,
+    latents,
+    pictures,
+)
 from service.api.request.limits import OperationRequest
 from service.api.request.schemas import (
     AnomalyMapOptions,
@@ -46,8 +53,6 @@ from service.operations.results import Images, Result
 
 __all__ = ["operation_routes"]
 
-MAX_JSON_NUMBERS = 2**20  # floats of an answer: each takes twenty bytes of it, and more to write
-INLINE_NUMBERS = 2**12  # more than this is written beside the event loop
 INLINE_SCORES = 64  # likewise: some forty numbers each
 # What each kind of answer can be made as, in the order of the server's preference.
 IMAGE_OFFERS = (JSON, NPY, PNG)
@@ -98,12 +103,9 @@ async def encode(request: OperationRequest, options: Annotated[EncodeOptions, Qu
     """Latents of images."""
     model = request.model
     fitted = await pictures(request, options)
-    numbers = 2 * len(fitted.images) * model.manifest.latent.dim
-    if request.media_type == JSON and numbers > MAX_JSON_NUMBERS:
-        raise PayloadTooLarge(
-            f"the answer would have {numbers} numbers, {MAX_JSON_NUMBERS} are written as JSON: "
-            f"send fewer images, or 'Accept: {NPY}'"
-        )
+    if request.media_type == JSON:
+        numbers = 2 * len(fitted.images) * model.manifest.latent.dim
+        check_json_numbers(numbers, f"'Accept: {NPY}'")
     coded = await model.encode(fitted.images, seed=options.seed, **request.asked)
     small = coded.latents.size <= INLINE_NUMBERS
     how: dict[str, Any] = {"fitted": fitted, "output": options.output}

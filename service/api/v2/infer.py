@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -10,6 +12,11 @@ from starlette.types import Send
 
 from service.api.operation_route import OperationRoute
 from service.api.request.compression import accepted_encoding, compress
+from service.api.request.inputs import (
+    INLINE_NUMBERS,
+    INLINE_PIXELS,
+    check_json_numbers,
+)
 from service.api.request.limits import (
     INLINE_BYTES,
     OperationRequest,
@@ -67,9 +74,21 @@ async def _computed(request: OperationRequest, infer: InferModel) -> Answer:
     )
     request.parsed = time.perf_counter()
     request.keep_to(_sooner(request.deadline, asked))
+    written = _json_numbers(asked, infer)
+    check_json_numbers(written, 'outputs with "binary_data": true')
     response = await infer.run(request, request.model, asked)
-    content, length = encode_response(response, asked, model=infer.name, version=infer.version)
+    encode = partial(encode_response, response, asked, model=infer.name, version=infer.version)
+    numbers = sum(response.outputs[info.name].size for info, _ in asked.outputs)
+    small = written <= INLINE_NUMBERS and numbers <= INLINE_PIXELS
+    content, length = encode() if small else await request.beside(encode)
     return await _encoded(content, length, response.result, request)
+
+
+def _json_numbers(request: InferRequest, infer: InferModel) -> int:
+    """How many numbers the answer will have as JSON."""
+    rows = len(request.inputs[infer.inputs[0].name])
+    listed = [info.shape[1:] for info, binary in request.outputs if not binary]
+    return rows * sum(map(math.prod, listed))
 
 
 async def _encoded(

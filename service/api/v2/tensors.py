@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from service.codecs.json_numbers import ENCODER, number_list
 from service.errors import InvalidInput, MalformedBody, WrongDtype, WrongShape
 
 __all__ = [
@@ -116,13 +117,8 @@ def to_binary(info: TensorInfo, array: NDArray[Any]) -> bytes:
     return array.astype(np.dtype(DATATYPES[info.datatype]), copy=False).tobytes()
 
 
-def to_json(info: TensorInfo, array: NDArray[Any]) -> list[Json]:
-    """The values of `array` in a flat list; what is not finite is None, for JSON has no such."""
+def to_json(info: TensorInfo, array: NDArray[Any]) -> str:
+    """The values of `array` as a flat list in JSON; null for what is not finite."""
     if info.datatype == "BYTES":
-        strings: list[Json] = array.reshape(-1).tolist()
-        return strings
-    flat = array.astype(np.dtype(DATATYPES[info.datatype]), copy=False).reshape(-1)
-    if info.datatype != "FP32" or np.isfinite(flat).all():
-        numbers: list[Json] = flat.tolist()
-        return numbers
-    return [value if math.isfinite(value) else None for value in flat.tolist()]
+        return ENCODER.encode(array.reshape(-1).tolist())
+    return number_list(array.astype(np.dtype(DATATYPES[info.datatype]), copy=False))

@@ -53,3 +53,18 @@ def test_what_is_in_it_has_the_limits_of_what_comes_plain(serve, digits, problem
     whole = gzip.compress(encode_npy(digits))
     assert client.post("/v1/score", content=whole, headers=headers).status_code == 200
     assert buffers.held == 0
+
+
+def test_decompressing_is_done_in_turns_of_holders(server, digits, monkeypatch):
+    """Under the name that shares are counted by: a caller may send many bodies at once."""
+    threads, callers = server.app.state.shared.threads, []
+    run = threads.run
+
+    def watched(work, *, caller):
+        callers.append(caller)
+        return run(work, caller=caller)
+
+    monkeypatch.setattr(threads, "run", watched)
+    body = gzip.compress(encode_npy(np.tile(digits, (1000, 1, 1, 1))))
+    server.post("/v1/score", content=body, headers=NPY | {"content-encoding": "gzip"})
+    assert callers[0] == "127.0.0.1"  # without its port

@@ -168,7 +168,7 @@ def test_noise_must_be_numbers(two_groups, problem, bad):
 
 
 def test_lists_of_very_many_numbers_are_not_written(serve, problem, digits, monkeypatch):
-    monkeypatch.setattr("service.api.routes.v1.MAX_JSON_NUMBERS", 35)
+    monkeypatch.setattr("service.api.request.inputs.MAX_JSON_NUMBERS", 35)
     client = serve()
     kind = {"content-type": NPY["content-type"]}
     refused = client.post("/v1/encode", content=encode_npy(digits), headers=kind)

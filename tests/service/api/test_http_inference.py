@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
 import zlib
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.api.v2 import infer as infer_module
 from service.api.v2.schemas import InferResult, ModelMetadata, StatisticsDocument
 
 URL = "/v2/models/tiny.encode/infer"
@@ -184,3 +186,53 @@ def test_whatever_comes_it_is_answered(server, refused_v2, body, model, headers)
     answer = server.post(f"/v2/models/{model}/infer", content=body, headers=headers)
     assert 400 <= answer.status_code < 500
     refused_v2(answer, answer.status_code)
+
+
+# ------------------------------------------------------------------ answers of very many numbers
+
+
+def seeds(n):
+    tensor = {"name": "seed", "datatype": "INT64", "shape": [n], "data": list(range(n))}
+    return {"inputs": [tensor]}
+
+
+def test_lists_of_very_many_numbers_are_refused_before_they_are_computed(
+    serve, refused_v2, monkeypatch
+):
+    """An image, a draw and a mean of 16 pixels each: 48 numbers a seed."""
+    monkeypatch.setattr("service.api.request.inputs.MAX_JSON_NUMBERS", 96)
+    client, url = serve(), "/v2/models/tiny.sample/infer"
+    assert client.post(url, json=seeds(2)).status_code == 200
+    binary = {"parameters": {"binary_data_output": True}}
+    assert client.post(url, json=seeds(3) | binary).status_code == 200
+    few = {"outputs": [{"name": "mean"}, {"name": "draw", "parameters": {"binary_data": True}}]}
+    assert client.post(url, json=seeds(6) | few).status_code == 200
+    monkeypatch.setattr("service.operations.model.Model.sample_each", None)  # not to be called
+    said = refused_v2(client.post(url, json=seeds(3)), 413)
+    assert "144 numbers" in said
+    assert '"binary_data": true' in said
+    assert "112 numbers" in refused_v2(client.post(url, json=seeds(7) | few), 413)
+
+
+@pytest.mark.parametrize(
+    ("n", "parameters", "where"),
+    [(80, {}, "loop"), (90, {}, "codec"), (90, {"binary_data_output": True}, "loop")],
+)
+def test_many_numbers_are_written_beside_the_event_loop(server, monkeypatch, n, parameters, where):
+    threads, encode = [], infer_module.encode_response
+
+    def watched(*args, **kwargs):
+        threads.append(threading.current_thread())
+        return encode(*args, **kwargs)
+
+    async def current():
+        return threading.current_thread()
+
+    monkeypatch.setattr(infer_module, "encode_response", watched)
+    document = seeds(n) | {"parameters": parameters}
+    assert server.post("/v2/models/tiny.sample/infer", json=document).status_code == 200
+    (thread,) = threads
+    if where == "loop":
+        assert thread is server.run(current())
+    else:
+        assert thread.name.startswith("codec")

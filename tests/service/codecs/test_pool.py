@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from service.codecs.pool import DecoderPool, Turns
 from service.errors import (
     DeadlineExceeded,
     InvalidInput,
+    Overloaded,
     PayloadTooLarge,
     ShuttingDown,
     UndecodableImage,
@@ -129,7 +131,7 @@ def test_arrays_of_the_right_size_start_no_process():
 def test_a_process_is_kept_for_the_next():
     async def work():
         async with opened() as pool:
-            await pool.warm()
+            await pool.decode([MIDDLE], SHAPE, FIT, LIMITS)
             first = pool._idle[0]
             for _ in range(3):
                 await pool.decode([MIDDLE], SHAPE, FIT, LIMITS)
@@ -283,12 +285,28 @@ def test_processes_that_are_idle_end_but_for_one(monkeypatch):
 
     async def work():
         async with opened(3) as pool:
-            await asyncio.gather(*(pool.warm() for _ in range(3)))
+            await asyncio.gather(*(pool.decode([MIDDLE], SHAPE, FIT, LIMITS) for _ in range(3)))
             assert pool.processes == 3
             while pool.processes > 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
             await asyncio.sleep(0.6)
             assert pool.processes == 1
+
+    run(work())
+
+
+def test_without_descriptors_the_pool_is_overloaded_and_recovers(monkeypatch):
+    async def refused(*_, **__):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def work():
+        async with opened() as pool:
+            with monkeypatch.context() as without:
+                without.setattr(asyncio, "create_subprocess_exec", refused)
+                for _ in range(2):
+                    with pytest.raises(Overloaded, match="Too many open files"):
+                        await pool.decode([MIDDLE], SHAPE, FIT, LIMITS)
+            await pool.decode([MIDDLE], SHAPE, FIT, LIMITS)
 
     run(work())
 
@@ -338,6 +356,30 @@ def test_no_more_than_the_slots_at_once():
 
     run(work())
     assert (most, held) == (3, 0)
+
+
+def test_no_caller_has_more_than_its_share():
+    async def work():
+        turns, got = Turns(3, 2), []
+
+        async def take(caller):
+            await turns.take(caller)
+            got.append(caller)
+
+        jobs = [asyncio.create_task(take(caller)) for caller in "aaaab"]
+        await asyncio.sleep(0.01)
+        assert got == list("aab")
+        assert turns.waiting == 2
+        turns.give("b")
+        await asyncio.sleep(0.01)
+        assert got == list("aab"), "a slot is free for others"
+        turns.give("a")
+        await asyncio.sleep(0.01)
+        assert got == list("aaba")
+        turns.give("a")
+        await asyncio.gather(*jobs)
+
+    run(work())
 
 
 def test_who_gives_up_costs_no_slot():
