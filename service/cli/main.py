@@ -5,6 +5,8 @@ Only what every command needs is imported here: `iafvae --help` answers at once.
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -302,4 +304,7 @@ def push(
 
 def main() -> None:
     """Entry point of the console command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file may have any name
+            stream.reconfigure(errors="backslashreplace")
     app()
