@@ -116,6 +116,29 @@ def test_what_a_server_would_refuse_is_refused_here(cli, folder, running):
     assert local.split(": ", 2)[2] in remote
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sample", "-n", 1, "-o", ""),
+        ("sample", "--out="),
+        ("sample", "--prior-eps", ""),
+        ("sample", "--bundle", ""),
+        ("score", ""),
+        ("score", "0.png", ""),
+        ("interpolate", "", ""),
+        ("report", ""),
+        ("doctor", "--models", ""),
+        ("bundle", "show", ""),
+        ("bundle", "verify", ""),
+    ],
+)
+def test_an_empty_name_is_not_the_current_directory(cli, folder, monkeypatch, arguments):
+    monkeypatch.chdir(folder)
+    before = set(folder.iterdir())
+    assert "it is empty: name a file or folder" in cli(*arguments, code=2).output
+    assert set(folder.iterdir()) == before
+
+
 def test_altered_files_are_judged_as_such_by_a_server_too(cli, folder, running):
     Image.new("L", (9, 9)).save(folder / "2.png")
     local = cli("score", folder, "--json", "--resize").stdout
