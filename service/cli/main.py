@@ -14,6 +14,7 @@ import typer
 
 from service.cli import images as cli_images
 from service.cli.options import AsJson, ProviderName, made, path, reported
+from service.streams import occupy_standard_streams
 
 __all__ = ["app", "main"]
 
@@ -311,6 +312,7 @@ def push(
 
 def main() -> None:
     """Entry point of the console command."""
+    occupy_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file may have any name
             stream.reconfigure(errors="backslashreplace")
