@@ -52,7 +52,8 @@ LINK = re.compile(r"(tcp|udp|sctp)://\S+|/\S+/\S+")
 PATH_PREFIX = r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+/?"
 
 Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+YEAR = 365 * 24 * 3600.0  # seconds: above it clocks and timers overflow
+Seconds = Annotated[float, Field(ge=0, le=YEAR, allow_inf_nan=False)]
 # Limits of which the first cannot be above the second: no request would ever reach it.
 NESTED = (
     ("max_rows", "max_queue_rows"),

@@ -111,8 +111,9 @@ def _address(settings: Settings) -> Finding:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((settings.host, settings.port))
-    except OSError as error:
-        text = f"{where} cannot be listened on ({error.strerror}): choose another IAFVAE_PORT"
+    except (OSError, UnicodeError) as error:  # UnicodeError: no host's name, such as ".."
+        choose = "choose another IAFVAE_PORT, or IAFVAE_HOST"
+        text = f"{where} cannot be listened on ({error}): {choose}"
         return Finding("missing", "address", text)
     return Finding("ok", "address", f"{where} is free")
 

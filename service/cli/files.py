@@ -20,7 +20,15 @@ from service.codecs.npy import encode_npy, npy_prefix
 from service.codecs.png import contact_sheet, encode_png
 from service.errors import InvalidInput
 
-__all__ = ["check", "write_array", "write_bytes", "write_images", "write_pairs", "write_stream"]
+__all__ = [
+    "check",
+    "write_array",
+    "write_bytes",
+    "write_images",
+    "write_pairs",
+    "write_stream",
+    "write_text",
+]
 
 IMAGES = (".png", ".npy", "")  # a directory has no suffix
 
@@ -93,3 +101,8 @@ def write_bytes(data: bytes, out: Path) -> None:
     """A file."""
     with _replacing(out) as file:
         file.write(data)
+
+
+def write_text(text: str, out: Path) -> None:
+    """A file in UTF-8; of a file's name what is none is written as in `caf\\udce9.png`."""
+    write_bytes(text.encode(errors="backslashreplace"), out)

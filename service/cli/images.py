@@ -25,6 +25,7 @@ from service.cli.options import (
     SeedOption,
     Url,
     made,
+    path,
     reported,
 )
 
@@ -50,7 +51,9 @@ def sample(
     output: OutputKind = "mean",
     prior_eps: Annotated[
         Path | None,
-        typer.Option(help="FILE.npy of `iafvae encode --prior-eps`: change these images."),
+        typer.Option(
+            parser=path, help="FILE.npy of `iafvae encode --prior-eps`: change these images."
+        ),
     ] = None,
     resample: Annotated[
         list[str] | None, typer.Option(help="Latent group of --prior-eps to draw anew.")
@@ -60,7 +63,12 @@ def sample(
     ] = None,
     out: Annotated[
         Path,
-        typer.Option("-o", "--out", help="FILE.png: a sheet; FILE.npy; a directory: n PNG files."),
+        typer.Option(
+            "-o",
+            "--out",
+            parser=path,
+            help="FILE.png: a sheet; FILE.npy; a directory: n PNG files.",
+        ),
     ] = Path("samples.png"),
     as_json: AsJson = False,
     bundle: BundlePath = None,
@@ -188,7 +196,9 @@ def anomaly_map(
     paths: Paths,
     out: Annotated[
         Path,
-        typer.Option("-o", "--out", help="FILE.png: images under their maps; FILE.npy: numbers."),
+        typer.Option(
+            "-o", "--out", parser=path, help="FILE.png: images under their maps; FILE.npy: numbers."
+        ),
     ] = Path("anomalies.png"),
     as_json: AsJson = False,
     seed: SeedOption = None,
@@ -232,9 +242,10 @@ def anomaly_map(
 
 @reported
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder of image files.")],
+    folder: Annotated[Path, typer.Argument(parser=path, help="A folder of image files.")],
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="FILE.html; FILE.csv and FILE.json too.")
+        Path,
+        typer.Option("-o", "--out", parser=path, help="FILE.html; FILE.csv and FILE.json too."),
     ] = Path("report.html"),
     as_json: AsJson = False,
     importance_samples: Samples = None,
@@ -302,9 +313,9 @@ def report(
 @reported
 def encode(
     paths: Paths,
-    out: Annotated[Path, typer.Option("-o", "--out", help="FILE.npy, float32 [n, D].")] = Path(
-        "latents.npy"
-    ),
+    out: Annotated[
+        Path, typer.Option("-o", "--out", parser=path, help="FILE.npy, float32 [n, D].")
+    ] = Path("latents.npy"),
     as_json: AsJson = False,
     seed: SeedOption = None,
     prior_eps: Annotated[
@@ -345,7 +356,10 @@ def encode(
 def reconstruct(
     paths: Paths,
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="FILE.png: pairs side by side; FILE.npy; directory.")
+        Path,
+        typer.Option(
+            "-o", "--out", parser=path, help="FILE.png: pairs side by side; FILE.npy; directory."
+        ),
     ] = Path("reconstructions.png"),
     as_json: AsJson = False,
     seed: SeedOption = None,
@@ -379,7 +393,8 @@ def reconstruct(
 @reported
 def interpolate(
     paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="[PATH...]", help="Image files: ends of the way.")
+        list[Path] | None,
+        typer.Argument(parser=path, metavar="[PATH...]", help="Image files: ends of the way."),
     ] = None,
     seeds: Annotated[
         list[int] | None,
@@ -390,7 +405,12 @@ def interpolate(
     output: OutputKind = "mean",
     out: Annotated[
         Path,
-        typer.Option("-o", "--out", help="FILE.png: a strip; FILE.npy; a directory: n PNG files."),
+        typer.Option(
+            "-o",
+            "--out",
+            parser=path,
+            help="FILE.png: a strip; FILE.npy; a directory: n PNG files.",
+        ),
     ] = Path("interpolation.png"),
     as_json: AsJson = False,
     resize: Resize = False,

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from service.api.request.inputs import check_count
 from service.api.response.streaming import piece_rows
 from service.bundle import BundleError, manifest_to_json, read_manifest
 from service.client import Computed, ScoreTable
@@ -20,7 +21,7 @@ from service.operations.model import Model, Output
 from service.operations.results import Result
 from service.repository.store import bundle_paths
 from service.repository.versions import answering, split_reference
-from service.settings import load_settings
+from service.settings import Settings, load_settings
 
 __all__ = ["LocalClient"]
 
@@ -30,8 +31,8 @@ T = TypeVar("T")
 class LocalClient:
     """A loaded model behind the interface of `service.client.Client`, as far as commands use it."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self._model, self._settings = model, settings
         model.drift = None  # files are no stream: their order is their names'
         self._loop = asyncio.Runner()
         self._run(model.start())
@@ -45,7 +46,7 @@ class LocalClient:
         """
         settings = load_settings(models=bundle, provider=provider)
         path = _find(settings.models, model or settings.default_model)
-        return cls(Model.load(path, engine=settings.engine))
+        return cls(Model.load(path, engine=settings.engine), settings)
 
     def __enter__(self) -> Self:
         return self
@@ -92,11 +93,19 @@ class LocalClient:
         return self._computed(again.images, again)
 
     def score(
-        self, images: NDArray[np.uint8], *, altered: NDArray[np.bool_] | None = None, **options: Any
+        self,
+        images: NDArray[np.uint8],
+        *,
+        importance_samples: int | None = None,
+        altered: NDArray[np.bool_] | None = None,
+        **options: Any,
     ) -> ScoreTable:
         """Log-likelihoods of `images` and how unusual they are; options as `Model.score` has."""
+        samples = importance_samples or self._model.manifest.scoring.default_importance_samples
+        check_count("importance_samples", samples, self._settings.max_importance_samples)
         altered = np.zeros(len(images), np.bool_) if altered is None else altered
-        scores = self._run(self._model.score(images, altered=altered, **options))
+        options |= {"importance_samples": importance_samples, "altered": altered}
+        scores = self._run(self._model.score(images, **options))
         return ScoreTable(
             **{name: getattr(scores, name) for name in (*NUMBERS, "status", "evidence")},
             **scores.resolved,

@@ -5,13 +5,16 @@ Only what every command needs is imported here: `iafvae --help` answers at once.
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from service.cli import images as cli_images
-from service.cli.options import AsJson, ProviderName, made, reported
+from service.cli.options import AsJson, ProviderName, made, path, reported
+from service.streams import occupy_standard_streams
 
 __all__ = ["app", "main"]
 
@@ -65,7 +68,9 @@ def serve(
     ] = None,
     models: Annotated[
         Path | None,
-        typer.Option(help="A bundle, or a directory of bundles [default: those that ship]."),
+        typer.Option(
+            parser=path, help="A bundle, or a directory of bundles [default: those that ship]."
+        ),
     ] = None,
     provider: ProviderName = None,
     log_format: Annotated[
@@ -115,7 +120,8 @@ def key(
         str, typer.Argument(help="Who will hold it; one that ends in @admin may change models.")
     ],
     file: Annotated[
-        Path | None, typer.Option(help="Append the line to this file instead of printing it.")
+        Path | None,
+        typer.Option(parser=path, help="Append the line to this file instead of printing it."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print key and line as JSON.")] = False,
 ) -> None:
@@ -177,7 +183,8 @@ def settings(
 @reported
 def doctor(
     models: Annotated[
-        Path | None, typer.Option(help="A bundle, or a directory [default: IAFVAE_MODELS].")
+        Path | None,
+        typer.Option(parser=path, help="A bundle, or a directory [default: IAFVAE_MODELS]."),
     ] = None,
     provider: ProviderName = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -208,7 +215,8 @@ def doctor(
 @reported
 def verify(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Bundles, or directories of bundles.")
+        list[Path],
+        typer.Argument(parser=path, metavar="DIR...", help="Bundles, or directories of bundles."),
     ],
     canaries: Annotated[
         bool, typer.Option(help="Also compute the canaries' answers on this machine.")
@@ -236,7 +244,7 @@ def verify(
 @bundle_app.command()
 @reported
 def show(
-    path: Annotated[Path, typer.Argument(help="Directory of the bundle.")],
+    path: Annotated[Path, typer.Argument(parser=path, help="Directory of the bundle.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
 ) -> None:
     """Show what a bundle holds: shapes, figures, calibration."""
@@ -252,7 +260,9 @@ def pull(
     sha256: Annotated[
         str, typer.Option(help="Of its manifest, as `bundle verify --json` says; it names it all.")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Directory that the bundle becomes.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", parser=path, help="Directory that the bundle becomes.")
+    ],
     offline: Annotated[
         bool, typer.Option("--offline", help="Only check what is there; fetch nothing.")
     ] = False,
@@ -280,7 +290,7 @@ def pull(
 @bundle_app.command()
 @reported
 def push(
-    path: Annotated[Path, typer.Argument(help="Directory of the bundle.")],
+    path: Annotated[Path, typer.Argument(parser=path, help="Directory of the bundle.")],
     url: Annotated[str, typer.Argument(help="Where it shall lie: s3, gs, az, file.")],
     as_json: AsJson = False,
 ) -> None:
@@ -302,4 +312,8 @@ def push(
 
 def main() -> None:
     """Entry point of the console command."""
+    occupy_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file may have any name
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -28,16 +28,29 @@ __all__ = [
     "SeedOption",
     "Url",
     "made",
+    "path",
     "reported",
 ]
 
+
+def path(text: str | Path) -> Path:
+    """What is named on the command line; an empty name would be the current directory."""
+    if not str(text):
+        raise typer.BadParameter("it is empty: name a file or folder")
+    return Path(text)
+
+
 Paths = Annotated[
-    list[Path], typer.Argument(metavar="PATH...", help="Image files, or folders of them.")
+    list[Path],
+    typer.Argument(parser=path, metavar="PATH...", help="Image files, or folders of them."),
 ]
 BundlePath = Annotated[
     Path | None,
     typer.Option(
-        "--bundle", "-b", help="Bundle to use [default: IAFVAE_MODELS, or one that ships]."
+        "--bundle",
+        "-b",
+        parser=path,
+        help="Bundle to use [default: IAFVAE_MODELS, or one that ships].",
     ),
 ]
 Url = Annotated[

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from service.bundle import ImageSpec
-from service.cli.files import check, write_bytes
+from service.cli.files import check, write_text
 from service.cli.inputs import LIMITS, Fit, Scored, discover, find_images, scored
 from service.cli.output import csv_text
 from service.cli.report_page import page
@@ -105,10 +105,9 @@ def write_report(
         why = f"{found[0]['file']}: {found[0]['error']}"
         raise InvalidInput(f"none of {len(found)} images in {folder} can be judged: {why}")
     document = _document(manifest, folder, found, options)
-    write_bytes(page(document, _pictures(document, found, options.pictures), words), out)
-    write_bytes(_csv(document).encode(), out.with_suffix(".csv"))
-    text = json.dumps(document, indent=1, ensure_ascii=False)
-    write_bytes(text.encode(), out.with_suffix(".json"))
+    write_text(page(document, _pictures(document, found, options.pictures), words), out)
+    write_text(_csv(document), out.with_suffix(".csv"))
+    write_text(json.dumps(document, indent=1, ensure_ascii=False), out.with_suffix(".json"))
     kept.unlink()
     return document
 

@@ -25,11 +25,11 @@ COLOURS = ("#1f6fd1", "#d1541f", "#2a9d4a", "#8a4fc4", "#b8860b", "#0e8a8a", "#c
 
 def page(
     document: Document, pictures: Mapping[str, tuple[str, str]], words: Sequence[str] = ()
-) -> bytes:
+) -> str:
     """What `iafvae report` found. pictures: file -> base64 of two PNGs, image and map ("": none);
     words: paragraphs for the top."""
     template = Template(files("service.cli").joinpath("report.html").read_text("utf-8"))
-    text = template.substitute(
+    return template.substitute(
         title=escape(f"{document['folder']}: report by {document['model']} {document['version']}"),
         words="".join(f"<p>{escape(each)}</p>" for each in words),
         summary="".join(f"<li>{escape(each)}</li>" for each in _summary(document)),
@@ -40,7 +40,6 @@ def page(
         rows="".join(_rows(document, pictures)),
         unreadable=_unreadable(document["unreadable"]),
     )
-    return text.encode()
 
 
 def _summary(document: Document) -> Iterator[str]:

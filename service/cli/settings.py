@@ -17,8 +17,9 @@ HEAD = """\
 
 Every setting of `iafvae serve` is an environment variable; the commonest are options, too, and
 options win (`iafvae serve --help`). A variable `IAFVAE_*` that is none of these is an error that
-names it. Durations are in seconds, sizes in bytes, lists have commas. `iafvae settings` prints this
-table with the values in force, `iafvae settings --json` the same for programs.
+names it. Durations are in seconds, a year at most, sizes in bytes, lists have commas.
+`iafvae settings` prints this table with the values in force, `iafvae settings --json` the same for
+programs.
 
 `IAFVAE_KEY` and `IAFVAE_DATA_DIR` are no settings of the service: the first is the key that the
 command line sends with `--url`, the second says where training finds data sets.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from service.client import calls
 from service.client.calls import Call, Output, Pieces
 from service.client.client import Client
-from service.client.retries import Attempts, unreachable
+from service.client.retries import Attempts
 
 __all__ = ["AsyncClient"]
 
@@ -82,12 +82,12 @@ class AsyncClient:
 
     async def models(self) -> dict[str, Any]:
         """What is loaded: ``{"default": name, "models": [...]}``."""
-        return await self._do(Call("models", calls.DOCUMENT, method="GET"))
+        return await self._do(Call("models", calls.MODELS, method="GET"))
 
     async def model(self, name: str | None = None) -> dict[str, Any]:
         """One model with its manifest; by default this client's, or the server's default one."""
         name = name or self._model or (await self.models())["default"]
-        return await self._do(Call(f"models/{name}", calls.DOCUMENT, method="GET"))
+        return await self._do(Call(f"models/{name}", calls.MODEL, method="GET"))
 
     sample = _awaited(Client.sample)
     decode = _awaited(Client.decode)
@@ -113,15 +113,13 @@ class AsyncClient:
         call = calls.stream(n=n, seed=seed, temperature=temperature, output=output)
         pieces = Pieces()
         async with aclosing(await self._send(call)) as answer:
-            try:
+            with call.reading(answer, self._http.base_url):
                 async for chunk in answer.aiter_bytes():
                     if (images := pieces.feed(chunk)) is not None:
                         yield images
-            except httpx.HTTPError as error:
-                raise unreachable(self._http.base_url, error) from error
 
     async def _do(self, call: Call[T]) -> T:
-        return call.form.read(await self._send(call))
+        return call.read(await self._send(call), self._http.base_url)
 
     async def _send(self, call: Call[Any]) -> httpx.Response:
         """A successful answer; of a streamed one the body is still to be read."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -13,14 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.client.results import Computed, score_table
+from service.client.retries import no_service, unreachable
 from service.codecs import JSON, NPY, PNG
 from service.codecs.npy import decode_npy, encode_npy, npy_header
+from service.errors import IafvaeError
 
 __all__ = [
     "ANOMALIES",
     "BOXES",
     "COMPUTED",
-    "DOCUMENT",
+    "MODEL",
+    "MODELS",
     "PICTURE",
     "SCORES",
     "Call",
@@ -77,6 +81,24 @@ class Call(Generic[T]):
             request["params"] = params
         return request | {"headers": headers, "timeout": seconds}
 
+    def read(self, answer: httpx.Response, base_url: object) -> T:
+        """What is in a successful answer. Raises ServiceUnreachable."""
+        with self.reading(answer, base_url):
+            return self.form.read(answer)
+
+    @contextmanager
+    def reading(self, answer: httpx.Response, base_url: object) -> Iterator[None]:
+        """Raises ServiceUnreachable where what is read breaks off, or is not as the service
+        answers."""
+        if answer.headers.get("content-type", "").partition(";")[0] != self.form.accept:
+            raise no_service(base_url, answer)
+        try:
+            yield
+        except httpx.HTTPError as error:
+            raise unreachable(base_url, error) from error
+        except (AttributeError, IafvaeError, LookupError, TypeError, ValueError) as error:
+            raise no_service(base_url, answer, error) from error
+
 
 def stream(**options: Any) -> Call[None]:
     """Draw images; the answer is read by `Pieces`."""
@@ -129,7 +151,18 @@ def _read_anomalies(answer: httpx.Response) -> tuple[NDArray[np.float32], Boxes]
     return decode_npy(npy, dtypes=("float32",), max_items=MAX_ITEMS), document["results"]
 
 
-DOCUMENT: Form[dict[str, Any]] = Form(JSON, lambda answer: dict(answer.json()))
+def _document(*names: str) -> Form[dict[str, Any]]:
+    """A JSON object with members `names`."""
+
+    def read(answer: httpx.Response) -> dict[str, Any]:
+        document = answer.json()
+        return {**document, **{name: document[name] for name in names}}
+
+    return Form(JSON, read)
+
+
+MODELS = _document("default", "models")
+MODEL = _document("manifest")
 COMPUTED = Form(NPY, _read_computed)
 PICTURE = Form(PNG, lambda answer: answer.content)
 SCORES = Form(JSON, lambda answer: score_table(answer.json()))

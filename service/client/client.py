@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from service.client import calls
 from service.client.calls import Call, Form, Output, Pieces
 from service.client.results import Computed, ScoreTable
-from service.client.retries import Attempts, unreachable
+from service.client.retries import Attempts
 
 __all__ = ["Client"]
 
@@ -64,12 +64,12 @@ class Client:
 
     def models(self) -> dict[str, Any]:
         """What is loaded: ``{"default": name, "models": [...]}``."""
-        return self._do(Call("models", calls.DOCUMENT, method="GET"))
+        return self._do(Call("models", calls.MODELS, method="GET"))
 
     def model(self, name: str | None = None) -> dict[str, Any]:
         """One model with its manifest; by default this client's, or the server's default one."""
         name = name or self._model or self.models()["default"]
-        return self._do(Call(f"models/{name}", calls.DOCUMENT, method="GET"))
+        return self._do(Call(f"models/{name}", calls.MODEL, method="GET"))
 
     def sample(
         self,
@@ -113,13 +113,10 @@ class Client:
         """
         call = calls.stream(n=n, seed=seed, temperature=temperature, output=output)
         pieces = Pieces()
-        with closing(self._send(call)) as answer:
-            try:
-                for chunk in answer.iter_bytes():
-                    if (images := pieces.feed(chunk)) is not None:
-                        yield images
-            except httpx.HTTPError as error:
-                raise unreachable(self._http.base_url, error) from error
+        with closing(self._send(call)) as answer, call.reading(answer, self._http.base_url):
+            for chunk in answer.iter_bytes():
+                if (images := pieces.feed(chunk)) is not None:
+                    yield images
 
     def decode(
         self, latents: NDArray[np.float32], *, output: Output = "mean", seed: int | None = None
@@ -219,7 +216,7 @@ class Client:
         return self._do(Call(operation, form, array, options))
 
     def _do(self, call: Call[T]) -> T:
-        return call.form.read(self._send(call))
+        return call.read(self._send(call), self._http.base_url)
 
     def _send(self, call: Call[Any]) -> httpx.Response:
         """A successful answer; of a streamed one the body is still to be read."""

@@ -25,7 +25,7 @@ SHOWN = 64  # images or rows in a notebook
 
 
 class ServiceUnreachable(Exception):  # noqa: N818 - a state, as in the standard library
-    """No server answers at the URL, or not in time."""
+    """No server answers at the URL, or not in time, or it is no iafvae service."""
 
 
 class ProblemError(Exception):

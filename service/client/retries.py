@@ -11,7 +11,7 @@ import httpx
 from service.client.results import ProblemError, ServiceUnreachable
 from service.errors import shown_url
 
-__all__ = ["Attempts", "unreachable"]
+__all__ = ["Attempts", "no_service", "unreachable"]
 
 AGAIN = (429, 503)  # overloaded, shutting down
 FIRST_WAIT_SECONDS = 0.1  # then twice as long each time, where the server names no time
@@ -77,3 +77,14 @@ def unreachable(base_url: object, error: httpx.HTTPError) -> ServiceUnreachable:
     if isinstance(error, httpx.RemoteProtocolError):
         return ServiceUnreachable(f"{place} broke its answer off ({error}): its log says why")
     return ServiceUnreachable(f"no answer from {place} ({error}): is `iafvae serve` running there?")
+
+
+def no_service(
+    base_url: object, answer: httpx.Response, error: Exception | None = None
+) -> ServiceUnreachable:
+    """What to say of an answer that this service does not give; `error`: met in reading it."""
+    media_type = answer.headers.get("content-type", "no content type")
+    said = f"it answered {answer.status_code} with {media_type}"
+    if error is not None:
+        said += f" that cannot be read ({type(error).__name__}: {error})"
+    return ServiceUnreachable(f"{shown_url(str(base_url))} is no iafvae service ({said})")

@@ -28,6 +28,7 @@ from service.server.background_logs import background_logs
 from service.server.protocol import BoundedHttp
 from service.server.proxy import BehindProxy
 from service.settings import Settings, StartError
+from service.streams import occupy_standard_streams
 
 __all__ = ["bind", "listen", "serve"]
 
@@ -101,7 +102,7 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: no host's name, such as ".."
         raise StartError(f"IAFVAE_HOST={host!r} cannot be resolved ({error})") from None
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -141,7 +142,7 @@ def serve(settings: Settings) -> None:
         StartError: the address is taken.
         BundleError, ProviderUnavailable: a model cannot be served.
     """
-    _occupy_standard_streams()
+    occupy_standard_streams()
     sys.set_int_max_str_digits(640)  # of numbers in JSON: longer ones take quadratic time
     configure_logging(settings.log_level, settings.log_format)
     # As a container's first process, a signal without a handler is ignored: while the models
@@ -183,17 +184,6 @@ def _config(app: ASGIApp, admission: Admission | None, settings: Settings) -> uv
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
-
-
-def _occupy_standard_streams() -> None:
-    """Where one was closed, a socket would get its number, and a library's messages."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _follow(handler: Callable[[int, FrameType | None], None]) -> None:

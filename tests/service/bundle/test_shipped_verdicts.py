@@ -13,7 +13,7 @@ from service.bundle import load_bundle
 from service.cli.local import LocalClient
 from service.client import Client
 from service.operations.model import Model
-from service.settings import SHIPPED_MODELS
+from service.settings import SHIPPED_MODELS, load_settings
 from service.verdicts.conformal import upper
 from training.data import load_dataset
 from training.evaluate.anomaly import AnomalyPlan, measure_anomaly
@@ -38,7 +38,7 @@ def test_server_command_line_and_training_give_the_same_verdicts(name, serve):
     pixels = np.concatenate([pixels, 255 - pixels[:2], np.full_like(pixels[:1], 77)])
     served = Client(http=serve(models=path)).score(pixels, importance_samples=K)
     model = Model.load(path, provider="cpu")
-    with LocalClient(model) as client:
+    with LocalClient(model, load_settings()) as client:
         local = client.score(pixels, importance_samples=K, seed=None, alpha=None)
         measured = measure(model.engine, model.manifest, pixels, importance_samples=(K,))
     judged = model.bundle.reference.judge(K, measured)

@@ -103,6 +103,12 @@ def test_what_is_missing(cli, tmp_path, monkeypatch):
     assert "IAFVAE_PORT" in lines["address"][1]
 
 
+def test_a_host_that_is_none_is_missing(cli, tiny_bundle, monkeypatch):
+    monkeypatch.setenv("IAFVAE_HOST", "..")
+    lines = found(cli, "--models", tiny_bundle, "--provider", "cpu", code=1)
+    assert lines["address"][0] == "missing"
+
+
 def test_training_is_not_needed(cli, tiny_bundle, monkeypatch):
     from importlib.metadata import PackageNotFoundError
 

@@ -109,6 +109,36 @@ def test_local_and_remote_scores_are_the_same(cli, folder, running, monkeypatch)
     assert local == remote
 
 
+def test_what_a_server_would_refuse_is_refused_here(cli, folder, running):
+    remote = cli("score", folder, "-k", 99999999999, "--url", running.url, code=1).stderr
+    assert "importance_samples: 99999999999 is above the limit of 1024" in remote
+    local = cli("score", folder, "-k", 99999999999, code=1).stderr
+    assert local.split(": ", 2)[2] in remote
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sample", "-n", 1, "-o", ""),
+        ("sample", "--out="),
+        ("sample", "--prior-eps", ""),
+        ("sample", "--bundle", ""),
+        ("score", ""),
+        ("score", "0.png", ""),
+        ("interpolate", "", ""),
+        ("report", ""),
+        ("doctor", "--models", ""),
+        ("bundle", "show", ""),
+        ("bundle", "verify", ""),
+    ],
+)
+def test_an_empty_name_is_not_the_current_directory(cli, folder, monkeypatch, arguments):
+    monkeypatch.chdir(folder)
+    before = set(folder.iterdir())
+    assert "it is empty: name a file or folder" in cli(*arguments, code=2).output
+    assert set(folder.iterdir()) == before
+
+
 def test_altered_files_are_judged_as_such_by_a_server_too(cli, folder, running):
     Image.new("L", (9, 9)).save(folder / "2.png")
     local = cli("score", folder, "--json", "--resize").stdout

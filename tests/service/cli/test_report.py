@@ -6,7 +6,9 @@ import base64
 import csv
 import io
 import json
+import os
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -192,3 +194,17 @@ def test_without_calibration_images_are_listed_by_likelihood(cli, folder, tiny, 
     page = (tmp_path / "r.html").read_text()
     assert "nothing is decided" in page
     assert page.count("0 (0%), 6 undecided") == 2
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names are UTF-8 there")
+def test_a_name_that_is_no_utf8_is_in_all_three_files(cli, folder, tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    (folder / "good" / "0.png").rename(folder / "good" / name)
+    (folder / "broken & co.png").rename(folder / name)
+    cli(folder, "-o", "r.html")
+    for suffix in ("html", "csv", "json"):
+        text = (tmp_path / f"r.{suffix}").read_text("utf-8")
+        assert r"good/caf\udce9.png" in text
+    found = json.loads(text)
+    assert f"good/{name}" in {row["file"] for row in found["results"]}
+    assert name in {row["file"] for row in found["unreadable"]}

@@ -89,6 +89,22 @@ def test_nobody_there():
         asyncio.run(work())
 
 
+@pytest.mark.parametrize("answer", [httpx.Response(200, html="login"), httpx.Response(204)])
+@pytest.mark.parametrize("operation", ["model", "sample", "stream"])
+def test_another_server(answer, operation):
+    async def work():
+        http = httpx.AsyncClient(
+            transport=httpx.MockTransport(lambda _: answer), base_url="http://t"
+        )
+        async with AsyncClient(http=http) as client:
+            if operation == "stream":
+                return [piece async for piece in client.stream(3)]
+            return await getattr(client, operation)()
+
+    with pytest.raises(ServiceUnreachable, match="http://t is no iafvae service"):
+        asyncio.run(work())
+
+
 def test_both_clients_have_the_same_methods_and_arguments():
     def signatures(kind):
         return {

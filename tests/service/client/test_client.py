@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from service.client import Client, ProblemError, ServiceUnreachable
+from service.codecs.npy import encode_npy
 
 
 @pytest.fixture
@@ -92,6 +93,52 @@ def test_an_answer_that_is_no_problem_document(digits):
     with Client(http=http) as client, pytest.raises(ProblemError, match="Bad gateway") as caught:
         client.score(digits)
     assert caught.value.status == 502
+
+
+NPY = {"content-type": "application/x-npy"}
+STRANGERS = {
+    "html": httpx.Response(200, html="<html>login</html>"),
+    "nothing": httpx.Response(204),
+    "a list": httpx.Response(200, json=[]),
+    "an empty object": httpx.Response(200, json={}),
+    "broken JSON": httpx.Response(200, text="{", headers={"content-type": "application/json"}),
+    "an array": httpx.Response(
+        200, content=encode_npy(np.zeros((1, 1, 4, 4), np.uint8)), headers=NPY
+    ),
+    "a broken array": httpx.Response(200, content=b"\x93NUMPY\x01\x00\x00\x00", headers=NPY),
+}
+CALLS = {
+    "models": lambda client, digits: client.models(),
+    "model": lambda client, digits: client.model("tiny"),
+    "sample": lambda client, digits: client.sample(),
+    "sheet": lambda client, digits: client.sheet(),
+    "score": lambda client, digits: client.score(digits),
+    "anomalies": lambda client, digits: client.anomalies(digits),
+    "anomaly_boxes": lambda client, digits: client.anomaly_boxes(digits),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_another_server(digits, stranger, call):
+    answer = STRANGERS[stranger]
+    transport = httpx.MockTransport(lambda request: answer)
+    http = httpx.Client(transport=transport, base_url="http://me:hunter2@t")
+    expected = rf"^http://t is no iafvae service \(it answered {answer.status_code} with"
+    with Client(http=http) as client, pytest.raises(ServiceUnreachable, match=expected):
+        CALLS[call](client, digits)
+
+
+@pytest.mark.parametrize("stranger", ["html", "nothing", "a list", "a broken array"])
+def test_another_server_has_no_stream(stranger):
+    http = httpx.Client(
+        transport=httpx.MockTransport(lambda _: STRANGERS[stranger]), base_url="http://t"
+    )
+    with (
+        Client(http=http) as client,
+        pytest.raises(ServiceUnreachable, match="is no iafvae service"),
+    ):
+        list(client.stream(3))
 
 
 def test_nobody_there():

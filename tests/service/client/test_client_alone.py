@@ -23,6 +23,7 @@ from service.client import AsyncClient, Client, ScoreTable
 def serve(request):
     headers = {"x-iafvae-" + n: "1" for n in
         ("model", "version", "bundle", "provider", "seed", "queue-seconds", "compute-seconds")}
+    headers["content-type"] = "application/x-npy"
     return httpx.Response(200, content=request.read(), headers=headers)
 
 http = httpx.Client(transport=httpx.MockTransport(serve), base_url="http://t")

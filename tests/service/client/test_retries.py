@@ -123,7 +123,7 @@ def test_other_forms_of_the_header_do_no_harm(clock, text):
 
 def test_a_stream_is_asked_for_again_before_it_begins(clock, server):
     whole = server.post("/v1/sample?n=3&seed=1", headers={"accept": "application/x-npy"})
-    body = httpx.Response(200, content=whole.content)
+    body = httpx.Response(200, content=whole.content, headers=whole.headers)
     client, requests = client_of(busy(**{"Retry-After": "2"}), body)
     assert [len(piece) for piece in client.stream(3, seed=1)] == [3]
     assert clock.sleeps == [2]

@@ -24,7 +24,7 @@ def test_a_taken_address_is_said():
             bind("127.0.0.1", first.getsockname()[1])
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "[::1]", "300.1.1.1"])
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "[::1]", "300.1.1.1", "..", "a" * 64])
 def test_a_host_that_is_none(host):
     with pytest.raises(StartError, match="IAFVAE_HOST="):
         bind(host, 0)

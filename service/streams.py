@@ -1,0 +1,19 @@
+"""The standard streams of a process that may have been started without them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["occupy_standard_streams"]
+
+
+def occupy_standard_streams() -> None:
+    """Where one was closed, a socket would get its number, and a library's messages."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115

@@ -1,0 +1,78 @@
+"""The command as a process: whatever its standard streams can hold, and where they are closed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+MAIN = "from service.cli.main import main; main()"
+CLOSED = (
+    "import os, sys; os.close(%d); os.execv(sys.executable, [sys.executable, '-c', *sys.argv[1:]])"
+)
+NAME = b"caf\xe9.png"  # Latin-1: no UTF-8
+
+
+@pytest.fixture
+def ran(tiny_bundle):
+    def run(*arguments, code=0, program=MAIN, **variables):
+        environment = {**os.environ, "IAFVAE_MODELS": str(tiny_bundle), "COLUMNS": "200"}
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments)],
+            env=environment | variables,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr.decode()
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path, digits):
+    path = tmp_path / "digits"
+    path.mkdir()
+    with (path / os.fsdecode(NAME)).open("wb") as file:
+        Image.fromarray(digits[0][0]).save(file, "PNG")
+    return path
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names are UTF-8 there")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_a_name_that_is_no_utf8_is_shown(ran, folder, encoding):
+    table = ran("score", folder, PYTHONIOENCODING=encoding)
+    assert rb"caf\udce9.png" in table
+    listed = ran("score", folder, "--csv", PYTHONIOENCODING=encoding).decode(encoding)
+    assert [row["file"] for row in csv.DictReader(io.StringIO(listed))] == [
+        f"{folder}/caf\\udce9.png"
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_utf8(ran, tiny_bundle, encoding):
+    shown = ran("bundle", "show", tiny_bundle, PYTHONIOENCODING=encoding).decode(encoding)
+    assert ("±" if encoding == "latin-1" else r"\xb1") in shown
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["output", "error"])
+@pytest.mark.parametrize("form", ["--csv", "--json", None])
+def test_a_stream_that_is_closed_takes_nothing(ran, folder, number, form):
+    """As `>&-` leaves it."""
+    arguments = ["score", folder, *([form] if form else [])]
+    output = ran(MAIN, *arguments, program=CLOSED % number)
+    assert (output == b"") == (number == 1)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("settings", "--json"), ("bundle", "show", "--json"), ("bundle", "verify")]
+)
+def test_every_command_has_an_output_that_is_closed(ran, tiny_bundle, arguments):
+    where = [tiny_bundle] if arguments[0] == "bundle" else []
+    assert ran(MAIN, *arguments, *where, program=CLOSED % 1) == b""
