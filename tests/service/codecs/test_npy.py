@@ -83,6 +83,8 @@ HUGE = "{'descr': '|u1', 'fortran_order': False, 'shape': (%s,), }"
         (header("(" * 4000), MalformedBody),
         (header(HUGE % 10**12), PayloadTooLarge),
         (header(HUGE % "9" * 40), MalformedBody),
+        (header(HUGE % f"0, {2**26}, {2**26}, {2**26}"), PayloadTooLarge),
+        (header(HUGE % ", ".join(["0", *["101"] * 6])), PayloadTooLarge),
         (header(HUGE % 10, b"short"), MalformedBody),
         (header(HUGE % 2, b"too long"), MalformedBody),
         (saved(np.zeros(3, np.float64)), WrongDtype),
