@@ -44,9 +44,9 @@ PHOTO = encoded(Image.fromarray(COLOURS), "JPEG")
 PNG = encoded(Image.fromarray(COLOURS))
 
 
-def png(width, height, depth, colour, rows, *chunks):
+def png(width, height, depth, colour, rows, *chunks, interlaced=0):
     """A PNG that is put together here; `rows` with a filter's byte each."""
-    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     parts = [
         chunk(b"IHDR", head),
         *chunks,
@@ -78,6 +78,27 @@ def test_a_grey_value_is_transparent_at_every_depth(depth, clear, unused):
 def test_a_depth_that_is_none_is_refused(depth):
     with pytest.raises(UndecodableImage):
         read(png(2, 1, depth, 0, bytes(3), chunk(b"tRNS", bytes(2))))
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize("colour", [0, 2, 3, 4, 6])
+def test_a_png_whose_data_end_before_its_last_row_is_refused(colour, interlaced):
+    width, height = 5, 9
+    passes = [(5, 9)]
+    if interlaced:  # W3C PNG, section 8.2, of 5x9 pixels
+        passes = [(1, 2), (1, 2), (2, 1), (1, 3), (3, 2), (2, 5), (5, 4)]
+    samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    colours = [chunk(b"PLTE", bytes(6))] if colour == 3 else []
+    for value in (0, 1):
+        rows = [b"\0" + bytes([value]) * w * samples for w, h in passes for _ in range(h)]
+
+        def of(rows):
+            return png(width, height, 8, colour, b"".join(rows), *colours, interlaced=interlaced)
+
+        assert read(of(rows)).shape == (3, height, width)
+        for kept in (rows[:-1], rows[:4], []):
+            with pytest.raises(UndecodableImage):
+                read(of(kept))
 
 
 def test_a_palette_png_without_its_palette_is_refused():
