@@ -59,7 +59,8 @@ class Fitted:
 
 
 def fit_array(array: Pixels, shape: Shape, fit: Fit) -> Fitted:
-    """Bring uint8 `array` of [n, H, W], [n, C, H, W] or [n, H, W, C] to `shape`.
+    """Bring uint8 `array` of [n, H, W], [n, C, H, W] or [n, H, W, C], in any memory order, to
+    `shape`.
 
     Where both readings of four dimensions are possible, channels come first. Three dimensions are
     one image, [C, H, W] or [H, W, C], where C is the model's, or where it comes last and is 1 or 3.
@@ -68,10 +69,12 @@ def fit_array(array: Pixels, shape: Shape, fit: Fit) -> Fitted:
     images = _channels_first(array, shape)
     if 0 in images.shape:
         raise WrongShape(f"the array has shape {list(array.shape)}: it holds no pixels")
+    fits = images.shape[2:] == shape[1:]
+    if not fits:  # asked before any copy is made
+        check_size(images.shape[2:], shape, fit, "the array")
     fitted, altered = _fit_colours(images, shape, fit)
-    if images.shape[2:] == shape[1:]:
-        return Fitted(fitted, altered)
-    check_size(images.shape[2:], shape, fit, "the array")
+    if fits:
+        return Fitted(np.ascontiguousarray(fitted), altered)
     resized = [fit_image(image, *shape[1:], fit.how) for image in fitted]
     return Fitted(np.stack(resized), np.ones(len(images), np.bool_))
 
@@ -99,6 +102,7 @@ def resize(image: Image.Image, height: int, width: int, fit: FitMode) -> Image.I
 
 
 def _channels_first(array: Pixels, shape: Shape) -> Pixels:
+    """A view of `array`, [n, C, H, W]."""
     channels, height, width = shape
     counts = (channels, 1, 3)
     if array.ndim == 3 and (
@@ -111,7 +115,7 @@ def _channels_first(array: Pixels, shape: Shape) -> Pixels:
     if array.ndim == 4 and array.shape[1] in counts:
         return array
     if array.ndim == 4 and array.shape[3] in counts:
-        return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+        return array.transpose(0, 3, 1, 2)
     raise WrongShape(
         f"the array has shape {list(array.shape)}; images are [n, H, W], [n, C, H, W] or "
         f"[n, H, W, C], of {height}x{width} pixels and {channels} channels"
@@ -129,7 +133,7 @@ def _fit_colours(images: Pixels, shape: Shape, fit: Fit) -> tuple[Pixels, NDArra
         return np.repeat(images, shape[0], axis=1), same
     coloured = (images != images[:, :1]).reshape(n, -1).any(axis=1)
     if shape[0] == 1 and not coloured.any():
-        return np.ascontiguousarray(images[:, :1]), same
+        return images[:, :1], same
     if shape[0] == 1 and fit.convert:
         return _luma(images), coloured
     raise wrong_colour("the array", channels, shape)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,8 @@ __all__ = ["Header", "read_header"]
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"PLTE", b"tRNS", b"IDAT", b"IEND")  # and the first IHDR
-PNG_GREY = (0, 4)
+PNG_GREY, PNG_PALETTE = (0, 4), 3
+PNG_DEPTHS = (1, 2, 4, 8)  # and 16, which is refused
 MAX_PARTS = 2**12  # chunks or segments of a file: of 30 MB in libpng's pieces of 8 kB
 MAX_SCANS = 100  # of a JPEG: encoders write about ten
 MAX_TAGS = 1000  # of EXIF's first directory
@@ -113,17 +115,21 @@ def _png(data: bytes, what: str, max_parts: int) -> Header:
     if depth == 16:
         raise _too_deep(depth, what)
     at, orientation, parts, kind = 33, 1, 0, b""
-    body = [data[:at]]
+    body, has_palette = [data[:at]], False
     while at < len(data) and kind != b"IEND" and parts <= max_parts:  # the last may be cut off
         kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
         if kind in PNG_PIXELS:
-            body.append(data[at:end])
+            part = data[at:end]
+            body.append(_scaled(part, depth) if kind == b"tRNS" and colour == 0 else part)
+            has_palette = has_palette or kind == b"PLTE"
         elif kind == b"acTL":
             _frames(int.from_bytes(data[at + 8 : at + 12], "big"), what)
         elif kind == b"eXIf":
             orientation = _orientation(data[at + 8 : end - 4])
         at, parts = end, parts + 1
     _count(parts, max_parts, what, "chunks")
+    if colour == PNG_PALETTE and not has_palette:
+        raise broken(what, "it has no palette")
     return Header(
         kind="PNG",
         width=width,
@@ -133,6 +139,20 @@ def _png(data: bytes, what: str, max_parts: int) -> Header:
         parts=parts,
         orientation=orientation,
     )
+
+
+def _scaled(chunk: bytes, depth: int) -> bytes:
+    """tRNS of a grey PNG with the grey value as eight bits, which Pillow compares it with."""
+    if (
+        depth not in PNG_DEPTHS
+        or len(chunk) != 14
+        or zlib.crc32(chunk[4:10]) != int.from_bytes(chunk[10:], "big")
+    ):
+        return chunk  # it is refused
+    most = (1 << depth) - 1
+    grey = (int.from_bytes(chunk[8:10], "big") & most) * 255 // most
+    content = b"tRNS" + grey.to_bytes(2, "big")
+    return chunk[:4] + content + zlib.crc32(content).to_bytes(4, "big")
 
 
 def _jpeg(data: bytes, what: str, max_parts: int) -> Header:

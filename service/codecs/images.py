@@ -11,6 +11,8 @@ import base64
 import binascii
 import io
 import math
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -59,6 +61,14 @@ TURNS = (  # names of Pillow's transpositions, by EXIF orientation less 2
     "TRANSVERSE",
     "ROTATE_90",
 )
+
+
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by colour type
+ADAM7 = (  # first column and row of each pass, and the steps from there
+    (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)  # fmt: skip
+INFLATED_BYTES = 2**18  # at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +210,8 @@ def _decode(
             if wanted is not None:
                 side = 2 * max(wanted[1:])  # twice: what is left is resampled
                 image.draft(None, (side, side))
+            if header.kind == "PNG" and not _has_all_rows(image, header.body):
+                raise broken(what, "its data end before its last row")
             plain, note = _without_alpha(image, what)
     except (UndecodableImage, MemoryError):
         raise
@@ -209,6 +221,29 @@ def _decode(
     if header.orientation > 1:
         plain = plain.transpose(Image.Transpose[TURNS[header.orientation - 2]])
     return plain, note
+
+
+def _has_all_rows(image: Image.Image, body: bytes) -> bool:
+    """Whether a PNG has data for all of its rows: where they end well, Pillow leaves those that are
+    missing at 0. They are counted only where the last row is 0, or rows do not come in order."""
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    depth, colour, _, _, interlaced = body[24:29]
+    if not interlaced and any(last.tobytes()):
+        return True
+    bits = depth * PNG_SAMPLES[colour]
+    left = 0
+    for x, y, dx, dy in ADAM7 if interlaced else ((0, 0, 1, 1),):
+        width, height = -((x - image.width) // dx), -((y - image.height) // dy)
+        left += height * (1 + (width * bits + 7) // 8) if width else 0
+    inflate, at = zlib.decompressobj(), 33
+    while at < len(body) and left > 0:
+        length, kind = struct.unpack_from(">I4s", body, at)
+        data = body[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
+        at += 12 + length
+        while data and left > 0:
+            left -= len(inflate.decompress(data, INFLATED_BYTES))
+            data = inflate.unconsumed_tail
+    return left <= 0
 
 
 def _without_alpha(image: Image.Image, what: str) -> tuple[Image.Image, str | None]:

@@ -18,8 +18,10 @@ __all__ = [
     "NpyHeader",
     "decode_npy",
     "encode_npy",
+    "in_order",
     "npy_header",
     "npy_prefix",
+    "view_npy",
 ]
 
 MAGIC = b"\x93NUMPY"
@@ -38,10 +40,21 @@ class NpyHeader(NamedTuple):
 
 
 def decode_npy(body: bytes, *, dtypes: tuple[str, ...], max_items: int) -> NDArray[Any]:
+    """As `view_npy`, in C order and the machine's byte order, where need be as a copy."""
+    return in_order(view_npy(body, dtypes=dtypes, max_items=max_items))
+
+
+def in_order(array: NDArray[Any]) -> NDArray[Any]:
+    """`array` in C order and the machine's byte order; a copy where it is not."""
+    return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
+
+
+def view_npy(body: bytes, *, dtypes: tuple[str, ...], max_items: int) -> NDArray[Any]:
     """The array in `body`, of one of `dtypes` (such as "uint8"); nothing is ever unpickled.
 
     The header is parsed and compared with the body's length and with `max_items` before any array
-    exists. The answer may be a read-only view of `body`.
+    exists. The answer is a read-only view of `body`, in whatever memory and byte order: its shape
+    can be refused before anything is copied.
 
     Raises:
         MalformedBody: not npy, or not as long as its header says.
@@ -51,7 +64,7 @@ def decode_npy(body: bytes, *, dtypes: tuple[str, ...], max_items: int) -> NDArr
     header, start = npy_header(body)
     dtype = _dtype(header.descr, dtypes)
     items = math.prod(header.shape)
-    if items > max_items or max(header.shape, default=0) > max_items:  # also beside a 0
+    if math.prod(size or 1 for size in header.shape) > max_items:  # NumPy counts beside a 0, too
         raise PayloadTooLarge(
             f"the npy array has shape {header.shape}, {items} numbers; at most {max_items} are "
             "taken: send fewer in a request"
@@ -63,14 +76,9 @@ def decode_npy(body: bytes, *, dtypes: tuple[str, ...], max_items: int) -> NDArr
             f"{len(body) - start} follow it: the body is cut off or has bytes too many"
         )
     flat = np.frombuffer(body, dtype, items, start)
-    shaped = (
-        flat.reshape(header.shape[::-1]).T if header.fortran_order else flat.reshape(header.shape)
-    )
-    flags = shaped.flags
-    if dtype.isnative and flags.c_contiguous and flags.aligned:
-        return shaped
-    native = shaped.astype(dtype.newbyteorder("="), copy=False)
-    return np.require(native, requirements=["C", "A"])
+    if header.fortran_order:
+        return flat.reshape(header.shape[::-1]).T
+    return flat.reshape(header.shape)
 
 
 def npy_header(body: bytes) -> tuple[NpyHeader, int]:

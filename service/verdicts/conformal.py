@@ -98,5 +98,6 @@ def discoveries(p_values: F64, q: float) -> NDArray[np.bool_]:
 
 
 def possible_discoveries(n: int, q: float, calibration: int) -> int:
-    """How many of a batch of `n` have to have the smallest p-value for one to be discovered."""
-    return max(1, math.ceil(n / (q * (calibration + 1))))
+    """How many of a batch of `n` have to have the smallest p-value for one to be discovered;
+    n + 1 where not even all of them suffice."""
+    return max(1, math.ceil(min(n / (q * (calibration + 1)), n + 1)))

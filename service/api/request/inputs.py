@@ -22,7 +22,7 @@ from service.codecs.images import (
     fit_files,
 )
 from service.codecs.json_body import of_base64
-from service.codecs.npy import decode_npy
+from service.codecs.npy import in_order, view_npy
 from service.errors import (
     InvalidInput,
     NonFiniteInput,
@@ -60,9 +60,7 @@ async def pictures(
     who: dict[str, Any] = {"deadline": request.deadline, "caller": request.holder}
     decoders = request.shared.decoders
     if isinstance(payload, bytes):
-        array = decode_npy(
-            payload, dtypes=("uint8",), max_items=settings.max_total_pixels * shape[0]
-        )
+        array = view_npy(payload, dtypes=("uint8",), max_items=settings.max_total_pixels * shape[0])
         count = array.shape[0] if array.ndim and array.size else 0
         _check_images(count, rows_each, settings)
         if array.size <= INLINE_PIXELS and not fit.resize:
@@ -95,7 +93,7 @@ def _check_images(count: int, rows_each: int, settings: Settings) -> None:
         check_count("images times importance_samples", count * rows_each, settings.max_rows)
 
 
-def latents(request: OperationRequest, name: str = "latents") -> NDArray[np.float32]:
+async def latents(request: OperationRequest, name: str = "latents") -> NDArray[np.float32]:
     """float32, at most `max_images` times D of them; the operation checks the rest."""
     dim, limit = request.model.manifest.latent.dim, request.settings.max_images
     payload = request.payload
@@ -103,10 +101,10 @@ def latents(request: OperationRequest, name: str = "latents") -> NDArray[np.floa
         payload = _file_of(payload, name)
     if not isinstance(payload, bytes):
         return _latents_from_json(payload, dim, name)
-    array = decode_npy(payload, dtypes=("float32",), max_items=limit * dim)
-    if array.ndim != 2:  # how many they are is asked before the operation checks the rest
+    array = view_npy(payload, dtypes=("float32",), max_items=limit * dim)
+    if array.ndim != 2 or array.shape[1] != dim:
         raise WrongShape(f"{name} must have the shape [n, {dim}], not {list(array.shape)}")
-    return array
+    return in_order(array) if array.size <= INLINE_PIXELS else await request.beside(in_order, array)
 
 
 def _file_of(text: str, name: str) -> bytes:

@@ -24,6 +24,7 @@ from service.operations.checks import MAX_SEED
 from service.operations.model import Output
 
 __all__ = [
+    "MAX_COUNT",
     "AnomalyMapOptions",
     "DecodeOptions",
     "EncodeOptions",
@@ -37,7 +38,10 @@ __all__ = [
     "parse_options",
 ]
 
+MAX_COUNT = 2**63 - 1  # a query may hold more digits than Python writes in an error
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Place = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # Discriminated, so that errors speak of what was meant alone.
 Temperatures = Annotated[
@@ -73,7 +77,7 @@ class Options(BaseModel):
 class SampleOptions(Options):
     """``POST /v1/sample``"""
 
-    n: Annotated[int | None, Field(ge=1)] = None
+    n: Count | None = None
     """How many images; absent: 1, or one for each row of prior_eps."""
     seed: Seed | None = None
     """Absent: the server draws one and returns it."""
@@ -108,7 +112,7 @@ class ImageOptions(Options):
 class ScoreOptions(ImageOptions):
     """``POST /v1/score``"""
 
-    importance_samples: Annotated[int | None, Field(ge=1)] = None
+    importance_samples: Count | None = None
     """K of the importance-weighted bound; absent: the model's default."""
     seed: Seed | None = None
     """Absent: the model's default, 0."""
@@ -117,7 +121,7 @@ class ScoreOptions(ImageOptions):
     fdr: Annotated[float | None, Field(gt=0, lt=1)] = None
     """Also say which images of this request are discoveries: at most about this share of them is
     false (Benjamini and Hochberg)."""
-    altered: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed)] = []
+    altered: Annotated[list[Place], BeforeValidator(_listed)] = []
     """Places, from 0, of images that were resized or converted before they were sent: they are
     judged, and counted for drift, as those that are altered here."""
 
@@ -157,7 +161,7 @@ class ReconstructOptions(PosteriorOptions):
 class InterpolateOptions(ReconstructOptions):
     """``POST /v1/interpolate``"""
 
-    n: Annotated[int, Field(ge=2)] = 8
+    n: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 8
     """Images from one end to the other, with both."""
     seeds: Annotated[list[Seed], BeforeValidator(_listed), Field(max_length=2)] = []
     """Ends that are no images: the first image that each of these seeds draws. Images come first,

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from service.api.response.rendering import Answer
 from service.codecs import NPY
 from service.codecs.npy import npy_prefix
-from service.errors import DeadlineExceeded, EngineFailure, Overloaded
+from service.errors import DeadlineExceeded, NonFiniteInput, Overloaded
 from service.operations.model import Model
 from service.operations.results import Images
 from service.scheduler.work import SampleWork
@@ -108,8 +108,8 @@ def _body(images: Images, first: int) -> bytes:
     """Pixels in C order. An npy array cannot say that a mean was no number, so there is none."""
     if not images.finite.all():
         bad = first + int((~images.finite).argmax())
-        raise EngineFailure(
-            f"image {bad} has a mean that is no number: lower the temperature, or ask for at most "
-            "max_n images, whose answer counts such ones"
+        raise NonFiniteInput(
+            f"image {bad} has a mean that is no number: lower temperature or prior_eps, or ask for "
+            "at most max_n images, whose answer counts such ones"
         )
     return images.images.tobytes()

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from service.api.openapi import documented
+from service.api.request.schemas import MAX_COUNT
 from service.api.response.schemas import (
     CalibrationDistances,
     FailedBundle,
@@ -22,7 +23,8 @@ from service.settings import Settings
 __all__ = ["model_router"]
 
 ImportanceSamples = Annotated[
-    int | None, Query(description="K of the scores; absent: the model's default.")
+    int | None,
+    Query(ge=1, le=MAX_COUNT, description="K of the scores; absent: the model's default."),
 ]
 LIMITS = (
     "max_n",

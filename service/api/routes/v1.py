@@ -63,7 +63,7 @@ async def sample(request: OperationRequest, options: Annotated[SampleOptions, Qu
     """Draw images from the prior, or change images in its noise: keep some latent groups of
     `prior_eps`, as encode gives it, and draw the others anew."""
     model, settings = request.model, request.settings
-    given = None if request.payload is None else latents(request, "prior_eps")
+    given = None if request.payload is None else await latents(request, "prior_eps")
     n = options.n or (1 if given is None else len(given))
     is_stream = n > settings.max_n
     if is_stream and (request.media_type != NPY or n > settings.max_stream_n):
@@ -94,7 +94,7 @@ async def sample(request: OperationRequest, options: Annotated[SampleOptions, Qu
 async def decode(request: OperationRequest, options: Annotated[DecodeOptions, Query()]) -> Answer:
     """Images of given latents."""
     images = await request.model.decode(
-        latents(request), output=options.output, seed=options.seed, **request.asked
+        await latents(request), output=options.output, seed=options.seed, **request.asked
     )
     return await _images(request, images)
 

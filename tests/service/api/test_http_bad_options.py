@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
-from service.codecs.npy import encode_npy
+from service.codecs.npy import encode_npy, npy_prefix
 
 NPY = {"content-type": "application/x-npy"}
 GOOD = np.zeros((1, 1, 4, 4), np.uint8)
@@ -306,6 +308,47 @@ def test_bad_input_is_a_problem_that_says_what_to_do(server, problem, case):
     detail = problem(server.post(path, **request), status, slug)
     assert words in detail
     assert server.get("/readyz").status_code == 200
+
+
+@pytest.fixture
+def short_numbers():
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(640)  # as `iafvae serve` does
+    yield
+    sys.set_int_max_str_digits(before)
+
+
+@pytest.mark.usefixtures("short_numbers")
+@pytest.mark.parametrize(
+    ("method", "path", "request_"),
+    [
+        ("POST", "/v1/score?importance_samples={}", npy(GOOD)),
+        ("POST", "/v1/score?altered={}", npy(GOOD)),
+        ("POST", "/v1/sample?n={}", {}),
+        ("POST", "/v1/sample?seed={}", {}),
+        ("POST", "/v1/interpolate?seeds=1,2&n={}", {}),
+        ("POST", "/v1/anomaly-map?boxes={}", npy(GOOD)),
+        ("GET", "/v1/models/tiny/calibration?importance_samples={}", {}),
+        ("GET", "/v1/models/tiny/versions/1.0.0/calibration?importance_samples={}", {}),
+    ],
+)
+def test_integers_of_thousands_of_digits_are_refused(server, problem, method, path, request_):
+    for digits in (20, 4000, 5000):
+        answer = server.request(method, path.format("9" * digits), **request_)
+        problem(answer, 422, "invalid-input")
+
+
+def test_a_share_of_false_discoveries_may_be_as_small_as_a_number_is(server):
+    answer = server.post("/v1/score?fdr=5e-324", **npy(GOOD))
+    assert answer.status_code == 200
+    assert answer.json()["fdr"] == 5e-324
+
+
+@pytest.mark.parametrize("path", ["/v1/score", "/v1/decode", "/v1/sample"])
+def test_sizes_beside_a_zero_are_counted(server, problem, path):
+    descr, shape = ("|u1", (0, *[2**26] * 3)) if path == "/v1/score" else ("<f4", (0, *[2**15] * 6))
+    body = npy_prefix(descr, shape)
+    problem(server.post(path, content=body, headers=NPY), 413, "payload-too-large")
 
 
 def test_outcomes_are_counted_without_what_callers_wrote(server):

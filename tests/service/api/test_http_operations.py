@@ -14,7 +14,9 @@ from service.api.response.schemas import EncodeResponse, ImagesResponse, ScoreRe
 from service.codecs.npy import decode_npy, encode_npy
 from service.noise import Purpose, image_keys, normal, uniform
 
-NPY = {"content-type": "application/x-npy"}
+NPY_TYPE = "application/x-npy"
+NPY = {"content-type": NPY_TYPE}
+RNG = np.random.default_rng(0)
 
 
 def npy_of(response, dtype="uint8"):
@@ -172,6 +174,30 @@ def test_every_form_of_images_scores_the_same(server, digits, post_npy):
     ]
     for response in forms:
         assert response.json()["results"] == reference
+
+
+@pytest.mark.parametrize("inline", [0, 2**18])
+def test_arrays_in_any_order_of_memory_are_the_same(server, digits, monkeypatch, inline):
+    monkeypatch.setattr("service.api.request.inputs.INLINE_PIXELS", inline)
+
+    def post(path, array):
+        file = io.BytesIO()
+        np.save(file, array)
+        return npy_of(
+            server.post(path, content=file.getvalue(), headers=NPY | {"accept": NPY_TYPE}), "uint8"
+        )
+
+    images, z = digits.repeat(2, axis=2), RNG.normal(size=(5, 3)).astype(np.float32)
+    for path, array in (
+        ("/v1/reconstruct", digits),
+        ("/v1/reconstruct?resize=true", images),
+        ("/v1/decode", z),
+        ("/v1/sample?resample=", z),
+    ):
+        expected = post(path, array)
+        assert np.array_equal(post(path, np.asfortranarray(array)), expected)
+        swapped = array.astype(array.dtype.newbyteorder(">"))
+        assert np.array_equal(post(path, swapped), expected)
 
 
 def test_one_image_file_as_the_body(server, digits, post_npy):

@@ -117,7 +117,7 @@ def test_refusals_are_documented_in_their_protocols_form(api):
 
 def test_options_are_described_with_their_bounds(api):
     parameters = {p["name"]: p for p in api["paths"]["/v1/sample"]["post"]["parameters"]}
-    assert parameters["n"]["schema"] == {"type": "integer", "minimum": 1}
+    assert parameters["n"]["schema"] == {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}
     assert parameters["x-iafvae-timeout-seconds"]["in"] == "header"
     assert all(p["description"] for p in parameters.values())
 

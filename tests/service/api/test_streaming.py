@@ -19,7 +19,7 @@ from service.api.response.streaming import MAX_PIECE_ROWS, piece_rows, stream_im
 from service.app import create_app
 from service.client import Client, ServiceUnreachable
 from service.codecs.npy import decode_npy
-from service.errors import EngineFailure, Overloaded
+from service.errors import EngineFailure, NonFiniteInput, Overloaded
 from service.operations.results import Images
 from service.scheduler.work import SampleWork, positions
 from service.server.protocol import BoundedHttp
@@ -234,8 +234,14 @@ def test_images_that_are_no_numbers_end_the_answer(bad):
     async def draw(first, rows):
         return images(rows, finite=first != bad)
 
-    with pytest.raises(EngineFailure, match=f"image {bad} has a mean that is no number"):
+    with pytest.raises(NonFiniteInput, match=f"image {bad} has a mean that is no number"):
         run_stream(draw, 4)
+
+
+def test_what_makes_no_numbers_is_the_callers(serve, problem):
+    client = serve(max_n=10)
+    answer = sample(client, 1500, temperature=3e38, seed=0)
+    assert "no number" in problem(answer, 422, "non-finite-input")
 
 
 def test_pieces_are_bounded_in_bytes():

@@ -44,6 +44,71 @@ PHOTO = encoded(Image.fromarray(COLOURS), "JPEG")
 PNG = encoded(Image.fromarray(COLOURS))
 
 
+def png(width, height, depth, colour, rows, *chunks, interlaced=0):
+    """A PNG that is put together here; `rows` with a filter's byte each."""
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    parts = [
+        chunk(b"IHDR", head),
+        *chunks,
+        chunk(b"IDAT", zlib.compress(rows)),
+        chunk(b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+# ------------------------------------------------------------------ PNG
+
+
+@pytest.mark.parametrize("unused", [0, 0x300])  # bits above the depth
+@pytest.mark.parametrize("clear", [0, 1, 3])
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_a_grey_value_is_transparent_at_every_depth(depth, clear, unused):
+    most, width = 2**depth - 1, 16
+    values = np.arange(width) % (most + 1)
+    row = int("".join(f"{value:0{depth}b}" for value in values), 2).to_bytes(2 * depth, "big")
+    content = (clear % (most + 1) | unused & ~most).to_bytes(2, "big")
+    data = png(width, 1, depth, 0, b"\0" + row, chunk(b"tRNS", content))
+    fitted = fit_files([data], (1, 1, width), Fit(), PixelLimits())
+    expected = np.where(values == clear % (most + 1), 0, values * 255 // most)
+    assert np.array_equal(fitted.images[0, 0, 0], expected)
+    assert "transparen" in fitted.notes[0]
+
+
+@pytest.mark.parametrize("depth", [0, 3, 255])
+def test_a_depth_that_is_none_is_refused(depth):
+    with pytest.raises(UndecodableImage):
+        read(png(2, 1, depth, 0, bytes(3), chunk(b"tRNS", bytes(2))))
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize("colour", [0, 2, 3, 4, 6])
+def test_a_png_whose_data_end_before_its_last_row_is_refused(colour, interlaced):
+    width, height = 5, 9
+    passes = [(5, 9)]
+    if interlaced:  # W3C PNG, section 8.2, of 5x9 pixels
+        passes = [(1, 2), (1, 2), (2, 1), (1, 3), (3, 2), (2, 5), (5, 4)]
+    samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    colours = [chunk(b"PLTE", bytes(6))] if colour == 3 else []
+    for value in (0, 1):
+        rows = [b"\0" + bytes([value]) * w * samples for w, h in passes for _ in range(h)]
+
+        def of(rows):
+            return png(width, height, 8, colour, b"".join(rows), *colours, interlaced=interlaced)
+
+        assert read(of(rows)).shape == (3, height, width)
+        for kept in (rows[:-1], rows[:4], []):
+            with pytest.raises(UndecodableImage):
+                read(of(kept))
+
+
+def test_a_palette_png_without_its_palette_is_refused():
+    rows = b"\0\0\1\0\1\0" * 2
+    colours = chunk(b"PLTE", bytes(range(6)))
+    assert read(png(5, 2, 8, 3, rows, colours)).shape == (3, 2, 5)
+    with pytest.raises(UndecodableImage, match="no palette"):
+        read(png(5, 2, 8, 3, rows))
+
+
 # ------------------------------------------------------------------ EXIF
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -308,6 +309,32 @@ def test_channels_that_come_last_are_none_of_the_sides(shape, spec):
 
 def test_three_grey_images_of_a_grey_model_are_three():
     assert len(fit_array(np.zeros((3, 4, 6), np.uint8), GREY, Fit()).images) == 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [((1, 3, 1000, 1000), GREY), ((1, 1000, 1000, 3), GREY), ((1, 1000, 1000), RGB)],
+)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_wrong_size_is_refused_before_anything_is_copied(shape, spec, order):
+    array = np.zeros(shape, np.uint8, order)
+    array[..., 1] = 1  # colours
+    tracemalloc.start()
+    with pytest.raises(WrongShape, match="1000x1000 pixels"):
+        fit_array(array, spec, Fit(convert=True))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 4, 6, 3), (2, 1, 4, 6), (2, 4, 6), (2, 5, 9)])
+@pytest.mark.parametrize("spec", [GREY, RGB])
+def test_the_order_in_memory_does_not_matter(shape, spec):
+    array = RNG.integers(0, 256, shape, np.uint8)
+    fit = Fit(resize=True, convert=True)
+    images = fit_array(np.asfortranarray(array), spec, fit).images
+    assert images.flags.c_contiguous
+    assert np.array_equal(images, fit_array(array, spec, fit).images)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 4, 6), (3, 1, 0, 0), (2**20, 0, 6)])

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from service.codecs.npy import decode_npy, encode_npy, npy_header
+from service.codecs.npy import decode_npy, encode_npy, npy_header, view_npy
 from service.errors import IafvaeError, MalformedBody, PayloadTooLarge, WrongDtype
 
 
@@ -42,6 +42,15 @@ def test_reads_any_byte_and_memory_order(array, order, fortran):
     got = read(saved(stored), ("float32",))
     assert got.dtype == np.float32
     assert got.flags.c_contiguous
+    assert np.array_equal(got, array, equal_nan=True)
+
+
+@given(hnp.arrays(np.float32, hnp.array_shapes(max_dims=4)), st.sampled_from("<>"), st.booleans())
+def test_a_view_copies_nothing(array, order, fortran):
+    stored = array.astype(array.dtype.newbyteorder(order))
+    body = saved(np.asfortranarray(stored) if fortran else stored)
+    got = view_npy(body, dtypes=("float32",), max_items=10_000)
+    assert np.shares_memory(got, np.frombuffer(body, np.uint8))
     assert np.array_equal(got, array, equal_nan=True)
 
 
@@ -83,6 +92,8 @@ HUGE = "{'descr': '|u1', 'fortran_order': False, 'shape': (%s,), }"
         (header("(" * 4000), MalformedBody),
         (header(HUGE % 10**12), PayloadTooLarge),
         (header(HUGE % "9" * 40), MalformedBody),
+        (header(HUGE % f"0, {2**26}, {2**26}, {2**26}"), PayloadTooLarge),
+        (header(HUGE % ", ".join(["0", *["101"] * 6])), PayloadTooLarge),
         (header(HUGE % 10, b"short"), MalformedBody),
         (header(HUGE % 2, b"too long"), MalformedBody),
         (saved(np.zeros(3, np.float64)), WrongDtype),

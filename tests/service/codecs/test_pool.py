@@ -106,8 +106,9 @@ def test_json_is_what_it_is_without_a_pool():
     assert asyncio.run(main()) == ({"model": "\ud800"}, [SMALL, MIDDLE]) == json_images(body, 2)
 
 
-def test_arrays_are_what_they_are_without_a_pool():
-    array = RNG.integers(0, 256, (2, 3, 300, 200), np.uint8)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_are_what_they_are_without_a_pool(order):
+    array = np.require(RNG.integers(0, 256, (2, 3, 300, 200), np.uint8), None, order)
 
     async def work():
         async with opened() as pool:

@@ -97,3 +97,9 @@ def test_one_image_of_250_can_be_discovered_and_of_251_none():
     assert not discoveries(p, 0.1).any()
     p[1] = 1 / 2501
     assert discoveries(p, 0.1).sum() == 2
+
+
+@pytest.mark.parametrize("q", [5e-324, 1e-320, 1e-300, 1e-9])
+def test_a_share_that_nothing_reaches_asks_for_more_than_all(q):
+    assert possible_discoveries(20, q, 2500) == 21
+    assert not discoveries(np.full(20, 1 / 2501), q).any()
