@@ -64,7 +64,7 @@ def view_npy(body: bytes, *, dtypes: tuple[str, ...], max_items: int) -> NDArray
     header, start = npy_header(body)
     dtype = _dtype(header.descr, dtypes)
     items = math.prod(header.shape)
-    if math.prod(size or 1 for size in header.shape) > max_items:  # NumPy counts beside a 0, too
+    if math.prod([size or 1 for size in header.shape]) > max_items:  # NumPy counts beside a 0, too
         raise PayloadTooLarge(
             f"the npy array has shape {header.shape}, {items} numbers; at most {max_items} are "
             "taken: send fewer in a request"
