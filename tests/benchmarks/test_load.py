@@ -70,12 +70,12 @@ def test_figures_are_of_the_log():
 
 @needs_h2load
 def test_a_closed_loop_counts_images_refusals_and_what_they_cost(server: Server, asked: Path):
-    found = counted(server, POST, clients=3, requests=30)
-    assert len(asked.read_text()) == found["requests"] == 30
-    assert (found["ok"], found["refused"], found["failed"]) == (20, 10, 0)
-    seconds = 30 / found["requests_per_second"]
-    assert found["images_per_second"] == pytest.approx(2 * 20 / seconds)
-    assert found["cpu_us"] > 0
+    found = counted(server, POST, clients=3, requests=300)
+    assert len(asked.read_text()) == found["requests"] == 300
+    assert (found["ok"], found["refused"], found["failed"]) == (200, 100, 0)
+    seconds = 300 / found["requests_per_second"]
+    assert found["images_per_second"] == pytest.approx(2 * 200 / seconds)
+    assert found["cpu_us"] > 0  # of so many requests: the system counts in hundredths of a second
     assert closed(server, POST, clients=2, seconds=0.2)["requests"] >= 4
 
 
