@@ -101,11 +101,10 @@ def check_values(
 def loads_once(text: bytes) -> Any:
     """`text` as JSON whose objects hold no key twice. Raises MalformedBody, InvalidInput."""
     try:
-        # Only where one may be long: a call for each number would take a third more time.
-        parse = (
-            _float if LONG_NUMBER in text.translate(OF_NUMBERS, b"\0") else None
-        )  # also of UTF-16
-        return json.loads(text, object_pairs_hook=_once, parse_float=parse)
+        # Only where one may be long: a call for each number would take a third more time. In
+        # UTF-16 and UTF-32 zeros stand between the characters.
+        is_long = LONG_NUMBER in text.translate(OF_NUMBERS, b"\0")
+        return json.loads(text, object_pairs_hook=_once, parse_float=_float if is_long else None)
     except RecursionError:
         raise MalformedBody("the JSON body is nested too deep: no request here is") from None
     except ValueError as error:
