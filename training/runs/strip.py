@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from training.runs.checkpoint import (
     save_checkpoint,
 )
 from training.runs.directory import CONFIG_FILE, read_config
+from training.runs.metrics import METRICS_FILE, read_metrics
 
 __all__ = ["size_in_bytes", "strip_run"]
 
@@ -24,7 +26,8 @@ def strip_run(run: Path, out: Path, *, ema_only: bool = False, bf16: bool = Fals
 
     The optimiser's state is left out, which halves the size; with `ema_only` the last weights
     too, which halves it again: the averaged ones stand for both. `bf16` keeps the averaged
-    weights in bfloat16, for half of theirs, at a relative error of 2^-9 a weight. The new
+    weights in bfloat16, for half of theirs, at a relative error of 2^-9 a weight. Records of
+    the steps until then go along: minutes of a run that goes on are counted from them. The new
     directory is a run: it is evaluated, exported and resumed (with a fresh optimiser). Returns
     the checkpoint's directory. Raises `TrainingError` where `run` is none or `out` is taken.
     """
@@ -56,6 +59,10 @@ def strip_run(run: Path, out: Path, *, ema_only: bool = False, bf16: bool = Fals
         state=state,
     )
     shutil.copyfile(run_dir / CONFIG_FILE, out / CONFIG_FILE)
+    records = [record for record in read_metrics(run_dir) if record["step"] <= checkpoint.step]
+    if records:
+        lines = [json.dumps(record) + "\n" for record in records]
+        (out / METRICS_FILE).write_text("".join(lines), encoding="utf-8")
     return path
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from training.errors import CheckpointError, TrainingError
 from training.fit.trainer import Trainer
 from training.runs.checkpoint import load_checkpoint, load_run
 from training.runs.directory import write_config
+from training.runs.metrics import METRICS_FILE, read_metrics
 from training.runs.strip import size_in_bytes, strip_run
 from training.schedules import rewarming_at
 
@@ -82,6 +85,17 @@ def test_one_checkpoint_of_a_run_can_be_stripped(run, tmp_path):
     path = load_checkpoint(run[0]).path
     assert strip_run(path, tmp_path / "out").name == path.name
     assert (tmp_path / "out" / "config.json").read_text() == (run[0] / "config.json").read_text()
+
+
+def test_records_until_its_checkpoint_go_along(run, tmp_path):
+    """Else all earlier steps would count at the first speed that is recorded when it goes on."""
+    whole, records = tmp_path / "whole", [{"step": n, "kind": "train"} for n in (4, 9, 14)]
+    shutil.copytree(run[0], whole)
+    (whole / METRICS_FILE).write_text("".join(json.dumps(each) + "\n" for each in records))
+    strip_run(whole, tmp_path / "out")
+    assert read_metrics(tmp_path / "out") == records[:2]
+    strip_run(run[0], tmp_path / "none")
+    assert not (tmp_path / "none" / METRICS_FILE).exists()
 
 
 def test_what_is_taken_or_no_run_is_refused(run, tmp_path):
