@@ -224,16 +224,19 @@ def _place() -> str:
 
 def main() -> None:
     """Run the command line; faults that people can mend are one line, not a traceback."""
+    code: object = 0
     try:
         app()
+    except SystemExit as end:
+        code = end.code
     except (TrainingError, ConfigError, OSError) as error:  # OSError: a disk, a permission
-        text = f"error: {_place()}{error}"
+        code, text = 1, f"error: {_place()}{error}"
         errors.print(text, style="red", highlight=False, soft_wrap=True)
-        if _place():
-            from training.fit.distributed import leave
+    if _place():  # Gloo's threads may abort an interpreter that ends in order
+        from training.fit.distributed import leave
 
-            leave(1)
-        raise SystemExit(1) from None
+        leave(code if isinstance(code, int) else int(code is not None))
+    raise SystemExit(code)
 
 
 __all__ = ["app", "main"]

@@ -179,9 +179,10 @@ class World:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once: a group that has lost a process cannot be taken down in order.
+    """End this process at once, without the interpreter's own end.
 
-    (Gloo's threads would wait for it, or abort the interpreter's own end.)
+    Gloo's threads would wait there for a process that is lost; and even after
+    `destroy_process_group` they abort it now and then ("terminate called ...").
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -101,9 +101,11 @@ def until_it_trains(out: Path, processes: list[subprocess.Popen[str]]) -> None:
 def test_a_run_of_two_processes_goes_on_in_one(photos, tmp_path, monkeypatch, capsys):
     """And is then, but for rounding, the run that one process made from the start."""
     both, alone = tmp_path / "both", tmp_path / "alone"
-    first, second = ended(started(words(photos, both, "--epochs", "2"), 2))
+    processes = started(words(photos, both, "--epochs", "2"), 2)
+    first, second = ended(processes)
     assert "done: step 6 of 6" in first
     assert second == ""  # one process speaks
+    assert [process.returncode for process in processes] == [0, 0]
     kinds = [record["kind"] for record in read_metrics(both)]
     assert kinds.count("validation") == 2  # one process writes
     assert json.loads((both / "config.json").read_text())["environment"]["processes"] == 2
