@@ -44,7 +44,7 @@ class _Line:
 
 
 class FairQueue:
-    """Jobs that wait. Not thread-safe: it lives on the event loop.
+    """Jobs that wait. Not thread-safe.
 
     rows: that wait; rows_by_operation: of each operation that was ever met; capacity: of rows, as
     `refusal` sees it; quick_rows: of a batch in which small jobs end (0: as many as others have).

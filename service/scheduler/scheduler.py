@@ -1,10 +1,11 @@
 """Requests in, batches out: one bounded queue, as many batches in flight as the engine likes.
 
-There is no timer. A batch is formed the moment a worker is free: an idle service answers at once,
-and while workers are busy rows collect and the next batches are fuller. Everything that decides
-runs on the event loop; worker threads only assemble, run and cut one batch, and report once. A
-small job that is alone in the service is computed on the event loop itself, without queue or
-thread.
+There is no timer. A worker that is free takes the next batch itself, at the moment at which it can
+begin: an idle service answers at once, and while workers are busy rows collect and the next
+batches are fuller. (Batches formed on the event loop and handed over were measured: smaller by a
+third, since rows come meanwhile, and a worker stood idle until the loop had time for it.) All else
+that decides runs on the event loop. A small job that is alone in the service is computed on the
+event loop itself, without queue or thread.
 
 A fault of a run costs the requests that it cannot answer. A fault of the device, a run that does
 not come back, or a fault of the queue itself ends the service: liveness fails.
@@ -16,6 +17,7 @@ import asyncio
 import copy
 import logging
 import math
+import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -129,7 +131,7 @@ class Scheduler:
             name: max(1, min(max_batch_rows, max_batch_bytes // batcher.row_bytes))
             for name, batcher in batchers.items()
         }
-        self._workers, self._in_flight_limit = workers, workers + prefetch
+        self._workers, self._threads = workers, workers + prefetch
         self._prefetches = prefetch > 0
         self._hang_seconds, self._direct_seconds = hang_seconds, direct_seconds
         self._observer: SchedulerObserver = observer or _Nobody()
@@ -141,18 +143,24 @@ class Scheduler:
         self._cost = CostModel()
         self._jobs: set[Job] = set()  # that somebody awaits
         self._idle = asyncio.Event()
-        self._flying: set[Batch] = set()  # that the workers have
-        self._pump_scheduled = False
+        self._lock = threading.Lock()  # of the queue, and of the four that follow
+        self._flying: set[Batch] = set()  # that the workers have, or the loop has yet to report
+        self._busy = 0  # threads that compute, or are about to
+        self._resting = 0  # threads that must be woken: less than 0 where more was given than rest
+        self._broken = False  # nothing more is taken
+        self._wake_scheduled = False
         # Came when there was no other, in this turn of the event loop.
         self._lone: Job | None = None
         self._pool: WorkerPool | None = None
+        self._loop: asyncio.AbstractEventLoop
         self._watching: asyncio.TimerHandle | None = None
         self.accepting = False
         self.healthy = True
 
     async def start(self) -> None:
         """Start the worker threads; works are accepted from here on."""
-        self._pool = WorkerPool(self._runner, self._in_flight_limit, self._finished)
+        self._loop = asyncio.get_running_loop()
+        self._pool = WorkerPool(self._runner, self._threads, self._take, self._finished)
         self.accepting = True
         if math.isfinite(self._hang_seconds):
             self._watch()
@@ -223,9 +231,12 @@ class Scheduler:
             raise ShuttingDown("the service is starting or stopping: send the request again")
         if deadline is not None and deadline <= job.submitted:
             raise DeadlineExceeded("the deadline had passed before the work was queued")
-        # Where nobody waits any request may: its rows are made batch by batch.
-        if self._queue.rows and (why := self._queue.refusal(job.caller, job.rows)):
-            raise Overloaded(f"{why}: send the request again later", self._wait_seconds())
+        with self._lock:
+            # Where nobody waits any request may: its rows are made batch by batch.
+            why = self._queue.refusal(job.caller, job.rows) if self._queue.rows else None
+            wait = self._wait_seconds() if why else 0.0
+        if why:
+            raise Overloaded(f"{why}: send the request again later", wait)
         self._observer.taken(job.caller, job.rows)
         job.future = asyncio.get_running_loop().create_future()
 
@@ -270,18 +281,20 @@ class Scheduler:
         if self._lone is not None:
             lone, self._lone = self._lone, None
             self._push(lone)
-        if not job.gone:
+        if job.gone:
+            return
+        with self._lock:
             self._queue.push(job)
-        if not self._pump_scheduled:
-            self._pump_scheduled = True
-            asyncio.get_running_loop().call_soon(self._pump)
+            wake = self._resting > 0 and not self._wake_scheduled
+        if wake:
+            self._wake_scheduled = True
+            asyncio.get_running_loop().call_soon(self._wake)
 
     def _spread(self) -> None:
         """Hand a job that is still alone to the idle workers, without queue or charge."""
         job, self._lone = self._lone, None
         if job is None or job.gone:
             return
-        assert self._pool is not None  # noqa: S101 - works are accepted since it started
         rows = max(SPREAD_ROWS, -(-job.rows // self._workers))
         if job.images >= self._workers:
             rows += -rows % (job.rows // job.images)  # whole images
@@ -289,28 +302,51 @@ class Scheduler:
             self._push(job)
             return
         each = self._cost.seconds(job.operation, job.rows, job.images) / job.rows
-        for start in range(0, job.rows, rows):
-            stop = min(start + rows, job.rows)
-            expected = each * (stop - start)
-            batch = Batch(job.operation, [(job, start, stop)], expected_seconds=expected)
-            self._flying.add(batch)
-            self._pool.give(batch)
+        batches = [
+            Batch(job.operation, [(job, start, stop)], expected_seconds=each * (stop - start))
+            for start in range(0, job.rows, rows)
+            for stop in (min(start + rows, job.rows),)
+        ]
+        with self._lock:
+            self._flying.update(batches)
+            self._busy += len(batches)
+            self._resting -= len(batches)
+        assert self._pool is not None  # noqa: S101 - works are accepted since it started
+        for batch in batches:
+            self._pool.wake(batch)
 
-    def _pump(self) -> None:
-        """Hand batches to free workers."""
-        self._pump_scheduled = False
-        try:
-            while len(self._flying) < self._in_flight_limit:
-                taken = self._queue.take(self._room)
-                if taken is None:
-                    break
-                self._hand(*taken)
-        except Exception as error:
-            logger.exception("no batch could be formed")
-            self._fail_device(DeviceFault(f"no batch could be formed ({error})"))
-
-    def _hand(self, operation: str, pieces: list[Piece]) -> None:
+    def _wake(self) -> None:
+        """Wake as many threads as there are batches for."""
+        self._wake_scheduled = False
+        with self._lock:
+            count = max(0, min(self._resting, -(-self._queue.rows // SPREAD_ROWS)))
+            self._resting -= count
         assert self._pool is not None  # noqa: S101 - as in `_spread`
+        for _ in range(count):
+            self._pool.wake()
+
+    def _take(self, done: Batch | None) -> Batch | None:
+        """The next batch for a thread that has computed `done`; in that thread."""
+        with self._lock:
+            if done is not None:
+                self._busy -= 1
+                self._broken |= done.fault is not None  # the event loop hears of it in a moment
+            try:
+                taken = None if self._broken else self._queue.take(self._room)
+            except Exception as error:
+                logger.exception("no batch could be formed")
+                fault = DeviceFault(f"no batch could be formed ({error})")
+                self._loop.call_soon_threadsafe(self._fail_device, fault)
+                taken, self._broken = None, True
+            if taken is None:
+                self._resting += 1
+                return None
+            batch = self._formed(*taken)
+            self._flying.add(batch)
+            self._busy += 1
+            return batch
+
+    def _formed(self, operation: str, pieces: list[Piece]) -> Batch:
         batch = Batch(operation, pieces, queued=True)
         rows, images = 0, 0.0
         for job, start, stop in pieces:
@@ -318,13 +354,12 @@ class Scheduler:
             images += (stop - start) * job.images / job.rows
         batch.expected_seconds = self._cost.seconds(operation, rows, images)
         self._queue.charge(operation, batch.expected_seconds)
-        self._flying.add(batch)
-        self._pool.give(batch)
+        return batch
 
     def _room(self, operation: str) -> int:
         """Rows of the next batch: what there is is spread over the workers that are idle."""
         limit = self._limit(operation)
-        free = self._workers - len(self._flying)
+        free = self._workers - self._busy
         if free <= 1:
             return limit
         spread = math.ceil(self._queue.rows_by_operation[operation] / free)
@@ -339,11 +374,10 @@ class Scheduler:
 
     def _finished(self, batch: Batch) -> None:
         """A worker's report; runs on the event loop."""
-        self._flying.discard(batch)
+        with self._lock:
+            self._flying.discard(batch)
         if batch.fault is not None:
             self._fail_device(batch.fault)
-        if self._queue.rows:
-            self._pump()  # the worker goes on while answers are delivered
         for (job, start, stop), result in batch.results:
             if job.future.done():
                 continue
@@ -368,7 +402,8 @@ class Scheduler:
         if batch.runs > 1:
             self._observer.retried(operation, batch.runs - 1)
         if batch.queued:
-            self._queue.charge(operation, batch.seconds - batch.expected_seconds)
+            with self._lock:
+                self._queue.charge(operation, batch.seconds - batch.expected_seconds)
         if batch.runs == 1 and batch.images:  # failed runs and halves would teach a wrong cost
             self._cost.add(operation, batch.rows, batch.images, batch.seconds)
 
@@ -395,7 +430,9 @@ class Scheduler:
         if job.gone:
             return
         job.leave(reason)
-        if left := self._queue.discard(job):
+        with self._lock:
+            left = self._queue.discard(job)
+        if left:
             self._observer.dropped(job.operation, left, reason)
 
     def _forget(self, job: Job) -> None:
@@ -408,7 +445,8 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         self._watching = loop.call_later(self._hang_seconds / 4, self._watch)
         limit = self._hang_seconds
-        late = [batch for batch in self._flying if time.monotonic() - batch.made > limit]
+        with self._lock:
+            late = [batch for batch in self._flying if time.monotonic() - batch.made > limit]
         if late and self.healthy:
             what = late[0].operation
             self._fail_device(DeviceFault(f"a batch of {what} has not come back for {limit:g} s"))

@@ -155,16 +155,24 @@ class Runner:
 
 
 class WorkerPool:
-    """`size` threads that call ``runner.compute`` and then `report` on the event loop.
+    """`size` threads, each of which asks for the next batch as soon as it is free.
 
-    give: have a batch computed by the next free thread. All methods are called on the event loop.
+    take: called in a thread with the batch that it has computed, if any, gives the next one, or
+    None where nothing waits; report: called on the event loop with every batch computed. All
+    methods are called on the event loop.
     """
 
-    def __init__(self, runner: Runner, size: int, report: Callable[[Batch], None]) -> None:
-        self._runner, self._report = runner, report
+    def __init__(
+        self,
+        runner: Runner,
+        size: int,
+        take: Callable[[Batch | None], Batch | None],
+        report: Callable[[Batch], None],
+    ) -> None:
+        self._runner, self._take, self._report = runner, take, report
         self._loop = asyncio.get_running_loop()
         self._inbox: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        self.give: Callable[[Batch], None] = self._inbox.put
+        self._running = True
         self._threads = [
             threading.Thread(target=self._work, name=f"engine-{number}", daemon=True)
             for number in range(size)
@@ -172,9 +180,14 @@ class WorkerPool:
         for thread in self._threads:
             thread.start()
 
+    def wake(self, batch: Batch | None = None) -> None:
+        """Let a thread that rests compute `batch`, or ask again."""
+        self._inbox.put(batch)
+
     async def stop(self) -> bool:
         """End the threads, and say whether all have ended: one that is stuck is left behind, and
         ends with the process."""
+        self._running = False
         for _ in self._threads:
             self._inbox.put(None)
         await asyncio.to_thread(self._join)
@@ -186,14 +199,17 @@ class WorkerPool:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
-        """What a thread does until a None comes."""
-        while (batch := self._inbox.get()) is not None:
+        """What a thread does until the pool stops."""
+        batch: Batch | None = None  # the one before; a thread that rests keeps no arrays
+        while self._running:
+            batch = self._take(batch) or self._inbox.get()
+            if batch is None:
+                continue
             self._runner.compute(batch)
             try:
                 self._loop.call_soon_threadsafe(self._report, batch)
             except RuntimeError:
                 logger.debug("the event loop has closed: nobody is left to answer")
-            del batch  # or an idle thread would keep its arrays
 
 
 def as_error(operation: str, error: BaseException) -> IafvaeError:
