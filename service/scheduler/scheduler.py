@@ -32,7 +32,7 @@ from service.errors import (
 )
 from service.scheduler.batching import Batcher
 from service.scheduler.queue import FairQueue
-from service.scheduler.work import Job, Piece, Work
+from service.scheduler.work import Job, Work
 from service.scheduler.workers import Batch, Runner, WorkerPool, as_error
 
 if TYPE_CHECKING:
@@ -302,17 +302,15 @@ class Scheduler:
             self._push(job)
             return
         each = self._cost.seconds(job.operation, job.rows, job.images) / job.rows
-        batches = [
-            Batch(job.operation, [(job, start, stop)], expected_seconds=each * (stop - start))
-            for start in range(0, job.rows, rows)
-            for stop in (min(start + rows, job.rows),)
-        ]
-        with self._lock:
-            self._flying.update(batches)
-            self._busy += len(batches)
-            self._resting -= len(batches)
         assert self._pool is not None  # noqa: S101 - works are accepted since it started
-        for batch in batches:
+        for start in range(0, job.rows, rows):
+            stop = min(start + rows, job.rows)
+            expected = each * (stop - start)
+            batch = Batch(job.operation, [(job, start, stop)], expected_seconds=expected)
+            with self._lock:
+                self._flying.add(batch)
+                self._busy += 1
+                self._resting -= 1
             self._pool.wake(batch)
 
     def _wake(self) -> None:
@@ -323,7 +321,7 @@ class Scheduler:
             self._resting -= count
         assert self._pool is not None  # noqa: S101 - as in `_spread`
         for _ in range(count):
-            self._pool.wake()
+            self._pool.wake(None)
 
     def _take(self, done: Batch | None) -> Batch | None:
         """The next batch for a thread that has computed `done`; in that thread."""
@@ -331,22 +329,27 @@ class Scheduler:
             if done is not None:
                 self._busy -= 1
                 self._broken |= done.fault is not None  # the event loop hears of it in a moment
+            batch = None
             try:
-                taken = None if self._broken else self._queue.take(self._room)
+                if not self._broken:
+                    batch = self._formed()
             except Exception as error:
                 logger.exception("no batch could be formed")
+                self._broken = True
                 fault = DeviceFault(f"no batch could be formed ({error})")
                 self._loop.call_soon_threadsafe(self._fail_device, fault)
-                taken, self._broken = None, True
-            if taken is None:
+            if batch is None:
                 self._resting += 1
-                return None
-            batch = self._formed(*taken)
-            self._flying.add(batch)
-            self._busy += 1
+            else:
+                self._flying.add(batch)
+                self._busy += 1
             return batch
 
-    def _formed(self, operation: str, pieces: list[Piece]) -> Batch:
+    def _formed(self) -> Batch | None:
+        taken = self._queue.take(self._room)
+        if taken is None:
+            return None
+        operation, pieces = taken
         batch = Batch(operation, pieces, queued=True)
         rows, images = 0, 0.0
         for job, start, stop in pieces:

@@ -158,8 +158,9 @@ class WorkerPool:
     """`size` threads, each of which asks for the next batch as soon as it is free.
 
     take: called in a thread with the batch that it has computed, if any, gives the next one, or
-    None where nothing waits; report: called on the event loop with every batch computed. All
-    methods are called on the event loop.
+    None where nothing waits; report: called on the event loop with every batch computed; wake: has
+    a thread that rests compute a batch, or with None ask again. All methods are called on the event
+    loop.
     """
 
     def __init__(
@@ -172,6 +173,7 @@ class WorkerPool:
         self._runner, self._take, self._report = runner, take, report
         self._loop = asyncio.get_running_loop()
         self._inbox: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self.wake: Callable[[Batch | None], None] = self._inbox.put
         self._running = True
         self._threads = [
             threading.Thread(target=self._work, name=f"engine-{number}", daemon=True)
@@ -179,10 +181,6 @@ class WorkerPool:
         ]
         for thread in self._threads:
             thread.start()
-
-    def wake(self, batch: Batch | None = None) -> None:
-        """Let a thread that rests compute `batch`, or ask again."""
-        self._inbox.put(batch)
 
     async def stop(self) -> bool:
         """End the threads, and say whether all have ended: one that is stuck is left behind, and
@@ -202,7 +200,9 @@ class WorkerPool:
         """What a thread does until the pool stops."""
         batch: Batch | None = None  # the one before; a thread that rests keeps no arrays
         while self._running:
-            batch = self._take(batch) or self._inbox.get()
+            batch = self._take(batch)
+            if batch is None:
+                batch = self._inbox.get()
             if batch is None:
                 continue
             self._runner.compute(batch)
