@@ -1,9 +1,14 @@
 """The queue: jobs wait by operation and caller, and leave as pieces, callers in turn.
 
-Every batch is shared equally among the holders that wait for its operation, and a holder's share
-among its callers, whatever the sizes and numbers of their requests; what one does not need goes to
-the others. So a huge request is done in pieces beside which small ones pass, and neither a flood of
-small ones nor one from many connections holds up a single caller.
+Holders that wait for an operation share its batches equally, and a holder's callers what it has,
+whatever the sizes and numbers of their requests; what one does not need goes to the others. So a
+huge request is done in pieces beside which small ones pass, and neither a flood of small ones nor
+one from many connections holds up a single caller.
+
+Who asks for no more than its share of a batch has it at once. What is left goes in pieces to
+whoever has had least since it waits (start-time fair queueing: Goyal, Vin and Cheng, 1996,
+SIGCOMM). Equal parts of every batch were measured: large requests then cost more, and all end late,
+at the same time.
 
 A caller is named "holder/connection", or by its holder alone.
 
@@ -19,28 +24,171 @@ queue and then stands in its own way, others who come later find room.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sized
-from functools import partial
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from typing import Generic, TypeVar
 
 from service.scheduler.work import Job, Piece
 
 __all__ = ["FairQueue"]
 
-T = TypeVar("T", bound=Sized)
-LEAST_ROWS = 16  # of an image that has as many, in a batch, where there is room
-Turns = OrderedDict[str, T]  # who is served next is in front
-Jobs = OrderedDict[Job, None]
+PIECE_ROWS = 16  # of a job that does not end in its share of a batch
+Starts = dict[Job, int]  # the first row of each job that is in a batch; `Job.taken` is its last
 
 
-class _Line:
-    """What waits for one operation: the holders in turn, and counts. spent: engine seconds."""
+class _Caller:
+    """Its jobs, in line. had: rows, since it waits."""
 
-    __slots__ = ("holders", "images", "rows", "spent")
+    __slots__ = ("had", "jobs")
+
+    def __init__(self, had: int) -> None:
+        self.had = had
+        self.jobs: dict[Job, None] = {}
+
+
+MemberT = TypeVar("MemberT", "_Caller", "_Holder")
+
+
+class _Group(Generic[MemberT]):
+    """Members that share equally. clock: what the one that was chosen last had had before; newcomers
+    begin there, without a claim to what others had meanwhile."""
+
+    __slots__ = ("clock", "members")
 
     def __init__(self) -> None:
-        self.holders: Turns[Turns[Jobs]] = OrderedDict()
+        self.clock = 0
+        self.members: dict[str, MemberT] = {}
+
+    def first(self, count: int) -> list[MemberT]:
+        """At most `count`, who have had least."""
+        members = list(self.members.values())
+        if count < len(members):
+            members = sorted(members, key=attrgetter("had"))[:count]
+        return members
+
+    def choose(self) -> MemberT:
+        """Who has had least; of equal ones, who came first."""
+        chosen = min(self.members.values(), key=attrgetter("had"))
+        self.clock = chosen.had
+        return chosen
+
+
+class _Holder(_Group[_Caller]):
+    """Its callers. had: rows, since it waits."""
+
+    __slots__ = ("had",)
+
+    def __init__(self, had: int) -> None:
+        super().__init__()
+        self.had = had
+
+
+class _Line(_Group[_Holder]):
+    """What waits for one operation: the holders, and counts. spent: engine seconds."""
+
+    __slots__ = ("images", "rows", "spent")
+
+    def __init__(self) -> None:
+        super().__init__()
         self.rows, self.images, self.spent = 0, 0.0, 0.0
+
+    def push(self, job: Job) -> None:
+        """Append `job` to its caller's jobs."""
+        name = _holder(job.caller)
+        holder = self.members.get(name)
+        if holder is None:
+            holder = self.members[name] = _Holder(self.clock)
+        caller = holder.members.get(job.caller)
+        if caller is None:
+            caller = holder.members[job.caller] = _Caller(holder.clock)
+        caller.jobs[job] = None
+
+    def remove(self, job: Job) -> None:
+        """Forget `job`, and who has no other."""
+        name = _holder(job.caller)
+        holder = self.members[name]
+        caller = holder.members[job.caller]
+        del caller.jobs[job]
+        if not caller.jobs:
+            del holder.members[job.caller]
+            if not holder.members:
+                del self.members[name]
+
+    def take(self, room: int) -> Starts:
+        """At most `room` rows."""
+        starts: Starts = {}
+        each = max(1, room // len(self.members))
+        for holder in self.first(room):
+            share = max(1, each // len(holder.members))
+            for caller in holder.first(each):
+                room -= self._whole(holder, caller, share, starts)
+        while room and self.members:
+            holder = self.choose()
+            caller = holder.choose()
+            job = next(iter(caller.jobs))
+            rows = min(_piece(job), room)
+            self._give(holder, caller, job, rows, starts)
+            room -= rows
+        return starts
+
+    def quicken(self, starts: Starts, quick: int) -> None:
+        """Take back most rows of jobs that go on, where small jobs would end with the batch.
+
+        quick: rows at which a batch has nearly all that batching gains, while a full one takes
+        several times as long: who asks for so little does not wait for what fills it up. Jobs that
+        go on keep a quarter of their share, so that no flood of small ones stops them.
+        """
+        rows = sum(job.taken - start for job, start in starts.items())
+        if rows <= quick or not any(job.taken == job.rows <= quick for job in starts):
+            return
+        for job, start in starts.items():
+            if job.taken == job.rows:
+                continue
+            less = min(3 * (job.taken - start) // 4, max(0, rows - quick))
+            each = job.rows // job.images
+            if each <= PIECE_ROWS:
+                less = max(0, less - (less - job.taken) % each)  # whole images stay
+            holder = self.members[_holder(job.caller)]
+            self._count(holder, holder.members[job.caller], job, -less)
+            rows -= less
+
+    def _whole(self, holder: _Holder, caller: _Caller, share: int, starts: Starts) -> int:
+        """Rows of the caller's first jobs, as far as they end within `share`."""
+        left = share
+        while caller.jobs:
+            job = next(iter(caller.jobs))
+            rows = job.rows - job.taken
+            if rows > left:
+                break
+            self._give(holder, caller, job, rows, starts)
+            left -= rows
+        return share - left
+
+    def _give(self, holder: _Holder, caller: _Caller, job: Job, rows: int, starts: Starts) -> None:
+        starts.setdefault(job, job.taken)
+        self._count(holder, caller, job, rows)
+        if job.taken == job.rows:
+            self.remove(job)
+
+    @staticmethod
+    def _count(holder: _Holder, caller: _Caller, job: Job, rows: int) -> None:
+        job.taken += rows
+        caller.had += rows
+        holder.had += rows
+
+
+def _holder(caller: str) -> str:
+    return caller.partition("/")[0]
+
+
+def _piece(job: Job) -> int:
+    """Some `PIECE_ROWS` of the next rows of `job`: whole images, unless one has twice as many. Of
+    an image, what is computed once for all its rows in a batch is computed in every batch that has
+    some."""
+    each = job.rows // job.images
+    unit = each * -(-PIECE_ROWS // each)
+    most = unit if unit < 2 * PIECE_ROWS else PIECE_ROWS
+    return min(most, unit - job.taken % unit, job.rows - job.taken)
 
 
 class FairQueue:
@@ -79,8 +227,7 @@ class FairQueue:
         if not line.rows:
             # Who did not wait has no claim to what others had meanwhile.
             line.spent = max(line.spent, self._clock)
-        callers = line.holders.setdefault(_holder(job.caller), OrderedDict())
-        callers.setdefault(job.caller, OrderedDict())[job] = None
+        line.push(job)
         job.taken = 0
         self._count(line, job, job.rows)
 
@@ -89,13 +236,7 @@ class FairQueue:
         left = job.rows - job.taken
         if left:
             line = self._lines[job.operation]
-            holder = _holder(job.caller)
-            callers = line.holders[holder]
-            del callers[job.caller][job]
-            if not callers[job.caller]:
-                del callers[job.caller]
-            if not callers:
-                del line.holders[holder]
+            line.remove(job)
             job.taken = job.rows
             self._count(line, job, -left)
         return left
@@ -109,8 +250,9 @@ class FairQueue:
         line = self._lines[operation]
         self._lines.move_to_end(operation)
         self._clock = line.spent
-        pieces = _share(line.holders, max(1, capacity(operation)))
-        pieces = _quickened(pieces, self._quick_rows)
+        starts = line.take(max(1, capacity(operation)))
+        line.quicken(starts, self._quick_rows)
+        pieces = [(job, start, job.taken) for job, start in starts.items()]
         for job, start, stop in pieces:
             self._count(line, job, start - stop)
         return operation, pieces
@@ -140,85 +282,3 @@ class FairQueue:
             self._rows_by_holder[holder] = held
         else:
             self._rows_by_holder.pop(holder, None)
-
-
-def _holder(caller: str) -> str:
-    return caller.partition("/")[0]
-
-
-def _share(holders: Turns[Turns[Jobs]], room: int) -> list[Piece]:
-    """At most `room` rows, equally from all; each job's rows in one piece.
-
-    First everybody's share as far as it holds whole images, so that whoever asks for little has it;
-    then, in turn, whole images where there is room: of an image, what is computed once for all
-    its rows in a batch is computed in every batch that has some.
-    """
-    firsts: dict[Job, int] = {}  # the first row of each job that is in the batch
-    wholes = partial(_in_turn, take=partial(_take, firsts=firsts, least=0))
-    room -= _in_turn(holders, room, room, take=wholes)
-    rest = partial(_in_turn, take=partial(_take, firsts=firsts, least=LEAST_ROWS))
-    while room and holders:
-        room -= _in_turn(holders, room, room, take=rest)
-    return [(job, start, job.taken) for job, start in firsts.items()]
-
-
-def _in_turn(turns: Turns[T], share: int, room: int, take: Callable[[T, int, int], int]) -> int:
-    """One round: how many rows, about `share` and at most `room`, `take` takes from all equally.
-
-    Who has no more goes; who was served is behind the others.
-    """
-    taken, each = 0, max(1, share // max(1, len(turns)))
-    for name, own in list(turns.items()):
-        if taken >= share:
-            break
-        rows = take(own, min(each, share - taken), room - taken)
-        if not own:
-            del turns[name]
-        elif rows:
-            turns.move_to_end(name)
-        taken += rows
-    return taken
-
-
-def _quickened(pieces: list[Piece], quick: int) -> list[Piece]:
-    """Without most rows of jobs that go on, where small jobs would end with the batch.
-
-    quick: rows at which a batch has nearly all that batching gains, while a full one takes several
-    times as long: who asks for so little does not wait for what fills it up. Jobs that go on keep
-    a quarter of their share, so that no flood of small ones stops them.
-    """
-    rows = sum(stop - start for _, start, stop in pieces)
-    if rows <= quick or not any(stop == job.rows <= quick for job, _, stop in pieces):
-        return pieces
-    kept = []
-    for job, start, stop in pieces:
-        less = min(3 * (stop - start) // 4, max(0, rows - quick)) if stop < job.rows else 0
-        each = job.rows // job.images
-        if each <= LEAST_ROWS:
-            less = max(0, less - (less - stop) % each)  # whole images stay
-        job.taken -= less
-        rows -= less
-        kept.append((job, start, stop - less))
-    return kept
-
-
-def _take(jobs: Jobs, share: int, room: int, *, firsts: dict[Job, int], least: int) -> int:
-    """About `share` rows, at most `room`, from the front of one caller's line: in whole images,
-    or, where the share holds none, `least` rows of one."""
-    taken = 0
-    while jobs and taken < share:
-        job = next(iter(jobs))
-        each = job.rows // job.images
-        rows = min(share - taken, job.rows - job.taken)
-        whole = rows - (job.taken + rows) % each
-        if whole <= 0:
-            if not least:
-                break
-            whole = min(max(rows, least), each - job.taken % each)
-        rows = min(whole, room - taken)
-        firsts.setdefault(job, job.taken)
-        job.taken += rows
-        taken += rows
-        if job.taken == job.rows:
-            jobs.popitem(last=False)
-    return taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 
 from hypothesis import given, settings
@@ -75,11 +76,14 @@ def test_many_connections_of_one_holder_have_one_share():
     queue = FairQueue(10_000)
     for connection in range(64):
         queue.push(Queued("f", f"flood/{connection}", 100, images=100))
-    queue.push(Queued("f", "polite/1", 100, images=100))
-    _, pieces = queue.take(lambda operation: 64)
-    got = {job.caller: stop - start for job, start, stop in pieces}
-    assert got["polite/1"] == 32
-    assert len(got) == 33, "connections of a holder take turns among themselves"
+    queue.push(Queued("f", "polite/1", 2000, images=2000))
+    got = Counter()
+    for _ in range(32):
+        _, pieces = queue.take(lambda operation: 64)
+        rows = {job.caller: stop - start for job, start, stop in pieces}
+        assert rows["polite/1"] == 32
+        got.update(rows)
+    assert set(got.values()) == {32 * 32, 16}, "a holder's connections take turns among themselves"
     assert queue.refusal("flood/new", 3_500) is not None, "what all of its connections hold counts"
     assert queue.refusal("somebody/new", 3_500) is None
 
@@ -177,7 +181,7 @@ def test_a_queue_keeps_no_shells():
         assert queue.discard(job) == 2
         assert queue.discard(job) == 0
     assert queue.rows == 0
-    assert not queue._lines["f"].holders
+    assert not queue._lines["f"].members
     assert queue.take(lambda operation: 8) is None
 
 
@@ -221,8 +225,32 @@ def test_large_images_go_on_beside_a_flood_of_small_ones():
     queue.push(Queued("f", "large", 1000))
     for caller in range(60):
         queue.push(Queued("f", f"{caller}", 20, images=20))
-    pieces = [batch.get("large", (0, 0)) for batch in itertools.islice(cuts(queue, 64), 10)]
-    assert all(stop - start >= 3 for start, stop in pieces)
+    pieces = [batch.get("large", (0, 0)) for batch in itertools.islice(cuts(queue, 64), 16)]
+    assert sum(stop - start for start, stop in pieces) >= 16 * 64 // 61, "an equal share"
+
+
+def test_jobs_end_one_after_another_and_not_all_at_last():
+    """Four of 64 rows, cut into pieces that are worth their while: an equal share at any time."""
+    queue = FairQueue(1000)
+    for caller in "abcd":
+        queue.push(Queued("f", caller, 64, images=64))
+    pieces = list(cuts(queue, 32))
+    assert [set(batch) for batch in pieces] == [{"a", "b"}, {"c", "d"}] * 4
+    assert all(stop - start == 16 for batch in pieces for start, stop in batch.values())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 400), min_size=2, max_size=24), st.integers(8, 64))
+def test_who_waits_longer_is_never_passed_by_more_than_two_pieces(sizes, capacity):
+    """At any time nobody who still waits has had much less than anybody else."""
+    queue = FairQueue(10_000)
+    jobs = [Queued("f", str(i), rows, images=rows) for i, rows in enumerate(sizes)]
+    for job in jobs:
+        queue.push(job)
+    while queue.take(lambda operation: capacity) is not None:
+        waiting = [job.taken for job in jobs if job.taken < job.rows]
+        if waiting:
+            assert max(job.taken for job in jobs) <= min(waiting) + 2 * 16 + capacity // len(sizes)
 
 
 def test_small_jobs_end_beside_whole_images():
