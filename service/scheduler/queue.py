@@ -50,7 +50,7 @@ MemberT = TypeVar("MemberT", "_Caller", "_Holder")
 
 
 class _Group(Generic[MemberT]):
-    """Members that share equally. clock: what the one that was chosen last had had before; newcomers
+    """Members that share equally. clock: what the one that was chosen last had had; newcomers
     begin there, without a claim to what others had meanwhile."""
 
     __slots__ = ("clock", "members")
