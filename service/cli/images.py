@@ -394,7 +394,7 @@ def reconstruct(
 def interpolate(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(parser=path, metavar="[PATH...]", help="Image files: ends of the way."),
+        typer.Argument(parser=path, metavar="PATH", help="Image files: ends of the way."),
     ] = None,
     seeds: Annotated[
         list[int] | None,

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from service.cli import images as cli_images
+from service.cli.help import plain_help
 from service.cli.options import AsJson, ProviderName, made, path, reported
 from service.streams import occupy_standard_streams
 
@@ -216,7 +217,7 @@ def doctor(
 def verify(
     paths: Annotated[
         list[Path],
-        typer.Argument(parser=path, metavar="DIR...", help="Bundles, or directories of bundles."),
+        typer.Argument(parser=path, metavar="DIR", help="Bundles, or directories of bundles."),
     ],
     canaries: Annotated[
         bool, typer.Option(help="Also compute the canaries' answers on this machine.")
@@ -308,6 +309,9 @@ def push(
     with shown("copying"):
         digest = copy(path, url).hash
     made(digest, {"path": str(path), "sha256": digest}, as_json=as_json, aside=False)
+
+
+plain_help(app)
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def path(text: str | Path) -> Path:
 
 Paths = Annotated[
     list[Path],
-    typer.Argument(parser=path, metavar="PATH...", help="Image files, or folders of them."),
+    typer.Argument(parser=path, metavar="PATH", help="Image files, or folders of them."),
 ]
 BundlePath = Annotated[
     Path | None,
