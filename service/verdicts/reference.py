@@ -28,8 +28,8 @@ Arrays = Mapping[str, NDArray[Any]]
 LIKELIHOOD = "log_likelihood_nats_k"
 DISTANCE = "distance_k"
 ONE_LATENT = (
-    "this model has one latent group: the map shows what its latents cannot say of the image, and "
-    "nothing that they reproduce"
+    "this model has one latent group, so the map shows what its reconstruction misses: something "
+    "odd that the reconstruction repeats does not show"
 )
 PLACES = ("place_mean", "place_deviation", "box_mean", "box_deviation")
 

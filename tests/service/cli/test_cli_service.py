@@ -407,6 +407,7 @@ def test_what_is_wrong_is_said_without_a_web_server():
     [
         ("http://[::1", "", "--url 'http://[::1' is not a URL"),
         ("http://a..b", "", "--url 'http://a..b' is not a URL"),
+        ("127.0.0.1:8000", "", "'127.0.0.1:8000' begins with neither http:// nor https://"),
         ("http://127.0.0.1:9", "schlüssel", "IAFVAE_KEY is not a key"),
     ],
 )
