@@ -186,7 +186,7 @@ class WorkerPool:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
-        """What a thread does until a None comes."""
+        """The loop of one thread: compute batches until a None comes."""
         while (batch := self._inbox.get()) is not None:
             self._runner.compute(batch)
             try:
