@@ -131,11 +131,11 @@ class Metrics:
             self._non_finite.labels(operation, model).inc(results)
 
     def model_info(self, **who: str) -> None:
-        """State a loaded model; `who` are the labels of INFO."""
+        """Export a loaded model as an info metric; `who`: a value for each label of INFO."""
         self._info.labels(**who).set(1)
 
     def model_gone(self, **who: str) -> None:
-        """Take back what `model_info` said."""
+        """Remove what `model_info` stated."""
         self._info.remove(*(who[name] for name in INFO))
 
     def _request_children(
@@ -152,7 +152,7 @@ class Metrics:
         )
 
     def _batch_children(self, operation: str, model: str) -> tuple[Count, Count, Count]:
-        """The same of one kind of batch: rows, seconds, rows for nothing."""
+        """The three metrics of one kind of batch: rows, seconds, rows of padding."""
         labels = (operation, model)
         return (
             self._batch_rows.labels(*labels).observe,

@@ -9,7 +9,10 @@ __all__ = ["occupy_standard_streams"]
 
 
 def occupy_standard_streams() -> None:
-    """Where one was closed, a socket would get its number, and a library's messages."""
+    """Open each closed standard stream on the null device.
+
+    Else a socket would get its number, and with it the messages that libraries print.
+    """
     for number in range(3):
         try:
             os.fstat(number)

@@ -68,5 +68,5 @@ class Tracer:
         return f"{span.get_span_context().trace_id:032x}"
 
     def close(self) -> None:
-        """Export what is left."""
+        """Export the spans that are still buffered, and stop."""
         self._provider.shutdown()

@@ -30,7 +30,7 @@ class Finding(NamedTuple):
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """What is found, line after line; the models are verified, one engine is made for each."""
+    """Yield the findings; each bundle is verified and an engine made of it, which takes seconds."""
     yield _program()
     yield _runtime()
     yield _cores()
@@ -63,7 +63,7 @@ def _cores() -> Finding:
     from service.engine.hardware import available_cores
 
     usable, there = available_cores(), os.cpu_count()
-    text = f"{usable} of {there} may be used: so many batches are computed at once"
+    text = f"{usable} of {there} may be used; as many batches are computed at once"
     return Finding("ok", "cores", text)
 
 

@@ -83,12 +83,12 @@ def write_pairs(images: NDArray[np.uint8], again: NDArray[np.uint8], out: Path) 
 
 
 def write_array(array: NDArray[Any], out: Path) -> None:
-    """An npy file."""
+    """Write `array` as the npy file `out`."""
     write_bytes(encode_npy(array), out)
 
 
 def write_stream(pieces: Iterator[NDArray[np.uint8]], n: int, out: Path) -> None:
-    """An npy file of `n` images that come in pieces [some, C, H, W]."""
+    """Write `n` images, which come in pieces uint8 [some, C, H, W], as the npy file `out`."""
     with _replacing(out) as file, shown("drawing", n) as advance:
         for index, piece in enumerate(pieces):
             if index == 0:
@@ -98,11 +98,11 @@ def write_stream(pieces: Iterator[NDArray[np.uint8]], n: int, out: Path) -> None
 
 
 def write_bytes(data: bytes, out: Path) -> None:
-    """A file."""
+    """Write `data` as the file `out`."""
     with _replacing(out) as file:
         file.write(data)
 
 
 def write_text(text: str, out: Path) -> None:
-    """A file in UTF-8; of a file's name what is none is written as in `caf\\udce9.png`."""
+    """Write `text` as the file `out`, in UTF-8; bytes of file names that are none as `\\udce9`."""
     write_bytes(text.encode(errors="backslashreplace"), out)

@@ -212,12 +212,12 @@ def anomaly_map(
     """Show where images are unlike what the model expects of each.
 
     In standard deviations of what is usual at each pixel: red is brighter than expected, blue
-    darker, on one scale for all images. An .npy file is float32 [n, H, W]. The largest boxes of
-    each image, with their p-values, are told (--json: all of them).
+    darker, on one scale for all images. An .npy file is float32 [n, H, W]. The largest box of
+    each image is printed with its p-value; --json prints all of them.
 
+    \b
     Example:
-
-        iafvae anomaly-map photos/ --resize -o anomalies.png
+      iafvae anomaly-map photos/ --resize -o anomalies.png
     """
     from service.cli import files, inputs
     from service.cli.output import box_text
@@ -259,7 +259,7 @@ def report(
         ),
     ] = None,
     pictures: Annotated[
-        int, typer.Option(min=0, help="Show at most so many images, the most unusual ones.")
+        int, typer.Option(min=0, help="Show at most this many images, the most unusual ones.")
     ] = 2000,
     resize: Resize = False,
     convert: Convert = False,
@@ -270,9 +270,10 @@ def report(
 ) -> None:
     """Judge a folder: one page of all images.
 
-    Each with its map, p-value and verdict, the most unusual first. Where sub-folders name classes,
-    and one of them is "good", with AUROC of each. The page needs no network; CSV and JSON lie
-    beside it. What was interrupted goes on when it is called again.
+    The page shows each image with its map, p-value and verdict, the most unusual first. Where
+    sub-folders name classes and one of them is "good", it has the AUROC of each of the others. It
+    needs no network; CSV and JSON are written beside it. An interrupted report goes on when the
+    command is called again.
 
     \b
     Examples:
@@ -331,7 +332,7 @@ def encode(
 ) -> None:
     """Encode images to latents.
 
-    Without a seed at the posterior's centre (eps = 0).
+    Without --seed they are the centre of the posterior (eps = 0), with it a draw from it.
 
     \b
     Examples:
@@ -394,11 +395,11 @@ def reconstruct(
 def interpolate(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(parser=path, metavar="[PATH...]", help="Image files: ends of the way."),
+        typer.Argument(parser=path, metavar="PATH", help="Image files to start and end at."),
     ] = None,
     seeds: Annotated[
         list[int] | None,
-        typer.Option("--from-seed", min=0, help="An end that this seed draws."),
+        typer.Option("--from-seed", min=0, help="Start or end at the image that this seed draws."),
     ] = None,
     n: Annotated[int, typer.Option("-n", min=2, help="How many images, both ends included.")] = 8,
     seed: SeedOption = None,
@@ -422,9 +423,8 @@ def interpolate(
 ) -> None:
     """Go from one image to another.
 
-    The way is a great circle in the prior's noise.
-
-    The ends are two image files, two seeds, or a file and a seed.
+    From and to are two image files, two seeds, or a file and a seed. The path between them is a
+    great circle in the prior's noise.
 
     \b
     Examples:

@@ -67,9 +67,12 @@ def open_backend(
         if bundle is not None or provider is not None:
             raise InvalidInput("--url excludes --bundle and --provider: the server has its own")
         try:
-            httpx.URL(url).host.encode("idna")
+            address = httpx.URL(url)
+            address.host.encode("idna")
         except (httpx.InvalidURL, UnicodeError) as error:
             raise InvalidInput(f"--url {url!r} is not a URL: {error}") from None
+        if address.scheme not in ("http", "https"):
+            raise InvalidInput(f"--url {url!r} begins with neither http:// nor https://")
         key = os.environ.get("IAFVAE_KEY", "")
         if not (key.isascii() and key.isprintable()):
             raise InvalidInput("IAFVAE_KEY is not a key as `iafvae key` prints it")

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from service.cli import images as cli_images
+from service.cli.help import plain_help
 from service.cli.options import AsJson, ProviderName, made, path, reported
 from service.streams import occupy_standard_streams
 
@@ -128,7 +129,7 @@ def key(
     """Make a key for callers, and the line that lets it in.
 
     The file that IAFVAE_KEYS_FILE names has a line for each key: its SHA-256 and a name. A running
-    server reads the file again when it changes. The key itself is nowhere: it is shown once.
+    server reads the file again when it changes. The key itself is stored nowhere; it is shown once.
 
     \b
     Examples:
@@ -216,7 +217,7 @@ def doctor(
 def verify(
     paths: Annotated[
         list[Path],
-        typer.Argument(parser=path, metavar="DIR...", help="Bundles, or directories of bundles."),
+        typer.Argument(parser=path, metavar="DIR", help="Bundles, or directories of bundles."),
     ],
     canaries: Annotated[
         bool, typer.Option(help="Also compute the canaries' answers on this machine.")
@@ -226,7 +227,7 @@ def verify(
 ) -> None:
     """Check bundles: hashes, shapes, and what this machine computes.
 
-    One that is not sound does not keep the others from being checked; the exit code is then 1.
+    All of them are checked, whatever is found; the exit code is 1 where one is not sound.
 
     \b
     Examples:
@@ -258,7 +259,7 @@ def show(
 def pull(
     url: Annotated[str, typer.Argument(help="Directory of the bundle: https, s3, gs, az, file.")],
     sha256: Annotated[
-        str, typer.Option(help="Of its manifest, as `bundle verify --json` says; it names it all.")
+        str, typer.Option(help="SHA-256 of its manifest, as `iafvae bundle verify` prints it.")
     ],
     out: Annotated[
         Path, typer.Option("-o", "--out", parser=path, help="Directory that the bundle becomes.")
@@ -268,9 +269,10 @@ def pull(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch a bundle, and let it appear when all of it is verified.
+    """Fetch a bundle; it appears once all of it is verified.
 
-    What is there already is not fetched again; an interrupted call goes on where it stopped.
+    A bundle that is there already is not fetched again. An interrupted call goes on where it
+    stopped.
 
     \b
     Examples:
@@ -291,7 +293,7 @@ def pull(
 @reported
 def push(
     path: Annotated[Path, typer.Argument(parser=path, help="Directory of the bundle.")],
-    url: Annotated[str, typer.Argument(help="Where it shall lie: s3, gs, az, file.")],
+    url: Annotated[str, typer.Argument(help="Where to put it: s3, gs, az, file.")],
     as_json: AsJson = False,
 ) -> None:
     """Copy a bundle to where `pull` finds it.
@@ -308,6 +310,9 @@ def push(
     with shown("copying"):
         digest = copy(path, url).hash
     made(digest, {"path": str(path), "sha256": digest}, as_json=as_json, aside=False)
+
+
+plain_help(app)
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def path(text: str | Path) -> Path:
 
 Paths = Annotated[
     list[Path],
-    typer.Argument(parser=path, metavar="PATH...", help="Image files, or folders of them."),
+    typer.Argument(parser=path, metavar="PATH", help="Image files, or folders of them."),
 ]
 BundlePath = Annotated[
     Path | None,
@@ -64,12 +64,22 @@ ProviderName = Annotated[
     typer.Option(help="cuda demands a GPU, auto takes one [default: IAFVAE_PROVIDER, or auto]."),
 ]
 Samples = Annotated[
-    int | None, typer.Option("--importance-samples", "-k", min=1, help="K of the bound.")
+    int | None,
+    typer.Option(
+        "--importance-samples",
+        "-k",
+        min=1,
+        help="K, draws of the latents for each image: at most 10000 here, 1024 on a server "
+        "[default: the model's].",
+    ),
 ]
-Alpha = Annotated[float | None, typer.Option(help="Anomalous if the p-value is at most this.")]
+Alpha = Annotated[
+    float | None,
+    typer.Option(help="Anomalous if the p-value is at most this [default: the model's, 0.01]."),
+]
 Fdr = Annotated[
     float | None,
-    typer.Option(help="Also say which are discoveries: at most this share is false."),
+    typer.Option(help="Also mark discoveries, of which about this share at most is false."),
 ]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of the noise, below 2^63.")]
 Resize = Annotated[bool, typer.Option("--resize", help="Resize images of another size.")]

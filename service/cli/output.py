@@ -74,7 +74,7 @@ def _print_table(rows: list[Row]) -> None:
 
 
 def _by(row: Row) -> str:
-    """How all rows were judged."""
+    """One line on the estimator, K, seed, threshold and calibration of all rows."""
     text = f"{row['estimator']}, K = {row['importance_samples']}, seed {row['seed']}"
     if row["calibration"] is None:
         return text

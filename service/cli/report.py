@@ -308,14 +308,14 @@ def _detection(odd: Sequence[Row], usual: Sequence[Row]) -> dict[str, Any]:
 
 
 def _scores(rows: Sequence[Row]) -> dict[str, NDArray[np.float64]]:
-    """The three that people ask for, larger where more unusual, nan where there is none."""
+    """Three scores of each row, larger where it is more unusual; NaN where one is missing."""
     numbers = [(r["p_value"], r["log_likelihood_nats"], r["box"]["deviations"]) for r in rows]
     p_value, nats, deviations = np.array(numbers, np.float64).T  # None becomes nan
     return {"verdict": -p_value, "likelihood alone": -nats, "largest box": np.abs(deviations)}
 
 
 def _roc(high: NDArray[np.float64], low: NDArray[np.float64]) -> list[list[float]]:
-    """[false alarms, hits] at every threshold, from none to all."""
+    """Points [false-alarm rate, hit rate] of the ROC curve, from (0, 0) to (1, 1)."""
     levels = np.unique(np.concatenate([high, low]))[::-1]
     rates = [
         1 - np.searchsorted(np.sort(each), levels, side="left") / len(each) for each in (low, high)

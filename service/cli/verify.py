@@ -32,7 +32,7 @@ class Check:
     error: str | None = None
 
     def line(self) -> str:
-        """For people."""
+        """The result as text for people."""
         if self.error is not None:
             return f"{self.path}: NOT SOUND: {self.error}"
         checked = f"{self.files} files agree with the manifest"

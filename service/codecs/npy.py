@@ -142,8 +142,9 @@ def _dtype(descr: str, allowed: tuple[str, ...]) -> np.dtype[Any]:
 
 
 def _advice(kind: str, wanted: str) -> str:
-    """NumPy for it: a cast alone makes black images of fractions and truth values, and noise of
-    what is beyond 255."""
+    """The NumPy expression that gives `wanted`. A cast alone is not always one: fractions and
+    booleans become black images, values above 255 noise.
+    """
     cast = f"astype({wanted!r})"
     if kind[:1] not in ("f", "b", "u", "i"):
         return "send numbers"

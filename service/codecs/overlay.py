@@ -33,7 +33,7 @@ def overlay(images: Pixels, maps: F32) -> Pixels:
 
 
 def coloured(grey: F32, maps: F32) -> Pixels:
-    """uint8 [n, 3, H, W]"""
+    """Each grey image under the colours of its map, uint8 [n, 3, H, W]."""
     share = np.clip(np.nan_to_num(np.abs(maps), nan=FULL) / FULL, 0.0, 1.0)[:, None]
     colour = np.where(maps[:, None] > 0, BRIGHTER[:, None, None], DARKER[:, None, None])
     mixed = (1.0 - share) * grey[:, None] + share * colour

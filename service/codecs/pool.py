@@ -224,12 +224,12 @@ class Turns:
 
     @property
     def waiting(self) -> int:
-        """How many wait for one."""
+        """How many callers wait for a slot."""
         return sum(map(len, self._waiting.values()))
 
     @asynccontextmanager
     async def turn(self, caller: str) -> AsyncIterator[None]:
-        """One slot, while the context lasts."""
+        """Hold one slot while the context lasts."""
         await self.take(caller)
         try:
             yield
@@ -237,7 +237,7 @@ class Turns:
             self.give(caller)
 
     async def take(self, caller: str) -> None:
-        """One slot, until `give`."""
+        """Wait for a slot, which is held until `give`."""
         granted = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(caller, deque()).append(granted)
         self._grant()
@@ -249,7 +249,7 @@ class Turns:
             raise
 
     def give(self, caller: str) -> None:
-        """A slot of `caller` back."""
+        """Give a slot of `caller` back."""
         self._free += 1
         self._held[caller] -= 1
         if not self._held[caller]:

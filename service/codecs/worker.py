@@ -63,7 +63,7 @@ def _read(jobs: BinaryIO) -> tuple[str, tuple[Any, ...]] | None:
 
 
 def _parts(outcome: Outcome) -> tuple[bytes, bytes]:
-    """JSON, and pixels or files."""
+    """An answer as parts: JSON first, then the bytes of pixels or files."""
     said: dict[str, Any]
     data = b""
     if isinstance(outcome, IafvaeError):
@@ -93,7 +93,7 @@ def _outcome(function: Callable[..., Outcome], arguments: tuple[Any, ...]) -> Ou
 
 
 def _bound_self(max_bytes: int) -> None:
-    """A bound on memory, where the system has one."""
+    """Limit this process's memory, where the system can."""
     if sys.platform == "win32":
         return
     import resource

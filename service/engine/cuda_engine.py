@@ -85,13 +85,13 @@ class CudaEngine(EngineBase):
         return [Buckets(self._sizes())]
 
     def choose_padding(self, each: Each = map) -> tuple[Padding, bool]:
-        """Of one bucket rows are shown not to depend on their batch; of several nothing is said."""
+        """With one bucket, rows are checked not to depend on their batch; with several they may."""
         if len(self._sizes()) == 1:
             return super().choose_padding(each)
         return self.paddings()[0], False
 
     def wrong_answer(self, operation: str, got: Arrays) -> str | None:
-        """Also where less than float32 computed it."""
+        """Also how an answer differs by more than float32 does."""
         problem = super().wrong_answer(operation, got)
         return problem or float32_problem(got, self.bundle.canaries[operation]["out"])
 
@@ -101,12 +101,12 @@ class CudaEngine(EngineBase):
         return outputs
 
     def warm(self) -> None:
-        """Every session, and known answers; the files are not held any longer."""
+        """Make every session, check the canaries, and let go of the bundle's files."""
         super().warm()
         self._files.clear()
 
     def fault(self, operation: str, error: Exception) -> IafvaeError:
-        """Too large a batch, or a device that no longer gives a known answer, or bad rows."""
+        """BatchTooLarge, DeviceFault where a canary fails as well, else a fault of the rows."""
         fault = super().fault(operation, error)
         if isinstance(fault, BatchTooLarge):
             return fault
@@ -151,7 +151,7 @@ class CudaEngine(EngineBase):
         return self._files.make(operation, self.options.form or "portable", cuda=cuda, shape=shape)
 
     def _device_problem(self, operation: str) -> str | None:
-        """Why a known answer is not given any longer: errors of a lost device stay with it."""
+        """Why the canary of `operation` fails now (a lost device fails every run), or None."""
         graph, canary = self.bundle.manifest.graphs[operation], self.bundle.canaries[operation]
         sizes = {str(t.shape[0]): len(canary["in"][t.name]) for t in graph.inputs}
         shape = self.padding.shape(sizes)
@@ -187,20 +187,20 @@ class _Bound:
             self._binding.bind_ortvalue_output(name, tensor)
 
     def run(self, feed: Arrays) -> list[NDArray[Any]]:
-        """Copy in, compute, copy out."""
+        """Copy `feed` to the device, compute, and copy the outputs back."""
         for name, tensor in self._inputs.items():
             tensor.update_inplace(np.ascontiguousarray(feed[name]))
         self.compute()
         return [_own(tensor.numpy()) for tensor in self._outputs.values()]
 
     def compute(self) -> None:
-        """Once more, of what lies in the inputs."""
+        """Compute from the inputs that are on the device already."""
         self.session.run_with_iobinding(self._binding)
         self._binding.synchronize_outputs()
 
 
 def _own(array: NDArray[Any]) -> NDArray[Any]:
-    """On a CPU it may be a view of what the next batch overwrites."""
+    """`array`, copied where it is a view (on a CPU) that the next batch would overwrite."""
     return array if array.flags.owndata else array.copy()
 
 
@@ -212,7 +212,7 @@ class _Owner:
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] | None = None
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What `function` gives or raises, there."""
+        """Call `function` in the thread; gives what it returns, raises what it raises."""
         done: Future[Any] = Future()
         with self._lock:
             if self._calls is None:
@@ -224,7 +224,7 @@ class _Owner:
         return done.result()
 
     def stop(self) -> None:
-        """End the thread when it has done what was asked before."""
+        """End the thread after the calls that wait already."""
         with self._lock:
             if self._calls is not None:
                 self._calls.put(None)

@@ -62,7 +62,7 @@ class Sessions:
         self._lock = threading.Lock()
 
     def clear(self) -> None:
-        """Let go of the files."""
+        """Forget the bundle's files, which are read again when a session is made."""
         self._files.clear()
 
     def make(
@@ -162,7 +162,7 @@ class Engine(EngineBase):
         return outputs
 
     def warm(self) -> None:
-        """Make ready; the files are not held any longer."""
+        """Make the sessions, check the canaries, and let go of the bundle's files."""
         super().warm()
         self._sessions.clear()
 

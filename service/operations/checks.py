@@ -46,7 +46,7 @@ def seed(value: int) -> int:
 
 
 def drawn_seed() -> int:
-    """A seed that nobody has chosen."""
+    """A random seed, for a request that gives none."""
     return secrets.randbelow(DRAWN_SEEDS)
 
 

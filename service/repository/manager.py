@@ -320,7 +320,7 @@ def _as_bundle_error(path: Path, error: Exception) -> BundleError:
 
 
 def _look(ended: asyncio.Future[Any]) -> None:
-    """Whoever asked may have gone: then nobody else looks at what was raised."""
+    """Mark the error of `ended` as seen: where the caller has gone, asyncio would log it."""
     if not ended.cancelled():
         ended.exception()
 

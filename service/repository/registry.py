@@ -69,7 +69,7 @@ class LoadedModel:
             self.unused.set()
 
     async def wait_unused(self) -> None:
-        """Until nobody holds it; only for one that nobody can get any more."""
+        """Wait until no request holds the model; it must be out of the registry already."""
         while self.leases:
             self.unused.clear()
             await self.unused.wait()
@@ -192,7 +192,7 @@ class Registry:
         return gone
 
     async def wait_retired(self) -> None:
-        """Until all that was taken out has answered its requests and is freed."""
+        """Wait until every model that was taken out has answered its requests and is freed."""
         await asyncio.gather(*self._retiring.values())
 
     def set_default(self, name: str) -> None:

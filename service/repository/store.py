@@ -117,8 +117,8 @@ def bundle_paths(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise BundleError(
-            f"there is no bundle at {path}: set IAFVAE_MODELS, or --models, to a bundle's "
-            "directory or to a directory of bundles"
+            f"there is no bundle at {path}: name a bundle's directory, or a directory of bundles, "
+            "by --models, --bundle or IAFVAE_MODELS"
         )
     try:
         found, strange = _survey(path)

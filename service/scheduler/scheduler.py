@@ -248,7 +248,7 @@ class Scheduler:
         return max(LEAST_WAIT_SECONDS, work / self._workers)
 
     def _is_alone(self) -> bool:
-        """Whether the one job that came is the only one."""
+        """Whether one job waits and nothing runs."""
         return len(self._jobs) == 1 and not self._flying
 
     def _is_quick(self, job: Job) -> bool:

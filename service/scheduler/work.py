@@ -91,7 +91,7 @@ class SampleWork:
 
     @property
     def rows(self) -> int:
-        """Images."""
+        """Number of images."""
         return len(self.temperature)
 
     image_count = rows
@@ -118,7 +118,7 @@ class DecodeWork:
 
     @property
     def rows(self) -> int:
-        """Images."""
+        """Number of images."""
         return len(self.z)
 
     image_count = rows
@@ -134,7 +134,7 @@ class EncodeWork:
 
     @property
     def rows(self) -> int:
-        """Images."""
+        """Number of images."""
         return len(self.images)
 
     image_count = rows
@@ -151,12 +151,12 @@ class ScoreWork:
 
     @property
     def rows(self) -> int:
-        """Importance samples, of all images."""
+        """Number of importance samples, over all images."""
         return len(self.images) * self.samples
 
     @property
     def image_count(self) -> int:
-        """Images."""
+        """Number of images."""
         return len(self.images)
 
 
@@ -248,7 +248,7 @@ class Job:
         return True
 
     def leave(self, reason: str) -> None:
-        """Nobody waits any more."""
+        """Give the job up: nobody waits for its answer."""
         self.reason, self.gone = reason, True  # in this order: workers count skipped rows by it
         self.parts = []
 

@@ -197,7 +197,7 @@ class WorkerPool:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
-        """What a thread does until the pool stops."""
+        """The loop of one thread, until the pool stops."""
         batch: Batch | None = None  # the one before; a thread that rests keeps no arrays
         while self._running:
             batch = self._take(batch)

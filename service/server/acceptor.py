@@ -31,12 +31,12 @@ class Acceptor:
         self._listen()
 
     def close(self) -> None:
-        """Take no more."""
+        """Stop accepting connections."""
         self._loop.remove_reader(self._listener)
         self._listener.close()
 
     async def wait_closed(self) -> None:
-        """Until the connections that were taken have their protocols."""
+        """Wait until every accepted connection has its protocol."""
         await asyncio.gather(*self._starting)
 
     def _listen(self) -> None:

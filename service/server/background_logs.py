@@ -50,7 +50,7 @@ class _Dropping(QueueHandler):
         self._dropped, self._half = 0, waiting.maxsize // 2
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """Put it into the queue if it has room; once it had none, if it is half empty again."""
+        """Queue a line if there is room; after an overflow, only once the queue is half empty."""
         if self._dropped and self._waiting.qsize() <= self._half:
             self._waiting.put(self.prepare(self._note()))
             self._dropped = 0
@@ -75,7 +75,7 @@ class _Writer(logging.Handler):
         self._fd = fd
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line, all of it."""
+        """Write one whole line."""
         line = f"{record.getMessage()}\n".encode("utf-8", "backslashreplace")
         try:
             while line:

@@ -54,7 +54,7 @@ class _Nowhere(list[tuple[bytes, bytes]]):
     """Where trailers go: they are no headers, and nobody asks for them."""
 
     def append(self, _: tuple[bytes, bytes]) -> None:
-        """Forget it."""
+        """Drop the trailer."""
 
 
 NOWHERE = _Nowhere()
@@ -152,14 +152,14 @@ class BoundedHttp(HttpToolsProtocol):
             self.send_400_response(f"Headers above {MAX_HEAD_BYTES} bytes.")
 
     def pause_writing(self) -> None:
-        """The buffer is full."""
+        """The transport's write buffer is full."""
         super().pause_writing()
         self._unsent = self.transport.get_write_buffer_size()
         self._step = max(WRITE_BYTES, self._unsent // WRITE_PARTS)
         self._write_deadline = self.loop.time() + WRITE_SECONDS
 
     def resume_writing(self) -> None:
-        """It has drained."""
+        """The write buffer has room again."""
         self._write_deadline = math.inf
         super().resume_writing()
 
@@ -189,7 +189,7 @@ class BoundedHttp(HttpToolsProtocol):
         return self._active is not None and not self._active.response_complete
 
     def _abandon(self) -> None:
-        """Nobody waits for the answer that is being made."""
+        """Tell the application that its client has gone: nobody waits for the answer."""
         if self._active is not None and not self._active.response_complete:
             self._active.disconnected = True
             self._active.message_event.set()
@@ -265,7 +265,7 @@ class BoundedHttp(HttpToolsProtocol):
             self.headers[:] = [header for header in self.headers if header[0] != b"cookie"]
 
     def on_body(self, body: bytes) -> None:
-        """Some of a body."""
+        """A part of a body has come."""
         cycle, size = self.cycle, len(body)
         self._outside = max(0, self._outside - FRAMING * size)
         if cycle.response_complete:

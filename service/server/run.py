@@ -205,7 +205,7 @@ def _calm_collector() -> None:
 
 
 def _leave(_number: int = 0, _frame: FrameType | None = None) -> None:
-    """At once: a thread that loads a model would abort the interpreter that ends around it."""
+    """End the process at once: a thread that still loads a model would abort the interpreter."""
     os._exit(0)
 
 

@@ -15,7 +15,8 @@ REASONS = {
     "not_calibrated": "this number of importance samples has no calibration, so nothing says how "
     "usual a score is",
     "non_finite": "an estimate or a statistic is no number",
-    "alpha_too_small": "so few calibration images have no p-value as small as alpha",
+    "alpha_too_small": "too few calibration images for a p-value as small as alpha: ask with a "
+    "larger alpha, or calibrate on more",
     "altered": "the image was resized or converted, and no calibration image was",
 }
 

@@ -51,7 +51,7 @@ class Marginals:
         self._knots, self._columns = knots, np.arange(len(knots))
 
     def __call__(self, values: F64) -> F64:
-        """Deviations ``[n, S]``, at most `FARTHEST`; what is no number stays none."""
+        """Deviations ``[n, S]``, at most `FARTHEST`; NaN stays NaN."""
         piece = (values[:, :, None] >= self._knots).sum(axis=2)
         with np.errstate(invalid="ignore", over="ignore"):
             beyond = values - self._starts[self._columns, piece]
@@ -78,7 +78,7 @@ class Neighbours:
         self.count = max(1, min(NEIGHBOURS, len(values) // 5))
 
     def __call__(self, values: F64) -> F64:
-        """Distances ``[n]`` of rows ``[n, S]``; a row with what is no number has none."""
+        """Distances ``[n]`` of rows ``[n, S]``; NaN for a row with a NaN."""
         rows = self._whitened(self._marginals(values))
         products = np.einsum("ns,sm->nm", rows, self._points)
         squares = np.square(rows).sum(axis=1)[:, None] + self._squares - 2.0 * products
@@ -87,7 +87,7 @@ class Neighbours:
         return distances
 
     def _whitened(self, deviations: F64) -> F64:
-        """einsum, not BLAS: a row's sum is then the same in any company, and no threads are woken
-        for it, which cost more than they compute."""
+        """Whitened rows ``[n, S]``, by einsum: unlike BLAS it gives a row the same bytes in any
+        batch, and wakes no threads."""
         found: F64 = np.einsum("ns,st->nt", deviations - self._centre, self._whiten)
         return found

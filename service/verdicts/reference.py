@@ -28,8 +28,8 @@ Arrays = Mapping[str, NDArray[Any]]
 LIKELIHOOD = "log_likelihood_nats_k"
 DISTANCE = "distance_k"
 ONE_LATENT = (
-    "this model has one latent group: the map shows what its latents cannot say of the image, and "
-    "nothing that they reproduce"
+    "this model has one latent group, so the map shows what its reconstruction misses: something "
+    "odd that the reconstruction repeats does not show"
 )
 PLACES = ("place_mean", "place_deviation", "box_mean", "box_deviation")
 
@@ -48,7 +48,7 @@ class Measured:
     images: NDArray[np.uint8] | None
 
     def take(self, chosen: NDArray[np.integer]) -> Measured:
-        """The same of some images."""
+        """The same for the images at places `chosen` alone."""
         return Measured(
             {k: nats[chosen] for k, nats in self.log_likelihood.items()},
             self.statistics[chosen],
@@ -200,7 +200,7 @@ class Reference:
         return len(self.usual)
 
     def arrays(self) -> dict[str, F32]:
-        """Everything, by the names that `of` takes."""
+        """The arrays of `calibration.npz` by name, as `of` reads them."""
         found = {"fit": self.fit, "usual": self.usual, **self.places}
         for k in self.scores:
             found[f"{LIKELIHOOD}{k}"] = self.scores[k]
@@ -218,7 +218,7 @@ class Reference:
         return {k: Neighbours(_joined(v, self.fit)) for k, v in self.fit_scores.items()}
 
     def warm(self) -> None:
-        """Make what is made once, which takes some tenths of a second, before anybody waits."""
+        """Make the lookup tables now (tenths of a second), so that no request waits for them."""
         _ = self._ranks, self._densities
 
     def distance(self, k: int, log_likelihood: F64, table: F64) -> F64:
@@ -261,7 +261,7 @@ def measured_of(
     *,
     binary: bool,
 ) -> Measured:
-    """From log-likelihoods and what the graph `evidence` gave for `images`."""
+    """The record of log-likelihoods and of the graph `evidence`'s outputs for `images`."""
     return Measured(
         log_likelihood,
         evidence["statistics"],
@@ -285,7 +285,7 @@ def _joined(log_likelihood: NDArray[np.floating], table: NDArray[np.floating]) -
 
 
 def _softened(deviation: F32) -> F64:
-    """Where nothing ever varies, a little says no more than elsewhere."""
+    """`deviation` plus its mean: a pixel that never varies is no reason for huge deviations."""
     return deviation.astype(np.float64) + max(float(deviation.mean()), 1e-6)
 
 

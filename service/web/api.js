@@ -22,6 +22,8 @@ export async function ask(path, init = {}) {
     let response;
     try {
       response = await fetch(path, { ...init, headers });
+      // All of it here: a server that goes in the middle of its answer has not answered.
+      response = new Response(response.body && await response.blob(), response);
     } catch (error) {
       if (init.signal?.aborted) throw error;
       await pause(untilBack, init.signal);

@@ -7,15 +7,15 @@ import { pictureFrom } from "./pad.js";
 const SETS = {
   mnist: {
     title: "MNIST", image: "1×28×28",
-    cannot: "It knows single digits, white on black, and sees of each grey a white or black pixel drawn by chance: it says nothing of fine greys, and takes some upside-down digits for usual ones.",
+    cannot: "It knows single digits, white on black. It turns each grey pixel black or white at random, so shades of grey tell it little. Some digits that stand upside down look usual to it.",
   },
   "fashion-mnist": {
     title: "Fashion-MNIST", image: "1×28×28",
-    cannot: "It knows ten kinds of clothes, each upright and alone on black: prints and fine cloth come out blurred, and upside-down clothes are often usual to it.",
+    cannot: "It knows ten kinds of clothes, each upright and alone on black. Prints and fine cloth come out blurred. Clothes that stand upside down often look usual to it.",
   },
   cifar10: {
     title: "CIFAR-10", image: "3×32×32",
-    cannot: "It draws textures, not objects: nothing that it draws can be named. Inverted and upside-down photos are usual to it, and of a small defect the map tells more than the verdict.",
+    cannot: "It draws textures, not objects. Inverted and upside-down photos look usual to it. A small defect shows in the map rather than in the verdict.",
   },
 };
 const COUNT = 6; // images in each strip

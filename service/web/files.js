@@ -67,20 +67,23 @@ export function showRows() {
   rows.sort((a, b) => (a.result?.p_value ?? 2) - (b.result?.p_value ?? 2));
   $("save-csv").disabled = rows.length === 0;
   if (!rows.length) return $("table").replaceChildren();
+  const all = rows.flatMap((row) => (row.error ? [] : notesOf(row)));
+  const shared = [...new Set(all.filter((note, place) => all.indexOf(note) !== place))]; // said once, below
+  const own = (row) => notesOf(row).filter((note) => !shared.includes(note)).join("; ");
   const made = table(HEADS, rows.map((row) => {
     return [row.result ? thumbnail(row) : "", row.file.name, wordOf(row), row.result ? small(row.result.p_value) : "–",
-      row.result ? format(row.result.bits_per_dim, 3) : "–", row.error ?? notesOf(row)];
+      row.result ? format(row.result.bits_per_dim, 3) : "–", row.error ?? own(row)];
   }));
   for (const [index, line] of [...made.tBodies[0].rows].entries()) line.dataset.verdict = wordOf(rows[index]);
-  $("table").replaceChildren(made);
+  $("table").replaceChildren(made, el("ul", { className: "notes" }, ...shared.map((note) => el("li", {}, note))));
   roving(made);
   const counts = ["anomalous", "not anomalous", "no decision", "not read"]
     .map((word) => [word, rows.filter((row) => wordOf(row) === word).length]).filter(([, count]) => count);
-  $("files-status").textContent = `${rows.length} files: ${counts.map(([word, count]) => `${count} ${word}`).join(", ")}, at p ≤ ${small(alpha())}`;
+  $("files-status").textContent = `${rows.length} files by ${rows[0].model}: ${counts.map(([word, count]) => `${count} ${word}`).join(", ")}, at p ≤ ${small(alpha())}`;
 }
 
 // The first note of an altered image speaks of places in a request, of which there is one here.
-const notesOf = ({ result, notes }) => (result.altered ? ["resized or converted", ...notes.slice(1)] : notes).join("; ");
+const notesOf = ({ result, notes }) => (result.altered ? ["resized or converted", ...notes.slice(1)] : notes);
 
 function thumbnail({ file, url }) {
   const button = el("button", { type: "button", title: `Look at ${file.name}` }, el("img", { src: url, alt: `Look at ${file.name}` }));
@@ -98,5 +101,5 @@ export function saveCsv() {
   ]);
   const heads = ["file", "anomalous", "alpha", ...COLUMNS, "model", "version", "importance_samples", "error"];
   const text = [heads, ...lines].map((line) => line.map(String).map(cell).join(",")).join("\r\n");
-  save(new Blob([`${text}\r\n`], { type: "text/csv" }), `${state.model.name}-scores.csv`);
+  save(new Blob([`${text}\r\n`], { type: "text/csv" }), `${rows[0].model}-scores.csv`);
 }

@@ -8,7 +8,7 @@ import { asked, remember, remembered, state } from "./state.js";
 
 const FULL = 8; // deviations at which the map's colour covers the image, as in the service's pictures
 const SHOWN = 5; // parts of the evidence before the others
-const PATIENCE_MS = 1000; // after which a verdict of what was there before is taken away
+const PATIENCE_MS = 1000; // after which what is shown of the image before is taken away
 
 const REASONS = {
   not_calibrated: "this K was not calibrated",
@@ -89,9 +89,7 @@ export async function look(image) {
     post(path, asked({ ...image.options, ...options }), { files: [image.blob], accept, signal });
   setBusy(true);
   const late = setTimeout(() => {
-    state.result = null;
-    say("Waiting for an answer…", "");
-    showAlpha();
+    empty("Waiting for an answer…");
   }, PATIENCE_MS);
   signal.addEventListener("abort", () => clearTimeout(late));
   try {
@@ -129,6 +127,10 @@ function setBusy(isBusy) {
 export function nothing(words) {
   running?.abort();
   setBusy(false);
+  empty(words);
+}
+
+function empty(words) {
   state.result = null;
   say(words, "");
   for (const id of ["numbers", "evidence", "more-evidence", "notes"]) $(id).replaceChildren();

@@ -73,7 +73,7 @@ class RecipeOptions:
     accumulate: Annotated[
         int | None,
         typer.Option(
-            help="Compute a step's batch as so many micro-batches, one after another, for less "
+            help="Compute a step's batch as this many micro-batches, one after another, for less "
             "memory (1). Their gradients add up to the batch's, but not under free bits: each "
             "micro-batch then has its own mean, which is another objective."
         ),
@@ -118,7 +118,7 @@ class RecipeOptions:
     importance_samples: Annotated[
         int | None,
         typer.Option(
-            help="Train on the importance-weighted bound of so many draws an image, without free "
+            help="Train on the importance-weighted bound of this many draws an image, without free "
             "bits (1: the ELBO)."
         ),
     ] = None
@@ -194,7 +194,7 @@ class CallOptions:
     budget_minutes: Annotated[
         float | None,
         typer.Option(
-            help="Stop cleanly after so many minutes of steps; the first one, which compiles, "
+            help="Stop cleanly after this many minutes of steps; the first one, which compiles, "
             "comes on top."
         ),
     ] = None

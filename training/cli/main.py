@@ -10,6 +10,7 @@ import typer
 from rich.progress import Progress
 
 from model.config import ConfigError
+from service.cli.help import plain_help
 from training.cli.anomaly import evaluate_anomaly
 from training.cli.bound import bound
 from training.cli.curve import curve
@@ -181,6 +182,9 @@ def strip(
         console.print_json(data={"run": str(out), "checkpoint": path.name, "bytes": size})
         return
     console.print(f"{out}: {path.name}, {size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+
+
+plain_help(app)
 
 
 def _show(bundle: Bundle, more: str = "", *, as_json: bool) -> None:

@@ -42,9 +42,9 @@ class PriorOptions:
         int | None, typer.Option(help=f"Couplings of the flow ({SHAPE.couplings}).", min=1)
     ] = None
     width: Annotated[
-        int | None, typer.Option(help=f"Of its hidden layers ({SHAPE.hidden[0]}).", min=1)
+        int | None, typer.Option(help=f"Width of its hidden layers ({SHAPE.hidden[0]}).", min=1)
     ] = None
-    seed: Annotated[int, typer.Option(help="Of the weights and the draws.", min=0)] = 0
+    seed: Annotated[int, typer.Option(help="Seed of the weights and the draws.", min=0)] = 0
     data_dir: DataDir = None
     device: Device = "auto"
     threads: Threads = 0
@@ -62,17 +62,16 @@ class PriorOptions:
 def fit_prior(options: PriorOptions) -> None:
     """Fit a coupling flow as the prior of a trained run.
 
-    It is of the top latents; the rest stays as it is.
+    The flow is the prior of the top latents; the rest of the model stays as it is.
 
     It is fitted to latents of the training images, and the weights that are best on latents of the
     validation images are kept. What it writes is a run, which `fit --resume` trains on with all its
     parts, and `evaluate` and `export` take. Given a run that has a flow, it goes on from that one.
     Ctrl-C ends it early, with what it has.
 
-    Example:
-
+    \b
+    Examples:
       iafvae-train fit-prior runs/mnist --minutes 2 --out runs/mnist-flow
-
       iafvae-train fit --resume --epochs 300 --out runs/mnist-flow
     """
     from training.fit.prior import PriorObserver, PriorPlan  # torch takes seconds to import

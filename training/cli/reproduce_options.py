@@ -47,28 +47,28 @@ class Options(RuntimeOptions, ReportOptions):
     epochs: Annotated[
         int | None,
         typer.Option(
-            help="Train every row for so many epochs, by its preset's schedule; default: the "
+            help="Train every row for this many epochs, by its preset's schedule; default: the "
             "preset's number."
         ),
     ] = None
     row_minutes: Annotated[
         float | None,
         typer.Option(
-            help="Train every row for so many minutes instead, at a constant learning rate. They "
+            help="Train every row for this many minutes instead, at a constant learning rate. They "
             "count from the first step: start, compilation and measuring come on top."
         ),
     ] = None
     budget_minutes: Annotated[
         float | None,
         typer.Option(
-            help="Train for so many minutes in this call, shared so that the rows come to equal "
+            help="Train for this many minutes in this call, shared so that the rows come to equal "
             "minutes, then measure; the same command goes on."
         ),
     ] = None
     slice_minutes: Annotated[
         float,
         typer.Option(
-            help="Rows take turns of so many minutes, the one furthest behind next: whenever you "
+            help="Rows take turns of this many minutes, the one furthest behind next: whenever you "
             "stop, they have come about equally far."
         ),
     ] = 10.0
@@ -186,7 +186,9 @@ class Figure1Options(ReportOptions):
     steps: Annotated[int, typer.Option(help="Steps of each fit.", min=1)] = 1500
     budget_minutes: Annotated[
         float | None,
-        typer.Option(help="Start no further fit after so many minutes; the same goes on."),
+        typer.Option(
+            help="Start no further fit after this many minutes; the same command goes on."
+        ),
     ] = None
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.", min=0)] = 1
 

@@ -23,6 +23,8 @@ from training.runs.metrics import Recorder
 
 # Many steps skipped at once are one piece of news: say it again only after as many seconds.
 SKIP_NEWS_SECONDS = 5.0
+EPOCHS_TOLD = 10  # the first ones, whatever they take
+EPOCH_NEWS_SECONDS = 5.0
 
 
 class Budget:
@@ -84,6 +86,8 @@ class ConsoleObserver(Observer):
     images_per_second: float = 0.0
     skips_untold: int = 0
     skip_told_at: float = -SKIP_NEWS_SECONDS
+    epochs_told: int = 0
+    epoch_told_at: float = 0.0
 
     def train(self, step: int, figures: dict[str, float]) -> None:
         """Record the figures and show the last ones in the bar."""
@@ -111,9 +115,13 @@ class ConsoleObserver(Observer):
             self.skips_untold, self.skip_told_at = 0, time.monotonic()
 
     def validation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
-        """Record the figures and print a line."""
+        """Record the figures and print a line: of many short epochs one every few seconds."""
         self.recorder.write(step, "validation", figures)
         self.progress.update(self.task, **self.scale.at(step))
+        now = time.monotonic()
+        if self.epochs_told >= EPOCHS_TOLD and now - self.epoch_told_at < EPOCH_NEWS_SECONDS:
+            return
+        self.epochs_told, self.epoch_told_at = self.epochs_told + 1, now
         whole = "" if self.scale.epochs is None else f"/{self.scale.epochs}"
         self.console.print(
             f"epoch {epoch}{whole}  validation ELBO {figures['elbo_nats']:.2f} nats  "

@@ -1,5 +1,6 @@
 """What a model can be trusted with and what not, in words, from what was measured of it."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,9 +111,11 @@ def _of_images(facts: Facts) -> str:
 def _of_calibration(facts: Facts) -> str:
     n, rate = facts.calibration, facts.false_alarms
     if n < least_images(rate):
+        reached = f"{math.ceil(1000 * facts.alpha) / 1000:g}"  # rounded up: below it nothing is
         return (
             f"False alarms: {n} images to compare with have no p-value below {1 / (n + 1):.2g}, so "
-            f"that {rate:g} is out of reach; verdicts here are at {facts.alpha:.2g}. About "
+            f"that {rate:g} is out of reach; verdicts here are at {reached}, and those of other "
+            f"images with --alpha {reached} (`iafvae report`, `iafvae score`). About "
             f"{6 * least_images(rate)} good images in all would do."
         )
     certain = certified_images(rate)

@@ -94,7 +94,11 @@ def _check_images(count: int, rows_each: int, settings: Settings) -> None:
 
 
 async def latents(request: OperationRequest, name: str = "latents") -> NDArray[np.float32]:
-    """float32, at most `max_images` times D of them; the operation checks the rest."""
+    """The request's latents as float32; `name`: the body's field that holds them.
+
+    An npy file has the shape ``[n, D]``; of a JSON list the operation checks it. Raises
+    InvalidInput, WrongShape, WrongDtype, and PayloadTooLarge above `max_images` rows.
+    """
     dim, limit = request.model.manifest.latent.dim, request.settings.max_images
     payload = request.payload
     if isinstance(payload, str):
@@ -117,7 +121,7 @@ def _file_of(text: str, name: str) -> bytes:
 
 
 def _latents_from_json(payload: object, dim: int, name: str) -> NDArray[np.float32]:
-    """Checked before NumPy sees them: it would copy one long text into every place of an array."""
+    """Numbers alone go to NumPy, which would copy one long text into every place of an array."""
     if not isinstance(payload, list) or not all(isinstance(row, list) for row in payload):
         raise InvalidInput(
             f"{name} must be a list of lists of numbers, one for each image, or the base64 of an "

@@ -81,13 +81,14 @@ class OperationRequest(Request):
         self._held, self._is_in = 0, False
 
     def keep_to(self, deadline: float) -> None:
-        """Be answered until `deadline`, or not at all."""
+        """Set the deadline, on the clock of `time.monotonic`; a later answer is an error."""
         self.deadline = deadline
         self.asked = {"caller": self.caller, "deadline": deadline}
 
     async def beside(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`function` in a thread when it is the holder's turn, awaited until the request's
-        deadline; rows that the scheduler has are kept to it there. Raises DeadlineExceeded.
+        """Call `function` in a thread, when it is the holder's turn, and give its result.
+
+        Raises DeadlineExceeded where the request's deadline passes first.
         """
         work = partial(function, *args, **kwargs)
         try:

@@ -37,19 +37,21 @@ def admin_router(manager: ModelManager) -> APIRouter:
 def _add_loading(router: APIRouter, manager: ModelManager) -> None:
     @router.post("/{name}/load", summary="Load a bundle, or swap a changed one in")
     async def load(name: Directory) -> Change:
-        """Answers when the bundle serves. One that fails its known answers on this machine is
+        """Answers when the bundle serves. One that fails its canaries on this machine is
         refused (422) and what was loaded before stays; one that is loaded already is left alone.
         """
         return await manager.load(name)
 
     @router.post("/{name}/reload", summary="Load a model anew from its directory")
     async def reload(name: Name) -> Change:
-        """Also where its bundle has not changed. Requests in flight are answered by the old one."""
+        """It is loaded anew also where its bundle has not changed. Requests in flight are answered
+        by the old one.
+        """
         return await manager.reload(name)
 
     @router.post("/{name}/unload", summary="Take a model out")
     async def unload(name: Name) -> Change:
-        """Requests that have it are answered first, and its memory is then freed. The default
+        """Requests in flight are answered first, then its memory is freed. The default
         model and a pinned version stay (409).
         """
         return await manager.unload(name)
@@ -58,7 +60,7 @@ def _add_loading(router: APIRouter, manager: ModelManager) -> None:
 def _add_choosing(router: APIRouter, manager: ModelManager) -> None:
     @router.post("/{name}/default", summary="Answer with this model where none is named")
     async def default(name: Annotated[str, Path(description="A loaded model.")]) -> Change:
-        """Until the process ends; IAFVAE_DEFAULT_MODEL says it for good."""
+        """The choice holds until the process ends; IAFVAE_DEFAULT_MODEL makes it lasting."""
         return manager.choose(name)
 
     @router.post("/{name}/pin", summary="Answer with this version where none is named")
@@ -68,7 +70,7 @@ def _add_choosing(router: APIRouter, manager: ModelManager) -> None:
             str | None, Query(description="A loaded version; absent: the newest, as before.")
         ] = None,
     ) -> Change:
-        """Until the process ends."""
+        """The choice holds until the process ends."""
         return manager.pin(name, version)
 
 

@@ -138,12 +138,12 @@ class Admission:
         return self._slots.held
 
     def enter(self, holder: str) -> None:
-        """A request goes in. Raises Overloaded."""
+        """Take a slot for a request. Raises Overloaded."""
         if not self._slots.take(holder):
             raise self._full()
 
     def leave(self, holder: str) -> None:
-        """A request was answered, or given up."""
+        """Give the slot of a request back."""
         self._slots.give(holder)
         now = time.monotonic()
         self._seconds_each += 0.01 * (now - self._last - self._seconds_each)
@@ -170,7 +170,7 @@ class Admission:
         return False
 
     def _keep_promises(self) -> None:
-        """The tasks of those that were let in begin: they take their slots themselves."""
+        """Free the slots held for requests whose tasks begin now and take slots themselves."""
         for host in self._promised:
             self._slots.give(host)
         self._promised.clear()

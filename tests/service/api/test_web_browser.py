@@ -265,6 +265,79 @@ def test_a_server_that_is_gone_is_said_and_what_was_there_stays(page, two_models
     verdict(page)
 
 
+def test_what_waits_shows_nothing_of_the_image_before(page, two_models):
+    opened(page, two_models)
+    page.locator("#samples button").first.click()
+    verdict(page)
+    assert page.locator("#evidence li").count() > 0
+    page.context.set_offline(True)
+    page.locator("#examples button").first.click()
+    playwright.expect(page.locator("#verdict")).to_have_text(re.compile("^Waiting"))
+    for gone in ("#evidence-box", "#map-box", "#numbers", "#reconstruction"):
+        playwright.expect(page.locator(gone)).to_be_hidden()
+    assert page.inner_text("#largest") == ""
+    assert page.get_attribute("#results", "aria-busy") == "true"
+    page.context.set_offline(False)
+    page.dispatch_event("#notice button", "click")
+    verdict(page)
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(page, two_models):
+    page.add_init_script(
+        """
+        const real = window.fetch;
+        let breaks = 1;
+        window.fetch = async (...given) => {
+          const response = await real(...given);
+          if (!String(given[0]).includes("v1/score") || !breaks--) return response;
+          const broken = (controller) => controller.error(new TypeError("network error"));
+          return new Response(new ReadableStream({ start: broken }), response);
+        };
+        """
+    )
+    opened(page, two_models)
+    page.locator("#samples button").first.click()
+    page.wait_for_selector("#notice:not([hidden])")
+    assert "does not answer" in page.inner_text("#notice")
+    verdict(page)
+    assert page.locator("#error").is_hidden()
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_what_is_tapped_is_large_enough(page, two_models, path):
+    """40 by 40 pixels of the style sheet; WCAG 2.2 asks for 24 (2.5.8), 44 at its highest level."""
+    page.set_viewport_size(PHONE)
+    if path == "/":
+        opened(page, two_models)
+        page.evaluate("for (const box of document.querySelectorAll('details')) box.open = true")
+    else:
+        page.goto(f"{two_models.url}/docs")
+        page.click("#sample > summary")
+    small = page.evaluate(
+        """() => [...document.querySelectorAll(
+          "button, select, input, summary, header a")].filter((node) => node.offsetParent)
+          .map((node) => [node.type === "checkbox" ? node.parentElement : node, node])
+          .map(([node, { outerHTML }]) => [node.getBoundingClientRect(), outerHTML.slice(0, 80)])
+          .filter(([{ width, height }]) => Math.min(width, height) < 39.5)
+          .map(([{ width, height }, html]) => `${width}x${height} ${html}`)"""
+    )
+    assert small == []
+
+
+def test_the_table_says_which_model_and_each_note_once(page, two_models):
+    opened(page, two_models)
+    page.set_input_files("#many", files(*np.zeros((3, 1, 8, 8))))
+    page.wait_for_selector("#table tbody tr:nth-child(3)")
+    playwright.expect(page.locator("#files-status")).to_contain_text("3 files by tiny")
+    notes = page.locator("#table .notes li").all_inner_texts()
+    assert len(notes) == len(set(notes))
+    assert "resized or converted" in notes
+    assert page.locator("#table td[data-head=note]").all_inner_texts() == [""] * 3
+    page.select_option("#model", "duo")
+    page.wait_for_selector("#ladder:not([hidden])")
+    assert "by tiny" in page.inner_text("#files-status"), "whose they are"
+
+
 def test_the_pages_ask_for_a_key(bare_page, two_models):
     page = bare_page
     page.goto(two_models.url)

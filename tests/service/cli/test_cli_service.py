@@ -109,11 +109,19 @@ def test_local_and_remote_scores_are_the_same(cli, folder, running, monkeypatch)
     assert local == remote
 
 
-def test_what_a_server_would_refuse_is_refused_here(cli, folder, running):
+def test_too_many_importance_samples_are_refused(cli, folder, running):
+    told = "importance_samples: 99999999999 is above the limit of"
     remote = cli("score", folder, "-k", 99999999999, "--url", running.url, code=1).stderr
-    assert "importance_samples: 99999999999 is above the limit of 1024" in remote
+    assert f"{told} 1024" in remote
     local = cli("score", folder, "-k", 99999999999, code=1).stderr
-    assert local.split(": ", 2)[2] in remote
+    assert f"{told} 10000" in local
+
+
+def test_ten_thousand_importance_samples_are_taken_here(cli, folder):
+    row = json.loads(cli("score", folder / "0.png", "-k", 10_000, "--json").stdout)[0]
+    assert row["importance_samples"] == 10_000
+    assert 1 < row["effective_sample_size"] <= 10_000
+    assert row["log_likelihood_nats"] >= row["elbo_nats"], "Jensen's inequality"
 
 
 @pytest.mark.parametrize(
@@ -407,6 +415,7 @@ def test_what_is_wrong_is_said_without_a_web_server():
     [
         ("http://[::1", "", "--url 'http://[::1' is not a URL"),
         ("http://a..b", "", "--url 'http://a..b' is not a URL"),
+        ("127.0.0.1:8000", "", "'127.0.0.1:8000' begins with neither http:// nor https://"),
         ("http://127.0.0.1:9", "schlüssel", "IAFVAE_KEY is not a key"),
     ],
 )

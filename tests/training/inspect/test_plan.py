@@ -200,7 +200,14 @@ def test_words_follow_from_the_facts(tmp_path):
         "pixels": None,
     }
     told = "\n".join(words(Facts(**facts)))
-    for part in ("is out of reach", "Few images: 50", "Undertrained", "noise", "20% of 8x8"):
+    for part in (
+        "is out of reach; verdicts here are at 0.048",
+        "--alpha 0.048",
+        "Few images: 50",
+        "Undertrained",
+        "noise",
+        "20% of 8x8",
+    ):
         assert part in told
     assert "defects of 16 pixels and more; not with ones of 8" in told
     planted["classes"].append({"class": "planted 16x16", "images": 10, "anomalous": 1})

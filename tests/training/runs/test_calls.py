@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -179,6 +180,24 @@ def test_an_endless_run_has_no_last_epoch(epochs: int | None, line: str) -> None
     with shown(console, Silent(), **options) as observer:
         observer.validation(30, 3, {"elbo_nats": -1.0, "kl_nats": 1.0, "bits_per_dim": 1.0})
     assert line in console.file.getvalue()
+
+
+def test_many_short_epochs_are_a_line_every_few_seconds(clock: Clock) -> None:
+    class Counting:
+        written = 0
+
+        def write(self, *_: object) -> None:
+            self.written += 1
+
+    console, recorder = Console(file=io.StringIO(), width=120), Counting()
+    options = {"total_steps": None, "step": 0, "epochs": None, "budget": Budget(1.0)}
+    with shown(console, recorder, **options) as observer:
+        for epoch in range(1, 101):
+            clock.seconds += 0.5
+            observer.validation(epoch, epoch, {"elbo_nats": -1.0, "kl_nats": 1, "bits_per_dim": 1})
+    told = [int(number) for number in re.findall(r"epoch (\d+)", console.file.getvalue())]
+    assert told == [*range(1, 11), *range(20, 101, 10)]
+    assert recorder.written == 100
 
 
 # --- the command ------------------------------------------------------------------------------
