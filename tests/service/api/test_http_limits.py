@@ -91,6 +91,24 @@ def test_bodies_together_are_bounded_and_given_back(serve, problem):
     assert buffers.held == 1000
 
 
+def test_large_arrays_that_fit_have_their_holders_turn(serve, digits, monkeypatch):
+    """They were converted in threads that one caller could fill."""
+    client, turns = serve(), []
+    threads = client.app.state.shared.threads
+    run = threads.run
+
+    async def counted(work, *, caller):
+        turns.append(caller)
+        return await run(work, caller=caller)
+
+    monkeypatch.setattr(threads, "run", counted)
+    monkeypatch.setattr("service.api.request.inputs.INLINE_PIXELS", digits.size - 1)
+    answer = client.post("/v1/score", content=encode_npy(digits), headers=NPY)
+    assert answer.status_code == 200
+    assert turns == ["127.0.0.1"]
+    assert client.app.state.shared.decoders.processes == 0
+
+
 def test_deadlines_pass(serve, problem):
     client = serve(timeout_seconds=1e-6)
     problem(client.post("/v1/sample"), 504, "deadline-exceeded")
