@@ -124,7 +124,7 @@ PANELS: list[tuple[str, str, dict[str, str], str]] = [
         {"{{instance}}": f"rate(process_cpu_seconds_total{OF_JOB}{RATE})"},
         "",
     ),
-    ("Bytes of bodies held", "bytes", {"{{instance}}": f"iafvae_held_bytes{OF_JOB}"}, ""),
+    ("Bytes held", "bytes", {"{{instance}}": f"iafvae_held_bytes{OF_JOB}"}, ""),
 ]
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 

@@ -91,7 +91,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     metrics.drifting(registry.drift)
     metrics.watch("ready", "1 if the process takes requests.", lambda: registry.ready)
     metrics.watch("requests_in_flight", "Requests worked on.", lambda: admission.in_flight)
-    metrics.watch("held_bytes", "Bytes of bodies that are held.", lambda: admission.bytes.held)
+    held = "Bytes of bodies that are held, and of answers that wait for their clients."
+    metrics.watch("held_bytes", held, lambda: admission.bytes.held)
     metrics.watch("decoder_processes", "Processes.", lambda: shared.decoders.processes)
     metrics.watch("decoder_queue", "Jobs that wait for them.", lambda: shared.decoders.waiting)
     manager = ModelManager(settings, shared.registry, metrics)

@@ -154,7 +154,7 @@ class Settings(BaseModel):
     max_body_bytes: Count = 32 * 2**20
     """of one request's body, before and after decompression"""
     max_buffered_bytes: Count = 512 * 2**20
-    """of all bodies that are held at once; above it: 429"""
+    """of all bodies, and answers that wait for their clients, held at once; above it: 429"""
     max_image_pixels: Count = 33_554_432
     """of one encoded image"""
     max_total_pixels: Count = 67_108_864

@@ -233,6 +233,26 @@ def slow_reader(site: Site) -> str:
     return "served until the end"
 
 
+def unread_answers(site: Site) -> str:
+    """Large answers on many connections, of which nothing is read."""
+    out = io.BytesIO()
+    np.save(out, np.zeros((256, 1, 28, 28), np.uint8))
+    body = out.getvalue()
+    lines = ("content-type: application/x-npy", f"content-length: {len(body)}")
+    held = []
+    try:
+        while time.monotonic() < site.end:
+            held.append(site.connect())
+            held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            held[-1].sendall(site.head("/v1/anomaly-map?maps=true", *lines) + body)
+            if (status := status_of(held[-1])) != "200":
+                return status
+    finally:
+        for sock in held:
+            sock.close()
+    return "all computed"
+
+
 def many_connections(site: Site) -> str:
     """One of many connections of one caller, which never rests."""
     out = io.BytesIO()
@@ -259,6 +279,7 @@ ATTACKS: dict[str, tuple[Callable[[Site], str], int]] = {
     "half-open connections": (half_open, 2),
     "pipelined flood": (pipelined_flood, 2),
     "slow readers": (slow_reader, 8),
+    "unread answers": (unread_answers, 2),
     "64 connections of one caller": (many_connections, 64),
 }
 

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
-from service.api.request.limits import OperationRequest, timeout_of, while_connected
+from service.api.request.limits import INLINE_BYTES, OperationRequest, timeout_of, while_connected
 from service.api.request.negotiation import negotiate
 from service.api.request.parsing import parse_body
 from service.api.request.schemas import Options
@@ -131,7 +131,11 @@ class OperationRoute(APIRoute):
                 return await self.send(answer, request, send)
 
     async def send(self, answer: Answer, request: OperationRequest, send: Send) -> Answer:
-        """Send `answer`, with who computed it."""
+        """Send `answer`, with who computed it. Raises Overloaded where too many are not read."""
+        if len(answer.body) > INLINE_BYTES:
+            request.hold(
+                len(answer.body)
+            )  # until the server's transport does, or the client has it
         now, result = time.perf_counter(), answer.result
         parse, rest = request.parsed - request.began, now - request.parsed
         # Batches that ran at once have more seconds together than there were.

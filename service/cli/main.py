@@ -321,4 +321,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file may have any name
             stream.reconfigure(errors="backslashreplace")
-    app()
+    try:
+        app()
+    except OSError as error:  # of what no command wrote: help, on a disk that is full
+        raise SystemExit(f"iafvae: error: {error}") from None

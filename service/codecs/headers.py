@@ -178,7 +178,7 @@ def _jpeg(data: bytes, what: str, max_parts: int) -> Header:
         raise _too_deep(depth, what)
     if channels == 4:
         raise WrongDtype(f"{what} has colour space CMYK: save it as RGB or grey")
-    body.append(data[first_scan:])
+    body.append(data[first_scan : end if code == EOI else None])
     return Header(
         kind="JPEG",
         width=width,
@@ -196,7 +196,10 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     at = 2
     while (found := JPEG_MARKER.search(data, at)) is not None:
         start, code = found.start(), data[found.end() - 1]
-        if code == EOI or start + 4 > len(data):
+        if code == EOI:
+            yield code, start, found.end()
+            return
+        if start + 4 > len(data):
             return
         at = start + 2 + max(2, int.from_bytes(data[start + 2 : start + 4], "big"))
         yield code, start, at

@@ -68,6 +68,8 @@ ADAM7 = (  # first column and row of each pass, and the steps from there
     (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
     (0, 1, 1, 2),
 )  # fmt: skip
+# Of a JPEG's blocks, more than one unit of them takes, and each restart that may be waited for.
+MORE_DATA = b"\x5a" * 2**10 + b"".join(b"\xff%c" % n + b"\x5a" * 64 for n in range(0xD0, 0xD8))
 INFLATED_BYTES = 2**18  # at a time
 
 
@@ -212,6 +214,8 @@ def _decode(
                 image.draft(None, (side, side))
             if header.kind == "PNG" and not _has_all_rows(image, header.body):
                 raise broken(what, "its data end before its last row")
+            if header.kind == "JPEG" and not _has_all_blocks(image, header):
+                raise broken(what, "its data end before its last block")
             plain, note = _without_alpha(image, what)
     except (UndecodableImage, MemoryError):
         raise
@@ -244,6 +248,20 @@ def _has_all_rows(image: Image.Image, body: bytes) -> bool:
             left -= len(inflate.decompress(data, INFLATED_BYTES))
             data = inflate.unconsumed_tail
     return left <= 0
+
+
+def _has_all_blocks(image: Image.Image, header: Header) -> bool:
+    """Whether a JPEG has data for all of its blocks: libjpeg takes those that are missing for grey,
+    or for known well enough from earlier scans. It is decoded once more where that may be, with
+    further data, which matter only if some were missing."""
+    from PIL import Image, ImageChops
+
+    last, body = image.getpixel((image.width - 1, image.height - 1)), header.body
+    if header.passes == 1 and last not in (128, (128, 128, 128)):
+        return True
+    with Image.open(io.BytesIO(body[:-2] + MORE_DATA + body[-2:]), formats=["JPEG"]) as more:
+        more.draft(None, image.size)
+        return ImageChops.difference(image, more).getbbox() is None
 
 
 def _without_alpha(image: Image.Image, what: str) -> tuple[Image.Image, str | None]:

@@ -27,8 +27,11 @@ def overlay(images: Pixels, maps: F32) -> Pixels:
     """
     factor = max(1, LEAST // max(images.shape[2:]))
     grey = images.mean(axis=1, dtype=np.float32)
-    cells = coloured(grey, maps).repeat(factor, axis=2).repeat(factor, axis=3)
-    sheet = contact_sheet(cells)
+    small = coloured(grey, maps)
+    n, channels, height, width = small.shape
+    cells = np.empty((n, channels, height, factor, width, factor), np.uint8)
+    cells[:] = small[:, :, :, None, :, None]  # `repeat` would hold the interpreter
+    sheet = contact_sheet(cells.reshape(n, channels, height * factor, width * factor))
     return np.concatenate([sheet, _bar(sheet.shape[1])], axis=2)
 
 

@@ -35,7 +35,7 @@ def encode_png(image: Pixels, *, level: int = 6) -> bytes:
         (
             b"\x89PNG\r\n\x1a\n",
             _chunk(b"IHDR", header),
-            _chunk(b"IDAT", zlib.compress(rows.tobytes(), level)),
+            _chunk(b"IDAT", zlib.compress(rows.data, level)),
             _chunk(b"IEND", b""),
         )
     )

@@ -29,7 +29,6 @@ from service.codecs.images import (
     PixelLimits,
     Shape,
     decoding_work,
-    fit_array,
 )
 from service.codecs.worker import LENGTH
 from service.errors import (
@@ -119,8 +118,6 @@ class DecoderPool:
         caller: str = "",
     ) -> Fitted:
         """As `images.fit_array`; raises also what `decode` does."""
-        if not fit.resize:
-            return await asyncio.to_thread(fit_array, array, shape, fit)
         turns = self._quick if array.size <= QUICK_WORK else self._dear
         async with _until(deadline), turns.turn(caller):
             return await self._run(("array", (array, shape, fit)), _fitted)

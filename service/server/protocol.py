@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
@@ -71,6 +72,7 @@ class BoundedHttp(HttpToolsProtocol):
     _deadline = math.inf  # when the present state must have ended
     _write_deadline = math.inf  # when a full buffer must have drained
     _unsent, _step = 0, WRITE_BYTES  # bytes that waited for the client then; that it must take
+    _taken: Callable[[], None] | None = None  # to be called when it has them
     _timer: asyncio.TimerHandle
     _active: RequestResponseCycle | None = None  # the last that was begun with
     _reading_head = False
@@ -99,6 +101,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._unread = b""
         self.pipeline.clear()
         self._abandon()
+        self._forget_unsent()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -157,11 +160,19 @@ class BoundedHttp(HttpToolsProtocol):
         self._unsent = self.transport.get_write_buffer_size()
         self._step = max(WRITE_BYTES, self._unsent // WRITE_PARTS)
         self._write_deadline = self.loop.time() + WRITE_SECONDS
+        if self._admission is not None and self._active is not None:
+            self._taken = self._admission.unread(cast("Scope", self._active.scope), self._unsent)
 
     def resume_writing(self) -> None:
         """The write buffer has room again."""
         self._write_deadline = math.inf
+        self._forget_unsent()
         super().resume_writing()
+
+    def _forget_unsent(self) -> None:
+        if self._taken is not None:
+            self._taken()
+            self._taken = None
 
     def _tick(self) -> None:
         now = self.loop.time()

@@ -63,10 +63,12 @@ async def pictures(
         array = view_npy(payload, dtypes=("uint8",), max_items=settings.max_total_pixels * shape[0])
         count = array.shape[0] if array.ndim and array.size else 0
         _check_images(count, rows_each, settings)
-        if array.size <= INLINE_PIXELS and not fit.resize:
+        if fit.resize:
+            fitted = await decoders.fit(array, shape, fit, **who)
+        elif array.size <= INLINE_PIXELS:
             fitted = fit_array(array, shape, fit)
         else:
-            fitted = await decoders.fit(array, shape, fit, **who)
+            fitted = await request.beside(fit_array, array, shape, fit)
     else:
         if isinstance(payload, Files):
             files, names = payload.contents, payload.names

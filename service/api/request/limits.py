@@ -127,13 +127,13 @@ class OperationRequest(Request):
                 body = decompress(body, encoding, most)
             else:
                 body = await self.beside(decompress, body, encoding, most)
-            self._hold(len(body))
+            self.hold(len(body))
         self.shared.admission.enter(self.holder)
         self._is_in = True
         return body
 
     def release(self) -> None:
-        """Count the request and its body no more."""
+        """Count the request, its body and its answer no more."""
         if self._is_in:
             self.shared.admission.leave(self.holder)
             self._is_in = False
@@ -154,7 +154,7 @@ class OperationRequest(Request):
                     if self._held + len(chunk) > most:
                         raise PayloadTooLarge(_too_large(f"more than {most}", most))
                     if chunk:
-                        self._hold(len(chunk))
+                        self.hold(len(chunk))
                     if not message.get("more_body", False):
                         if not body.tell():
                             return chunk
@@ -166,13 +166,14 @@ class OperationRequest(Request):
                 f"the body was not complete after {seconds:g} s: send it faster, or less"
             ) from None
 
-    def _hold(self, size: int) -> None:
+    def hold(self, size: int) -> None:
+        """Count `size` bytes more, of the body or the answer, as held. Raises Overloaded."""
         held = self.shared.admission.bytes
         if not held.take(self.holder, size):
             raise Overloaded(
-                f"bodies of {held.held} bytes are being worked on, at most {held.capacity} are "
-                "held at once, of which nobody may have more than is free: send the request again "
-                "later"
+                f"bodies, and answers that wait for their clients, have {held.held} bytes; at most "
+                f"{held.capacity} are held at once, of which nobody may have more than is free: "
+                "read your answers, and send the request again later"
             )
         self._held += size
 

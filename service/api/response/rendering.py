@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from io import BytesIO
+from itertools import chain, repeat
 from operator import attrgetter
-from typing import Any, Literal, cast
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +43,8 @@ __all__ = [
     "render_log_likelihoods",
     "render_scores",
 ]
+
+BASE64_BYTES = 3 * 2**16  # at a time
 
 
 class Answer(Response):
@@ -101,13 +106,13 @@ def render_latents(
     output: Literal["latents", "prior_eps"] = "latents",
 ) -> Answer:
     """Latents [n, D] or, as `output` says, their prior noise as npy; both as lists in JSON."""
-    both = np.concatenate([result.latents, result.prior_eps], axis=1)
-    finite = np.asarray(np.isfinite(both).all(axis=1))
+    arrays = {name: getattr(result, name) for name in ("latents", "prior_eps")}
+    finite = np.all([np.isfinite(array).all(axis=1) for array in arrays.values()], axis=0)
     if media_type == NPY:
-        body = encode_npy(getattr(result, output))
+        body = encode_npy(arrays[output])
     else:
-        lists = {name: _lists(getattr(result, name)) for name in ("latents", "prior_eps")}
-        body = _json({"status": _status(finite)}, result, who, fitted, lists)
+        parts = {name: _list(map(number_list, array)) for name, array in arrays.items()}
+        body = _json({"status": _status(finite)}, result, who, fitted, parts)
     return Answer(body, media_type, result, fitted=fitted, finite=finite)
 
 
@@ -116,19 +121,24 @@ def _json(
     result: Result,
     who: dict[str, Any],
     fitted: Fitted | None,
-    lists: Mapping[str, str] | None = None,
+    parts: Mapping[str, Iterable[str]] = MappingProxyType({}),
 ) -> bytes:
-    """A document; lists: more of its fields, as JSON already."""
+    """A document; parts: of its first fields, long ones, as JSON already: what makes or copies all
+    of one at once holds the interpreter until it returns."""
     notes = list(result.notes)
     if fitted is not None:
         notes[:0] = fitted.notes
         if fitted.altered.any():
             notes.insert(0, _altered_note(fitted.altered))
-    text = ENCODER.encode(document | who | {"notes": notes, **result.resolved})
-    if lists:
-        parts = [text[:-1], *(f'"{name}":{value}' for name, value in lists.items())]
-        text = ",".join(parts) + "}"
-    return text.encode()
+    body = BytesIO()
+    body.write(b"{")
+    for name, texts in parts.items():
+        body.write(b'"%b":' % name.encode())
+        for text in texts:
+            body.write(text.encode())
+        body.write(b",")
+    body.write(ENCODER.encode(document | who | {"notes": notes, **result.resolved})[1:].encode())
+    return body.getvalue()
 
 
 def render_scores(
@@ -140,7 +150,8 @@ def render_scores(
     kl_groups: tuple[str, ...],
 ) -> Answer:
     """Scores as JSON."""
-    body = _json({"results": _results(result, fitted.altered, kl_groups)}, result, who, fitted)
+    results = _list(map(ENCODER.encode, _results(result, fitted.altered, kl_groups)))
+    body = _json({}, result, who, fitted, {"results": results})
     finite = np.isfinite(result.log_likelihood_nats)
     return Answer(body, media_type, result, fitted=fitted, finite=finite)
 
@@ -156,10 +167,10 @@ def render_anomaly_maps(
     elif media_type == PNG:
         body = encode_png(overlay(fitted.images, result.maps))
     else:
-        document: dict[str, Any] = {"results": _boxes(result)}
+        parts: dict[str, Iterable[str]] = {"results": _list(map(ENCODER.encode, _boxes(result)))}
         if maps:
-            document["maps"] = b64encode(encode_npy(result.maps)).decode("ascii")
-        body = _json(document, result, who, fitted)
+            parts["maps"] = _base64(encode_npy(result.maps))
+        body = _json({}, result, who, fitted, parts)
     return Answer(body, media_type, result, fitted=fitted, finite=finite)
 
 
@@ -192,11 +203,13 @@ def _results(
     scores: Scores, altered: NDArray[np.bool_], kl_groups: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     numbers = [*SCORE_COLUMNS(scores), scores.kl_nats, *scores.evidence.values()]
-    rows = _rows(np.column_stack(numbers))
+    table = np.column_stack(numbers)
+    rows = table.astype(object)
+    rows[~np.isfinite(table)] = None  # JSON has no other number for them
     flags = zip(scores.anomalous, scores.discovery, scores.status, altered.tolist(), strict=True)
     kl, evidence = len(SCORE_FIELDS), len(SCORE_FIELDS) + len(kl_groups)
     results = []
-    for values, (anomalous, discovery, status, changed) in zip(rows, flags, strict=True):
+    for values, (anomalous, discovery, status, changed) in zip(rows.tolist(), flags, strict=True):
         result: dict[str, Any] = dict(zip(SCORE_FIELDS, values, strict=False))
         result["anomalous"], result["discovery"] = anomalous, discovery
         result["status"], result["altered"] = status, changed
@@ -204,14 +217,6 @@ def _results(
         result["evidence"] = dict(zip(scores.evidence, values[evidence:], strict=True))
         results.append(result)
     return results
-
-
-def _rows(table: NDArray[np.floating]) -> list[list[float | None]]:
-    """Numbers as JSON has them: null where one is not finite."""
-    rows: list[list[float]] = table.astype(np.float64).tolist()
-    if np.isfinite(table).all():
-        return cast("list[list[float | None]]", rows)
-    return [[value if math.isfinite(value) else None for value in row] for row in rows]
 
 
 def _altered_note(altered: NDArray[np.bool_]) -> str:
@@ -227,6 +232,15 @@ def _status(finite: NDArray[np.bool_]) -> list[str]:
     return ["ok" if ok else "non_finite" for ok in finite.tolist()]
 
 
-def _lists(table: NDArray[np.floating]) -> str:
-    """A list of each row."""
-    return "[" + ",".join(map(number_list, table)) + "]"
+def _list(items: Iterable[str]) -> list[str]:
+    """The parts of a list of one item or more."""
+    parts = ["[", *chain.from_iterable(zip(items, repeat(",")))]
+    parts[-1] = "]"
+    return parts
+
+
+def _base64(data: bytes) -> Iterator[str]:
+    yield '"'
+    for start in range(0, len(data), BASE64_BYTES):
+        yield b64encode(data[start : start + BASE64_BYTES]).decode("ascii")
+    yield '"'

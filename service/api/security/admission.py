@@ -49,10 +49,11 @@ class Shares:
         self.capacity, self.held = capacity, 0
         self._by_holder: dict[str, int] = {}
 
-    def take(self, holder: str, amount: int = 1) -> bool:
-        """Whether `holder` may have `amount` more, which it then holds."""
+    def take(self, holder: str, amount: int = 1, *, anyway: bool = False) -> bool:
+        """Whether `holder` may have `amount` more, which it then holds; anyway: it has it already,
+        so that it and others may have less more."""
         free, own = self.capacity - self.held, self._by_holder.get(holder, 0)
-        if amount > free or (own and own + amount > free):
+        if not anyway and (amount > free or (own and own + amount > free)):
             return False
         self.held += amount
         self._by_holder[holder] = own + amount
@@ -105,7 +106,8 @@ class Quota:
 
 
 class Admission:
-    """Requests that are worked on, the `bytes` of their bodies, and the `quota` of each holder.
+    """Requests that are worked on, the `bytes` of their bodies and of answers that their clients
+    have not taken, and the `quota` of each holder.
 
     operations: their names, for the metrics; early: whether a refusal may pass by the application,
     and with it the access log and the headers of other origins; by_address: whether holders are
@@ -174,6 +176,13 @@ class Admission:
         for host in self._promised:
             self._slots.give(host)
         self._promised.clear()
+
+    def unread(self, scope: Scope, size: int) -> Callable[[], None]:
+        """`size` bytes of an answer to `scope` wait for its client; what this gives says that they
+        do no more."""
+        _, holder = caller_of(scope)
+        self.bytes.take(holder, size, anyway=True)
+        return functools.partial(self.bytes.give, holder, size)
 
     def malformed(self) -> None:
         """Count a request that cannot be framed."""

@@ -91,6 +91,37 @@ def test_bodies_together_are_bounded_and_given_back(serve, problem):
     assert buffers.held == 1000
 
 
+def test_answers_are_held_until_they_are_sent(serve, problem):
+    client = serve(max_buffered_bytes=2**20, max_body_bytes=2**10)
+    buffers = client.app.state.shared.admission.bytes
+    large = {"params": {"n": 1024}}  # in JSON 100 kB
+    assert len(client.post("/v1/sample", **large).content) > 2**16
+    assert buffers.held == 0
+    buffers.take("127.0.0.1", 2**19, anyway=True)  # answers that it has not read
+    detail = problem(client.post("/v1/sample", **large), 429, "overloaded")
+    assert "read your answers" in detail
+    assert client.post("/v1/sample").status_code == 200
+    assert buffers.held == 2**19
+
+
+def test_large_arrays_that_fit_have_their_holders_turn(serve, digits, monkeypatch):
+    """They were converted in threads that one caller could fill."""
+    client, turns = serve(), []
+    threads = client.app.state.shared.threads
+    run = threads.run
+
+    async def counted(work, *, caller):
+        turns.append(caller)
+        return await run(work, caller=caller)
+
+    monkeypatch.setattr(threads, "run", counted)
+    monkeypatch.setattr("service.api.request.inputs.INLINE_PIXELS", digits.size - 1)
+    answer = client.post("/v1/score", content=encode_npy(digits), headers=NPY)
+    assert answer.status_code == 200
+    assert turns == ["127.0.0.1"]
+    assert client.app.state.shared.decoders.processes == 0
+
+
 def test_deadlines_pass(serve, problem):
     client = serve(timeout_seconds=1e-6)
     problem(client.post("/v1/sample"), 504, "deadline-exceeded")

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode, b64encode
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from service.api.response import rendering
 from service.api.response.rendering import (
+    SCORE_FIELDS,
+    render_anomaly_maps,
     render_images,
     render_latents,
     render_log_likelihoods,
@@ -16,7 +22,8 @@ from service.api.response.rendering import (
 from service.codecs import JSON, NPY
 from service.codecs.fitting import Fitted
 from service.codecs.npy import decode_npy
-from service.operations.results import Images, Latents, LogLikelihoods, Scores
+from service.operations.results import AnomalyMaps, Images, Latents, LogLikelihoods, Scores
+from service.verdicts.reference import Box
 
 TIMING = {"queue_seconds": 0.0, "compute_seconds": 0.0}
 NAN, INF = float("nan"), float("inf")
@@ -89,3 +96,62 @@ def test_headers_and_notes_say_what_was_altered():
     assert notes[1] == "ink"
     many = render_images(images, JSON, {}, fitted=fitted(*[True] * 30))
     assert "19, ...;" in json.loads(many.body)["notes"][0]
+
+
+# ------------------------------------------------------------------ large answers
+
+MANY = 1024
+MOST_AT_ONCE = 2**18  # bytes: a few milliseconds
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Answers as large as they may be, made when they are called."""
+    rng = np.random.default_rng(0)
+    groups = tuple(f"group {i}" for i in range(16))
+    scores = Scores(
+        **{name: rng.normal(size=MANY) for name in SCORE_FIELDS},
+        anomalous=[False] * MANY,
+        discovery=[None] * MANY,
+        evidence={f"evidence {i}": rng.normal(size=MANY) for i in range(8)},
+        status=["ok"] * MANY,
+        kl_nats=rng.normal(size=(MANY, len(groups))),
+        **TIMING,
+    )
+    box = Box(left=1, top=2, side=3, deviations=1 / 3, p_value=1 / 7)
+    maps = rng.normal(size=(MANY, 28, 28)).astype(np.float32)
+    found = AnomalyMaps(maps=maps, boxes=[[box] * 16] * MANY, **TIMING)
+    plain = fitted(*[False] * MANY)
+    return {
+        "scores": partial(render_scores, scores, JSON, {}, fitted=plain, kl_groups=groups),
+        "boxes": partial(render_anomaly_maps, found, JSON, {}, fitted=plain),
+        "maps": partial(render_anomaly_maps, found, JSON, {}, fitted=plain, maps=True),
+    }
+
+
+@pytest.mark.parametrize("name", ["scores", "boxes", "maps"])
+def test_a_large_answer_is_made_in_parts(large, name, monkeypatch):
+    """What makes one holds the interpreter until it returns, so that nobody else has a turn."""
+    made = []
+
+    def listening(function):
+        def encode(value):
+            made.append(function(value))
+            return made[-1]
+
+        return encode
+
+    encode = listening(rendering.ENCODER.encode)
+    monkeypatch.setattr(rendering, "ENCODER", SimpleNamespace(encode=encode))
+    monkeypatch.setattr(rendering, "b64encode", listening(b64encode))
+    size = len(large[name]().body)
+    assert sum(map(len, made)) > 0.9 * size > MOST_AT_ONCE
+    assert max(map(len, made)) <= MOST_AT_ONCE
+
+
+def test_the_parts_of_a_large_answer_are_one_document(large):
+    document = json.loads(large["maps"]().body)
+    assert [len(boxes) for boxes in document["results"]] == [16] * MANY
+    maps = decode_npy(b64decode(document["maps"]), dtypes=("float32",), max_items=10**7)
+    assert np.array_equal(maps, large["maps"].args[0].maps)
+    assert len(json.loads(large["scores"]().body)["results"]) == MANY

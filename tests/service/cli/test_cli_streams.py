@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import subprocess
 import sys
 
@@ -76,3 +77,31 @@ def test_a_stream_that_is_closed_takes_nothing(ran, folder, number, form):
 def test_every_command_has_an_output_that_is_closed(ran, tiny_bundle, arguments):
     where = [tiny_bundle] if arguments[0] == "bundle" else []
     assert ran(MAIN, *arguments, *where, program=CLOSED % 1) == b""
+
+
+FULL = (
+    "import os, sys; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
+    "from %s import main; sys.argv[0] = 'program'; main()"
+)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")  # noqa: PTH110
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("service.cli.main", ["--help"]),
+        ("service.cli.main", ["--version"]),
+        ("service.cli.main", ["bundle", "show", "--help"]),
+        ("training.__main__", ["--help"]),
+        ("training.__main__", ["fit", "--help"]),
+    ],
+)
+def test_an_output_that_is_full_is_said_in_one_line(module, arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL % module, *arguments],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"(iafvae: )?error: .*No space left on device\n", done.stderr), done.stderr

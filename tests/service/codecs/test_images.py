@@ -173,6 +173,37 @@ def test_truncated_and_foreign_files():
             read(data)
 
 
+JPEGS = {
+    "baseline": {},
+    "optimised": {"optimize": True, "quality": 20},
+    "progressive": {"progressive": True},
+    "with restarts": {"restart_marker_blocks": 1},
+    "of whole colours": {"subsampling": 0},
+}
+
+
+@pytest.mark.parametrize("how", JPEGS)
+@pytest.mark.parametrize("colour", ["RGB", "L"])
+def test_a_jpeg_that_was_cut_and_given_an_end_is_not_whole(how, colour):
+    """libjpeg paints grey what is missing, and says nothing."""
+    image = Image.fromarray(RNG.integers(0, 256, (96, 128, 3), np.uint8)).convert(colour)
+    whole, shape = encoded(image, "JPEG", **JPEGS[how]), (len(colour), 96, 128)
+    rules, limits = Fit(resize=True), PixelLimits()
+    for size in (shape, (shape[0], 8, 8)):  # also where it is decoded smaller
+        for data in (whole, whole + b"\xff\xd9 and more"):
+            fit_files([data], size, rules, limits)
+        for share in (0.3, 0.5, 0.7, 0.9, 0.95):
+            cut = whole[: int(share * len(whole))] + b"\xff\xd9"
+            with pytest.raises(UndecodableImage, match="complete"):
+                fit_files([cut], size, rules, limits)
+
+
+@pytest.mark.parametrize("how", JPEGS)
+def test_a_jpeg_that_is_grey_at_its_end_is_whole(how):
+    grey = Image.fromarray(np.full((40, 40, 3), 128, np.uint8))
+    assert (read(encoded(grey, "JPEG", **JPEGS[how])) == 128).all()
+
+
 @given(st.data())
 def test_damaged_files_raise_nothing_else(data):
     form = data.draw(st.sampled_from(["PNG", "JPEG", "WEBP"]))

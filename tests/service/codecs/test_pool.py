@@ -117,18 +117,6 @@ def test_arrays_are_what_they_are_without_a_pool(order):
     assert np.array_equal(run(work()).images, fit_array(array, SHAPE, FIT).images)
 
 
-def test_arrays_of_the_right_size_start_no_process():
-    arrays = [RNG.integers(0, 256, (n, 28, 28), np.uint8) for n in (3, 1000)]
-
-    async def work():
-        async with opened() as pool:
-            for array in arrays:
-                assert np.array_equal((await pool.fit(array, SHAPE, Fit())).images[:, 0], array)
-            assert pool.processes == 0
-
-    run(work())
-
-
 def test_a_process_is_kept_for_the_next():
     async def work():
         async with opened() as pool:

@@ -7,6 +7,8 @@ import asyncio
 import pytest
 import uvloop
 
+from service.api.security.admission import Admission
+from service.metrics import Metrics
 from service.server import protocol
 
 GET = b"GET / HTTP/1.1\r\nhost: t\r\n\r\n"
@@ -174,3 +176,34 @@ def test_a_late_head_behind_a_request_costs_it_nothing(line, monkeypatch, wait_u
             assert len(server.asked) == 1
 
     run(work)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_an_answer_that_its_client_does_not_read_is_held_bytes(line, wait_until, reads):
+    """Thirty clients of 30 MB each made a process of 50 MB one of 900 MB, of which nobody knew."""
+    size = 2**24
+    admission = Admission(
+        max_in_flight=9, max_bytes=2**30, metrics=Metrics(), operations=frozenset()
+    )
+
+    async def large(scope, receive, send):
+        headers = [(b"content-length", b"%d" % size)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": bytes(size)})
+
+    async def scenario():
+        async with line(large, admission=admission) as server:
+            reader, writer = await server.connect()
+            writer.write(GET)
+            await wait_until(lambda: admission.bytes.held > size // 2)
+            assert not admission.bytes.take("127.0.0.1", admission.bytes.capacity - size)
+            assert admission.bytes.take("another")
+            admission.bytes.give("another")
+            if reads:
+                await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(size)
+            else:
+                writer.transport.abort()
+            await wait_until(lambda: admission.bytes.held == 0)
+
+    run(scenario)
