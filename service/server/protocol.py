@@ -17,13 +17,10 @@ from typing import Any, cast
 import httptools
 from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.api.security.admission import Admission
+from service.server.cycle import Cycle, head
 from service.server.transport import ClosedByProtocol
 
 __all__ = ["BoundedHttp"]
@@ -74,7 +71,7 @@ class BoundedHttp(HttpToolsProtocol):
     _unsent, _step = 0, WRITE_BYTES  # bytes that waited for the client then; that it must take
     _taken: Callable[[], None] | None = None  # to be called when it has them
     _timer: asyncio.TimerHandle
-    _active: RequestResponseCycle | None = None  # the last that was begun with
+    _active: Cycle | None = None  # the last that was begun with
     _reading_head = False
     _outside = 0  # bytes that were read and belong to no body
     _unread = b""  # came already, and is read after the others had their turn
@@ -90,7 +87,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
-        super().connection_made(ClosedByProtocol(transport, self._close, self.loop))
+        super().connection_made(ClosedByProtocol(transport, self._close))
         self._deadline = self.loop.time() + HEAD_SECONDS
         self._timer = self.loop.call_later(TICK_SECONDS, self._tick)
 
@@ -343,7 +340,8 @@ class BoundedHttp(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Begin with a request, or refuse it here: that takes half of the time, when all of the
         event loop's is needed for those that were taken."""
-        self._active = cycle
+        cycle.__class__ = Cycle
+        self._active = cast("Cycle", cycle)
         admission = self._admission
         scope = cast("Scope", cycle.scope)
         if admission is None or self.flow.write_paused or not admission.refuses(scope):
@@ -353,11 +351,10 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _refuse(self, cycle: RequestResponseCycle, scope: Scope, admission: Admission) -> None:
         status, headers, body = admission.whole_refusal(scope)
-        lines = [STATUS_LINE[status]]
-        lines += [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
+        headers = [*cycle.default_headers, *headers]
         if not cycle.keep_alive:
-            lines.append(b"connection: close\r\n")
-        self.transport.write_whole(b"".join((*lines, b"\r\n", body)))
+            headers.append((b"connection", b"close"))
+        self.transport.write(head(status, headers) + b"\r\n" + body)
         cycle.response_started = cycle.response_complete = True
         if not cycle.keep_alive:
             self.transport.close()
@@ -403,7 +400,7 @@ class BoundedHttp(HttpToolsProtocol):
             if self.cycle.more_body:
                 self.pipeline.popleft()
             self._end_after_answers()
-        elif active.response_started:
+        elif active.response_started and not active.waiting:
             self._abandon()
             self.transport.close()
         else:

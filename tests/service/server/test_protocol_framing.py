@@ -138,12 +138,14 @@ def test_what_a_proxy_could_read_otherwise_is_not_answered(line, head, status, w
     run(work)
 
 
-@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("started", ["", "head", "head body"])
 def test_a_body_that_cannot_be_framed(line, started, wait_until):
     async def app(scope, receive, send):
-        if started:
+        if "head" in started:
             start = {"type": "http.response.start", "status": 200}
             await send({**start, "headers": [(b"content-length", b"3")]})
+        if "body" in started:
+            await send({"type": "http.response.body", "body": b"a", "more_body": True})
         while (message := await receive())["type"] != "http.disconnect":
             pass
         told.append(message)
@@ -154,7 +156,7 @@ def test_a_body_that_cannot_be_framed(line, started, wait_until):
         async with line(app) as server:
             answer, closed = await server.talk(POST + CHUNKED, b"no chunk")
             assert answer.count(b"HTTP/1.1 ") == 1
-            assert answer.startswith(b"HTTP/1.1 200" if started else b"HTTP/1.1 400")
+            assert answer.startswith(b"HTTP/1.1 200" if "body" in started else b"HTTP/1.1 400")
             assert closed
             await wait_until(lambda: told)
 
