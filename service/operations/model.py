@@ -11,6 +11,7 @@ Every operation takes `caller` (whose turn it is counted as: a key or a connecti
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ from service.scheduler.work import (
 from service.verdicts.conformal import certified_alpha
 from service.verdicts.decisions import decide, discovered, fdr_notes
 from service.verdicts.drift import Drift
-from service.verdicts.reference import map_notes, measured_of
+from service.verdicts.reference import Judgement, Measured, Reference, map_notes, measured_of
 
 __all__ = ["Model", "Output"]
 
@@ -88,6 +89,8 @@ class Model:
         spec = bundle.manifest.calibration
         # What an answer says of the images that it compares with.
         self._calibration = spec and {"name": spec.split, "images": spec.images, "date": spec.date}
+        # K -> what small requests wait to be judged in this turn of the event loop.
+        self._unjudged: dict[int, list[tuple[Measured, asyncio.Future[Judgement]]]] = {}
 
     @classmethod
     def load(
@@ -313,7 +316,7 @@ class Model:
             binary = self.manifest.likelihood.binary
             nats = {k: found.log_likelihood_nats}
             measured = measured_of(nats, job.arrays, images, binary=binary)
-            judged = await _aside(len(images), reference.judge, k, measured)
+            judged = await self._judged(reference, k, measured)
         spec = self.manifest.calibration if judged is not None else None
         n = None if spec is None else spec.images
         p_value = np.full(len(images), np.nan) if judged is None else judged.p_value
@@ -448,6 +451,33 @@ class Model:
         job = await self.scheduler.submit(work, **asked)
         notes = _notes(seed, output, encoded=coded is not None)
         return _images(job, {"output": output, "seed": seed}, coded, notes)
+
+    async def _judged(self, reference: Reference, k: int, measured: Measured) -> Judgement:
+        """p-values. Small requests that a batch has answered are judged together: of one image most
+        of the time goes into calls, which are as many for all."""
+        if len(measured.statistics) > INLINE_IMAGES:
+            return await asyncio.to_thread(reference.judge, k, measured)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Judgement] = loop.create_future()
+        if k not in self._unjudged:
+            self._unjudged[k] = []
+            loop.call_soon(self._judge_together, reference, k)
+        self._unjudged[k].append((measured, future))
+        return await future
+
+    def _judge_together(self, reference: Reference, k: int) -> None:
+        some, futures = zip(*self._unjudged.pop(k), strict=True)
+        try:
+            judged, end = reference.judge(k, Measured.joined(some)), 0
+        except Exception as error:  # every caller has one of its own
+            for future in futures:
+                if not future.done():
+                    future.set_exception(copy.copy(error).with_traceback(None))
+            return
+        for measured, future in zip(some, futures, strict=True):
+            start, end = end, end + len(measured.statistics)
+            if not future.done():
+                future.set_result(judged.take(slice(start, end)))
 
     async def _watch(
         self, images: U8, p_values: NDArray[np.float64], strangers: NDArray[np.bool_] | None
