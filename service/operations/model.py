@@ -11,7 +11,6 @@ Every operation takes `caller` (whose turn it is counted as: a key or a connecti
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -90,7 +89,7 @@ class Model:
         # What an answer says of the images that it compares with.
         self._calibration = spec and {"name": spec.split, "images": spec.images, "date": spec.date}
         # K -> what small requests wait to be judged in this turn of the event loop.
-        self._unjudged: dict[int, list[tuple[Measured, asyncio.Future[Judgement]]]] = {}
+        self._unjudged: dict[int, tuple[list[Measured], asyncio.Task[Judgement]]] = {}
 
     @classmethod
     def load(
@@ -455,29 +454,20 @@ class Model:
     async def _judged(self, reference: Reference, k: int, measured: Measured) -> Judgement:
         """p-values. Small requests that a batch has answered are judged together: of one image most
         of the time goes into calls, which are as many for all."""
-        if len(measured.statistics) > INLINE_IMAGES:
+        count = len(measured.statistics)
+        if count > INLINE_IMAGES:
             return await asyncio.to_thread(reference.judge, k, measured)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Judgement] = loop.create_future()
         if k not in self._unjudged:
-            self._unjudged[k] = []
-            loop.call_soon(self._judge_together, reference, k)
-        self._unjudged[k].append((measured, future))
-        return await future
+            self._unjudged[k] = [], asyncio.create_task(self._judge_together(reference, k))
+        waiting, task = self._unjudged[k]
+        start = sum([len(each.statistics) for each in waiting])
+        waiting.append(measured)
+        judged = await asyncio.shield(task)  # who leaves does so alone
+        return judged.take(slice(start, start + count))
 
-    def _judge_together(self, reference: Reference, k: int) -> None:
-        some, futures = zip(*self._unjudged.pop(k), strict=True)
-        try:
-            judged, end = reference.judge(k, Measured.joined(some)), 0
-        except Exception as error:  # every caller has one of its own
-            for future in futures:
-                if not future.done():
-                    future.set_exception(copy.copy(error).with_traceback(None))
-            return
-        for measured, future in zip(some, futures, strict=True):
-            start, end = end, end + len(measured.statistics)
-            if not future.done():
-                future.set_result(judged.take(slice(start, end)))
+    async def _judge_together(self, reference: Reference, k: int) -> Judgement:
+        waiting, _ = self._unjudged.pop(k)
+        return reference.judge(k, Measured.joined(waiting))
 
     async def _watch(
         self, images: U8, p_values: NDArray[np.float64], strangers: NDArray[np.bool_] | None

@@ -149,7 +149,6 @@ def test_requests_of_one_batch_are_judged_together_and_as_alone(
         for name, p in one.evidence.items():
             assert np.array_equal(p, other.evidence[name]), name
     assert [type(error) for error in failed] == [MemoryError] * 4
-    assert len({id(error) for error in failed}) == 4
 
 
 class _Leaving(dict):
