@@ -57,7 +57,7 @@ from service.scheduler.work import (
 from service.verdicts.conformal import certified_alpha
 from service.verdicts.decisions import decide, discovered, fdr_notes
 from service.verdicts.drift import Drift
-from service.verdicts.reference import map_notes, measured_of
+from service.verdicts.reference import Judgement, Measured, Reference, map_notes, measured_of
 
 __all__ = ["Model", "Output"]
 
@@ -88,6 +88,8 @@ class Model:
         spec = bundle.manifest.calibration
         # What an answer says of the images that it compares with.
         self._calibration = spec and {"name": spec.split, "images": spec.images, "date": spec.date}
+        # K -> what small requests wait to be judged in this turn of the event loop.
+        self._unjudged: dict[int, tuple[list[Measured], asyncio.Task[Judgement]]] = {}
 
     @classmethod
     def load(
@@ -313,7 +315,7 @@ class Model:
             binary = self.manifest.likelihood.binary
             nats = {k: found.log_likelihood_nats}
             measured = measured_of(nats, job.arrays, images, binary=binary)
-            judged = await _aside(len(images), reference.judge, k, measured)
+            judged = await self._judged(reference, k, measured)
         spec = self.manifest.calibration if judged is not None else None
         n = None if spec is None else spec.images
         p_value = np.full(len(images), np.nan) if judged is None else judged.p_value
@@ -448,6 +450,24 @@ class Model:
         job = await self.scheduler.submit(work, **asked)
         notes = _notes(seed, output, encoded=coded is not None)
         return _images(job, {"output": output, "seed": seed}, coded, notes)
+
+    async def _judged(self, reference: Reference, k: int, measured: Measured) -> Judgement:
+        """p-values. Small requests that a batch has answered are judged together: of one image most
+        of the time goes into calls, which are as many for all."""
+        count = len(measured.statistics)
+        if count > INLINE_IMAGES:
+            return await asyncio.to_thread(reference.judge, k, measured)
+        if k not in self._unjudged:
+            self._unjudged[k] = [], asyncio.create_task(self._judge_together(reference, k))
+        waiting, task = self._unjudged[k]
+        start = sum([len(each.statistics) for each in waiting])
+        waiting.append(measured)
+        judged = await asyncio.shield(task)  # who leaves does so alone
+        return judged.take(slice(start, start + count))
+
+    async def _judge_together(self, reference: Reference, k: int) -> Judgement:
+        waiting, _ = self._unjudged.pop(k)
+        return reference.judge(k, Measured.joined(waiting))
 
     async def _watch(
         self, images: U8, p_values: NDArray[np.float64], strangers: NDArray[np.bool_] | None

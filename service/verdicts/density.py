@@ -74,16 +74,16 @@ class Neighbours:
         self._whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T  # [S, S]
         points = self._whitened(deviations)
         self._squares = np.square(points).sum(axis=1)
-        self._points = np.ascontiguousarray(points.T)  # [S, m]
+        self._twice = np.ascontiguousarray(2.0 * points.T)  # [S, m]
         self.count = max(1, min(NEIGHBOURS, len(values) // 5))
 
     def __call__(self, values: F64) -> F64:
         """Distances ``[n]`` of rows ``[n, S]``; NaN for a row with a NaN."""
         rows = self._whitened(self._marginals(values))
-        products = np.einsum("ns,sm->nm", rows, self._points)
-        squares = np.square(rows).sum(axis=1)[:, None] + self._squares - 2.0 * products
-        nearest = np.partition(squares, self.count - 1, axis=1)[:, : self.count]
-        distances: F64 = np.maximum(nearest, 0.0).mean(axis=1)
+        squares = np.square(rows).sum(axis=1)[:, None] + self._squares  # [n, m]
+        squares -= np.einsum("ns,sm->nm", rows, self._twice)
+        squares.partition(self.count - 1, axis=1)
+        distances: F64 = np.maximum(squares[:, : self.count], 0.0).mean(axis=1)
         return distances
 
     def _whitened(self, deviations: F64) -> F64:

@@ -47,6 +47,17 @@ class Measured:
     residual: F32
     images: NDArray[np.uint8] | None
 
+    @classmethod
+    def joined(cls, some: Sequence[Measured]) -> Measured:
+        """Of all images together, in order; measured alike."""
+        first, grey = some[0], [each.images for each in some if each.images is not None]
+        return cls(
+            {k: np.concatenate([e.log_likelihood[k] for e in some]) for k in first.log_likelihood},
+            np.concatenate([each.statistics for each in some]),
+            np.concatenate([each.residual for each in some]),
+            np.concatenate(grey) if grey else None,
+        )
+
     def take(self, chosen: NDArray[np.integer]) -> Measured:
         """The same for the images at places `chosen` alone."""
         return Measured(
@@ -63,6 +74,10 @@ class Judgement:
 
     p_value: F64
     parts: dict[str, F64]
+
+    def take(self, chosen: slice) -> Judgement:
+        """The same of some images."""
+        return Judgement(self.p_value[chosen], {n: p[chosen] for n, p in self.parts.items()})
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ class AnomalyOptions:
         typer.Option(
             help="Sets to compare with, commas between: mnist, fashion-mnist, cifar10, "
             "folder:PATH; constants, noise, draws (the model's own), and of the model's own "
-            "images blurred[:PIXELS], noisy[:LEVELS], inverted, flipped, shuffled[:SIDE], "
-            "defects[:SIDE]. Default: data sets at hand (but the model's own), and all that are "
-            "made."
+            "images blurred[:PIXELS], noisy[:LEVELS], inverted, flipped, thresholded, "
+            "shuffled[:SIDE], defects[:SIDE]. Default: data sets at hand (but the model's own), "
+            "and all that are made."
         ),
     ] = None
     limit: Annotated[

@@ -11,6 +11,7 @@ blurred[:SIGMA]     by a Gaussian of SIGMA pixels (1), edges mirrored
 noisy[:SIGMA]       plus a Gaussian of SIGMA levels (25)
 inverted            255 minus each level
 flipped             upside down
+thresholded         255 from level 128 on, else 0
 shuffled[:SIDE]     squares of SIDE pixels (7; at most half the image) in another order, each image
                     its own; what fills no square stays
 defects[:SIDE]      a square of SIDE pixels (4) of one level, 128 from its mean, at a random place
@@ -224,6 +225,10 @@ MADE: Mapping[str, _Kind] = {
     ),
     "inverted": _Kind("the model's own images, 255 minus each level", lambda x, *_: 255 - x),
     "flipped": _Kind("the model's own images, upside down", lambda x, *_: x[:, :, ::-1].copy()),
+    "thresholded": _Kind(
+        "the model's own images, 255 from level 128 on, else 0",
+        lambda x, *_: np.where(x < 128, 0, 255).astype(np.uint8),
+    ),
     "shuffled": _Kind("the model's own images, squares of {} pixels shuffled", shuffled, 7),
     "defects": _Kind(
         "the model's own images, each with a square of {} pixels of one level, 128 off its mean",

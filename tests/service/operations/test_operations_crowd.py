@@ -96,6 +96,73 @@ def test_single_samples_of_different_seeds_share_a_batch_and_keep_their_scores(p
     assert alone[1].log_likelihood_nats[1] != alone[2].log_likelihood_nats[0], "another seed's"
 
 
+def test_requests_of_one_batch_are_judged_together_and_as_alone(
+    perform, loaded, tiny_model, monkeypatch
+):
+    """The same bits, also where a caller leaves; one failure is everybody's, and then over."""
+    images = tiny_model.images(9, seed=4)
+    asked = [images[:1], images[1:4], images[4:5], images[5:]]
+    reference, sizes = type(loaded.bundle.reference), []
+    judge = reference.judge
+
+    def counted(self, k, measured):
+        sizes.append(len(measured.statistics))
+        return judge(self, k, measured)
+
+    def failing(self, k, measured):
+        raise MemoryError("none left")
+
+    def at_once(runtime, count):
+        """Answers arrive in one turn of the event loop."""
+        submit, arrived, all_are = type(runtime.scheduler).submit, [], asyncio.Event()
+
+        async def waits(*args, **kwargs):
+            arrived.append(await submit(runtime.scheduler, *args, **kwargs))
+            job = arrived[-1]
+            if len(arrived) == count:
+                all_are.set()
+            await all_are.wait()
+            return job
+
+        monkeypatch.setattr(runtime.scheduler, "submit", waits)
+
+    async def use(runtime):
+        alone = [await runtime.score(each) for each in asked]
+        at_once(runtime, 5)
+        together = (asyncio.ensure_future(runtime.score(each)) for each in [*asked, images[:1]])
+        *crowd, leaves = together
+        monkeypatch.setattr(runtime, "_unjudged", _Leaving(leaves))
+        monkeypatch.setattr(reference, "judge", counted)
+        judged = await asyncio.gather(*crowd)
+        monkeypatch.setattr(reference, "judge", failing)
+        at_once(runtime, 4)
+        scores = (runtime.score(each) for each in asked)
+        failed = await asyncio.gather(*scores, return_exceptions=True)
+        monkeypatch.undo()
+        return alone, judged, leaves.cancelled(), failed, await runtime.score(asked[1])
+
+    alone, judged, left, failed, later = perform(use)
+    assert left
+    assert sizes == [10]
+    for one, other in zip((*alone, alone[1]), (*judged, later), strict=True):
+        assert np.array_equal(one.p_value, other.p_value)
+        for name, p in one.evidence.items():
+            assert np.array_equal(p, other.evidence[name]), name
+    assert [type(error) for error in failed] == [MemoryError] * 4
+
+
+class _Leaving(dict):
+    """Where requests wait to be judged; the task `leaves` goes as soon as they are taken."""
+
+    def __init__(self, leaves):
+        super().__init__()
+        self._leaves = leaves
+
+    def pop(self, k):
+        self._leaves.cancel()
+        return super().pop(k)
+
+
 def test_two_replicas_agree(tiny_bundle):
     async def main(workers):
         runtime = Model.load(tiny_bundle, provider="cpu", workers=workers)

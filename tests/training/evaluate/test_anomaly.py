@@ -205,6 +205,7 @@ def test_mirrors_and_shuffles_keep_what_they_should():
     assert np.array_equal(made_anomalies(pixels, "inverted", 0)[0], 255 - pixels)
     flipped = made_anomalies(pixels, "flipped", 0)[0]
     assert np.array_equal(flipped[:, :, 0], pixels[:, :, -1])
+    assert np.array_equal(made_anomalies(pixels, "thresholded", 0)[0], 255 * (pixels >> 7))
     mixed = made_anomalies(pixels, "shuffled:4", 0)[0]
     assert np.array_equal(mixed[:, :, 8:], pixels[:, :, 8:])  # what fills no square
 
