@@ -34,9 +34,11 @@ __all__ = [
 
 
 def path(text: str | Path) -> Path:
-    """What is named on the command line; an empty name would be the current directory."""
-    if not str(text):
-        raise typer.BadParameter("it is empty: name a file or folder")
+    """What is named on the command line; an empty name would be the current directory, and what
+    others mean by "-" a file of that name."""
+    if str(text) in ("", "-"):
+        said = "empty" if not str(text) else "standard input or output"
+        raise typer.BadParameter(f"it is {said}: name a file or folder")
     return Path(text)
 
 

@@ -138,12 +138,16 @@ def test_ten_thousand_importance_samples_are_taken_here(cli, folder):
         ("doctor", "--models", ""),
         ("bundle", "show", ""),
         ("bundle", "verify", ""),
+        ("sample", "-n", 1, "-o", "-"),
+        ("score", "-"),
     ],
 )
-def test_an_empty_name_is_not_the_current_directory(cli, folder, monkeypatch, arguments):
+def test_an_empty_name_or_a_dash_is_no_file(cli, folder, monkeypatch, arguments):
+    """Neither the current directory nor a file that is named so."""
     monkeypatch.chdir(folder)
     before = set(folder.iterdir())
-    assert "it is empty: name a file or folder" in cli(*arguments, code=2).output
+    said = "standard input or output" if "-" in arguments else "empty"
+    assert f"it is {said}: name a file or folder" in cli(*arguments, code=2).output
     assert set(folder.iterdir()) == before
 
 
