@@ -133,9 +133,8 @@ class OperationRoute(APIRoute):
     async def send(self, answer: Answer, request: OperationRequest, send: Send) -> Answer:
         """Send `answer`, with who computed it. Raises Overloaded where too many are not read."""
         if len(answer.body) > INLINE_BYTES:
-            request.hold(
-                len(answer.body)
-            )  # until the server's transport does, or the client has it
+            # Until the server's transport counts it, or the client has it.
+            request.hold(len(answer.body))
         now, result = time.perf_counter(), answer.result
         parse, rest = request.parsed - request.began, now - request.parsed
         # Batches that ran at once have more seconds together than there were.
