@@ -209,12 +209,13 @@ def _decode(
         with Image.open(io.BytesIO(header.body), formats=[header.kind]) as image:
             if image.size != (header.width, header.height):
                 raise broken(what, "its header and its picture have different sizes")
-            if wanted is not None:
-                side = 2 * max(wanted[1:])  # twice: what is left is resampled
-                image.draft(None, (side, side))
+            # Twice the size: what is left is resampled.
+            least = None if wanted is None else (2 * max(wanted[1:]),) * 2
+            if least is not None:
+                image.draft(None, least)
             if header.kind == "PNG" and not _has_all_rows(image, header.body):
                 raise broken(what, "its data end before its last row")
-            if header.kind == "JPEG" and not _has_all_blocks(image, header):
+            if header.kind == "JPEG" and not _has_all_blocks(image, header, least):
                 raise broken(what, "its data end before its last block")
             plain, note = _without_alpha(image, what)
     except (UndecodableImage, MemoryError):
@@ -250,17 +251,20 @@ def _has_all_rows(image: Image.Image, body: bytes) -> bool:
     return left <= 0
 
 
-def _has_all_blocks(image: Image.Image, header: Header) -> bool:
-    """Whether a JPEG has data for all of its blocks: libjpeg takes those that are missing for grey,
-    or for known well enough from earlier scans. It is decoded once more where that may be, with
-    further data, which matter only if some were missing."""
+def _has_all_blocks(image: Image.Image, header: Header, least: tuple[int, int] | None) -> bool:
+    """Whether a JPEG, decoded no smaller than `least`, has data for all of its blocks.
+
+    libjpeg takes those that are missing for grey, or for known well enough from earlier scans.
+    Where that may be, it is decoded once more with further data, which matter only then.
+    """
     from PIL import Image, ImageChops
 
     last, body = image.getpixel((image.width - 1, image.height - 1)), header.body
     if header.passes == 1 and last not in (128, (128, 128, 128)):
         return True
     with Image.open(io.BytesIO(body[:-2] + MORE_DATA + body[-2:]), formats=["JPEG"]) as more:
-        more.draft(None, image.size)
+        if least is not None:
+            more.draft(None, least)
         return ImageChops.difference(image, more).getbbox() is None
 
 

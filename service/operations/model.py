@@ -457,17 +457,19 @@ class Model:
         count = len(measured.statistics)
         if count > INLINE_IMAGES:
             return await asyncio.to_thread(reference.judge, k, measured)
+        if not self._unjudged and not self.scheduler.jobs:
+            return reference.judge(k, measured)
         if k not in self._unjudged:
             self._unjudged[k] = [], asyncio.create_task(self._judge_together(reference, k))
         waiting, task = self._unjudged[k]
-        start = sum([len(each.statistics) for each in waiting])
+        start = sum(len(each.statistics) for each in waiting)
         waiting.append(measured)
         judged = await asyncio.shield(task)  # who leaves does so alone
-        return judged.take(slice(start, start + count))
+        return judged if len(waiting) == 1 else judged.take(slice(start, start + count))
 
     async def _judge_together(self, reference: Reference, k: int) -> Judgement:
         waiting, _ = self._unjudged.pop(k)
-        return reference.judge(k, Measured.joined(waiting))
+        return reference.judge(k, Measured.joined(waiting) if len(waiting) > 1 else waiting[0])
 
     async def _watch(
         self, images: U8, p_values: NDArray[np.float64], strangers: NDArray[np.bool_] | None

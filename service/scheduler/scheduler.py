@@ -110,7 +110,7 @@ class Scheduler:
     batch; max_queue_rows: that may wait; workers: runs of the engine at once; prefetch: batches
     that are assembled while others run (keeps a GPU busy; costs fairness); hang_seconds: a batch
     that takes longer is a fault of the device; direct_seconds: a job that is alone in the service
-    and expected to take no longer is computed on the event loop.
+    and expected to take no longer is computed on the event loop. jobs: that somebody awaits.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Scheduler:
         # An autoscaler finds the gauge of each operation before anything has waited.
         self._queue.rows_by_operation |= dict.fromkeys(batchers, 0)
         self._cost = CostModel()
-        self._jobs: set[Job] = set()  # that somebody awaits
+        self.jobs: set[Job] = set()
         self._idle = asyncio.Event()
         self._lock = threading.Lock()  # of the queue, and of the four that follow
         self._flying: set[Batch] = set()  # that the workers have, or the loop has yet to report
@@ -173,7 +173,7 @@ class Scheduler:
         self.accepting = False
         try:
             async with asyncio.timeout(drain_seconds):
-                while self._jobs:
+                while self.jobs:
                     self._idle.clear()
                     await self._idle.wait()
         except TimeoutError:
@@ -193,7 +193,7 @@ class Scheduler:
         """
         job = Job(work, caller)
         self._admit(job, deadline)
-        self._jobs.add(job)
+        self.jobs.add(job)
         try:
             is_quick = self._is_quick(job)
             if is_quick:
@@ -249,12 +249,12 @@ class Scheduler:
 
     def _is_alone(self) -> bool:
         """Whether one job waits and nothing runs."""
-        return len(self._jobs) == 1 and not self._flying
+        return len(self.jobs) == 1 and not self._flying
 
     def _is_quick(self, job: Job) -> bool:
         """Whether nobody loses anything while the event loop computes `job`, which is alone."""
         known = self._cost.each.get(job.operation)
-        if known is None or len(self._jobs) > 1 or self._flying:
+        if known is None or len(self.jobs) > 1 or self._flying:
             return False
         if job.rows > self._capacity[job.operation]:
             return False
@@ -424,7 +424,7 @@ class Scheduler:
         self._drop(job, reason)
 
     def _fail_all(self, error: IafvaeError, reason: str) -> None:
-        for job in list(self._jobs):
+        for job in list(self.jobs):
             self._fail(job, error, reason)
 
     def _drop(self, job: Job, reason: str) -> None:
@@ -439,8 +439,8 @@ class Scheduler:
             self._observer.dropped(job.operation, left, reason)
 
     def _forget(self, job: Job) -> None:
-        self._jobs.discard(job)
-        if not self._jobs:
+        self.jobs.discard(job)
+        if not self.jobs:
             self._idle.set()
 
     def _watch(self) -> None:

@@ -23,6 +23,7 @@ from service.codecs.images import (
     decode_base64,
     fit_array,
     fit_files,
+    read_image,
 )
 from service.errors import (
     IafvaeError,
@@ -202,6 +203,26 @@ def test_a_jpeg_that_was_cut_and_given_an_end_is_not_whole(how, colour):
 def test_a_jpeg_that_is_grey_at_its_end_is_whole(how):
     grey = Image.fromarray(np.full((40, 40, 3), 128, np.uint8))
     assert (read(encoded(grey, "JPEG", **JPEGS[how])) == 128).all()
+
+
+@given(
+    st.tuples(*[st.integers(1, 120)] * 2),
+    st.sampled_from(["L", "RGB"]),
+    st.sampled_from(sorted(JPEGS)),
+    st.integers(5, 95),
+    st.sampled_from([0, 128, None]),
+    st.sampled_from([None, 4, 28]),
+)
+def test_whole_jpegs_of_any_size_are_read(size, mode, how, quality, level, wanted):
+    """Decoded smaller, too: a second decoding must find the very same picture."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    if level is not None:
+        pixels[:] = level
+    options = {"quality": quality, **JPEGS[how]}
+    body = encoded(Image.fromarray(pixels).convert(mode), "JPEG", **options)
+    width, height = (wanted, wanted) if wanted else size
+    pixels = read_image(body, channels=3, height=height, width=width)
+    assert pixels.shape == (3, height, width)
 
 
 @given(st.data())

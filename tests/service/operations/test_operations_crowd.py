@@ -125,6 +125,7 @@ def test_requests_of_one_batch_are_judged_together_and_as_alone(
             return job
 
         monkeypatch.setattr(runtime.scheduler, "submit", waits)
+        monkeypatch.setattr(runtime.scheduler, "jobs", {"others are still awaited"})
 
     async def use(runtime):
         alone = [await runtime.score(each) for each in asked]
