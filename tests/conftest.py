@@ -10,6 +10,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is the machine's affair, and no test's.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 def _load(name: str) -> ModuleType:

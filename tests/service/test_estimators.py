@@ -15,7 +15,7 @@ WEIGHTS = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(WEIGHTS)
 def test_against_scipy(rows):
     lw = np.array(rows, dtype=np.float32)

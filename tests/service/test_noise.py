@@ -65,7 +65,7 @@ def test_known_answers_of_random123():
         assert scalar_philox(counter, key) == expected
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(WORD64, WORD64, DRAW, st.sampled_from(Purpose), st.integers(1, 33))
 def test_layout_of_the_words(seed, stream, draw, purpose, dim):
     """Noise version 2 is this layout; changing it must change the version."""
@@ -96,7 +96,7 @@ def numpy_words(seed, stream, draw, purpose, distribution, count):
     return words.astype("<u8").view("<u4")[:count]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_many_rows_have_the_words_of_numpys_generator(data):
     """Runs of rows, strangers and both purposes in one batch."""
@@ -113,7 +113,7 @@ def test_many_rows_have_the_words_of_numpys_generator(data):
         assert got[r].tolist() == [(int(word) >> 8) / 2**24 for word in words]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 @pytest.mark.parametrize("generate", [normal, uniform])
 def test_a_row_has_the_same_bytes_alone_and_in_company(generate, data):

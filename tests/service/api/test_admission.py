@@ -50,7 +50,7 @@ def refused(metrics, operation):
     return metrics.registry.get_sample_value("iafvae_requests_total", labels)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60), st.booleans()), min_size=1))
 def test_a_share_is_never_more_than_is_free_for_others(requests):
     """Whoever has nothing may have all that is free; whoever has some, as much as is free."""
@@ -213,7 +213,7 @@ class Clock:
         return self.now
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.floats(0.0, 30.0), st.integers(1, 400)), min_size=1, max_size=60))
 def test_a_quota_holds_over_any_time(requests):
     """Who asks whenever it may has at most a minute's rows, what time brought, and one request."""

@@ -27,7 +27,7 @@ def parsed(body, boundary=b"b", most=100):
     return asyncio.run(parse_form(body, boundary, most))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(NAMES, NAMES, CONTENTS), min_size=1, max_size=5), st.integers(1, 30))
 def test_what_a_client_writes_is_read(files, step):
     boundary = b"a boundary that is in no content"

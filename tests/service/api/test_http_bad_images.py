@@ -145,7 +145,7 @@ ARRAYS = hnp.arrays(st.sampled_from(["u1", "f4", "?", "i8"]), SHAPES | st.sample
 PATHS = ["score", "encode", "reconstruct", "interpolate", "anomaly-map", "decode", "sample"]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(ARRAYS, st.sampled_from(PATHS), st.sampled_from(["", "?resize=true&convert=true"]))
 def test_no_array_is_a_fault_of_the_service(server, array, path, query):
     query = query if path not in ("decode", "sample") else ""

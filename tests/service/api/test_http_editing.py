@@ -63,7 +63,7 @@ def test_encode_gives_the_noise_beside_the_latents(two_groups, ask, digits, prio
     assert np.allclose(prior_eps, expected["prior_eps"], atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32), st.integers(1, 5))
 def test_the_noise_of_an_encoding_draws_its_decoding(ask, digits, seed, n):
     images = np.random.default_rng(seed).integers(0, 256, (n, 1, 4, 4), np.uint8)
@@ -73,7 +73,7 @@ def test_the_noise_of_an_encoding_draws_its_decoding(ask, digits, seed, n):
     assert np.array_equal(ask("/v1/sample", eps, resample=""), ask("/v1/sample", eps))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.integers(0, 2**32),
     st.integers(1, 6),

@@ -172,7 +172,7 @@ def test_requests_of_both_protocols_are_counted_together(serve, image):
     assert stats.inference_stats.compute_infer.ns > 0
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.one_of(st.binary(max_size=80), st.text(max_size=60).map(str.encode)),
     st.sampled_from(["tiny.score", "tiny.sample", "tiny.decode", "x"]),

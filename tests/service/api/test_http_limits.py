@@ -178,7 +178,7 @@ KINDS = (
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(OPERATIONS),
     st.one_of(st.binary(max_size=100), st.text(max_size=60).map(str.encode), st.just(b"\x93NUMPY")),

@@ -50,7 +50,7 @@ def test_the_probe_sees_a_difference_at_one_place():
     assert not invariant(graph, flawed, 32)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 100), st.sampled_from([RowBlocks(1), RowBlocks(16), Buckets((16, 100))]))
 def test_paddings_hold_their_rows(rows, padding):
     assert padding.size(rows) >= rows

@@ -14,7 +14,7 @@ def great_circle(ends, n):
     return latents.great_circle(ends, n)(0, n)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 1000), st.integers(2, 30))
 def test_great_circles(seed, n):
     rng = np.random.default_rng(seed)

@@ -14,7 +14,7 @@ from service.operations.model import Model
 D = 3
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.data())
 def test_the_same_bytes_alone_in_a_crowd_and_split(perform, tiny_model, model_bench, data):
     """Every request of a crowd, with batches of 16 rows and two workers, equals itself alone."""

@@ -44,7 +44,7 @@ def test_a_change_of_pace_is_learnt():
     assert costs.seconds("f", 32, 32) == pytest.approx(10 * 0.0005 * 64, rel=0.2)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(st.integers(1, 64), st.integers(1, 64), st.floats(0.0, 1e3)),

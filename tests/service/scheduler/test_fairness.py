@@ -25,7 +25,7 @@ def rows_of(pieces):
     return sum(stop - start for _, start, stop in pieces)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.tuples(
@@ -155,7 +155,7 @@ def test_images_are_counted_with_their_rows():
     assert list(queue.waiting()) == [("score", 54, 4 - 10 / 16)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60)), min_size=1))
 def test_the_queue_is_never_above_its_capacity_and_has_room_for_newcomers(requests):
     """A caller that waits holds at most as much as was free; one that does not, what there is."""
@@ -239,7 +239,7 @@ def test_jobs_end_one_after_another_and_not_all_at_last():
     assert all(stop - start == 16 for batch in pieces for start, stop in batch.values())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(1, 400), min_size=2, max_size=24), st.integers(8, 64))
 def test_who_waits_longer_is_never_passed_by_more_than_two_pieces(sizes, capacity):
     """At any time nobody who still waits has had much less than anybody else."""

@@ -18,7 +18,7 @@ from service.scheduler.work import Job
 from service.scheduler.workers import Batch, Runner
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.sets(st.integers(0, 7), max_size=8))
 def test_a_bad_row_fails_alone(plain, bad):
     engine = plain.FakeEngine(fail_on={value: EngineFailure(f"row {value}") for value in bad})
