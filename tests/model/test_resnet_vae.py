@@ -120,6 +120,18 @@ def test_generate_at_prior_eps_equals_decode_at_z(name: str) -> None:
     torch.testing.assert_close(inference.params, decoded)
 
 
+@pytest.mark.parametrize("name", ["iaf", "two steps", "diagonal", "mixture", "iaf, bottom-up"])
+def test_scores_of_the_strangest_images_are_numbers(name: str) -> None:
+    """Where a network answers with numbers that are far beyond those of training."""
+    model, x, eps = prepared(CONFIGS[name])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 6
+        log_px_z, kl = model(x, eps)
+    assert kl.max() > 1e6
+    assert torch.isfinite(log_px_z - kl.sum(dim=1)).all()
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_folding_changes_no_number(name: str) -> None:
     model, x, eps = prepared(CONFIGS[name])
