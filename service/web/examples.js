@@ -15,7 +15,7 @@ const SETS = {
   },
   cifar10: {
     title: "CIFAR-10", image: "3×32×32",
-    cannot: "It draws textures, not objects. Inverted and upside-down photos look usual to it. A small defect shows in the map rather than in the verdict.",
+    cannot: "It draws light and colours of scenes, hardly objects. Inverted and upside-down photos look usual to it. A small defect shows in the map rather than in the verdict.",
   },
 };
 const COUNT = 6; // images in each strip
