@@ -2,9 +2,9 @@
 
 There is no timer. A worker that is free takes the next batch itself, at the moment at which it can
 begin: an idle service answers at once, and while workers are busy rows collect and the next
-batches are fuller. (Batches formed on the event loop and handed over were measured: smaller by a
-third, since rows come meanwhile, and a worker stood idle until the loop had time for it.) All else
-that decides runs on the event loop. A small job that is alone in the service is computed on the
+batches are fuller. (Batches that the event loop formed and handed over were smaller, since rows
+come meanwhile, and a worker stood idle until the loop had time for it.) All else that decides runs
+on the event loop. A small job that is alone in the service is computed on the
 event loop itself, without queue or thread.
 
 A fault of a run costs the requests that it cannot answer. A fault of the device, a run that does
