@@ -8,10 +8,17 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["available_cores", "cuda_driver_problem", "give_memory_back", "library_problem"]
+__all__ = [
+    "available_cores",
+    "cuda_driver_problem",
+    "give_memory_back",
+    "library_problem",
+    "map_large_blocks",
+]
 
 CGROUP = Path("/sys/fs/cgroup")
 WINDOWS = sys.platform == "win32"
+M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 2**22  # of glibc's mallopt; bytes
 
 
 def available_cores(cgroup: Path = CGROUP) -> int:
@@ -44,6 +51,15 @@ def give_memory_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if not WINDOWS else None
     if trim is not None:
         trim(0)
+
+
+def map_large_blocks() -> None:
+    """Let blocks of 4 MiB and more go back to the system when they are freed. Where nothing else is
+    said, glibc keeps blocks as large as the largest that was ever freed, up to 32 MiB, in each
+    thread's arena: bodies of requests. Elsewhere nothing is done."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if not WINDOWS else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def cuda_driver_problem(device: int = 0, cuda: str = "0.0") -> str | None:

@@ -43,3 +43,33 @@ def test_all_models_that_ship_share_their_memory_and_give_it_to_their_successors
     at_first, later = map(float, done.stdout.split())
     assert at_first < 200, "MiB; 270 where every graph holds the memory of its largest batch"
     assert later < at_first + 20
+
+
+FREED = """
+import re, sys
+from pathlib import Path
+from service.engine.hardware import map_large_blocks
+
+def held():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+if sys.argv[1] == "mapped":
+    map_large_blocks()
+del (first := {"body": b"x" * 30_000_000})["body"]  # from now on glibc keeps blocks as large
+before, bodies, small = held(), [], []
+for _ in range(3):
+    bodies.append(b"x" * 20_000_000)
+    small.append([b"y" * (1000 + each) for each in range(300)])  # what outlives the body
+bodies.clear()
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_freed_bodies_are_the_systems_again():
+    kept, mapped = (
+        float(subprocess.check_output([sys.executable, "-c", FREED, how], cwd=ROOT))
+        for how in ("kept", "mapped")
+    )
+    assert mapped < 5, "MiB of three bodies of 19"
+    assert kept > mapped + 15, "else there is nothing to be set"
