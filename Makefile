@@ -78,8 +78,12 @@ down: ## Stop them
 image: ## Build the image TARGET (cpu or cuda), labelled with the revision
 	docker build --target $(TARGET) --build-arg REVISION=$$(git rev-parse HEAD) -t iafvae:$(TARGET) .
 
+# torch as PyPI has it depends on NVIDIA's libraries at one release each: of constraints that
+# contradict it a machine whose torch is built for the CPU knows nothing.
 locks: $(VENV)/made ## Write deploy/locks: what the images install, each file at its hash
 	$(PIP) uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --constraint constraints.txt \
+	  --extra train --extra test --extra dev --extra cuda pyproject.toml --output-file /dev/null
 	mkdir -p build/tools && echo setuptools > build/tools/requirements.txt
 	for target in cpu cuda; do $(BIN)/python deploy/service_project.py pyproject.toml $$target build/$$target || exit 1; done
 	for target in tools cpu cuda; do \
