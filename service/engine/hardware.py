@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import os
 import sys
@@ -13,12 +14,13 @@ __all__ = [
     "cuda_driver_problem",
     "give_memory_back",
     "library_problem",
-    "map_large_blocks",
+    "tune_allocator",
 ]
 
 CGROUP = Path("/sys/fs/cgroup")
 WINDOWS = sys.platform == "win32"
-M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 2**22  # of glibc's mallopt; bytes
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+KEPT_BYTES, MAPPED_BYTES = 2**24, 2**22
 
 
 def available_cores(cgroup: Path = CGROUP) -> int:
@@ -53,13 +55,18 @@ def give_memory_back() -> None:
         trim(0)
 
 
-def map_large_blocks() -> None:
-    """Let blocks of 4 MiB and more go back to the system when they are freed. Where nothing else is
-    said, glibc keeps blocks as large as the largest that was ever freed, up to 32 MiB, in each
-    thread's arena: bodies of requests. Elsewhere nothing is done."""
+@functools.cache
+def tune_allocator() -> None:
+    """Let glibc keep up to 16 MiB that was freed in each thread's arena, and give blocks of 4 MiB
+    and more back at once. Elsewhere nothing is done.
+
+    Said by nobody, both follow the largest block that was ever freed, up to 64 and 32 MiB: bodies
+    of requests stay, or the memory of a graph's run goes after each, and comes back as page faults.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if not WINDOWS else None
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def cuda_driver_problem(device: int = 0, cuda: str = "0.0") -> str | None:

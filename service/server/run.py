@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 
 from service.api.security.admission import Admission
 from service.app import create_app
-from service.engine.hardware import map_large_blocks
+from service.engine.hardware import tune_allocator
 from service.logs import configure_logging
 from service.server.acceptor import Acceptor
 from service.server.background_logs import background_logs
@@ -144,7 +144,7 @@ def serve(settings: Settings) -> None:
         BundleError, ProviderUnavailable: a model cannot be served.
     """
     occupy_standard_streams()
-    map_large_blocks()
+    tune_allocator()
     sys.set_int_max_str_digits(640)  # of numbers in JSON: longer ones take quadratic time
     configure_logging(settings.log_level, settings.log_format)
     # As a container's first process, a signal without a handler is ignored: while the models

@@ -48,13 +48,13 @@ def test_all_models_that_ship_share_their_memory_and_give_it_to_their_successors
 FREED = """
 import re, sys
 from pathlib import Path
-from service.engine.hardware import map_large_blocks
+from service.engine.hardware import tune_allocator
 
 def held():
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 if sys.argv[1] == "mapped":
-    map_large_blocks()
+    tune_allocator()
 del (first := {"body": b"x" * 30_000_000})["body"]  # from now on glibc keeps blocks as large
 before, bodies, small = held(), [], []
 for _ in range(3):
