@@ -39,9 +39,10 @@ from benchmarks.flow_fits import (
     lattice,
     parameters_of,
 )
-from benchmarks.harness import parser_of, read_json, table, write_json, write_whole
+from benchmarks.harness import parser_of, read_json, table, write_json
 from benchmarks.timing import machine, machine_line
 from model.config import PosteriorConfig
+from training.files import write_text
 
 DIMS = [32, 128, 512, 1024, 4096]
 RESULTS = "results.json"
@@ -240,7 +241,7 @@ def main() -> None:
         ) from None
     rows = list(document["rows"].values())
     text = markdown(rows)
-    write_whole(options.out / "flows.md", f"{machine_line(document)}\n\n{text}\n")
+    write_text(options.out / "flows.md", f"{machine_line(document)}\n\n{text}\n")
     plot(rows, options.out / "flows.png")
     print(f"\n{text}\n\n{machine_line(document)}\nwritten to {options.out}")
 

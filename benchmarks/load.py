@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from benchmarks.server import Server
 
 OPENING_SECONDS = 0.5  # in which the connections of `arriving` are made
-OPENING_SECONDS = 0.5  # in which the connections of `arriving` are made
 GOOD_SECONDS = 1.0  # an answer that takes longer is not counted as goodput
 MOST_CONNECTIONS = 1000  # of arrivals; each sends at its part of the rate,
 INTERVAL_SECONDS = 0.5  # so often where they suffice

@@ -30,6 +30,7 @@ from PIL import Image
 from benchmarks.load import Request
 from benchmarks.score_graph import GRAPH_VARIABLE, Images, ScoreGraph, graph_file
 from benchmarks.server import Server, free_ports, serving
+from service.codecs.npy import encode_npy
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "peers"
@@ -74,13 +75,13 @@ class Protocol:
 def npy(path: str = "/v1/score?importance_samples=1") -> Protocol:
     """Arrays both ways."""
 
-    def encode(images: Images) -> tuple[bytes, dict[str, str]]:
-        out = io.BytesIO()
-        np.save(out, images)
-        return out.getvalue(), {}
-
-    headers = {"content-type": NPY, "accept": NPY}
-    return Protocol("npy", path, headers, encode, lambda a: _floats(np.load(io.BytesIO(a.content))))
+    return Protocol(
+        "npy",
+        path,
+        {"content-type": NPY, "accept": NPY},
+        lambda images: (encode_npy(images), {}),
+        lambda answer: _floats(np.load(io.BytesIO(answer.content))),
+    )
 
 
 def json_png() -> Protocol:
