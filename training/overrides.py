@@ -14,7 +14,7 @@ from typing import Any
 from model.config import ConfigError
 from training.config import RunConfig, run_config_from_dict
 
-__all__ = ["differences", "with_settings"]
+__all__ = ["PARTS", "differences", "with_settings"]
 
 PARTS = ("model", "data", "optim", "train")
 

@@ -6,13 +6,13 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from training.config import RunConfig, run_config_from_dict
 from training.errors import TrainingError
 from training.files import write_bytes, write_json
+from training.overrides import PARTS
 
 __all__ = [
     "known_data_dir",
@@ -28,7 +28,7 @@ LOCK_FILE = ".lock"
 DATA_DIR_FILE = ".data-dir"  # of this machine alone: no copy or bundle of the run has it
 # How long a run is, when its rate falls and how tight its bound is may be thought over while it
 # goes on.
-MAY_CHANGE = {("train", "epochs"), ("train", "importance_samples"), ("optim", "decay_fraction")}
+MAY_CHANGE = {"train.epochs", "train.importance_samples", "optim.decay_fraction"}
 
 
 def write_config(run_dir: Path, config: RunConfig, environment: Mapping[str, Any]) -> None:
@@ -87,30 +87,22 @@ def open_run(run_dir: Path, config: RunConfig, *, resume: bool) -> None:
 
 
 def _check_same(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
-    train = replace(
-        before.train,
-        epochs=now.train.epochs,
-        importance_samples=now.train.importance_samples,
-    )
-    optim = replace(before.optim, decay_fraction=now.optim.decay_fraction)
+    may_change = set(MAY_CHANGE)
     if not now.train.free_bits_nats:  # micro-batches then add up to the same step
-        optim = replace(optim, accumulate=now.optim.accumulate)
-    if replace(before, preset=now.preset, train=train, optim=optim) != now:
+        may_change.add("optim.accumulate")
+    old, new = before.to_dict(), now.to_dict()
+    changed = [
+        f"{part}.{key}: {old[part].get(key)} then, {value} now"
+        for part in PARTS
+        for key, value in new[part].items()
+        if old[part].get(key) != value and f"{part}.{key}" not in may_change
+    ]
+    if changed:
         raise TrainingError(
-            f"{run_dir} was started with another configuration ({_difference(before, now)}); only "
+            f"{run_dir} was started with another configuration ({'; '.join(changed)}); only "
             "--epochs, --importance-samples and --decay-fraction may change at a resume, and "
             "--accumulate where there are no free bits"
         )
-
-
-def _difference(before: RunConfig, after: RunConfig) -> str:
-    old, new = before.to_dict(), after.to_dict()
-    return "; ".join(
-        f"{part}.{key}: {old[part].get(key)} then, {value} now"
-        for part in ("model", "data", "optim", "train")
-        for key, value in new[part].items()
-        if old[part].get(key) != value and (part, key) not in MAY_CHANGE
-    )
 
 
 @contextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import torch
 
 from training.errors import TrainingError
+from training.files import write_lines
 from training.runs.checkpoint import (
     AVERAGED_ONLY,
     load_checkpoint,
@@ -43,26 +43,24 @@ def strip_run(run: Path, out: Path, *, ema_only: bool = False, bf16: bool = Fals
             for name, tensor in averaged.items()
         }
     state = dict(checkpoint.state)
+    model_state = checkpoint.model
     if ema_only:
         # Buffers are in the last weights' file alone; parameters are the averaged ones'.
-        model_state, ema_state = {**checkpoint.model, **averaged}, {}
+        model_state, averaged = {**model_state, **averaged}, {}
         state[AVERAGED_ONLY] = True
-    else:
-        model_state, ema_state = checkpoint.model, averaged
     out.mkdir(parents=True, exist_ok=True)
     path = save_checkpoint(
         out,
         checkpoint.step,
         model_state=model_state,
-        ema_state=ema_state,
+        ema_state=averaged,
         optim_tensors={},
         state=state,
     )
     shutil.copyfile(run_dir / CONFIG_FILE, out / CONFIG_FILE)
     records = [record for record in read_metrics(run_dir) if record["step"] <= checkpoint.step]
     if records:
-        lines = [json.dumps(record) + "\n" for record in records]
-        (out / METRICS_FILE).write_text("".join(lines), encoding="utf-8")
+        write_lines(out / METRICS_FILE, records)
     return path
 
 
