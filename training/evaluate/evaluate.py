@@ -21,13 +21,7 @@ from rich.progress import Progress
 from model.contract import DensityModel
 from training.data import ImageData, drawn_pixels
 from training.errors import EvaluationError
-from training.evaluate.draws import (
-    NOISE_BLOCK,
-    Sums,
-    latent_moments,
-    nested_sums,
-    noise_threads,
-)
+from training.evaluate.draws import NOISE_BLOCK, Sums, latent_moments, nested_sums, noise_threads
 from training.evaluate.report import Estimate, EvaluationReport
 from training.evaluate.scorers import Facts, ModelScorer, Scorer
 
@@ -99,8 +93,33 @@ def evaluate_model(
         memory_gib=memory_gib,
         progress=progress,
     )
-    seconds = time.monotonic() - start
-    return _report(scorer.facts, data, figures, importance_samples, seed, seconds)
+    bad = np.flatnonzero(~np.isfinite(figures.importance_weighted))
+    if len(bad):
+        raise EvaluationError(
+            f"The bound of {len(bad)} of {len(data)} images is not finite (the first is image "
+            f"{bad[0]}): the model's weights or its precision are at fault."
+        )
+    facts, variance = scorer.facts, figures.posterior_mean_variance
+    return EvaluationReport(
+        dataset=data.name,
+        split=data.split,
+        images=len(data),
+        importance_samples=importance_samples,
+        seed=seed,
+        likelihood=facts.likelihood,
+        dims=facts.dims,
+        elbo=_estimate(figures.elbo, figures.elbo_variance, facts.dims),
+        importance_weighted=_estimate(
+            figures.importance_weighted, figures.importance_weighted_variance, facts.dims
+        ),
+        log_px_z_nats=float(figures.log_px_z.mean()),
+        kl_nats=dict(zip(facts.kl_groups, figures.kl.mean(axis=0).tolist(), strict=True)),
+        active_units=None if variance is None else active_units(variance, facts.latents),
+        latents=facts.latents,
+        effective_sample_size=float(figures.effective_sample_size.mean()),
+        seconds=time.monotonic() - start,
+        backend=facts.backend,
+    )
 
 
 @torch.inference_mode()
@@ -205,43 +224,6 @@ def mean_variance(moments: Mapping[str, Array]) -> Array:
     mean, mean2, noise = ((moments[name] / moments["images"])[0] for name in MOMENTS)
     found: Array = mean2 - np.square(mean) - noise
     return found
-
-
-def _report(
-    facts: Facts,
-    data: ImageData,
-    figures: ImageFigures,
-    draws: int,
-    seed: int,
-    seconds: float,
-) -> EvaluationReport:
-    bad = np.flatnonzero(~np.isfinite(figures.importance_weighted))
-    if len(bad):
-        raise EvaluationError(
-            f"The bound of {len(bad)} of {len(data)} images is not finite (the first is image "
-            f"{bad[0]}): the model's weights or its precision are at fault."
-        )
-    variance = figures.posterior_mean_variance
-    return EvaluationReport(
-        dataset=data.name,
-        split=data.split,
-        images=len(data),
-        importance_samples=draws,
-        seed=seed,
-        likelihood=facts.likelihood,
-        dims=facts.dims,
-        elbo=_estimate(figures.elbo, figures.elbo_variance, facts.dims),
-        importance_weighted=_estimate(
-            figures.importance_weighted, figures.importance_weighted_variance, facts.dims
-        ),
-        log_px_z_nats=float(figures.log_px_z.mean()),
-        kl_nats=dict(zip(facts.kl_groups, figures.kl.mean(axis=0).tolist(), strict=True)),
-        active_units=None if variance is None else active_units(variance, facts.latents),
-        latents=facts.latents,
-        effective_sample_size=float(figures.effective_sample_size.mean()),
-        seconds=seconds,
-        backend=facts.backend,
-    )
 
 
 def _estimate(values: Array, variances: Array, dims: int) -> Estimate:

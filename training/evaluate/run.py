@@ -57,14 +57,11 @@ def evaluate_subject(
         memory_gib=memory_gib,
         progress=progress,
     )
-    return report, None if subject.home is None else keep_report(subject, report, limit)
-
-
-def keep_report(subject: Subject, report: EvaluationReport, limit: int | None) -> Path:
-    """Write the report on the first `limit` images (None: on all) into its run's directory."""
+    if subject.home is None:
+        return report, None
     command = (
-        f"iafvae-train evaluate {subject.words} --split {report.split} "
-        f"--importance-samples {report.importance_samples} --seed {report.seed}"
+        f"iafvae-train evaluate {subject.words} --split {split} "
+        f"--importance-samples {importance_samples} --seed {seed}"
     )
     content = {
         **report.to_dict(),
@@ -72,7 +69,6 @@ def keep_report(subject: Subject, report: EvaluationReport, limit: int | None) -
         "manifest": report.manifest_entries(command),
         **subject.identity,
     }
-    name = f"evaluation-{report.split}-k{report.importance_samples}-{subject.stem}.json"
-    path = subject.place_for_results(None) / name
+    path = subject.home / f"evaluation-{split}-k{importance_samples}-{subject.stem}.json"
     write_json(path, content)
-    return path
+    return report, path

@@ -95,7 +95,9 @@ def inspect_folder(
         sets = divided(photos.usual, share)
         if photos.usual_test:
             sets["test"] = photos.usual_test
-        plan = plan_for(photos.size, photos.channels, share.train, minutes=minutes, runtime=runtime)
+        plan = plan_for(
+            photos.size, photos.channels, share["train"], minutes=minutes, runtime=runtime
+        )
         say(f"the model: {plan.line()}")
     _prepare(out, sets, photos, plan, console)
     data = {"name": f"{FOLDER_PREFIX}{(out / 'images').absolute()}", "size": plan.size}

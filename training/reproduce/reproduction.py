@@ -19,7 +19,6 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from model.config import require
 from training.config import RunConfig, Runtime, for_images
 from training.data import public_name
 from training.errors import TrainingError
@@ -31,7 +30,6 @@ from training.reproduce.measures import Measurement
 from training.reproduce.plan import Plan, Slice, Standing
 from training.reproduce.report import FORMAT, write_report
 from training.reproduce.state import (
-    SliceRecord,
     checkpoint_step,
     name_command,
     progressed,
@@ -94,7 +92,6 @@ class Reproduction:
         Raises `TrainingError` or `ConfigError` before anything is trained where the directory
         holds rows of other settings.
         """
-        require(self.seeds >= 1, f"--seeds must be at least 1, not {self.seeds}")
         with locked(self.out), stoppable():
             self._check()
             try:
@@ -193,7 +190,8 @@ class Reproduction:
         # What a killed call trained, the ledger does not know yet.
         unrecorded = so_far.minutes - sum(line["minutes"] for line in read_slices(run.folder))
         minutes = self._minutes(run, piece, so_far.step, result, time.monotonic() - began)
-        record = SliceRecord(
+        record_slice(
+            run.folder,
             first_step=so_far.step,
             step=result.step,
             epochs=run.config.train.epochs,
@@ -202,7 +200,6 @@ class Reproduction:
             minutes=minutes + max(0.0, unrecorded),
             machine=machine(choose_device(self.runtime.device), self.runtime.threads),
         )
-        record_slice(run.folder, record)
         if self.row_command:
             name_command(run.folder, f"{self.row_command} --rows {run.row.key}")
         return result.reason, minutes
