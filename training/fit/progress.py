@@ -141,6 +141,11 @@ class Scale:
     epochs: int | None
     first: int = 0  # the step that the call began at
 
+    @property
+    def total(self) -> float | None:
+        """The end of the bar; None where nobody knows."""
+        return self.total_steps if self.budget.minutes is None else self.budget.minutes
+
     def at(self, step: int) -> dict[str, Any]:
         """The bar's fields at a step."""
         minutes = self.budget.minutes
@@ -192,8 +197,7 @@ def shown(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        total = total_steps if budget.minutes is None else budget.minutes
         task = progress.add_task(
-            "training", total=total, nats="", bits="", speed="", **scale.at(step)
+            "training", total=scale.total, nats="", bits="", speed="", **scale.at(step)
         )
         yield ConsoleObserver(console, recorder, progress, task, scale)

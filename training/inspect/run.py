@@ -27,6 +27,7 @@ from service.cli.local import LocalClient
 from service.cli.report import ReportOptions, write_report
 from service.codecs.png import encode_png
 from service.errors import IafvaeError
+from service.verdicts.ranks import Figure, pooled_detection
 from training.config import Runtime, overridden
 from training.data import FOLDER_PREFIX
 from training.data.image_files import Files, read_fitted, shown
@@ -37,7 +38,6 @@ from training.export.run import export_run
 from training.files import write_json
 from training.fit.fit import fit
 from training.inspect.photos import Photos, find_photos
-from training.inspect.pixels import pixel_detection
 from training.inspect.plan import Plan, counts, crossed, divided, plan_for, planned
 from training.inspect.words import Facts, learned, words
 from training.runs.directory import CONFIG_FILE, read_config
@@ -47,6 +47,7 @@ __all__ = ["Inspection", "inspect_folder"]
 SIDES = (2, 4, 8, 16)  # pixels of the model's images: of planted defects
 PLANTED = 60  # images that defects are planted in, at most
 DRAWN = 32  # samples that are looked at
+CHUNK = 64  # images whose maps are made at once
 PLAN = "inspect.json"
 
 
@@ -236,7 +237,7 @@ def _judge(
             training=learned(out / "run"),
             again=(pixels, model.reconstruct(pixels, seed=None, output="mean").images),
             drawn=drawn,
-            pixels=pixel_detection(model, photos, plan.size) if photos.masks else None,
+            pixels=_detection(model, photos, plan.size),
         )
         told = list(words(facts))
         tested = write_report(
@@ -256,6 +257,28 @@ def _on_classes(tested: Mapping[str, Any]) -> Iterator[str]:
             told += f", AUROC {figure['value']:.3f}"
             told += f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
         yield told
+
+
+def _detection(model: LocalClient, photos: Photos, size: tuple[int, int]) -> Figure | None:
+    """AUROC of the maps' deviations, of either sign, over the pixels of all images with a mask.
+
+    In the model's pixels: one that a mask covers by half or more belongs to the defect. None where
+    no mask leaves both kinds of pixels.
+    """
+    images, masks = [], []
+    for path, mask in photos.masks.items():
+        try:
+            images.append(read_fitted(path, photos.channels, size))
+            masks.append(read_fitted(mask, 1, size)[0] >= 128)
+        except (OSError, IafvaeError):  # told in the report
+            del images[len(masks) :]
+    if not any(mask.any() and not mask.all() for mask in masks):
+        return None
+    maps = [
+        np.abs(model.anomalies(np.stack(images[first : first + CHUNK]), boxes=0)[0])
+        for first in range(0, len(images), CHUNK)
+    ]
+    return pooled_detection(np.concatenate(maps), np.stack(masks))
 
 
 def _pixels(files: Files, size: tuple[int, int], channels: int) -> NDArray[np.uint8]:

@@ -119,9 +119,8 @@ class Reproduction:
 
     def _found(self, row: Row) -> list[Run]:
         """The runs of a row that were ever started, whatever this call asks for."""
-        folder = self.out / "runs"
-        names = [path.name for path in folder.glob(f"{row.key}-seed*")] if folder.is_dir() else []
-        numbers = (name.removeprefix(f"{row.key}-seed") for name in names)
+        folders = (self.out / "runs").glob(f"{row.key}-seed*")
+        numbers = (path.name.removeprefix(f"{row.key}-seed") for path in folders)
         seeds = [0, *sorted(int(number) for number in numbers if number.isdigit())]
         return [run for run in self.runs_of(row, seeds) if run.exists]
 

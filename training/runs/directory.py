@@ -128,13 +128,11 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 def _acquire(descriptor: int) -> bool:
     try:
-        import fcntl  # not on Windows
-    except ImportError:
-        return True
-    try:
+        import fcntl
+
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a disk without locks
-        return True
+    except (ImportError, OSError):  # Windows, a disk without locks
+        pass
     return True
