@@ -36,14 +36,7 @@ from benchmarks.harness import parser_of, read_json, table, write_json
 from benchmarks.timing import machine, machine_line
 from model.config import DiagonalPosterior, ModelConfig
 from model.layers import WeightNormLayer
-from training.config import (
-    UNENDING_EPOCHS,
-    ConfigError,
-    RunConfig,
-    Runtime,
-    overridden,
-    run_preset,
-)
+from training.config import UNENDING_EPOCHS, ConfigError, RunConfig, Runtime, overridden, run_preset
 from training.errors import TrainingError
 from training.files import write_text
 from training.fit.device import prepare
@@ -332,7 +325,6 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train what is missing and write the table."""
     options = arguments()
     try:
         base = base_config(options)

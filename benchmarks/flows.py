@@ -67,7 +67,6 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Its name in the results."""
         return f"{self.target}/{self.dim}/{self.posterior}"
 
 
@@ -86,7 +85,6 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
 
 
 def measure(row: Row, target: Target) -> dict[str, Any]:
-    """Cost and tightness of one posterior."""
     torch.manual_seed(0)
     posterior = Posterior(row.config, target.shape)
     return {"cost_ms": cost_ms(posterior, ROWS), **fit(posterior, target, row.seconds)}
@@ -225,7 +223,6 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Fit what is missing, then write the table and the plot."""
     options = arguments()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -215,7 +215,6 @@ def arguments() -> argparse.Namespace:
 
 
 def begun(options: argparse.Namespace) -> Any:
-    """The document that this run adds to."""
     if options.add and (document := read_json(options.json)):
         return document
     versions = {s.name: s.environment.version() for s in PEERS if s.environment}

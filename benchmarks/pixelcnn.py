@@ -59,7 +59,6 @@ class MaskedConv(nn.Conv2d):
         self.register_buffer("mask", mask, persistent=False)
 
     def effective(self) -> Tensor:
-        """Give the masked weight."""
         return self.weight * self.mask
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,7 +95,6 @@ class GatedLayer(nn.Module):
         self.residual = MaskedConv(_pointwise(colours, width, width))
 
     def forward(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
         sides = (self.reach, self.reach)
         above = F.pad(v, (*sides, self.reach, -1 if self.first else 0))
         a_v = self.vertical(above)
@@ -154,7 +152,6 @@ def draw(logits: Tensor, u: Tensor) -> Tensor:
 
 
 def parameter_count(module: nn.Module) -> int:
-    """The number of a module's parameters."""
     return sum(p.numel() for p in module.parameters())
 
 

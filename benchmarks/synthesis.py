@@ -203,7 +203,6 @@ def arguments() -> argparse.Namespace:
 
 
 def measure(peers: Peers, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rows of the table."""
     rows = []
     for batch in options.batches:
         found = alternated(measurements(peers, batch, options), options.rounds)

@@ -67,7 +67,6 @@ class Protocol:
     scores: Callable[[httpx.Response], Numbers]
 
     def request(self, images: Images) -> Request:
-        """The request that asks for the scores of `images`."""
         body, headers = self.encode(images)
         return Request(self.path, body, {**self.headers, **headers}, len(images))
 
@@ -196,7 +195,6 @@ class Environment:
 
     @property
     def requirements(self) -> Path:
-        """Its pinned versions."""
         return FOLDER / f"{self.name}.txt"
 
     def version(self) -> str:
@@ -269,7 +267,6 @@ class System:
 
     @contextmanager
     def running(self, bundle: Path, python: Path | str = sys.executable) -> Iterator[Server]:
-        """A server of `bundle`. Raises ServerError."""
         port, other = free_ports(2)
         with tempfile.TemporaryDirectory(prefix="server-", ignore_cleanup_errors=True) as folder:
             home = Path(folder)

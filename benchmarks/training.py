@@ -95,7 +95,6 @@ def trainers_for(preset: str, options: argparse.Namespace) -> dict[str, Trainer]
 
 
 def measure(preset: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one preset."""
     trainers = trainers_for(preset, options)
     shipped = trainers["shipped"]
     device = shipped.backend.device
@@ -132,7 +131,6 @@ def measure(preset: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def kind_of(name: str) -> str:
-    """The kind of operation that a profiler's event belongs to."""
     return next((kind for part, kind in KINDS.items() if part in name), "everything else")
 
 

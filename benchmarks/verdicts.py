@@ -74,7 +74,6 @@ async def run(args: argparse.Namespace) -> bool:
 
 
 def main() -> None:
-    """Measure and print."""
     parser = parser_of(__doc__)
     default = sorted(path for path in SHIPPED.iterdir() if path.is_dir())
     parser.add_argument("--bundles", nargs="+", type=Path, default=default)

@@ -52,7 +52,6 @@ class Site:
         return socket.create_connection(("127.0.0.1", self.port), timeout)
 
     def head(self, path: str, *lines: str, method: str = "POST") -> bytes:
-        """The head of a request under the key."""
         own = (f"{method} {path} HTTP/1.1", "host: x", f"authorization: Bearer {self.key}")
         return "\r\n".join((*own, *lines, "", "")).encode()
 
@@ -64,7 +63,6 @@ class Site:
             return status_of(sock)
 
     def post(self, path: str, kind: str, body: bytes, *lines: str) -> str:
-        """The status of a POST."""
         length = f"content-length: {len(body)}"
         return self.told(self.head(path, f"content-type: {kind}", length, *lines) + body)
 
@@ -291,7 +289,6 @@ class Suffered:
 
     @property
     def live_p99_ms(self) -> float:
-        """Of `/livez`."""
         return 1e3 * float(np.percentile(self.live_seconds, 99))
 
 

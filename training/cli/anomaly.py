@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from training.cli.measure import MEASURED, keep, resumable, say, show
-from training.cli.options import DataDir, one_of, with_options, words
+from training.cli.options import DataDir, Measured, one_of, with_options, words
 
 __all__ = ["evaluate_anomaly"]
 
@@ -41,9 +41,7 @@ class AnomalyOptions:
         typer.Option(help="K, draws of the latents for each image; default: the bundle's.", min=1),
     ] = None
     seed: Annotated[int, typer.Option(help="Of the latents and of made images.", min=0)] = 0
-    split: Annotated[
-        str, typer.Option(help="test (final figures) or validation (while you choose).")
-    ] = "test"
+    split: Measured = "test"
     data_dir: DataDir = None
     out: Annotated[
         Path, typer.Option(help="A directory for the results; a run's: export finds them there.")

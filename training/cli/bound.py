@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from training.cli.measure import MEASURED, ModelOptions, keep, resumable, show
-from training.cli.options import numbers, one_of, with_options
+from training.cli.options import Measured, numbers, one_of, with_options
 
 __all__ = ["bound"]
 
@@ -18,9 +18,7 @@ __all__ = ["bound"]
 class BoundOptions(ModelOptions):
     """The numbers of draws, on how many images, and where the results go."""
 
-    split: Annotated[
-        str, typer.Option(help="test (final figures) or validation (while you choose).")
-    ] = "test"
+    split: Measured = "test"
     out: Annotated[
         Path | None,
         typer.Option(

@@ -13,14 +13,7 @@ import typer
 from rich.console import Console
 
 from model.config import ConfigError, preset_names
-from training.cli.options import (
-    AsJson,
-    DataDir,
-    RuntimeOptions,
-    console,
-    errors,
-    with_options,
-)
+from training.cli.options import AsJson, DataDir, RuntimeOptions, console, errors, with_options
 from training.config import RunConfig, overridden, run_preset
 from training.fit.signals import EXIT_CODES, signal_name
 from training.overrides import with_settings
@@ -264,7 +257,9 @@ def fit(options: FitOptions) -> None:
     for line in _ending(options, result):
         teller.print(line, soft_wrap=True, highlight=False)
     if options.as_json and not teller.quiet:
-        console.print_json(data=_figures({"run": str(options.out), **asdict(result)}))
+        facts = {"run": str(options.out), **asdict(result)}
+        # JSON knows no NaN.
+        console.print_json(data={k: None if v != v else v for k, v in facts.items()})
     raise typer.Exit(EXIT_CODES.get(result.reason, 0))
 
 
@@ -276,11 +271,6 @@ def _stopped_at_once() -> Iterator[None]:
     except KeyboardInterrupt as stop:
         errors.print("stopped at once: steps since the last checkpoint, if any, are lost")
         raise typer.Exit(EXIT_CODES[signal_name(stop)]) from None
-
-
-def _figures(facts: dict[str, Any]) -> dict[str, Any]:
-    """As JSON has them, which knows no NaN."""
-    return {k: None if v != v else v for k, v in facts.items()}
 
 
 def _ending(options: FitOptions, result: FitResult) -> list[str]:

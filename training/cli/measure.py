@@ -13,14 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from model.config import ConfigError
-from training.cli.options import (
-    DataDir,
-    Device,
-    Weights,
-    console,
-    errors,
-    one_of,
-)
+from training.cli.options import DataDir, Device, Weights, console, errors, one_of
 from training.fit.signals import EXIT_CODES, signal_name, stoppable
 
 if TYPE_CHECKING:

@@ -25,6 +25,7 @@ __all__ = [
     "AsJson",
     "DataDir",
     "Device",
+    "Measured",
     "Run",
     "RuntimeOptions",
     "Threads",
@@ -56,6 +57,9 @@ Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")
 AsJson = Annotated[
     bool,
     typer.Option("--json", help="Print what came of it as JSON; the rest on standard error."),
+]
+Measured = Annotated[
+    str, typer.Option(help="test (final figures) or validation (while you choose).")
 ]
 Weights = Annotated[str, typer.Option(help="ema (the average) or raw (the last).")]
 

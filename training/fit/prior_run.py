@@ -22,12 +22,7 @@ from training.fit.optim import PRIOR
 from training.fit.prior import SILENT, PriorObserver, PriorPlan, fit_flow
 from training.fit.validate import validate
 from training.runs.checkpoint import Checkpoint, load_run, run_directory, save_checkpoint
-from training.runs.directory import (
-    known_data_dir,
-    read_config,
-    remember_data_dir,
-    write_config,
-)
+from training.runs.directory import known_data_dir, read_config, remember_data_dir, write_config
 from training.runs.history import read_environment, with_command
 from training.runs.metrics import METRICS_FILE
 

@@ -9,12 +9,7 @@ import torch
 
 from training.errors import TrainingError
 from training.files import write_lines
-from training.runs.checkpoint import (
-    AVERAGED_ONLY,
-    load_checkpoint,
-    run_directory,
-    save_checkpoint,
-)
+from training.runs.checkpoint import AVERAGED_ONLY, load_checkpoint, run_directory, save_checkpoint
 from training.runs.directory import CONFIG_FILE, read_config
 from training.runs.metrics import METRICS_FILE, read_metrics
 
