@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,9 +11,17 @@ import typer
 from rich.console import Console
 
 from model.config import ConfigError, preset_names
-from training.cli.options import AsJson, DataDir, RuntimeOptions, console, errors, with_options
+from training.cli.options import (
+    AsJson,
+    DataDir,
+    RuntimeOptions,
+    console,
+    errors,
+    stopping,
+    with_options,
+)
 from training.config import RunConfig, overridden, run_preset
-from training.fit.signals import EXIT_CODES, signal_name
+from training.fit.signals import EXIT_CODES
 from training.overrides import with_settings
 
 if TYPE_CHECKING:
@@ -240,7 +246,9 @@ def fit(options: FitOptions) -> None:
     from training.fit.fit import fit as run_fit
 
     runtime = options.runtime()
-    with _stopped_at_once(), joined(options.timeout_minutes) as world:
+    # By a signal before the first step, or by a second one.
+    at_once = "stopped at once: steps since the last checkpoint, if any, are lost"
+    with stopping(at_once), joined(options.timeout_minutes) as world:
         loud = errors if options.as_json else console
         teller = loud if world.first else Console(quiet=True)
         result = run_fit(
@@ -261,16 +269,6 @@ def fit(options: FitOptions) -> None:
         # JSON knows no NaN.
         console.print_json(data={k: None if v != v else v for k, v in facts.items()})
     raise typer.Exit(EXIT_CODES.get(result.reason, 0))
-
-
-@contextmanager
-def _stopped_at_once() -> Iterator[None]:
-    """Tell what a signal before the first step, or a second signal, leaves; exit as it asks."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        errors.print("stopped at once: steps since the last checkpoint, if any, are lost")
-        raise typer.Exit(EXIT_CODES[signal_name(stop)]) from None
 
 
 def _ending(options: FitOptions, result: FitResult) -> list[str]:

@@ -13,8 +13,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from model.config import ConfigError
-from training.cli.options import DataDir, Device, Weights, console, errors, one_of
-from training.fit.signals import EXIT_CODES, signal_name, stoppable
+from training.cli.options import DataDir, Device, Weights, console, errors, one_of, stopping
+from training.fit.signals import stoppable
 
 if TYPE_CHECKING:
     from training.evaluate.subject import Subject
@@ -73,16 +73,10 @@ def progress_bar() -> Progress:
 
 @contextmanager
 def resumable(command: str) -> Iterator[Progress]:
-    """Turn Ctrl-C and SIGTERM into words and an exit status: what was measured is on the disk."""
-    try:
-        with stoppable(), progress_bar() as progress:
-            yield progress
-    except KeyboardInterrupt as stop:
-        say(
-            "stopped; what was measured is kept: the same iafvae-train "
-            f"{command} goes on from there"
-        )
-        raise typer.Exit(EXIT_CODES[signal_name(stop)]) from None
+    """A bar of what Ctrl-C and SIGTERM may interrupt: what was measured is on the disk."""
+    kept = f"stopped; what was measured is kept: the same iafvae-train {command} goes on from there"
+    with stopping(kept), stoppable(), progress_bar() as progress:
+        yield progress
 
 
 def keep(

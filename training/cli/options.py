@@ -7,7 +7,8 @@ as typer's parameters are.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from model.config import ConfigError
 from training.config import Runtime
+from training.fit.signals import EXIT_CODES, signal_name
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -34,6 +36,7 @@ __all__ = [
     "errors",
     "numbers",
     "one_of",
+    "stopping",
     "with_options",
     "words",
 ]
@@ -105,6 +108,16 @@ def with_options(
         return command
 
     return decorate
+
+
+@contextmanager
+def stopping(words: str) -> Iterator[None]:
+    """Answer Ctrl-C and SIGTERM inside with words, and the exit status that shells expect."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        errors.print(words, highlight=False, soft_wrap=True)
+        raise typer.Exit(EXIT_CODES[signal_name(stop)]) from None
 
 
 def one_of(option: str, value: str, choices: tuple[str, ...]) -> Any:

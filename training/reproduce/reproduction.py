@@ -24,11 +24,11 @@ from training.data import public_name
 from training.errors import TrainingError
 from training.fit.device import choose_device
 from training.fit.fit import FitResult, fit
-from training.fit.signals import SIGNALS, signal_name, stoppable
+from training.fit.signals import SIGNALS
 from training.reproduce.experiments import Experiment, Row
 from training.reproduce.measures import Measurement
 from training.reproduce.plan import Plan, Slice, Standing
-from training.reproduce.report import FORMAT, write_report
+from training.reproduce.report import FORMAT, reproduced, write_report
 from training.reproduce.state import (
     checkpoint_step,
     name_command,
@@ -36,7 +36,7 @@ from training.reproduce.state import (
     read_slices,
     record_slice,
 )
-from training.runs.directory import CONFIG_FILE, locked, open_run, read_config
+from training.runs.directory import CONFIG_FILE, open_run, read_config
 from training.runs.metrics import minutes_clock, read_metrics
 from training.runs.provenance import git_revision, machine
 
@@ -85,24 +85,19 @@ class Reproduction:
     row_command: str = ""
 
     def run(self) -> tuple[str, dict[str, Any]]:
-        """Train, measure and write; an interruption loses nothing but the step in progress.
-
-        Gives why it ended ("done", "budget", "SIGINT" or "SIGTERM") and the document that it wrote.
+        """Train, measure and write, see `reproduced`.
 
         Raises `TrainingError` or `ConfigError` before anything is trained where the directory
         holds rows of other settings.
         """
-        with locked(self.out), stoppable():
-            self._check()
-            try:
-                reason = self._train()
-                if reason not in SIGNALS:
-                    self._measure(self._wanted())
-            except KeyboardInterrupt as stop:
-                reason = signal_name(stop)
-            document = self.document()
-            write_report(self.out, document, plot=True)
-        return reason, document
+        self._check()
+        return reproduced(self.out, self._work, self.document)
+
+    def _work(self) -> str:
+        reason = self._train()
+        if reason not in SIGNALS:
+            self._measure(self._wanted())
+        return reason
 
     def runs_of(self, row: Row, seeds: Sequence[int]) -> list[Run]:
         """The runs of a row from the given seeds."""
