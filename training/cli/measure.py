@@ -6,14 +6,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.progress import Progress
 from rich.table import Table
 
 from model.config import ConfigError
-from training.cli.options import DataDir, Device, Weights, console, errors, one_of, stopping
+from training.cli.options import (
+    DataDir,
+    Device,
+    Weights,
+    argument,
+    console,
+    errors,
+    one_of,
+    option,
+    stopping,
+)
 from training.fit.signals import stoppable
 
 if TYPE_CHECKING:
@@ -28,22 +37,14 @@ MEASURED = ("test", "validation")
 class ModelOptions:
     """Which model is measured, and how it is computed."""
 
-    run: Annotated[
-        Path | None, typer.Argument(help="A run directory, or one checkpoint in it.")
-    ] = None
-    bundle: Annotated[
-        Path | None, typer.Option(help="Measure an exported bundle instead of a run.")
-    ] = None
-    seed: Annotated[
-        int, typer.Option(help="Of the latents, of binarised and of made images.", min=0)
-    ] = 0
+    run: Path | None = argument(None, "A run directory, or one checkpoint in it.")
+    bundle: Path | None = option(None, "Measure an exported bundle instead of a run.")
+    seed: int = option(0, "Of the latents, of binarised and of made images.", min=0)
     weights: Weights = "ema"
     data_dir: DataDir = None
     device: Device = "auto"
-    memory_gib: Annotated[
-        float, typer.Option(help="About how much memory the draws may take at once.", min=0.01)
-    ] = 2.0
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False
+    memory_gib: float = option(2.0, "About how much memory the draws may take at once.", min=0.01)
+    as_json: bool = option(False, "Print JSON, not a table.", "--json")
 
     def subject(self, data: str | None = None) -> Subject:
         """The model; of a bundle with the images of `data`.

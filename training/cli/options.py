@@ -1,7 +1,7 @@
 """What the commands of `iafvae-train` share: consoles, common options, checks of choices.
 
-A command with many options takes a dataclass of them (`with_options`), whose fields are annotated
-as typer's parameters are.
+A command with many options takes a dataclass of them (`with_options`), whose fields are made by
+`option` and `argument`, or annotated as typer's parameters are.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
@@ -32,10 +32,12 @@ __all__ = [
     "RuntimeOptions",
     "Threads",
     "Weights",
+    "argument",
     "console",
     "errors",
     "numbers",
     "one_of",
+    "option",
     "stopping",
     "with_options",
     "words",
@@ -67,18 +69,32 @@ Measured = Annotated[
 Weights = Annotated[str, typer.Option(help="ema (the average) or raw (the last).")]
 
 
+def option(default: Any, text: str, *names: str, **how: Any) -> Any:
+    """A field that is an option: its default (...: it must be given), what it is, its names."""
+    return _field(default, typer.Option(default, *names, help=text, **how))
+
+
+def argument(default: Any, text: str) -> Any:
+    """A field that is an argument, likewise."""
+    return _field(default, typer.Argument(default, help=text))
+
+
+def _field(default: Any, parameter: Any) -> Any:
+    return field(default=MISSING if default is ... else default, metadata={"typer": parameter})
+
+
 @dataclass(frozen=True, kw_only=True)
 class RuntimeOptions:
     """How a training is computed."""
 
     device: Device = "auto"
-    compile: Annotated[str, typer.Option(help="auto, on or off: torch.compile.")] = "auto"
-    bf16: Annotated[str, typer.Option(help="auto, on or off: bfloat16 products.")] = "auto"
+    compile: str = option("auto", "auto, on or off: torch.compile.")
+    bf16: str = option("auto", "auto, on or off: bfloat16 products.")
     threads: Threads = 0
 
     def runtime(self) -> Runtime:
         """The configuration of these; raises `ConfigError` for what there is not."""
-        names = {field.name for field in fields(Runtime)}
+        names = {each.name for each in fields(Runtime)}
         given = {name: value for name, value in vars(self).items() if name in names}
         return Runtime(**given)
 
@@ -95,12 +111,14 @@ def with_options(
         hints = get_type_hints(cls, include_extras=True)
         parameters = [
             inspect.Parameter(
-                field.name,
+                each.name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.default is MISSING else field.default,
-                annotation=hints[field.name],
+                default=each.metadata.get(
+                    "typer", inspect.Parameter.empty if each.default is MISSING else each.default
+                ),
+                annotation=hints[each.name],
             )
-            for field in fields(cls)
+            for each in fields(cls)
         ]
         command.__name__, command.__doc__ = handler.__name__, handler.__doc__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
