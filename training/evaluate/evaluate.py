@@ -71,10 +71,9 @@ def evaluate_model(
     *,
     importance_samples: int = 128,
     seed: int = 0,
-    memory_gib: float = MEMORY_GIB,
-    progress: Progress | None = None,
+    **options: Any,
 ) -> EvaluationReport:
-    """The figures of a model, or of a bundle's scorer, on `data`.
+    """The figures of a model, or of a bundle's scorer, on `data`; `options` of `evaluate_images`.
 
     A Bernoulli model sees the pixels drawn to 0 and 255 by `training.data.drawn_pixels(seed)`,
     another sees them as they are. Raises `EvaluationError` where an image's bound is not finite or
@@ -86,12 +85,7 @@ def evaluate_model(
     if scorer.facts.likelihood == "bernoulli":
         pixels = drawn_pixels(pixels, seed)
     figures = evaluate_images(
-        scorer,
-        pixels,
-        importance_samples=importance_samples,
-        seed=seed,
-        memory_gib=memory_gib,
-        progress=progress,
+        scorer, pixels, importance_samples=importance_samples, seed=seed, **options
     )
     bad = np.flatnonzero(~np.isfinite(figures.importance_weighted))
     if len(bad):
