@@ -16,8 +16,6 @@ that it was at. DIR/ablations.md is the table. A row that is not compiled in the
 the machine with other work, gets fewer steps: the table has them beside the nats.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import shutil

@@ -14,8 +14,6 @@ what became of the attack, of `/livez`, of a polite client with another key, and
 Exits with 1 if anything happened that may not.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import sys

@@ -17,8 +17,6 @@ the best that any product of large matrices reached in between, in torch or NumP
 differ by a sixth here.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

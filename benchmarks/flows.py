@@ -17,8 +17,6 @@ and the table says so: such are the full-covariance Gaussian and long planar flo
 whose encoder would have to give D (D - 1) / 2 and 2 D K numbers.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """What the programs share: command lines, JSON files, and tables."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ writes a line a request, from which everything here is computed. Our own are onl
 and the server's processor time, which no generator sees.
 """
 
-from __future__ import annotations
-
 import resource
 import shutil
 import subprocess

@@ -16,8 +16,6 @@ medians over rounds are printed. With `--add`, what a file holds is kept, so tha
 in slices. What the service alone must stand is in `serving.py`.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys

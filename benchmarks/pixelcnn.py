@@ -7,8 +7,6 @@ convolution with the gate tanh(a) * sigmoid(b). Colours have a 256-way softmax e
 a logit. `benchmarks.pixelcnn_sampling` draws from it.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from dataclasses import dataclass
 

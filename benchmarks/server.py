@@ -1,7 +1,5 @@
 """A server as a process with all that it starts: their processor time, their memory, their end."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

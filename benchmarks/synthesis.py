@@ -17,8 +17,6 @@ seconds on a GPU. The paper (section 5.2) says 52.0 seconds an image for a Pixel
 seconds for its VAE, on one Titan X.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys

@@ -5,8 +5,6 @@ A protocol says how images go in and log-likelihoods come out. Each peer is an a
 and waits were tried, and the quickest kept. Batches of all of them are at least 32 images.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

@@ -13,8 +13,6 @@ the peak is the fraction of it that training reaches. `--profile` then says what
 is spent on.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

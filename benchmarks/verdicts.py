@@ -7,8 +7,6 @@ the default K at most 1.25 times, at K = 1 at most twice.
     python -m benchmarks.verdicts [--bundles service/bundles/mnist]
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import os

@@ -4,8 +4,6 @@ Everything is written under another name beside its place, flushed to the disk, 
 whoever reads sees the old one or the new one.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

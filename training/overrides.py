@@ -4,8 +4,6 @@ What has no option of its own is set so, and a recorded command names it so: eve
 can be told in one line.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence

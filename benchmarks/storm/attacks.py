@@ -6,8 +6,6 @@ meanwhile h2load asks politely under another key, and this process asks for `/li
 the server's memory.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

@@ -1,7 +1,5 @@
 """`iafvae-train evaluate-anomaly`: does a bundle tell other images from its own?"""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

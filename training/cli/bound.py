@@ -1,7 +1,5 @@
 """`iafvae-train bound`: how the bound on log p(x) tightens with K."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`iafvae-train evaluate`: the likelihood of a run or a bundle on a split."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`iafvae-train inspect`: from a folder of good images to verdicts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 A command takes a dataclass of them (`training.cli.options.with_options`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any

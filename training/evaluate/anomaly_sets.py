@@ -19,8 +19,6 @@ defects[:SIDE]      a square of SIDE pixels (4) of one level, 128 from its mean,
 What is drawn is a function of the images' number and shape, and of the seed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

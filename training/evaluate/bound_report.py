@@ -1,7 +1,5 @@
 """The bound by K for people: a table for terminals, Markdown for cards, a picture."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -5,8 +5,6 @@ minutes are the sum over its records of images / (images per second). The first 
 which may compile for a minute, is in them; validation, checkpoints and the start are not.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ Draw k of image i is a function of (seed, i, k) alone, so that the sums over the
 the same whatever larger K they are part of: `nested_sums` gives those of several K's in one pass.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 Both score draws of the latents for a few images at once, and say how many bytes that takes.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """Where and how tensors are computed: device, precision, memory layout, compilation."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import shutil

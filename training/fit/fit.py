@@ -1,7 +1,5 @@
 """One call of `iafvae-train fit`: a run directory that starts, stops and goes on cleanly."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`iafvae-train fit-prior`: a run whose model has a flow for its prior, made of a trained run."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

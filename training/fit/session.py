@@ -1,7 +1,5 @@
 """A `fit` call between its first step and its last: steps, checkpoints, sheets, news."""
 
-from __future__ import annotations
-
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext

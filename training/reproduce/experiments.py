@@ -3,8 +3,6 @@
 What the paper's text gives illegibly is None here, never guessed.
 """
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

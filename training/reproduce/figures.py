@@ -1,7 +1,5 @@
 """The pictures of reproductions, drawn from their documents alone."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

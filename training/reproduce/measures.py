@@ -1,7 +1,5 @@
 """What a reproduction measures of a run: its bound on a split, or the nats of every layer."""
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass

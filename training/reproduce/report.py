@@ -4,8 +4,6 @@ The JSON document holds all that the others are drawn from, so that a table can 
 anywhere (`redraw`) without its runs.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

@@ -6,8 +6,6 @@ OUT/table1.json          all that the report needs; table1.md and table1.png are
 All that is known is on the disk: a call that was interrupted goes on when it is repeated.
 """
 
-from __future__ import annotations
-
 import gc
 import time
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ RUN/layers.jsonl      nats of each layer, where they were measured between epoch
 Nothing else is remembered: a reproduction that was killed finds its rows as they are.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 OUT/runs/figure1-iaf-seed0.json      a fit's figures and samples; OUT/figure1.json, .md, .png
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -1,7 +1,5 @@
 """A run's directory: its `config.json`, who may write into it, and what it may be resumed as."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Mapping

@@ -3,8 +3,6 @@
 No path of a machine is among it: a folder of images is named as such, a run's directory is RUN.
 """
 
-from __future__ import annotations
-
 import platform
 import shlex
 import subprocess

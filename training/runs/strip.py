@@ -1,7 +1,5 @@
 """A run's newest checkpoint without what only an exact resume needs: small enough to carry."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
