@@ -10,9 +10,10 @@ OUT/report.html, planted.html  both judged
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -74,7 +75,7 @@ def inspect_folder(
     Raises `DataError` where the images do not suffice, or `out` holds something else, before
     anything is written.
     """
-    say = _teller(console)
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
     for looked in (folder, test):
         if looked is not None and out.resolve().is_relative_to(looked.resolve()):
             raise DataError(
@@ -100,7 +101,8 @@ def inspect_folder(
             photos.size, photos.channels, share["train"], minutes=minutes, runtime=runtime
         )
         say(f"the model: {plan.line()}")
-    _prepare(out, sets, photos, plan, console)
+    if broken := _prepare(out, sets, photos, plan, console):
+        say(f"{len(broken)} broken files are left out: {broken[0]}")
     data = {"name": f"{FOLDER_PREFIX}{(out / 'images').absolute()}", "size": plan.size}
     result = fit(
         overridden(plan.config, {"data": {**data, "channels": photos.channels}}),
@@ -132,10 +134,6 @@ def inspect_folder(
     return Inspection("done", lines)
 
 
-def _teller(console: Console) -> Callable[[str], None]:
-    return lambda line: console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-
 # Images.
 
 
@@ -162,8 +160,8 @@ def _sets_before(out: Path, photos: Photos) -> dict[str, Files]:
 
 def _prepare(
     out: Path, sets: Mapping[str, Files], photos: Photos, plan: Plan, console: Console
-) -> None:
-    """Links to the usual images by purpose; what cannot be decoded is left out and told."""
+) -> list[str]:
+    """Links to the usual images by purpose; gives what is wrong with those left out."""
     out.mkdir(parents=True, exist_ok=True)
     plan_of = {
         purpose: {name: photos.digests[path] for name, path in files.items()}
@@ -180,8 +178,7 @@ def _prepare(
             faults.append(str(error))
             continue
         _link(out / "images" / purpose / "good", path)
-    if faults:
-        _teller(console)(f"{len(faults)} broken files are left out: {faults[0]}")
+    return faults
 
 
 def _link(folder: Path, path: Path) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "locked",
     "open_run",
     "read_config",
+    "refuse_taken",
     "remember_data_dir",
     "write_config",
 ]
@@ -82,6 +83,12 @@ def open_run(run_dir: Path, config: RunConfig, *, resume: bool) -> None:
         raise TrainingError(f"{run_dir} holds no run; start one without --resume")
     elif run_dir.exists() and any(path.name != LOCK_FILE for path in run_dir.iterdir()):
         raise TrainingError(f"{run_dir} is not empty and not a run; give another --out")
+
+
+def refuse_taken(out: Path) -> None:
+    """Raise `TrainingError` where `out` is neither new nor an empty directory."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise TrainingError(f"{out} is not empty: give another --out")
 
 
 def _check_same(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
