@@ -159,7 +159,9 @@ def evaluate_images(
                 threads=threads,
             )[importance_samples]
             moments.append(latent_moments(sums, importance_samples))
-            kept.append(replace(sums, z=None, z2=None))
+            kept.append(
+                replace(sums, z=torch.empty(0), z2=torch.empty(0))
+            )  # large, and needed no more
             progress.advance(task, len(batch))
     figures = image_figures(kept, importance_samples)
     if importance_samples == 1 or not moments[0]:
