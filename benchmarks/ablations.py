@@ -16,8 +16,6 @@ that it was at. DIR/ablations.md is the table. A row that is not compiled in the
 the machine with other work, gets fewer steps: the table has them beside the nats.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import shutil
@@ -32,16 +30,16 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import training.fit.trainer
-from benchmarks.harness import parser_of, read_json, table, write_json, write_whole
+from benchmarks.harness import parser_of, read_json, table, write_json
 from benchmarks.timing import machine, machine_line
 from model.config import DiagonalPosterior, ModelConfig
 from model.layers import WeightNormLayer
-from training.config import ConfigError, RunConfig, Runtime, overridden, run_preset
-from training.errors import DataError, TrainingError
+from training.config import UNENDING_EPOCHS, ConfigError, RunConfig, Runtime, overridden, run_preset
+from training.errors import TrainingError
+from training.files import write_text
 from training.fit.device import prepare
 from training.fit.fit import fit
 
-EPOCHS = 100_000  # longer than any budget: a run ends by its minutes
 Result = dict[str, Any]
 Configure = Callable[[RunConfig], RunConfig]
 Alter = Callable[[nn.Module], None]
@@ -225,7 +223,7 @@ def base_config(options: argparse.Namespace) -> RunConfig:
     config = run_preset(options.preset)
     optim = replace(config.optim, schedule="constant", warmup_steps=options.warmup_steps)
     warmup = config.train.kl_warmup_epochs and options.kl_warmup_epochs
-    train = replace(config.train, epochs=EPOCHS, kl_warmup_epochs=warmup)
+    train = replace(config.train, epochs=UNENDING_EPOCHS, kl_warmup_epochs=warmup)
     return replace(config, optim=optim, train=train)
 
 
@@ -325,13 +323,12 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train what is missing and write the table."""
     options = arguments()
     try:
         base = base_config(options)
         rows = [r for r in rows_for(base) if options.rows is None or r.name in options.rows]
         document = run(rows, base, options)
-    except (ConfigError, TrainingError, DataError) as error:
+    except (ConfigError, TrainingError) as error:
         raise SystemExit(str(error)) from None
     except KeyboardInterrupt:
         raise SystemExit("stopped; the same command goes on with the row it was at") from None
@@ -339,7 +336,7 @@ def main() -> None:
     results = document["results"].values()  # a directory may hold other budgets' too
     text = markdown([r for r in results if all(r[name] == v for name, v in same.items())])
     budget = f"{options.preset}, {options.budget_minutes:g} minutes a row, {machine_line(document)}"
-    write_whole(options.out / "ablations.md", f"{budget}\n\n{text}\n")
+    write_text(options.out / "ablations.md", f"{budget}\n\n{text}\n")
     print(f"\n{text}\n\n{budget}")
 
 

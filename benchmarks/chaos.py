@@ -14,8 +14,6 @@ what became of the attack, of `/livez`, of a polite client with another key, and
 Exits with 1 if anything happened that may not.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import sys
@@ -86,7 +84,6 @@ HEAD += ["MiB, most", "faults"]
 
 
 def line(one: Suffered, calm: Suffered) -> list[str]:
-    """A row of the table."""
     return [
         one.name,
         ", ".join(f"{what}: {times}" for what, times in one.outcomes.most_common(4)),
@@ -104,7 +101,6 @@ def unanswered(one: Suffered) -> float:
 
 
 def faults(one: Suffered, calm: Suffered) -> list[str]:
-    """What may not be."""
     most = POLITE_RATIO * calm.polite.get("p99_ms", 0.0)
     grown = max(one.memory_mib) - one.memory_mib[0]
     return [
@@ -133,7 +129,6 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Storm, attack, and say what became of it."""
     given = arguments()
     stop_servers_when_ended()
     document: dict[str, Any] = {}

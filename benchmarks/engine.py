@@ -17,8 +17,6 @@ the best that any product of large matrices reached in between, in torch or NumP
 differ by a sixth here.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
@@ -41,15 +39,8 @@ import torch
 
 from benchmarks.harness import parser_of, table, write_json
 from benchmarks.score_graph import graph_file, session
-from benchmarks.timing import (
-    best_rate,
-    machine,
-    machine_line,
-    measured_peak,
-    repeated,
-)
+from benchmarks.timing import best_rate, machine, machine_line, measured_peak, repeated
 from service.bundle import OPERATIONS, Bundle, BundleError, load_bundle
-from service.engine.base import EngineBase
 from service.engine.choice import make_engine
 from service.engine.options import EngineOptions, Form
 from service.engine.self_check import random_inputs
@@ -97,7 +88,8 @@ def measure(args: argparse.Namespace) -> dict[Case, Found]:
         for path in args.bundles:
             bundle = load_bundle(path)
             for form in args.forms:
-                engine = opened.enter_context(closing(_engine(bundle, form, max(args.batches))))
+                how = EngineOptions(provider="cpu", max_rows=max(args.batches), form=form)
+                engine = opened.enter_context(closing(make_engine(bundle, how)))
                 for operation in args.operations:
                     flop = graph_flops(path / getattr(bundle.manifest.graphs[operation], form))
                     for batch in args.batches:
@@ -119,10 +111,6 @@ def measure(args: argparse.Namespace) -> dict[Case, Found]:
         reached = flop / each
         found[case] = Found(each, reached, reached / peak, statistics.median(noises[case]))
     return found
-
-
-def _engine(bundle: Bundle, form: Form, rows: int) -> EngineBase:
-    return make_engine(bundle, EngineOptions(provider="cpu", max_rows=rows, form=form))
 
 
 def inputs(bundle: Bundle, operation: str, rows: int) -> Arrays:

@@ -10,8 +10,6 @@ encoder could have given. The flow computes its conditions for every row all the
 that of training.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import statistics

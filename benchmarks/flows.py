@@ -17,8 +17,6 @@ and the table says so: such are the full-covariance Gaussian and long planar flo
 whose encoder would have to give D (D - 1) / 2 and 2 D K numbers.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Callable, Iterator
@@ -39,9 +37,10 @@ from benchmarks.flow_fits import (
     lattice,
     parameters_of,
 )
-from benchmarks.harness import parser_of, read_json, table, write_json, write_whole
+from benchmarks.harness import parser_of, read_json, table, write_json
 from benchmarks.timing import machine, machine_line
 from model.config import PosteriorConfig
+from training.files import write_text
 
 DIMS = [32, 128, 512, 1024, 4096]
 RESULTS = "results.json"
@@ -66,7 +65,6 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Its name in the results."""
         return f"{self.target}/{self.dim}/{self.posterior}"
 
 
@@ -85,7 +83,6 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
 
 
 def measure(row: Row, target: Target) -> dict[str, Any]:
-    """Cost and tightness of one posterior."""
     torch.manual_seed(0)
     posterior = Posterior(row.config, target.shape)
     return {"cost_ms": cost_ms(posterior, ROWS), **fit(posterior, target, row.seconds)}
@@ -224,7 +221,6 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Fit what is missing, then write the table and the plot."""
     options = arguments()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -240,7 +236,7 @@ def main() -> None:
         ) from None
     rows = list(document["rows"].values())
     text = markdown(rows)
-    write_whole(options.out / "flows.md", f"{machine_line(document)}\n\n{text}\n")
+    write_text(options.out / "flows.md", f"{machine_line(document)}\n\n{text}\n")
     plot(rows, options.out / "flows.png")
     print(f"\n{text}\n\n{machine_line(document)}\nwritten to {options.out}")
 

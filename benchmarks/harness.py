@@ -1,12 +1,12 @@
-"""What the programs share: command lines, files written whole, and tables."""
-
-from __future__ import annotations
+"""What the programs share: command lines, JSON files, and tables."""
 
 import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from training.files import write_text
 
 
 def parser_of(text: str | None) -> argparse.ArgumentParser:
@@ -15,17 +15,11 @@ def parser_of(text: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=text, formatter_class=kind)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all, making its directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def write_json(path: Path, document: object) -> None:
-    """Write JSON, whole or not at all."""
-    write_whole(path, json.dumps(document, indent=1) + "\n")
+    """Write JSON, whole or not at all, making its directory; figures may be nan."""
+    text = json.dumps(document, indent=1) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
 
 
 def read_json(path: Path) -> Any:

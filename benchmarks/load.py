@@ -5,8 +5,6 @@ writes a line a request, from which everything here is computed. Our own are onl
 and the server's processor time, which no generator sees.
 """
 
-from __future__ import annotations
-
 import resource
 import shutil
 import subprocess
@@ -21,7 +19,6 @@ from numpy.typing import NDArray
 
 from benchmarks.server import Server
 
-OPENING_SECONDS = 0.5  # in which the connections of `arriving` are made
 OPENING_SECONDS = 0.5  # in which the connections of `arriving` are made
 GOOD_SECONDS = 1.0  # an answer that takes longer is not counted as goodput
 MOST_CONNECTIONS = 1000  # of arrivals; each sends at its part of the rate,

@@ -16,8 +16,6 @@ medians over rounds are printed. With `--add`, what a file holds is kept, so tha
 in slices. What the service alone must stand is in `serving.py`.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys
@@ -215,7 +213,6 @@ def arguments() -> argparse.Namespace:
 
 
 def begun(options: argparse.Namespace) -> Any:
-    """The document that this run adds to."""
     if options.add and (document := read_json(options.json)):
         return document
     versions = {s.name: s.environment.version() for s in PEERS if s.environment}

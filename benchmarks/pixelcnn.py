@@ -7,8 +7,6 @@ convolution with the gate tanh(a) * sigmoid(b). Colours have a 256-way softmax e
 a logit. `benchmarks.pixelcnn_sampling` draws from it.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from dataclasses import dataclass
 
@@ -59,7 +57,6 @@ class MaskedConv(nn.Conv2d):
         self.register_buffer("mask", mask, persistent=False)
 
     def effective(self) -> Tensor:
-        """Give the masked weight."""
         return self.weight * self.mask
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,7 +93,6 @@ class GatedLayer(nn.Module):
         self.residual = MaskedConv(_pointwise(colours, width, width))
 
     def forward(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """See the class."""
         sides = (self.reach, self.reach)
         above = F.pad(v, (*sides, self.reach, -1 if self.first else 0))
         a_v = self.vertical(above)
@@ -154,7 +150,6 @@ def draw(logits: Tensor, u: Tensor) -> Tensor:
 
 
 def parameter_count(module: nn.Module) -> int:
-    """The number of a module's parameters."""
     return sum(p.numel() for p in module.parameters())
 
 

@@ -56,7 +56,6 @@ class _Product:
         ]
 
     def __call__(self, x: Tensor, colour: int, start: Tensor) -> Tensor:
-        """Add the product to `start`."""
         weight = self.weights[colour]
         return torch.addmm(start, x[:, : len(weight)], weight)
 

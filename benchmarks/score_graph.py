@@ -70,7 +70,6 @@ class ScoreGraph:
         return np.frombuffer(pixels, np.uint8).reshape(-1, *self.image_shape)
 
     def feed(self, images: Images) -> dict[str, Any]:
-        """All inputs of the graph."""
         n = len(images)
         noise = {name: np.repeat(row, n, axis=0) for name, row in self._noise.items()}
         return {"image": images, "owner": np.arange(n), **noise}
@@ -81,7 +80,6 @@ class ScoreGraph:
         return scores
 
     def __call__(self, images: Images) -> NDArray[np.float32]:
-        """Nats, float32 ``[n]``."""
         return self.run(self.feed(images))
 
 

@@ -1,7 +1,5 @@
 """A server as a process with all that it starts: their processor time, their memory, their end."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal
@@ -74,7 +72,6 @@ class Server:
         raise ServerError(f"it was not ready after {START_SECONDS:g} s: {self.last_words()}")
 
     def last_words(self) -> str:
-        """The end of what it wrote."""
         return " | ".join(self._log.read_text(errors="replace").strip().splitlines()[-3:])[-600:]
 
     def stop(self) -> None:
@@ -143,7 +140,6 @@ def stop_servers_when_ended() -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:

@@ -49,8 +49,6 @@ DEFAULT_PARTS = ("loads", "overload", "beside", "start")
 
 @dataclass(frozen=True)
 class Bound:
-    """What a figure should be."""
-
     value: float
     at_least: bool = False
 
@@ -114,7 +112,6 @@ class Bench:
         self.bare = Bare({}, {})
 
     def measure_bare(self) -> None:
-        """The machine at this minute."""
         self.bare = Bare.measured(self.graph, self.images, self.seconds)
         self._add("bare graph: images/s", self.bare.best["images_per_second"])
         self._add("bare graph: CPU, us an image", self.bare.best["cpu_us"])
@@ -146,7 +143,6 @@ class Bench:
         self._add(f"{name}, failed", found["failed"] + found["refused"])
 
     def overload(self) -> None:
-        """Three times what it can do."""
         ours = service(self.bundle, **BOUNDED, max_in_flight=IN_FLIGHT)
         with ours.running(self.bundle) as server:
             for size, clients, name in ((1, CROWD, "one image"), (MANY, FEW, "64 images")):
@@ -191,7 +187,6 @@ class Bench:
                 self._add(f"memory, {name}, MiB", server.memory_mib())
 
     def steady(self) -> None:
-        """80% of the capacity for a minute."""
         request = npy().request(self.images[:1])
         with service(self.bundle).running(self.bundle) as server:
             rate = 0.8 * closed(server, request, CROWD, self.seconds)["requests_per_second"]

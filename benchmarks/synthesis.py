@@ -17,8 +17,6 @@ seconds on a GPU. The paper (section 5.2) says 52.0 seconds an image for a Pixel
 seconds for its VAE, on one Titan X.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys
@@ -203,7 +201,6 @@ def arguments() -> argparse.Namespace:
 
 
 def measure(peers: Peers, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rows of the table."""
     rows = []
     for batch in options.batches:
         found = alternated(measurements(peers, batch, options), options.rounds)

@@ -5,8 +5,6 @@ A protocol says how images go in and log-likelihoods come out. Each peer is an a
 and waits were tried, and the quickest kept. Batches of all of them are at least 32 images.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io
@@ -30,6 +28,7 @@ from PIL import Image
 from benchmarks.load import Request
 from benchmarks.score_graph import GRAPH_VARIABLE, Images, ScoreGraph, graph_file
 from benchmarks.server import Server, free_ports, serving
+from service.codecs.npy import encode_npy
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "peers"
@@ -66,7 +65,6 @@ class Protocol:
     scores: Callable[[httpx.Response], Numbers]
 
     def request(self, images: Images) -> Request:
-        """The request that asks for the scores of `images`."""
         body, headers = self.encode(images)
         return Request(self.path, body, {**self.headers, **headers}, len(images))
 
@@ -74,13 +72,13 @@ class Protocol:
 def npy(path: str = "/v1/score?importance_samples=1") -> Protocol:
     """Arrays both ways."""
 
-    def encode(images: Images) -> tuple[bytes, dict[str, str]]:
-        out = io.BytesIO()
-        np.save(out, images)
-        return out.getvalue(), {}
-
-    headers = {"content-type": NPY, "accept": NPY}
-    return Protocol("npy", path, headers, encode, lambda a: _floats(np.load(io.BytesIO(a.content))))
+    return Protocol(
+        "npy",
+        path,
+        {"content-type": NPY, "accept": NPY},
+        lambda images: (encode_npy(images), {}),
+        lambda answer: _floats(np.load(io.BytesIO(answer.content))),
+    )
 
 
 def json_png() -> Protocol:
@@ -195,7 +193,6 @@ class Environment:
 
     @property
     def requirements(self) -> Path:
-        """Its pinned versions."""
         return FOLDER / f"{self.name}.txt"
 
     def version(self) -> str:
@@ -268,7 +265,6 @@ class System:
 
     @contextmanager
     def running(self, bundle: Path, python: Path | str = sys.executable) -> Iterator[Server]:
-        """A server of `bundle`. Raises ServerError."""
         port, other = free_ports(2)
         with tempfile.TemporaryDirectory(prefix="server-", ignore_cleanup_errors=True) as folder:
             home = Path(folder)

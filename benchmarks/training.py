@@ -13,8 +13,6 @@ the peak is the fraction of it that training reaches. `--profile` then says what
 is spent on.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics
@@ -95,7 +93,6 @@ def trainers_for(preset: str, options: argparse.Namespace) -> dict[str, Trainer]
 
 
 def measure(preset: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one preset."""
     trainers = trainers_for(preset, options)
     shipped = trainers["shipped"]
     device = shipped.backend.device
@@ -132,7 +129,6 @@ def measure(preset: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def kind_of(name: str) -> str:
-    """The kind of operation that a profiler's event belongs to."""
     return next((kind for part, kind in KINDS.items() if part in name), "everything else")
 
 

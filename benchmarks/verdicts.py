@@ -7,15 +7,12 @@ the default K at most 1.25 times, at K = 1 at most twice.
     python -m benchmarks.verdicts [--bundles service/bundles/mnist]
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import os
 import statistics
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's, as in the service
 import torch
@@ -28,20 +25,10 @@ from service.operations.model import Model
 BOUND, BOUND_OF_ONE = 1.25, 2.0
 
 
-class Ratios(NamedTuple):
-    """Medians over turns of what a verdict costs, in times of what there is without it."""
-
-    seconds: float
-    processor: float
-    crowd: float
-
-    def words(self) -> list[str]:
-        """For a table."""
-        return [f"{ratio:.2f}" for ratio in self]
-
-
-async def measure(model: Model, k: int, turns: int, callers: int) -> Ratios:
-    """Ratios of `turns` turns; images are the model's own draws, another one for each call."""
+async def measure(model: Model, k: int, turns: int, callers: int) -> list[float]:
+    """What a verdict costs, in times of what there is without it: seconds and processor time of one
+    caller, processor time of all. Medians over `turns` turns; images are the model's own draws,
+    another one for each call."""
     images = (await model.sample(turns + callers, seed=0, output="draw")).images
 
     async def spent(first: int, count: int, verdict: bool) -> tuple[float, float]:
@@ -61,11 +48,9 @@ async def measure(model: Model, k: int, turns: int, callers: int) -> Ratios:
     await ratios(0, callers)  # warms up
     alone = [await ratios(turn, 1) for turn in range(turns)]
     crowds = [await ratios(turn, callers) for turn in range(0, turns, 4)]
-    return Ratios(
-        statistics.median(seconds for seconds, _ in alone),
-        statistics.median(processor for _, processor in alone),
-        statistics.median(processor for _, processor in crowds),
-    )
+    seconds, processor = zip(*alone, strict=True)
+    _, processor_of_all = zip(*crowds, strict=True)
+    return [statistics.median(ratio) for ratio in (seconds, processor, processor_of_all)]
 
 
 async def run(args: argparse.Namespace) -> bool:
@@ -79,7 +64,7 @@ async def run(args: argparse.Namespace) -> bool:
             found = await measure(model, k, args.turns, args.callers)
             bound = BOUND_OF_ONE if k == 1 else BOUND
             sound &= max(found) <= bound
-            rows.append([model.name, str(k), *found.words(), f"{bound:g}"])
+            rows.append([model.name, str(k), *(f"{ratio:.2f}" for ratio in found), f"{bound:g}"])
         await model.stop()
     head = ["bundle", "K", "time", "processor", f"processor, {args.callers} callers", "at most"]
     print(table(head, rows))
@@ -87,7 +72,6 @@ async def run(args: argparse.Namespace) -> bool:
 
 
 def main() -> None:
-    """Measure and print."""
     parser = parser_of(__doc__)
     default = sorted(path for path in SHIPPED.iterdir() if path.is_dir())
     parser.add_argument("--bundles", nargs="+", type=Path, default=default)

@@ -1,7 +1,5 @@
 """`iafvae-train`, also as `python -m training`: says what to install where torch is missing."""
 
-from __future__ import annotations
-
 import sys
 
 # What the extra `train` brings and the service does not have.

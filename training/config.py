@@ -4,8 +4,6 @@ What changes the mathematics of a run stands in `RunConfig` and is kept in its `
 What only changes how fast it is computed stands in `Runtime` and may differ at every resume.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace

@@ -4,16 +4,16 @@ Everything is written under another name beside its place, flushed to the disk, 
 whoever reads sees the old one or the new one.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "new_folder",
     "publish_folder",
     "read_lines",
     "write_bytes",
@@ -95,6 +95,20 @@ def publish_folder(path: Path, contents: Mapping[str, bytes]) -> None:
             replaced.rename(path)
         _remove(temporary)
         _remove(replaced)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to be filled, which gets its name `path` when the block has ended well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    _remove(temporary)
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        _remove(temporary)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -4,8 +4,6 @@ What has no option of its own is set so, and a recorded command names it so: eve
 can be told in one line.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,7 +12,7 @@ from typing import Any
 from model.config import ConfigError
 from training.config import RunConfig, run_config_from_dict
 
-__all__ = ["differences", "with_settings"]
+__all__ = ["PARTS", "differences", "with_settings"]
 
 PARTS = ("model", "data", "optim", "train")
 

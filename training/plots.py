@@ -47,11 +47,13 @@ STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.axisbelow": True,
     "axes.edgecolor": "#888888",
     "axes.labelcolor": INK,
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
+    "grid.color": "#eeeeee",
     "axes.titlesize": 10,
 }
 

@@ -4,8 +4,6 @@ Each is a function of the configuration and the step, so that a resumed run need
 schedule "budget" alone also looks at the call's minutes.
 """
 
-from __future__ import annotations
-
 import math
 
 from training.config import OptimConfig, TrainConfig

@@ -26,13 +26,8 @@ class Scores:
     def __init__(self) -> None:
         self.graph = ScoreGraph.given()
 
-    @bentoml.api(
-        batchable=True,
-        max_batch_size=64,
-        max_latency_ms=1000,
-    )
+    @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=1000)
     def score(self, images: list[str]) -> list[float]:
-        """Scores of a batch that BentoML has joined."""
         pixels = b"".join(base64.b64decode(image) for image in images)
         scores: list[float] = self.graph(self.graph.images(pixels)).tolist()
         return scores

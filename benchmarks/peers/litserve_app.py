@@ -18,11 +18,9 @@ class Scores(litserve.LitAPI):
     """Images as base64 of their bytes in JSON, as in LitServe's image examples."""
 
     def setup(self, device: str) -> None:  # noqa: ARG002 - the name is LitServe's
-        """Called once in each worker."""
         self.graph = ScoreGraph.given()
 
     def decode_request(self, request: Request) -> Any:
-        """Images of one request."""
         return self.graph.images(base64.b64decode(request["images"]))
 
     def batch(self, inputs: list[Any]) -> list[Any]:
@@ -30,28 +28,20 @@ class Scores(litserve.LitAPI):
         return inputs
 
     def predict(self, x: list[Any]) -> list[Any]:
-        """Scores of a batch of requests."""
         ends = np.cumsum([len(images) for images in x])
         return np.split(self.graph(np.concatenate(x)), ends[:-1])
 
     def unbatch(self, output: list[Any]) -> list[Any]:
-        """One array a request, already."""
         return output
 
     def encode_response(self, output: Any) -> dict[str, list[float]]:
-        """The answer of one request."""
         return {"scores": output.tolist()}
 
 
 if __name__ == "__main__":
     cores = len(os.sched_getaffinity(0))
     api = Scores(max_batch_size=32, batch_timeout=0.002)
-    server = litserve.LitServer(
-        api,
-        accelerator="cpu",
-        workers_per_device=cores,
-        fast_queue=True,
-    )
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=cores, fast_queue=True)
     server.run(
         host="127.0.0.1",
         port=int(sys.argv[1]),

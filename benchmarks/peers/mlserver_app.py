@@ -18,12 +18,10 @@ class Scores(MLModel):
     """Images as base64 of their bytes, one string each: MLServer's REST has no binary tensors."""
 
     async def load(self) -> bool:
-        """Called once in each worker."""
         self.graph = ScoreGraph.given()
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Scores of a batch that MLServer has joined."""
         pixels = Base64Codec.decode_input(payload.inputs[0])
         scores = self.graph(self.graph.images(b"".join(pixels)))
         return InferenceResponse(

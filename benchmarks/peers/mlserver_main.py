@@ -12,7 +12,6 @@ from mlserver_app import Scores
 
 
 async def main() -> None:
-    """Serve until SIGTERM."""
     cores = len(os.sched_getaffinity(0))
     settings = Settings(
         debug=False,

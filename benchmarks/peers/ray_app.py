@@ -18,11 +18,7 @@ HERE = Path(__file__).resolve().parents[1]
 CORES = len(os.sched_getaffinity(0))
 
 
-@serve.deployment(
-    num_replicas=CORES,
-    max_ongoing_requests=256,
-    ray_actor_options={"num_cpus": 1},
-)
+@serve.deployment(num_replicas=CORES, max_ongoing_requests=256, ray_actor_options={"num_cpus": 1})
 class Scores:
     """Images as their bytes; requests of any number of images are joined."""
 
@@ -32,17 +28,12 @@ class Scores:
 
         self.graph = ScoreGraph.given()
 
-    @serve.batch(
-        max_batch_size=32,
-        batch_wait_timeout_s=0.001,
-    )
+    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.001)
     async def score(self, requests: list[Any]) -> list[Any]:
-        """Scores of a batch of requests."""
         ends = np.cumsum([len(images) for images in requests])
         return np.split(self.graph(np.concatenate(requests)), ends[:-1])
 
     async def __call__(self, request: Request) -> Response:
-        """One request."""
         scores = await self.score(self.graph.images(await request.body()))
         return Response(scores.tobytes(), media_type="application/octet-stream")
 

@@ -27,12 +27,11 @@ def instance(graph: ScoreGraph) -> Any:
 
 
 if __name__ == "__main__":
-    port = int(sys.argv[1])
     cores = len(os.sched_getaffinity(0))
     graph = ScoreGraph.given()
     config = TritonConfig(
         http_address="127.0.0.1",
-        http_port=port,
+        http_port=int(sys.argv[1]),
         grpc_address="127.0.0.1",
         grpc_port=int(sys.argv[2]),
         allow_metrics=False,
@@ -44,8 +43,7 @@ if __name__ == "__main__":
             inputs=[Tensor(name="image", dtype=np.uint8, shape=graph.image_shape)],
             outputs=[Tensor(name="log_weight", dtype=np.float32, shape=(1,))],
             config=ModelConfig(
-                max_batch_size=256,
-                batcher=DynamicBatcher(max_queue_delay_microseconds=0),
+                max_batch_size=256, batcher=DynamicBatcher(max_queue_delay_microseconds=0)
             ),
         )
         triton.serve()

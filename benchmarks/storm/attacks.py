@@ -6,8 +6,6 @@ meanwhile h2load asks politely under another key, and this process asks for `/li
 the server's memory.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import json
@@ -20,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -31,6 +29,7 @@ from PIL import Image
 
 from benchmarks.load import Figures, Request, arriving
 from benchmarks.server import Server
+from service.codecs.npy import encode_npy
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 10.0
@@ -51,7 +50,6 @@ class Site:
         return socket.create_connection(("127.0.0.1", self.port), timeout)
 
     def head(self, path: str, *lines: str, method: str = "POST") -> bytes:
-        """The head of a request under the key."""
         own = (f"{method} {path} HTTP/1.1", "host: x", f"authorization: Bearer {self.key}")
         return "\r\n".join((*own, *lines, "", "")).encode()
 
@@ -63,7 +61,6 @@ class Site:
             return status_of(sock)
 
     def post(self, path: str, kind: str, body: bytes, *lines: str) -> str:
-        """The status of a POST."""
         length = f"content-length: {len(body)}"
         return self.told(self.head(path, f"content-type: {kind}", length, *lines) + body)
 
@@ -193,17 +190,14 @@ def small_chunks(site: Site) -> str:
 
 def half_open(site: Site) -> str:
     """Many connections that begin a request and leave it there."""
-    held = []
-    try:
-        for _ in range(200):
-            held.append(site.connect())
-            held[-1].sendall(site.head("/v1/score")[:-4])
+    with ExitStack() as held:
+        try:
+            for _ in range(200):
+                sock = held.enter_context(site.connect())
+                sock.sendall(site.head("/v1/score")[:-4])
+        except OSError:
+            return "refused after some of 200"
         time.sleep(1.0)
-    except OSError:
-        return "refused after some of 200"
-    finally:
-        for sock in held:
-            sock.close()
     return "held"
 
 
@@ -235,32 +229,26 @@ def slow_reader(site: Site) -> str:
 
 def unread_answers(site: Site) -> str:
     """Large answers on many connections, of which nothing is read."""
-    out = io.BytesIO()
-    np.save(out, np.zeros((256, 1, 28, 28), np.uint8))
-    body = out.getvalue()
-    lines = ("content-type: application/x-npy", f"content-length: {len(body)}")
-    held = []
-    try:
+    request = _black_images(site, "/v1/anomaly-map?maps=true", 256)
+    with ExitStack() as held:
         while time.monotonic() < site.end:
-            held.append(site.connect())
-            held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            held[-1].sendall(site.head("/v1/anomaly-map?maps=true", *lines) + body)
-            if (status := status_of(held[-1])) != "200":
+            sock = held.enter_context(site.connect())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.sendall(request)
+            if (status := status_of(sock)) != "200":
                 return status
-    finally:
-        for sock in held:
-            sock.close()
     return "all computed"
 
 
 def many_connections(site: Site) -> str:
     """One of many connections of one caller, which never rests."""
-    out = io.BytesIO()
-    np.save(out, np.zeros((64, 1, 28, 28), np.uint8))
-    body = out.getvalue()
+    return site.told(_black_images(site, "/v1/score?importance_samples=4", 64))
+
+
+def _black_images(site: Site, path: str, count: int) -> bytes:
+    body = encode_npy(np.zeros((count, 1, 28, 28), np.uint8))
     lines = ("content-type: application/x-npy", f"content-length: {len(body)}")
-    request = site.head("/v1/score?importance_samples=4", *lines) + body
-    return site.told(request)
+    return site.head(path, *lines) + body
 
 
 ATTACKS: dict[str, tuple[Callable[[Site], str], int]] = {
@@ -299,7 +287,6 @@ class Suffered:
 
     @property
     def live_p99_ms(self) -> float:
-        """Of `/livez`."""
         return 1e3 * float(np.percentile(self.live_seconds, 99))
 
 

@@ -5,8 +5,6 @@ tallied; what may not be is a fault: a wrong answer, an error that is not the do
 connection that ends or hangs where the client has done nothing to it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 import time

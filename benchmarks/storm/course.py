@@ -4,8 +4,6 @@ What must hold: every answer is right, every other outcome is honest, nothing ha
 ready afterwards, its counts add up, and SIGTERM under load loses nothing that was asked before it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 import signal

@@ -5,8 +5,6 @@ the request's seed means, and by nothing else of the service. All images are bla
 model rounds such pixels.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Callable, Iterable

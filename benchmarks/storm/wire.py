@@ -32,8 +32,6 @@ class Answer:
 
 
 class Wire:
-    """A connection to the server."""
-
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
 

@@ -1,15 +1,10 @@
 """`iafvae-train evaluate-anomaly`: does a bundle tell other images from its own?"""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from training.cli.measure import MEASURED, keep, resumable, say, show
-from training.cli.options import DataDir, one_of, with_options, words
+from training.cli.options import DataDir, Measured, one_of, option, with_options, words
 
 __all__ = ["evaluate_anomaly"]
 
@@ -18,40 +13,28 @@ __all__ = ["evaluate_anomaly"]
 class AnomalyOptions:
     """A served model, other images, and how they are scored."""
 
-    bundle: Annotated[Path, typer.Option(help="The bundle to measure, as it is served.")]
-    data: Annotated[
-        str | None,
-        typer.Option(help="Other images of its own kind than it was trained on, or folder:PATH."),
-    ] = None
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Sets to compare with, commas between: mnist, fashion-mnist, cifar10, "
-            "folder:PATH; constants, noise, draws (the model's own), and of the model's own "
-            "images blurred[:PIXELS], noisy[:LEVELS], inverted, flipped, thresholded, "
-            "shuffled[:SIDE], defects[:SIDE]. Default: data sets at hand (but the model's own), "
-            "and all that are made."
-        ),
-    ] = None
-    limit: Annotated[
-        int, typer.Option(help="How many images of each set, the first ones; 0: all.", min=0)
-    ] = 300
-    importance_samples: Annotated[
-        int | None,
-        typer.Option(help="K, draws of the latents for each image; default: the bundle's.", min=1),
-    ] = None
-    seed: Annotated[int, typer.Option(help="Of the latents and of made images.", min=0)] = 0
-    split: Annotated[
-        str, typer.Option(help="test (final figures) or validation (while you choose).")
-    ] = "test"
+    bundle: Path = option(..., "The bundle to measure, as it is served.")
+    data: str | None = option(
+        None, "Other images of its own kind than it was trained on, or folder:PATH."
+    )
+    against: list[str] | None = option(
+        None,
+        "Sets to compare with, commas between: mnist, fashion-mnist, cifar10, "
+        "folder:PATH; constants, noise, draws (the model's own), and of the model's own "
+        "images blurred[:PIXELS], noisy[:LEVELS], inverted, flipped, thresholded, "
+        "shuffled[:SIDE], defects[:SIDE]. Default: data sets at hand (but the model's own), "
+        "and all that are made.",
+    )
+    limit: int = option(300, "How many images of each set, the first ones; 0: all.", min=0)
+    importance_samples: int | None = option(
+        None, "K, draws of the latents for each image; default: the bundle's.", min=1
+    )
+    seed: int = option(0, "Of the latents and of made images.", min=0)
+    split: Measured = "test"
     data_dir: DataDir = None
-    out: Annotated[
-        Path, typer.Option(help="A directory for the results; a run's: export finds them there.")
-    ] = Path()
-    into_card: Annotated[
-        bool, typer.Option("--into-card", help="Put them into the bundle's card, too.")
-    ] = False
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not tables.")] = False
+    out: Path = option(Path(), "A directory for the results; a run's: export finds them there.")
+    into_card: bool = option(False, "Put them into the bundle's card, too.", "--into-card")
+    as_json: bool = option(False, "Print JSON, not tables.", "--json")
 
 
 @with_options(AnomalyOptions)

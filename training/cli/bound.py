@@ -1,15 +1,10 @@
 """`iafvae-train bound`: how the bound on log p(x) tightens with K."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from training.cli.measure import MEASURED, ModelOptions, keep, resumable, show
-from training.cli.options import numbers, one_of, with_options
+from training.cli.options import Measured, numbers, one_of, option, with_options
 
 __all__ = ["bound"]
 
@@ -18,25 +13,15 @@ __all__ = ["bound"]
 class BoundOptions(ModelOptions):
     """The numbers of draws, on how many images, and where the results go."""
 
-    split: Annotated[
-        str, typer.Option(help="test (final figures) or validation (while you choose).")
-    ] = "test"
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="A directory for the results; default: the run's, where export finds them."
-        ),
-    ] = None
-    k: Annotated[
-        str, typer.Option("--k", help="Numbers of importance samples, commas between.")
-    ] = "1,16,128,1000"
-    images: Annotated[
-        int | None,
-        typer.Option(help="Measure the largest K on the first N images alone: it is long.", min=1),
-    ] = None
-    limit: Annotated[
-        int | None, typer.Option(help="Every K on the first N images only.", min=1)
-    ] = None
+    split: Measured = "test"
+    out: Path | None = option(
+        None, "A directory for the results; default: the run's, where export finds them."
+    )
+    k: str = option("1,16,128,1000", "Numbers of importance samples, commas between.", "--k")
+    images: int | None = option(
+        None, "Measure the largest K on the first N images alone: it is long.", min=1
+    )
+    limit: int | None = option(None, "Every K on the first N images only.", min=1)
 
 
 @with_options(BoundOptions)

@@ -1,7 +1,5 @@
 """`iafvae-train curve`: validation bounds against minutes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,16 +1,11 @@
 """`iafvae-train evaluate`: the likelihood of a run or a bundle on a split."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from model.config import ConfigError
 from training.cli.measure import ModelOptions, progress_bar, say
-from training.cli.options import console, one_of, with_options
+from training.cli.options import console, one_of, option, with_options
 
 __all__ = ["evaluate"]
 
@@ -19,17 +14,11 @@ __all__ = ["evaluate"]
 class EvaluateOptions(ModelOptions):
     """The likelihood on a split."""
 
-    data: Annotated[
-        str | None, typer.Option(help="With --bundle: other images than it was trained on.")
-    ] = None
-    split: Annotated[str, typer.Option(help="train, validation, calibration or test.")] = "test"
-    importance_samples: Annotated[
-        int, typer.Option(help="K of the importance-weighted bound.", min=1)
-    ] = 128
-    limit: Annotated[int | None, typer.Option(help="Only the first N images.", min=1)] = None
-    report: Annotated[
-        Path | None, typer.Option(help="Also write the figures as JSON to this file.")
-    ] = None
+    data: str | None = option(None, "With --bundle: other images than it was trained on.")
+    split: str = option("test", "train, validation, calibration or test.")
+    importance_samples: int = option(128, "K of the importance-weighted bound.", min=1)
+    limit: int | None = option(None, "Only the first N images.", min=1)
+    report: Path | None = option(None, "Also write the figures as JSON to this file.")
 
 
 @with_options(EvaluateOptions)

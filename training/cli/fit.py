@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -19,10 +17,12 @@ from training.cli.options import (
     RuntimeOptions,
     console,
     errors,
+    option,
+    stopping,
     with_options,
 )
 from training.config import RunConfig, overridden, run_preset
-from training.fit.signals import EXIT_CODES, signal_name
+from training.fit.signals import EXIT_CODES
 from training.overrides import with_settings
 
 if TYPE_CHECKING:
@@ -35,112 +35,74 @@ __all__ = ["FitOptions", "fit"]
 class RecipeOptions:
     """Which run: every one that changes its numbers is in `training.runs.provenance.OPTIONS`."""
 
-    out: Annotated[Path, typer.Option(help="The run directory to write.")]
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Architecture and settings: {', '.join(preset_names())}. Default: mnist."
-        ),
-    ] = None
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="mnist, mnist-static, fashion-mnist, cifar10, or folder:PATH of your own images."
-        ),
-    ] = None
-    data_dir: DataDir = None
-    size: Annotated[
-        str | None, typer.Option(help="With folder: resize images to N or HEIGHTxWIDTH.")
-    ] = None
-    channels: Annotated[int | None, typer.Option(help="With folder: 1 (grey) or 3 (RGB).")] = None
-    flips: Annotated[
-        bool | None,
-        typer.Option(
-            "--flips/--no-flips",
-            help="Mirror every second training image, drawn anew at each presentation "
-            "(on for cifar10-*, off for digits).",
-            show_default=False,
-        ),
-    ] = None
-    likelihood: Annotated[
-        str | None,
-        typer.Option(help="bernoulli (binary), discretized_logistic or logistic_mixture (8-bit)."),
-    ] = None
-    epochs: Annotated[int | None, typer.Option(help="How many epochs in all.")] = None
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images a step, over all processes (128; cifar10: 256).")
-    ] = None
-    accumulate: Annotated[
-        int | None,
-        typer.Option(
-            help="Compute a step's batch as this many micro-batches, one after another, for less "
-            "memory (1). Their gradients add up to the batch's, but not under free bits: each "
-            "micro-batch then has its own mean, which is another objective."
-        ),
-    ] = None
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Its highest value, after the warm-up (0.002).")
-    ] = None
-    warmup_steps: Annotated[
-        int | None,
-        typer.Option(help="Steps over which the learning rate rises (400, or a tenth of the run)."),
-    ] = None
-    optimizer: Annotated[str | None, typer.Option(help="adamax or adam.")] = None
-    schedule: Annotated[
-        str | None,
-        typer.Option(
-            help="trapezoid, cosine, constant, or budget: a trapezoid that falls at the end of "
-            "--budget-minutes."
-        ),
-    ] = None
-    decay_fraction: Annotated[
-        float | None,
-        typer.Option(
-            help="Over which part of the run, at its end, the rate of a trapezoid falls to zero: "
-            "0 (never) to 1 (0.4). Of a budget: over which part of its minutes."
-        ),
-    ] = None
-    weight_decay: Annotated[float | None, typer.Option(help="L2 penalty of the optimiser (0).")] = (
-        None
+    out: Path = option(..., "The run directory to write.")
+    preset: str | None = option(
+        None, f"Architecture and settings: {', '.join(preset_names())}. Default: mnist."
     )
-    clip_norm: Annotated[
-        float | None, typer.Option(help="Cut gradients to this norm (0: leave them).")
-    ] = None
-    ema_decay: Annotated[
-        float | None, typer.Option(help="Polyak averaging of the weights (0.999).")
-    ] = None
-    free_bits: Annotated[
-        float | None, typer.Option(help="Minimum nats of each latent part (paper, C.8).")
-    ] = None
-    kl_warmup_epochs: Annotated[
-        float | None, typer.Option(help="Epochs over which the KL's weight rises to 1 (5).")
-    ] = None
-    importance_samples: Annotated[
-        int | None,
-        typer.Option(
-            help="Train on the importance-weighted bound of this many draws an image, without free "
-            "bits (1: the ELBO)."
-        ),
-    ] = None
-    seed: Annotated[
-        int | None, typer.Option(help="Of the weights, the order, the binarisation, the noise (0).")
-    ] = None
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Any other field of config.json, PATH=VALUE, as often as needed: "
-            "model.z_channels=8, model.levels=[3,3].",
-        ),
-    ] = None
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with the run in --out, as it was configured; only --epochs, "
-            "--decay-fraction and --importance-samples may differ, and the number of processes.",
-        ),
-    ] = False
+    data: str | None = option(
+        None, "mnist, mnist-static, fashion-mnist, cifar10, or folder:PATH of your own images."
+    )
+    data_dir: DataDir = None
+    size: str | None = option(None, "With folder: resize images to N or HEIGHTxWIDTH.")
+    channels: int | None = option(None, "With folder: 1 (grey) or 3 (RGB).")
+    flips: bool | None = option(
+        None,
+        "Mirror every second training image, drawn anew at each presentation "
+        "(on for cifar10-*, off for digits).",
+        "--flips/--no-flips",
+        show_default=False,
+    )
+    likelihood: str | None = option(
+        None, "bernoulli (binary), discretized_logistic or logistic_mixture (8-bit)."
+    )
+    epochs: int | None = option(None, "How many epochs in all.")
+    batch_size: int | None = option(None, "Images a step, over all processes (128; cifar10: 256).")
+    accumulate: int | None = option(
+        None,
+        "Compute a step's batch as this many micro-batches, one after another, for less "
+        "memory (1). Their gradients add up to the batch's, but not under free bits: each "
+        "micro-batch then has its own mean, which is another objective.",
+    )
+    learning_rate: float | None = option(None, "Its highest value, after the warm-up (0.002).")
+    warmup_steps: int | None = option(
+        None, "Steps over which the learning rate rises (400, or a tenth of the run)."
+    )
+    optimizer: str | None = option(None, "adamax or adam.")
+    schedule: str | None = option(
+        None,
+        "trapezoid, cosine, constant, or budget: a trapezoid that falls at the end of "
+        "--budget-minutes.",
+    )
+    decay_fraction: float | None = option(
+        None,
+        "Over which part of the run, at its end, the rate of a trapezoid falls to zero: "
+        "0 (never) to 1 (0.4). Of a budget: over which part of its minutes.",
+    )
+    weight_decay: float | None = option(None, "L2 penalty of the optimiser (0).")
+    clip_norm: float | None = option(None, "Cut gradients to this norm (0: leave them).")
+    ema_decay: float | None = option(None, "Polyak averaging of the weights (0.999).")
+    free_bits: float | None = option(None, "Minimum nats of each latent part (paper, C.8).")
+    kl_warmup_epochs: float | None = option(
+        None, "Epochs over which the KL's weight rises to 1 (5)."
+    )
+    importance_samples: int | None = option(
+        None,
+        "Train on the importance-weighted bound of this many draws an image, without free "
+        "bits (1: the ELBO).",
+    )
+    seed: int | None = option(None, "Of the weights, the order, the binarisation, the noise (0).")
+    settings: list[str] | None = option(
+        None,
+        "Any other field of config.json, PATH=VALUE, as often as needed: "
+        "model.z_channels=8, model.levels=[3,3].",
+        "--set",
+    )
+    resume: bool = option(
+        False,
+        "Go on with the run in --out, as it was configured; only --epochs, "
+        "--decay-fraction and --importance-samples may differ, and the number of processes.",
+        "--resume",
+    )
 
     def config(self) -> RunConfig:
         """What the run was started with, or the preset, with what is given here."""
@@ -164,9 +126,9 @@ class RecipeOptions:
         given: dict[str, dict[str, Any]] = {
             "data": {"name": self._data(), "horizontal_flips": self.flips}
         }
-        for option, (part, key) in OPTIONS.items():
-            value = getattr(self, option.removeprefix("--").replace("-", "_"))
-            given.setdefault(part, {})[key] = _size(value) if option == "--size" else value
+        for name, (part, key) in OPTIONS.items():
+            value = getattr(self, name.removeprefix("--").replace("-", "_"))
+            given.setdefault(part, {})[key] = _size(value) if name == "--size" else value
         return given
 
     def _data(self) -> str | None:
@@ -191,27 +153,20 @@ def _size(text: str | None) -> tuple[int, int] | None:
 class CallOptions:
     """How far this call goes, and what it keeps."""
 
-    budget_minutes: Annotated[
-        float | None,
-        typer.Option(
-            help="Stop cleanly after this many minutes of steps; the first one, which compiles, "
-            "comes on top."
-        ),
-    ] = None
-    optimizer_state: Annotated[
-        bool,
-        typer.Option(
-            help="Keep the optimiser's state in checkpoints. Without it they have half the size, "
-            "and a resumed run is close to an uninterrupted one, not equal to it."
-        ),
-    ] = True
-    cuda_graphs: Annotated[
-        str, typer.Option(help="on or off: replay a compiled step on one GPU as CUDA graphs.")
-    ] = "off"
-    timeout_minutes: Annotated[
-        float,
-        typer.Option(help="Under torchrun: how long a process waits for the others."),
-    ] = 10.0
+    budget_minutes: float | None = option(
+        None,
+        "Stop cleanly after this many minutes of steps; the first one, which compiles, "
+        "comes on top.",
+    )
+    optimizer_state: bool = option(
+        True,
+        "Keep the optimiser's state in checkpoints. Without it they have half the size, "
+        "and a resumed run is close to an uninterrupted one, not equal to it.",
+    )
+    cuda_graphs: str = option("off", "on or off: replay a compiled step on one GPU as CUDA graphs.")
+    timeout_minutes: float = option(
+        10.0, "Under torchrun: how long a process waits for the others."
+    )
     as_json: AsJson = False
 
 
@@ -247,7 +202,9 @@ def fit(options: FitOptions) -> None:
     from training.fit.fit import fit as run_fit
 
     runtime = options.runtime()
-    with _stopped_at_once(), joined(options.timeout_minutes) as world:
+    # By a signal before the first step, or by a second one.
+    at_once = "stopped at once: steps since the last checkpoint, if any, are lost"
+    with stopping(at_once), joined(options.timeout_minutes) as world:
         loud = errors if options.as_json else console
         teller = loud if world.first else Console(quiet=True)
         result = run_fit(
@@ -264,23 +221,10 @@ def fit(options: FitOptions) -> None:
     for line in _ending(options, result):
         teller.print(line, soft_wrap=True, highlight=False)
     if options.as_json and not teller.quiet:
-        console.print_json(data=_figures({"run": str(options.out), **asdict(result)}))
+        facts = {"run": str(options.out), **asdict(result)}
+        # JSON knows no NaN.
+        console.print_json(data={k: None if v != v else v for k, v in facts.items()})
     raise typer.Exit(EXIT_CODES.get(result.reason, 0))
-
-
-@contextmanager
-def _stopped_at_once() -> Iterator[None]:
-    """Tell what a signal before the first step, or a second signal, leaves; exit as it asks."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        errors.print("stopped at once: steps since the last checkpoint, if any, are lost")
-        raise typer.Exit(EXIT_CODES[signal_name(stop)]) from None
-
-
-def _figures(facts: dict[str, Any]) -> dict[str, Any]:
-    """As JSON has them, which knows no NaN."""
-    return {k: None if v != v else v for k, v in facts.items()}
 
 
 def _ending(options: FitOptions, result: FitResult) -> list[str]:

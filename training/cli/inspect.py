@@ -1,15 +1,20 @@
 """`iafvae-train inspect`: from a folder of good images to verdicts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from model.config import ConfigError
-from training.cli.options import AsJson, RuntimeOptions, console, errors, with_options
+from training.cli.options import (
+    AsJson,
+    RuntimeOptions,
+    argument,
+    console,
+    errors,
+    option,
+    with_options,
+)
 from training.fit.signals import EXIT_CODES
 
 __all__ = ["inspect"]
@@ -19,18 +24,13 @@ __all__ = ["inspect"]
 class InspectOptions(RuntimeOptions):
     """All options of `inspect`."""
 
-    folder: Annotated[Path, typer.Argument(help="Good images; or a set laid out as MVTec's are.")]
-    out: Annotated[Path, typer.Option(help="The directory to write.")]
-    test: Annotated[
-        Path | None,
-        typer.Option(help="Images to be judged; their sub-folders name classes (good: usual)."),
-    ] = None
-    false_alarms: Annotated[
-        float, typer.Option(help="How many usual images may be called anomalous, in 1.")
-    ] = 0.01
-    minutes: Annotated[
-        float, typer.Option(help="For all of it; about two thirds train the model.")
-    ] = 15.0
+    folder: Path = argument(..., "Good images; or a set laid out as MVTec's are.")
+    out: Path = option(..., "The directory to write.")
+    test: Path | None = option(
+        None, "Images to be judged; their sub-folders name classes (good: usual)."
+    )
+    false_alarms: float = option(0.01, "How many usual images may be called anomalous, in 1.")
+    minutes: float = option(15.0, "For all of it; about two thirds train the model.")
     as_json: AsJson = False
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress
 
 from model.config import ConfigError
 from service.cli.help import plain_help
@@ -17,6 +16,7 @@ from training.cli.curve import curve
 from training.cli.evaluate import evaluate
 from training.cli.fit import fit
 from training.cli.inspect import inspect
+from training.cli.measure import progress_bar
 from training.cli.options import AsJson, DataDir, Run, Weights, console, errors, one_of
 from training.cli.prior import fit_prior
 from training.cli.reproduce import app as reproduce
@@ -84,7 +84,7 @@ def export(
     """
     from training.export.run import export_run
 
-    with Progress(console=errors, disable=not errors.is_terminal) as progress:
+    with progress_bar() as progress:
         bundle = export_run(
             run,
             out,
@@ -136,7 +136,7 @@ def calibrate(
     """
     from training.export.revise import recalibrate
 
-    with Progress(console=errors, disable=not errors.is_terminal) as progress:
+    with progress_bar() as progress:
         made = recalibrate(
             bundle,
             out or bundle,

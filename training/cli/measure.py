@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.progress import Progress
 from rich.table import Table
 
@@ -17,11 +16,14 @@ from training.cli.options import (
     DataDir,
     Device,
     Weights,
+    argument,
     console,
     errors,
     one_of,
+    option,
+    stopping,
 )
-from training.fit.signals import EXIT_CODES, signal_name, stoppable
+from training.fit.signals import stoppable
 
 if TYPE_CHECKING:
     from training.evaluate.subject import Subject
@@ -35,22 +37,14 @@ MEASURED = ("test", "validation")
 class ModelOptions:
     """Which model is measured, and how it is computed."""
 
-    run: Annotated[
-        Path | None, typer.Argument(help="A run directory, or one checkpoint in it.")
-    ] = None
-    bundle: Annotated[
-        Path | None, typer.Option(help="Measure an exported bundle instead of a run.")
-    ] = None
-    seed: Annotated[
-        int, typer.Option(help="Of the latents, of binarised and of made images.", min=0)
-    ] = 0
+    run: Path | None = argument(None, "A run directory, or one checkpoint in it.")
+    bundle: Path | None = option(None, "Measure an exported bundle instead of a run.")
+    seed: int = option(0, "Of the latents, of binarised and of made images.", min=0)
     weights: Weights = "ema"
     data_dir: DataDir = None
     device: Device = "auto"
-    memory_gib: Annotated[
-        float, typer.Option(help="About how much memory the draws may take at once.", min=0.01)
-    ] = 2.0
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False
+    memory_gib: float = option(2.0, "About how much memory the draws may take at once.", min=0.01)
+    as_json: bool = option(False, "Print JSON, not a table.", "--json")
 
     def subject(self, data: str | None = None) -> Subject:
         """The model; of a bundle with the images of `data`.
@@ -80,16 +74,10 @@ def progress_bar() -> Progress:
 
 @contextmanager
 def resumable(command: str) -> Iterator[Progress]:
-    """Turn Ctrl-C and SIGTERM into words and an exit status: what was measured is on the disk."""
-    try:
-        with stoppable(), progress_bar() as progress:
-            yield progress
-    except KeyboardInterrupt as stop:
-        say(
-            "stopped; what was measured is kept: the same iafvae-train "
-            f"{command} goes on from there"
-        )
-        raise typer.Exit(EXIT_CODES[signal_name(stop)]) from None
+    """A bar of what Ctrl-C and SIGTERM may interrupt: what was measured is on the disk."""
+    kept = f"stopped; what was measured is kept: the same iafvae-train {command} goes on from there"
+    with stopping(kept), stoppable(), progress_bar() as progress:
+        yield progress
 
 
 def keep(

@@ -1,14 +1,15 @@
 """What the commands of `iafvae-train` share: consoles, common options, checks of choices.
 
-A command with many options takes a dataclass of them (`with_options`), whose fields are annotated
-as typer's parameters are.
+A command with many options takes a dataclass of them (`with_options`), whose fields are made by
+`option` and `argument`, or annotated as typer's parameters are.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from model.config import ConfigError
 from training.config import Runtime
+from training.fit.signals import EXIT_CODES, signal_name
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -25,14 +27,18 @@ __all__ = [
     "AsJson",
     "DataDir",
     "Device",
+    "Measured",
     "Run",
     "RuntimeOptions",
     "Threads",
     "Weights",
+    "argument",
     "console",
     "errors",
     "numbers",
     "one_of",
+    "option",
+    "stopping",
     "with_options",
     "words",
 ]
@@ -57,7 +63,24 @@ AsJson = Annotated[
     bool,
     typer.Option("--json", help="Print what came of it as JSON; the rest on standard error."),
 ]
+Measured = Annotated[
+    str, typer.Option(help="test (final figures) or validation (while you choose).")
+]
 Weights = Annotated[str, typer.Option(help="ema (the average) or raw (the last).")]
+
+
+def option(default: Any, text: str, *names: str, **how: Any) -> Any:
+    """A field that is an option: its default (...: it must be given), what it is, its names."""
+    return _field(default, typer.Option(default, *names, help=text, **how))
+
+
+def argument(default: Any, text: str) -> Any:
+    """A field that is an argument, likewise."""
+    return _field(default, typer.Argument(default, help=text))
+
+
+def _field(default: Any, parameter: Any) -> Any:
+    return field(default=MISSING if default is ... else default, metadata={"typer": parameter})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +88,13 @@ class RuntimeOptions:
     """How a training is computed."""
 
     device: Device = "auto"
-    compile: Annotated[str, typer.Option(help="auto, on or off: torch.compile.")] = "auto"
-    bf16: Annotated[str, typer.Option(help="auto, on or off: bfloat16 products.")] = "auto"
+    compile: str = option("auto", "auto, on or off: torch.compile.")
+    bf16: str = option("auto", "auto, on or off: bfloat16 products.")
     threads: Threads = 0
 
     def runtime(self) -> Runtime:
         """The configuration of these; raises `ConfigError` for what there is not."""
-        names = {field.name for field in fields(Runtime)}
+        names = {each.name for each in fields(Runtime)}
         given = {name: value for name, value in vars(self).items() if name in names}
         return Runtime(**given)
 
@@ -88,12 +111,14 @@ def with_options(
         hints = get_type_hints(cls, include_extras=True)
         parameters = [
             inspect.Parameter(
-                field.name,
+                each.name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.default is MISSING else field.default,
-                annotation=hints[field.name],
+                default=each.metadata.get(
+                    "typer", inspect.Parameter.empty if each.default is MISSING else each.default
+                ),
+                annotation=hints[each.name],
             )
-            for field in fields(cls)
+            for each in fields(cls)
         ]
         command.__name__, command.__doc__ = handler.__name__, handler.__doc__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -101,6 +126,16 @@ def with_options(
         return command
 
     return decorate
+
+
+@contextmanager
+def stopping(words: str) -> Iterator[None]:
+    """Answer Ctrl-C and SIGTERM inside with words, and the exit status that shells expect."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        errors.print(words, highlight=False, soft_wrap=True)
+        raise typer.Exit(EXIT_CODES[signal_name(stop)]) from None
 
 
 def one_of(option: str, value: str, choices: tuple[str, ...]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,6 +18,7 @@ from training.cli.options import (
     Threads,
     console,
     errors,
+    option,
     with_options,
 )
 from training.config import Runtime
@@ -36,15 +37,11 @@ class PriorOptions:
     """Of which run, for how long, and the flow's size."""
 
     run: Run
-    out: Annotated[Path, typer.Option(help="The run directory to write, new or empty.")]
-    minutes: Annotated[float, typer.Option(help="How long to fit.")] = 2.0
-    couplings: Annotated[
-        int | None, typer.Option(help=f"Couplings of the flow ({SHAPE.couplings}).", min=1)
-    ] = None
-    width: Annotated[
-        int | None, typer.Option(help=f"Width of its hidden layers ({SHAPE.hidden[0]}).", min=1)
-    ] = None
-    seed: Annotated[int, typer.Option(help="Seed of the weights and the draws.", min=0)] = 0
+    out: Path = option(..., "The run directory to write, new or empty.")
+    minutes: float = option(2.0, "How long to fit.")
+    couplings: int | None = option(None, f"Couplings of the flow ({SHAPE.couplings}).", min=1)
+    width: int | None = option(None, f"Width of its hidden layers ({SHAPE.hidden[0]}).", min=1)
+    seed: int = option(0, "Seed of the weights and the draws.", min=0)
     data_dir: DataDir = None
     device: Device = "auto"
     threads: Threads = 0

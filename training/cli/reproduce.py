@@ -40,15 +40,14 @@ def _say(text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True)
 
 
-def _redrawn(options: Options | Figure1Options, name: str) -> bool:
-    """Draw the report again where that is all that was asked for."""
-    if not options.redraw:
-        return False
-    from training.reproduce.report import redraw
+def _redraw(options: ReportOptions, name: str) -> None:
+    """Draw the report again where that is all that was asked for, and end the command."""
+    if options.redraw:
+        from training.reproduce.report import redraw
 
-    redraw(options.out, name)
-    _say(f"drawn again: {options.out / name}.md")
-    return True
+        redraw(options.out, name)
+        _say(f"drawn again: {options.out / name}.md")
+        raise typer.Exit
 
 
 def _ended(options: ReportOptions, reason: str, document: Mapping[str, Any]) -> None:
@@ -71,6 +70,7 @@ def _ended(options: ReportOptions, reason: str, document: Mapping[str, Any]) -> 
 
 
 def _reproduce(experiment: Experiment, options: Options, measurement: Measurement) -> None:
+    _redraw(options, experiment.name)
     from training.reproduce.reproduction import Reproduction  # torch takes seconds to import
 
     reproduction = Reproduction(
@@ -122,8 +122,7 @@ def _table1(options: TableOptions) -> None:
       iafvae-train reproduce table1 --out runs/table1 --row-minutes 60 \\
         --budget-minutes 20
     """
-    if not _redrawn(options, "table1"):
-        _table(table1(options.overrides()), options, importance_samples=128)
+    _table(table1(options.overrides()), options, importance_samples=128)
 
 
 @app.command("table3")
@@ -139,8 +138,7 @@ def _table3(options: LadderTableOptions) -> None:
       iafvae-train reproduce table3 --out runs/ladders --row-minutes 30 \\
         --rows '4-*'
     """
-    if not _redrawn(options, "table3"):
-        _table(table3(options.size, options.overrides()), options, importance_samples=1)
+    _table(table3(options.size, options.overrides()), options, importance_samples=1)
 
 
 @app.command("table4")
@@ -160,8 +158,7 @@ def _table4(options: LadderTableOptions) -> None:
       iafvae-train reproduce table4 --out runs/tiny --channels 16 \\
         --z-channels 4 --row-minutes 5
     """
-    if not _redrawn(options, "table4"):
-        _table(table4(options.size, options.overrides()), options, importance_samples=1)
+    _table(table4(options.size, options.overrides()), options, importance_samples=1)
 
 
 @app.command("figure7")
@@ -181,8 +178,6 @@ def _figure7(options: Figure7Options) -> None:
     """
     from training.reproduce.measures import LayerNats
 
-    if _redrawn(options, "figure7"):
-        return
     minima = numbers("--free-bits", options.free_bits, float)
     experiment = figure7(options.size, options.overrides(), depth=options.depth, free_bits=minima)
     _reproduce(experiment, options, LayerNats())
@@ -204,8 +199,7 @@ def _figure1(options: Figure1Options) -> None:
     """
     from training.reproduce.toy_run import ToyReproduction
 
-    if _redrawn(options, "figure1"):
-        return
+    _redraw(options, "figure1")
     reproduction = ToyReproduction(
         out=options.out,
         seeds=options.seeds,

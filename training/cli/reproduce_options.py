@@ -3,15 +3,11 @@
 A command takes a dataclass of them (`training.cli.options.with_options`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from training.cli.options import AsJson, DataDir, RuntimeOptions
+from training.cli.options import AsJson, DataDir, RuntimeOptions, option
 from training.reproduce.experiments import FREE_BITS, SIZES
 from training.reproduce.plan import Plan
 
@@ -30,13 +26,10 @@ __all__ = [
 class ReportOptions:
     """What every command has."""
 
-    out: Annotated[
-        Path, typer.Option(help="Where the report and the runs (OUT/runs/ROW) are written.")
-    ]
-    redraw: Annotated[
-        bool,
-        typer.Option("--redraw", help="Only draw OUT/NAME.md and .png again from OUT/NAME.json."),
-    ] = False
+    out: Path = option(..., "Where the report and the runs (OUT/runs/ROW) are written.")
+    redraw: bool = option(
+        False, "Only draw OUT/NAME.md and .png again from OUT/NAME.json.", "--redraw"
+    )
     as_json: AsJson = False
 
 
@@ -44,60 +37,43 @@ class ReportOptions:
 class Options(RuntimeOptions, ReportOptions):
     """What the commands that train rows have in common."""
 
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            help="Train every row for this many epochs, by its preset's schedule; default: the "
-            "preset's number."
-        ),
-    ] = None
-    row_minutes: Annotated[
-        float | None,
-        typer.Option(
-            help="Train every row for this many minutes instead, at a constant learning rate. They "
-            "count from the first step: start, compilation and measuring come on top."
-        ),
-    ] = None
-    budget_minutes: Annotated[
-        float | None,
-        typer.Option(
-            help="Train for this many minutes in this call, shared so that the rows come to equal "
-            "minutes, then measure; the same command goes on."
-        ),
-    ] = None
-    slice_minutes: Annotated[
-        float,
-        typer.Option(
-            help="Rows take turns of this many minutes, the one furthest behind next: whenever you "
-            "stop, they have come about equally far."
-        ),
-    ] = 10.0
-    rows: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Only these rows, by key or pattern ('4-*'), commas between; the others keep "
-            "what they have. An unknown key lists them all."
-        ),
-    ] = None
-    seeds: Annotated[int, typer.Option(help="Train every row from the seeds 0 to N-1.", min=1)] = 1
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Other images than the paper's: mnist, fashion-mnist, cifar10, folder:PATH."
-        ),
-    ] = None
+    epochs: int | None = option(
+        None,
+        "Train every row for this many epochs, by its preset's schedule; default: the "
+        "preset's number.",
+    )
+    row_minutes: float | None = option(
+        None,
+        "Train every row for this many minutes instead, at a constant learning rate. They "
+        "count from the first step: start, compilation and measuring come on top.",
+    )
+    budget_minutes: float | None = option(
+        None,
+        "Train for this many minutes in this call, shared so that the rows come to equal "
+        "minutes, then measure; the same command goes on.",
+    )
+    slice_minutes: float = option(
+        10.0,
+        "Rows take turns of this many minutes, the one furthest behind next: whenever you "
+        "stop, they have come about equally far.",
+    )
+    rows: list[str] | None = option(
+        None,
+        "Only these rows, by key or pattern ('4-*'), commas between; the others keep "
+        "what they have. An unknown key lists them all.",
+    )
+    seeds: int = option(1, "Train every row from the seeds 0 to N-1.", min=1)
+    data: str | None = option(
+        None, "Other images than the paper's: mnist, fashion-mnist, cifar10, folder:PATH."
+    )
     data_dir: DataDir = None
-    batch_size: Annotated[int | None, typer.Option(help="Images a step (the preset's).")] = None
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Its highest value (the preset's).")
-    ] = None
-    warmup_steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Steps over which the learning rate rises (400; at most a tenth of --epochs, but "
-            "not of --row-minutes: give fewer where these are few steps)."
-        ),
-    ] = None
+    batch_size: int | None = option(None, "Images a step (the preset's).")
+    learning_rate: float | None = option(None, "Its highest value (the preset's).")
+    warmup_steps: int | None = option(
+        None,
+        "Steps over which the learning rate rises (400; at most a tenth of --epochs, but "
+        "not of --row-minutes: give fewer where these are few steps).",
+    )
 
     def plan(self) -> Plan:
         """How long the rows are trained; raises `ConfigError` for what contradicts itself."""
@@ -122,35 +98,21 @@ class Options(RuntimeOptions, ReportOptions):
 class TableOptions(Options):
     """What the tables have: how they are measured."""
 
-    split: Annotated[
-        str,
-        typer.Option(help="Measure on test (final figures) or validation (while you choose)."),
-    ] = "test"
-    importance_samples: Annotated[
-        int | None,
-        typer.Option(help="K of the importance-weighted bound (table1: 128, others: 1).", min=1),
-    ] = None
-    evaluation_seed: Annotated[
-        int, typer.Option(help="Of the measurement's binarisation and latents.", min=0)
-    ] = 0
-    limit: Annotated[
-        int | None, typer.Option(help="Measure on the first N images only.", min=1)
-    ] = None
+    split: str = option("test", "Measure on test (final figures) or validation (while you choose).")
+    importance_samples: int | None = option(
+        None, "K of the importance-weighted bound (table1: 128, others: 1).", min=1
+    )
+    evaluation_seed: int = option(0, "Of the measurement's binarisation and latents.", min=0)
+    limit: int | None = option(None, "Measure on the first N images only.", min=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LadderOptions(Options):
     """What the ladders of CIFAR-10 have: their size."""
 
-    size: Annotated[
-        str, typer.Option(help=f"Widths of the preset cifar10-SIZE: {', '.join(SIZES)}.")
-    ] = "small"
-    channels: Annotated[
-        int | None, typer.Option(help="Feature maps of a layer, instead of the size's.")
-    ] = None
-    z_channels: Annotated[
-        int | None, typer.Option(help="Latent maps of a layer, instead of the size's.")
-    ] = None
+    size: str = option("small", f"Widths of the preset cifar10-SIZE: {', '.join(SIZES)}.")
+    channels: int | None = option(None, "Feature maps of a layer, instead of the size's.")
+    z_channels: int | None = option(None, "Latent maps of a layer, instead of the size's.")
 
     def overrides(self) -> dict[str, dict[str, Any]]:
         """With the widths of a ladder."""
@@ -167,30 +129,22 @@ class LadderTableOptions(TableOptions, LadderOptions):
 class Figure7Options(LadderOptions):
     """Figure 7: the minima, and the ladder's depth."""
 
-    free_bits: Annotated[str, typer.Option(help="The minima λ in nats, commas between.")] = (
-        ",".join(f"{minimum:g}" for minimum in FREE_BITS)
+    free_bits: str = option(
+        ",".join(f"{minimum:g}" for minimum in FREE_BITS), "The minima λ in nats, commas between."
     )
-    depth: Annotated[
-        int | None,
-        typer.Option(help="Stochastic layers (small 8, medium 12, paper 24).", min=1),
-    ] = None
+    depth: int | None = option(None, "Stochastic layers (small 8, medium 12, paper 24).", min=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure1Options(ReportOptions):
     """Figure 1: a toy of its own."""
 
-    seeds: Annotated[
-        int, typer.Option(help="Fit both posteriors from the seeds 0 to N-1.", min=1)
-    ] = 3
-    steps: Annotated[int, typer.Option(help="Steps of each fit.", min=1)] = 1500
-    budget_minutes: Annotated[
-        float | None,
-        typer.Option(
-            help="Start no further fit after this many minutes; the same command goes on."
-        ),
-    ] = None
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.", min=0)] = 1
+    seeds: int = option(3, "Fit both posteriors from the seeds 0 to N-1.", min=1)
+    steps: int = option(1500, "Steps of each fit.", min=1)
+    budget_minutes: float | None = option(
+        None, "Start no further fit after this many minutes; the same command goes on."
+    )
+    threads: int = option(1, "CPU threads; 0 leaves it to torch.", min=0)
 
 
 PLACES = ("out", "data_dir", "redraw", "as_json")

@@ -25,13 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from service.codecs.headers import Header
-from service.codecs.images import (
-    Fit,
-    FitMode,
-    Fitted,
-    PixelLimits,
-    fit_files,
-)
+from service.codecs.images import Fit, FitMode, Fitted, PixelLimits, fit_files
 from service.errors import IafvaeError
 from training.data.image_files import (
     MAX_PIXELS,

@@ -1,7 +1,5 @@
 """Where data sets come from and on which terms they may be used, for the cards of models."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 __all__ = ["data_note"]

@@ -6,8 +6,6 @@ images of quite another kind, simpler ones above all, may be likelier than those
 trained on (Nalisnick et al. 2019, arXiv:1810.09136).
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections.abc import Mapping, Sequence

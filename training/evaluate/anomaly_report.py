@@ -1,7 +1,5 @@
 """What a model makes of other images, for people: tables, Markdown for cards, histograms."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -19,14 +19,13 @@ defects[:SIDE]      a square of SIDE pixels (4) of one level, 128 from its mean,
 What is drawn is a function of the images' number and shape, and of the seed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from model.config import ConfigError
@@ -125,23 +124,18 @@ def _other_images(data: ImageData, shape: Shape, fit: FitMode) -> ImageSet:
 
 def blurred(pixels: Pixels, sigma: float) -> Pixels:
     """Images uint8 [N, C, H, W] convolved with a Gaussian of `sigma` pixels, edges mirrored."""
-    rows, columns = (_blur_matrix(size, sigma) for size in pixels.shape[2:])
+    reach = max(1, int(np.ceil(4 * sigma)))
+    weights = np.exp(-0.5 * np.square(np.arange(-reach, reach + 1) / sigma))
+    rows, columns = (_mirrored(np.eye(size), weights / weights.sum()) for size in pixels.shape[2:])
     smooth = np.einsum("ih,nchw,jw->ncij", rows, pixels, columns, optimize=True)
     return _pixels(smooth)
 
 
-def _blur_matrix(size: int, sigma: float) -> NDArray[np.float64]:
-    """[size, size]: what a pixel takes of each; every row sums to one."""
-    reach = max(1, int(np.ceil(4 * sigma)))
-    offsets = np.arange(-reach, reach + 1)
-    weights = np.exp(-0.5 * np.square(offsets / sigma))
-    places = np.arange(size)[:, None] + offsets  # [size, taps]
-    folded = places % (2 * size)
-    mirrored = np.where(folded < size, folded, 2 * size - 1 - folded)
-    matrix = np.zeros((size, size))
-    for row, targets in enumerate(mirrored):
-        np.add.at(matrix[row], targets, weights / weights.sum())
-    return matrix
+def _mirrored(image: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[H, W] convolved along its first axis."""
+    reach = len(weights) // 2
+    padded = np.pad(image, ((reach, reach), (0, 0)), mode="symmetric")
+    return sliding_window_view(padded, len(weights), axis=0) @ weights
 
 
 def noisy(pixels: Pixels, sigma: float, seed: int) -> Pixels:

@@ -4,8 +4,6 @@ One pass over the largest K's draws gives every smaller K from its first draws. 
 sees each test image drawn once to 0 and 255 (`data.drawn_pixels`), the same for all K.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The bound by K for people: a table for terminals, Markdown for cards, a picture."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -118,7 +116,7 @@ def _tightening(axes: Axes, document: Document) -> None:
     axes.set_xlabel("K, importance samples (± over draws)")
     axes.set_ylabel("bound on log p(x), nats an image")
     axes.set_title(f"the bound by K, {rows[-1]['common_images']:,} images")
-    axes.grid(color="#eeeeee")
+    axes.grid(visible=True)
     axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
 
 
@@ -133,5 +131,4 @@ def _nats(axes: Axes, document: Document) -> None:
     axes.bar(range(1, len(heights) + 1), heights, color=PALETTE[2])
     axes.set_xlabel(label)
     axes.set_ylabel("KL in nats")
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", color="#eeeeee")
+    axes.grid(visible=True, axis="y")

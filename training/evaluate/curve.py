@@ -5,8 +5,6 @@ minutes are the sum over its records of images / (images per second). The first 
 which may compile for a minute, is in them; validation, checkpoints and the start are not.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -166,8 +164,7 @@ def _frame(axes: Axes, unit: str, series: Sequence[tuple[list[float], list[float
     better = "validation ELBO in nats (higher is better)"
     axes.set_ylabel(better if unit == "nats" else "validation bits/dim (lower is better)")
     axes.set_xlabel("minutes of training")
-    axes.grid(color="#eeeeee")
-    axes.set_axisbelow(True)
+    axes.grid(visible=True)
     late = [
         value
         for minutes, values in series

@@ -4,14 +4,12 @@ Draw k of image i is a function of (seed, i, k) alone, so that the sums over the
 the same whatever larger K they are part of: `nested_sums` gives those of several K's in one pass.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -64,7 +62,7 @@ class Noise:
 class Sums:
     """Running sums over the draws for n images, float64; `log_w` are logarithms.
 
-    `z` and `z2` lie where the latents were computed, and are None where there are none.
+    `z` and `z2` lie where the latents were computed; D is 0 where none are to be seen.
     """
 
     log_w: Tensor  # [n] log sum_k w_k
@@ -73,8 +71,8 @@ class Sums:
     elbo2: Tensor  # [n]
     log_px_z: Tensor  # [n]
     kl: Tensor  # [n, G]
-    z: Tensor | None  # [n, D]
-    z2: Tensor | None  # [n, D]
+    z: Tensor  # [n, D]
+    z2: Tensor  # [n, D]
 
     @classmethod
     def of(cls, scores: Scores) -> Self:
@@ -88,23 +86,17 @@ class Sums:
             log_w.square().sum(dim=0),
             log_px_z.sum(dim=0),
             kl.sum(dim=0),
-            None if z is None else z.sum(dim=0, dtype=torch.float64),
-            None if z is None else z.square().sum(dim=0, dtype=torch.float64),
+            z.sum(dim=0, dtype=torch.float64),
+            z.square().sum(dim=0, dtype=torch.float64),
         )
 
     def __add__(self, other: Self) -> Self:
         """The sums over both sets of draws."""
-        added: dict[str, Any] = {
-            field.name: _added(field.name, getattr(self, field.name), getattr(other, field.name))
-            for field in fields(self)
+        added = {
+            name: torch.logaddexp(mine, theirs) if name in LOGARITHMS else mine + theirs
+            for (name, mine), theirs in zip(vars(self).items(), vars(other).values(), strict=True)
         }
         return type(self)(**added)
-
-
-def _added(name: str, mine: Tensor | None, theirs: Tensor | None) -> Tensor | None:
-    if mine is None or theirs is None:
-        return None
-    return torch.logaddexp(mine, theirs) if name in LOGARITHMS else mine + theirs
 
 
 @torch.inference_mode()
@@ -142,8 +134,7 @@ def _cut(scores: Scores, marks: Sequence[int]) -> Iterator[Scores]:
     inside = sorted(mark for mark in marks if 0 < mark < len(scores.log_px_z))
     ends = zip([0, *inside], [*inside, len(scores.log_px_z)], strict=True)
     for first, last in ends:
-        z = None if scores.z is None else scores.z[first:last]
-        yield Scores(scores.log_px_z[first:last], scores.kl[first:last], z)
+        yield Scores(*(part[first:last] for part in (scores.log_px_z, scores.kl, scores.z)))
 
 
 def latent_moments(sums: Sums, draws: int) -> dict[str, Tensor]:
@@ -153,7 +144,7 @@ def latent_moments(sums: Sums, draws: int) -> dict[str, Tensor]:
     of "mean2" comes of so few draws; "kl": 0.5 (m^2 + s^2 - 1 - log s^2), the divergence from
     N(0, 1) of a Gaussian with the posterior's mean m and variance s^2, free of that bias.
     """
-    if sums.z is None or sums.z2 is None:
+    if not sums.z.shape[1]:
         return {}
     mean, fewer = sums.z / draws, max(1, draws - 1)
     variance = (sums.z2 / draws - mean.square()) * (draws / fewer)  # [n, D] unbiased

@@ -21,13 +21,7 @@ from rich.progress import Progress
 from model.contract import DensityModel
 from training.data import ImageData, drawn_pixels
 from training.errors import EvaluationError
-from training.evaluate.draws import (
-    NOISE_BLOCK,
-    Sums,
-    latent_moments,
-    nested_sums,
-    noise_threads,
-)
+from training.evaluate.draws import NOISE_BLOCK, Sums, latent_moments, nested_sums, noise_threads
 from training.evaluate.report import Estimate, EvaluationReport
 from training.evaluate.scorers import Facts, ModelScorer, Scorer
 
@@ -77,10 +71,9 @@ def evaluate_model(
     *,
     importance_samples: int = 128,
     seed: int = 0,
-    memory_gib: float = MEMORY_GIB,
-    progress: Progress | None = None,
+    **options: Any,
 ) -> EvaluationReport:
-    """The figures of a model, or of a bundle's scorer, on `data`.
+    """The figures of a model, or of a bundle's scorer, on `data`; `options` of `evaluate_images`.
 
     A Bernoulli model sees the pixels drawn to 0 and 255 by `training.data.drawn_pixels(seed)`,
     another sees them as they are. Raises `EvaluationError` where an image's bound is not finite or
@@ -92,15 +85,35 @@ def evaluate_model(
     if scorer.facts.likelihood == "bernoulli":
         pixels = drawn_pixels(pixels, seed)
     figures = evaluate_images(
-        scorer,
-        pixels,
+        scorer, pixels, importance_samples=importance_samples, seed=seed, **options
+    )
+    bad = np.flatnonzero(~np.isfinite(figures.importance_weighted))
+    if len(bad):
+        raise EvaluationError(
+            f"The bound of {len(bad)} of {len(data)} images is not finite (the first is image "
+            f"{bad[0]}): the model's weights or its precision are at fault."
+        )
+    facts, variance = scorer.facts, figures.posterior_mean_variance
+    return EvaluationReport(
+        dataset=data.name,
+        split=data.split,
+        images=len(data),
         importance_samples=importance_samples,
         seed=seed,
-        memory_gib=memory_gib,
-        progress=progress,
+        likelihood=facts.likelihood,
+        dims=facts.dims,
+        elbo=_estimate(figures.elbo, figures.elbo_variance, facts.dims),
+        importance_weighted=_estimate(
+            figures.importance_weighted, figures.importance_weighted_variance, facts.dims
+        ),
+        log_px_z_nats=float(figures.log_px_z.mean()),
+        kl_nats=dict(zip(facts.kl_groups, figures.kl.mean(axis=0).tolist(), strict=True)),
+        active_units=None if variance is None else active_units(variance, facts.latents),
+        latents=facts.latents,
+        effective_sample_size=float(figures.effective_sample_size.mean()),
+        seconds=time.monotonic() - start,
+        backend=facts.backend,
     )
-    seconds = time.monotonic() - start
-    return _report(scorer.facts, data, figures, importance_samples, seed, seconds)
 
 
 @torch.inference_mode()
@@ -146,7 +159,9 @@ def evaluate_images(
                 threads=threads,
             )[importance_samples]
             moments.append(latent_moments(sums, importance_samples))
-            kept.append(replace(sums, z=None, z2=None))
+            kept.append(
+                replace(sums, z=torch.empty(0), z2=torch.empty(0))
+            )  # large, and needed no more
             progress.advance(task, len(batch))
     figures = image_figures(kept, importance_samples)
     if importance_samples == 1 or not moments[0]:
@@ -205,43 +220,6 @@ def mean_variance(moments: Mapping[str, Array]) -> Array:
     mean, mean2, noise = ((moments[name] / moments["images"])[0] for name in MOMENTS)
     found: Array = mean2 - np.square(mean) - noise
     return found
-
-
-def _report(
-    facts: Facts,
-    data: ImageData,
-    figures: ImageFigures,
-    draws: int,
-    seed: int,
-    seconds: float,
-) -> EvaluationReport:
-    bad = np.flatnonzero(~np.isfinite(figures.importance_weighted))
-    if len(bad):
-        raise EvaluationError(
-            f"The bound of {len(bad)} of {len(data)} images is not finite (the first is image "
-            f"{bad[0]}): the model's weights or its precision are at fault."
-        )
-    variance = figures.posterior_mean_variance
-    return EvaluationReport(
-        dataset=data.name,
-        split=data.split,
-        images=len(data),
-        importance_samples=draws,
-        seed=seed,
-        likelihood=facts.likelihood,
-        dims=facts.dims,
-        elbo=_estimate(figures.elbo, figures.elbo_variance, facts.dims),
-        importance_weighted=_estimate(
-            figures.importance_weighted, figures.importance_weighted_variance, facts.dims
-        ),
-        log_px_z_nats=float(figures.log_px_z.mean()),
-        kl_nats=dict(zip(facts.kl_groups, figures.kl.mean(axis=0).tolist(), strict=True)),
-        active_units=None if variance is None else active_units(variance, facts.latents),
-        latents=facts.latents,
-        effective_sample_size=float(figures.effective_sample_size.mean()),
-        seconds=seconds,
-        backend=facts.backend,
-    )
 
 
 def _estimate(values: Array, variances: Array, dims: int) -> Estimate:

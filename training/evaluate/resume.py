@@ -5,8 +5,6 @@ OUT/.bound-3f0c9a1b22de.npz      named after all that determines the numbers
 Numbers of other weights, images or draws have another name, so nothing is ever mixed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -6,10 +6,8 @@ RUN/evaluation-test-k128-step-00051480-ema.json      one file for each evaluatio
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from training.data import Split
-from training.evaluate.evaluate import MEMORY_GIB, evaluate_model
+from training.evaluate.evaluate import evaluate_model
 from training.evaluate.report import EvaluationReport
 from training.evaluate.subject import Subject, run_subject
 from training.files import write_json
@@ -32,38 +30,20 @@ def evaluate_run(
 
 
 def evaluate_subject(
-    subject: Subject,
-    *,
-    split: Split = "test",
-    importance_samples: int = 128,
-    seed: int = 0,
-    limit: int | None = None,
-    memory_gib: float = MEMORY_GIB,
-    progress: Progress | None = None,
+    subject: Subject, *, split: Split = "test", limit: int | None = None, **options: Any
 ) -> tuple[EvaluationReport, Path | None]:
-    """Measure a model, and write the report of a run.
+    """Measure a model as `evaluate_model` does, with its options, and write the report of a run.
 
-    `limit` takes the first so many images alone; draws are computed in about `memory_gib`.
-    Returns the report and the JSON file in the run's directory (None for a bundle); the same
-    evaluation of the same weights replaces it.
+    `limit` takes the first so many images alone. Returns the report and the JSON file in the run's
+    directory (None for a bundle); the same evaluation of the same weights replaces it.
     """
     if subject.home is not None:
         subject.place_for_results(None)  # said before the work, not after it
-    report = evaluate_model(
-        subject.scorer,
-        subject.images(split).first(limit),
-        importance_samples=importance_samples,
-        seed=seed,
-        memory_gib=memory_gib,
-        progress=progress,
-    )
-    return report, None if subject.home is None else keep_report(subject, report, limit)
-
-
-def keep_report(subject: Subject, report: EvaluationReport, limit: int | None) -> Path:
-    """Write the report on the first `limit` images (None: on all) into its run's directory."""
+    report = evaluate_model(subject.scorer, subject.images(split).first(limit), **options)
+    if subject.home is None:
+        return report, None
     command = (
-        f"iafvae-train evaluate {subject.words} --split {report.split} "
+        f"iafvae-train evaluate {subject.words} --split {split} "
         f"--importance-samples {report.importance_samples} --seed {report.seed}"
     )
     content = {
@@ -72,7 +52,7 @@ def keep_report(subject: Subject, report: EvaluationReport, limit: int | None) -
         "manifest": report.manifest_entries(command),
         **subject.identity,
     }
-    name = f"evaluation-{report.split}-k{report.importance_samples}-{subject.stem}.json"
-    path = subject.place_for_results(None) / name
+    name = f"evaluation-{split}-k{report.importance_samples}-{subject.stem}.json"
+    path = subject.home / name
     write_json(path, content)
-    return path
+    return report, path

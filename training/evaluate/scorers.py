@@ -3,8 +3,6 @@
 Both score draws of the latents for a few images at once, and say how many bytes that takes.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -63,14 +61,15 @@ class Facts:
 
 @dataclass(frozen=True)
 class Scores:
-    """k draws for n images: `log_px_z [k, n]`, `kl [k, n, G]`, in nats; `z [k, n, D]` or None.
+    """k draws for n images: `log_px_z [k, n]`, `kl [k, n, G]`, in nats; `z [k, n, D]`.
 
-    Where the prior is a flow, the top group of `z` is given in the prior's noise, N(0, I).
+    D is 0 where the latents are not to be seen. Where the prior is a flow, the top group of `z` is
+    given in the prior's noise, N(0, I).
     """
 
     log_px_z: Tensor
     kl: Tensor
-    z: Tensor | None
+    z: Tensor
 
 
 class Scorer(Protocol):
@@ -193,4 +192,4 @@ class BundleScorer:
             arrays["u_image"] = np.full((n, self.facts.dims), 0.5, np.float32)
         outputs = self.engine.run("score", arrays)
         log_px_z, kl = (torch.from_numpy(outputs[name]) for name in ("log_px_z", "kl"))
-        return Scores(log_px_z.view(k, n), kl.view(k, n, -1).double(), None)
+        return Scores(log_px_z.view(k, n), kl.view(k, n, -1).double(), eps[..., :0])

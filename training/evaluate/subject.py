@@ -1,7 +1,5 @@
 """What the measuring commands measure: the weights of a run, or a bundle as it is served."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

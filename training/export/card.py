@@ -96,19 +96,16 @@ def _training(manifest: Manifest) -> list[str]:
     """What made the weights; and the calls one by one, where there was more than one."""
     facts = {key: value for key, value in manifest.training.items() if key != "calls"}
     table = _table(("", ""), [(key, _plain(value)) for key, value in sorted(facts.items())])
-    calls = manifest.training.get("calls")
-    if not isinstance(calls, list) or len(calls) < 2:
-        return [table]
     rows = [
         (
-            str(call.get("step", "")),
+            str(call["step"]),
             str(call.get("command", "")),
             _plain({k: v for k, v in call.items() if k not in ("step", "command")}),
         )
-        for call in calls
-        if isinstance(call, Mapping)
+        for call in manifest.training.get("calls", ())  # not there where there was one alone
     ]
-    return [table, "Calls:", _table(("from step", "command", "what was new"), rows)]
+    calls = ["Calls:", _table(("from step", "command", "what was new"), rows)]
+    return [table, *calls] if rows else [table]
 
 
 def _figures(manifest: Manifest) -> str:

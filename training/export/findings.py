@@ -8,8 +8,6 @@ of the most images, then of the largest K, of several verdicts the newest. Pictu
 them again, under the bundle's name.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -9,13 +9,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from service.bundle import (
-    Bundle,
-    Manifest,
-    load_bundle,
-    manifest_to_json,
-    write_bundle,
-)
+from service.bundle import Bundle, Manifest, load_bundle, manifest_to_json, write_bundle
 from service.engine.onnxruntime_engine import Engine
 from service.noise import image_keys
 from training.data import (

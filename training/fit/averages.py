@@ -1,7 +1,5 @@
 """What a step was, and averages over the steps since the last report."""
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ how many processes or micro-batches the batch is divided into: every process dra
 the whole batch, and takes those of its own rows.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

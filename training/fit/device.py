@@ -1,7 +1,5 @@
 """Where and how tensors are computed: device, precision, memory layout, compilation."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import shutil
@@ -75,18 +73,19 @@ class Backend:
 
     device: torch.device
     bf16: bool
-    channels_last: bool
     runtime: Runtime
 
     def place(self, model: M) -> M:
         """Move a model to the device and the memory layout."""
-        if self.channels_last:
+        if self.runtime.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.to(self.device)
 
     def layout(self, x: Tensor) -> Tensor:
         """Give images the layout that the model has."""
-        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+        if not self.runtime.channels_last:
+            return x
+        return x.contiguous(memory_format=torch.channels_last)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """bfloat16 products; densities stay float32 by their own hand."""
@@ -132,4 +131,4 @@ def prepare(runtime: Runtime, world: World = World(), accumulate: int = 1) -> Ba
             "--cuda-graphs on needs a GPU, one process and no --accumulate: leave it out"
         )
     bf16 = runtime.bf16 == "on" or (runtime.bf16 == "auto" and bf16_pays(device))
-    return Backend(device, bf16, runtime.channels_last, runtime)
+    return Backend(device, bf16, runtime)

@@ -5,8 +5,6 @@ nothing. What only one may do (files, the terminal, a decision) the first does; 
 error, is everybody's. Tensors on a GPU go through NCCL, all else through Gloo.
 """
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import os

@@ -1,7 +1,5 @@
 """One call of `iafvae-train fit`: a run directory that starts, stops and goes on cleanly."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -125,10 +123,8 @@ def fit(
             note = ACCUMULATED_FREE_BITS.format(rows=batch // parts, batch=batch)
             console.print(note, style="yellow", soft_wrap=True)
         notes.print(_plan(trainer, len(train.pixels), len(validation.pixels)))
-        session = Session(
-            trainer, run_dir, validation, recorder, console, optimizer_state=optimizer_state
-        )
         budget = Budget(budget_minutes)
+        session = Session(trainer, run_dir, validation, recorder, console, optimizer_state)
         reason = session.train(budget)
         minutes = budget.spent
     final = trainer.validate(validation)

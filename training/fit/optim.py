@@ -1,7 +1,5 @@
 """The optimiser, Polyak averaging, and the guard against bad steps."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ images (Hoffman & Johnson 2016): a flow that is fitted by maximum likelihood to 
 lowers the KL by as much as it gains over N(0, I). Training then goes on with all parts.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence

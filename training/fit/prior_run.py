@@ -1,7 +1,5 @@
 """`iafvae-train fit-prior`: a run whose model has a flow for its prior, made of a trained run."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,18 +11,18 @@ from model import build_model
 from model.config import CouplingPrior, PriorConfig
 from model.contract import DensityModel
 from training.config import RunConfig, Runtime
-from training.errors import TrainingError
-from training.files import TEMPORARY
+from training.files import new_folder
 from training.fit.device import prepare
 from training.fit.distributed import World
 from training.fit.fit import run_images
 from training.fit.optim import PRIOR
 from training.fit.prior import SILENT, PriorObserver, PriorPlan, fit_flow
 from training.fit.validate import validate
-from training.runs.checkpoint import Checkpoint, load_run, run_directory, save_checkpoint
+from training.runs.checkpoint import load_run, run_directory, save_checkpoint
 from training.runs.directory import (
     known_data_dir,
     read_config,
+    refuse_taken,
     remember_data_dir,
     write_config,
 )
@@ -67,8 +65,7 @@ def fit_prior(
     """
     run_dir = run_directory(run)
     before = read_config(run_dir)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise TrainingError(f"{out} is not empty: give another --out")
+    refuse_taken(out)
     data_dir = known_data_dir(run_dir, data_dir)
     train, validation = run_images(before, data_dir, tell)
     _, trained, checkpoint = load_run(run)
@@ -94,8 +91,22 @@ def fit_prior(
     )
     command = _command(config.model.prior, plan)
     environment = with_command(read_environment(run_dir), checkpoint.step, command)
-    path = _publish(out, run_dir, checkpoint, model, config, environment, data_dir)
-    return PriorResult(reason, bare, figures(model), path)
+    kept = {n: t for n, t in checkpoint.model.items() if not n.startswith(PRIOR)}
+    flow = {n: t for n, t in model.state_dict().items() if n.startswith(PRIOR)}
+    with new_folder(out) as folder:
+        path = save_checkpoint(
+            folder,
+            checkpoint.step,
+            model_state={**kept, **flow},
+            ema_state=dict(model.named_parameters()) if checkpoint.ema else {},
+            optim_tensors={},
+            state=checkpoint.state,
+        )
+        write_config(folder, config, environment)
+        remember_data_dir(folder, data_dir)
+        if (run_dir / METRICS_FILE).is_file():
+            shutil.copyfile(run_dir / METRICS_FILE, folder / METRICS_FILE)
+    return PriorResult(reason, bare, figures(model), out / path.relative_to(folder))
 
 
 def _grown(trained: DensityModel, config: RunConfig) -> DensityModel:
@@ -115,38 +126,3 @@ def _command(prior: PriorConfig, plan: PriorPlan) -> str:
     return (
         f"iafvae-train fit-prior RUN {shape}--minutes {plan.minutes:g} --seed {plan.seed} --out RUN"
     )
-
-
-def _publish(
-    out: Path,
-    run_dir: Path,
-    checkpoint: Checkpoint,
-    model: DensityModel,
-    config: RunConfig,
-    environment: Mapping[str, object],
-    data_dir: Path | None,
-) -> Path:
-    """Write the run beside its place, then rename it."""
-    kept = {n: t for n, t in checkpoint.model.items() if not n.startswith(PRIOR)}
-    flow = {n: t for n, t in model.state_dict().items() if n.startswith(PRIOR)}
-    averaged = dict(model.named_parameters())
-    staging = out.with_name(f"{TEMPORARY}{out.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        path = save_checkpoint(
-            staging,
-            checkpoint.step,
-            model_state={**kept, **flow},
-            ema_state=averaged if checkpoint.ema else {},
-            optim_tensors={},
-            state=checkpoint.state,
-        )
-        write_config(staging, config, environment)
-        remember_data_dir(staging, data_dir)
-        if (run_dir / METRICS_FILE).is_file():
-            shutil.copyfile(run_dir / METRICS_FILE, staging / METRICS_FILE)
-        staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return out / path.relative_to(staging)

@@ -191,10 +191,7 @@ def shown(
     columns = (
         TextColumn("training"),
         BarColumn(),
-        TextColumn("{task.fields[place]}"),
-        TextColumn("{task.fields[nats]}"),
-        TextColumn("{task.fields[bits]}"),
-        TextColumn("{task.fields[speed]}"),
+        *(TextColumn(f"{{task.fields[{name}]}}") for name in ("place", "nats", "bits", "speed")),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -1,11 +1,8 @@
 """A `fit` call between its first step and its last: steps, checkpoints, sheets, news."""
 
-from __future__ import annotations
-
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +56,7 @@ class Session:
         reason, saved_at = "done", time.monotonic()
         with interrupts.watched(), self._observer(budget) as observer:
             try:
-                steps = self.trainer.run(observer, stop, self.validation, lambda: budget.share)
-                for reason in steps:
+                for reason in trainer.run(observer, stop, self.validation, lambda: budget.share):
                     age = time.monotonic() - saved_at
                     if age < LEAST_AGE_SECONDS.get(reason, -math.inf):
                         continue
@@ -75,33 +71,27 @@ class Session:
         """Write a checkpoint, then the sheets: where the disk is full the former matters more."""
         if self.recorder is None:
             return
-        self.trainer.save(self.run_dir, optimizer=self.optimizer_state)
-        if sheets:
-            self._write_sheets(self.recorder)
-
-    def _write_sheets(self, recorder: Recorder) -> None:
         trainer = self.trainer
-        pixels = self.validation.pixels[: SHEET_IMAGES // 2]
-        sheets = {
-            "samples": sample_sheet(trainer.average, count=SHEET_IMAGES),
-            "reconstructions": reconstruction_sheet(trainer.average, pixels),
-        }
-        for kind, sheet in sheets.items():
-            save_sheet(self.run_dir / "sheets" / f"{kind}-{trainer.step:08d}.png", sheet)
-            recorder.image(trainer.step, kind, sheet)
-
-    @contextmanager
-    def _observer(self, budget: Budget) -> Iterator[Observer]:
-        if self.recorder is None:
-            yield Observer()
+        trainer.save(self.run_dir, optimizer=self.optimizer_state)
+        if not sheets:
             return
+        pixels = self.validation.pixels[: SHEET_IMAGES // 2]
+        for kind, sheet in (
+            ("samples", sample_sheet(trainer.average, count=SHEET_IMAGES)),
+            ("reconstructions", reconstruction_sheet(trainer.average, pixels)),
+        ):
+            save_sheet(self.run_dir / "sheets" / f"{kind}-{trainer.step:08d}.png", sheet)
+            self.recorder.image(trainer.step, kind, sheet)
+
+    def _observer(self, budget: Budget) -> AbstractContextManager[Observer]:
+        if self.recorder is None:
+            return nullcontext(Observer())
         trainer = self.trainer
-        with shown(
+        return shown(
             self.console,
             self.recorder,
             total_steps=trainer.total_steps if trainer.ends else None,
             step=trainer.step,
             epochs=trainer.config.train.epochs if trainer.ends else None,
             budget=budget,
-        ) as observer:
-            yield observer
+        )

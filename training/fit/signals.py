@@ -1,8 +1,6 @@
 """Ctrl-C and SIGTERM: a wish to stop that the training loop fulfils between two steps
 (`Interrupts`), or a `KeyboardInterrupt` where results so far are on the disk (`stoppable`)."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable, Iterator

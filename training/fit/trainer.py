@@ -6,8 +6,6 @@ Where several processes train, each computes its rows of the same batch; all lea
 figures, and so come to the same decisions.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """The averaged model's bound on the validation split while a run goes on."""
 
-from __future__ import annotations
-
 import torch
 
 from model.contract import DensityModel

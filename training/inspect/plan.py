@@ -7,6 +7,7 @@ reference that verdicts compare with, some test it.
 import hashlib
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +19,6 @@ from training.fit.trainer import Trainer
 from training.overrides import with_settings
 
 __all__ = [
-    "Counts",
     "Plan",
     "certified_images",
     "counts",
@@ -67,18 +67,8 @@ def certified_images(false_alarms: float) -> int:
     return math.ceil(math.log(0.05) / math.log1p(-false_alarms))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """Images by purpose."""
-
-    train: int
-    validation: int
-    calibration: int
-    test: int
-
-
-def counts(images: int, false_alarms: float, *, given_test: bool) -> Counts:
-    """How many usual images serve what.
+def counts(images: int, false_alarms: float, *, given_test: bool) -> dict[str, int]:
+    """How many usual images serve what, by purpose.
 
     The reference has a fifth of them, and where the rate of false alarms asks for more, twice what
     makes it possible, but no more than a third.
@@ -87,22 +77,22 @@ def counts(images: int, false_alarms: float, *, given_test: bool) -> Counts:
     calibration = min(round(wanted), images // 3, 5000)
     validation = min(max(4, images // 20), 500)
     test = 0 if given_test else min(max(5, images // 10), 1000)
-    return Counts(
-        train=images - validation - calibration - test,
-        validation=validation,
-        calibration=calibration,
-        test=test,
-    )
+    return {
+        "train": images - validation - calibration - test,
+        "validation": validation,
+        "calibration": calibration,
+        "test": test,
+    }
 
 
-def divided(files: Files, share: Counts) -> dict[str, Files]:
+def divided(files: Files, share: Mapping[str, int]) -> dict[str, Files]:
     """Files by purpose: in an order that their names alone decide."""
     order = sorted(files, key=lambda name: hashlib.sha256(name.encode(errors="replace")).digest())
     found, first = {}, 0
-    for purpose in ("train", "validation", "calibration", "test"):
-        names = order[first : first + getattr(share, purpose)]
+    for purpose, count in share.items():
+        names = order[first : first + count]
         found[purpose] = {name: files[name] for name in sorted(names)}
-        first += len(names)
+        first += count
     return found
 
 

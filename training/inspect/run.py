@@ -10,9 +10,10 @@ OUT/report.html, planted.html  both judged
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +28,7 @@ from service.cli.local import LocalClient
 from service.cli.report import ReportOptions, write_report
 from service.codecs.png import encode_png
 from service.errors import IafvaeError
+from service.verdicts.ranks import Figure, pooled_detection
 from training.config import Runtime, overridden
 from training.data import FOLDER_PREFIX
 from training.data.image_files import Files, read_fitted, shown
@@ -37,7 +39,6 @@ from training.export.run import export_run
 from training.files import write_json
 from training.fit.fit import fit
 from training.inspect.photos import Photos, find_photos
-from training.inspect.pixels import pixel_detection
 from training.inspect.plan import Plan, counts, crossed, divided, plan_for, planned
 from training.inspect.words import Facts, learned, words
 from training.runs.directory import CONFIG_FILE, read_config
@@ -47,6 +48,7 @@ __all__ = ["Inspection", "inspect_folder"]
 SIDES = (2, 4, 8, 16)  # pixels of the model's images: of planted defects
 PLANTED = 60  # images that defects are planted in, at most
 DRAWN = 32  # samples that are looked at
+CHUNK = 64  # images whose maps are made at once
 PLAN = "inspect.json"
 
 
@@ -73,7 +75,7 @@ def inspect_folder(
     Raises `DataError` where the images do not suffice, or `out` holds something else, before
     anything is written.
     """
-    say = _teller(console)
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
     for looked in (folder, test):
         if looked is not None and out.resolve().is_relative_to(looked.resolve()):
             raise DataError(
@@ -95,9 +97,12 @@ def inspect_folder(
         sets = divided(photos.usual, share)
         if photos.usual_test:
             sets["test"] = photos.usual_test
-        plan = plan_for(photos.size, photos.channels, share.train, minutes=minutes, runtime=runtime)
+        plan = plan_for(
+            photos.size, photos.channels, share["train"], minutes=minutes, runtime=runtime
+        )
         say(f"the model: {plan.line()}")
-    _prepare(out, sets, photos, plan, console)
+    if broken := _prepare(out, sets, photos, plan, console):
+        say(f"{len(broken)} broken files are left out: {broken[0]}")
     data = {"name": f"{FOLDER_PREFIX}{(out / 'images').absolute()}", "size": plan.size}
     result = fit(
         overridden(plan.config, {"data": {**data, "channels": photos.channels}}),
@@ -129,10 +134,6 @@ def inspect_folder(
     return Inspection("done", lines)
 
 
-def _teller(console: Console) -> Callable[[str], None]:
-    return lambda line: console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-
 # Images.
 
 
@@ -159,8 +160,8 @@ def _sets_before(out: Path, photos: Photos) -> dict[str, Files]:
 
 def _prepare(
     out: Path, sets: Mapping[str, Files], photos: Photos, plan: Plan, console: Console
-) -> None:
-    """Links to the usual images by purpose; what cannot be decoded is left out and told."""
+) -> list[str]:
+    """Links to the usual images by purpose; gives what is wrong with those left out."""
     out.mkdir(parents=True, exist_ok=True)
     plan_of = {
         purpose: {name: photos.digests[path] for name, path in files.items()}
@@ -177,8 +178,7 @@ def _prepare(
             faults.append(str(error))
             continue
         _link(out / "images" / purpose / "good", path)
-    if faults:
-        _teller(console)(f"{len(faults)} broken files are left out: {faults[0]}")
+    return faults
 
 
 def _link(folder: Path, path: Path) -> None:
@@ -234,7 +234,7 @@ def _judge(
             training=learned(out / "run"),
             again=(pixels, model.reconstruct(pixels, seed=None, output="mean").images),
             drawn=drawn,
-            pixels=pixel_detection(model, photos, plan.size) if photos.masks else None,
+            pixels=_detection(model, photos, plan.size),
         )
         told = list(words(facts))
         tested = write_report(
@@ -254,6 +254,28 @@ def _on_classes(tested: Mapping[str, Any]) -> Iterator[str]:
             told += f", AUROC {figure['value']:.3f}"
             told += f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
         yield told
+
+
+def _detection(model: LocalClient, photos: Photos, size: tuple[int, int]) -> Figure | None:
+    """AUROC of the maps' deviations, of either sign, over the pixels of all images with a mask.
+
+    In the model's pixels: one that a mask covers by half or more belongs to the defect. None where
+    no mask leaves both kinds of pixels.
+    """
+    images, masks = [], []
+    for path, mask in photos.masks.items():
+        try:
+            images.append(read_fitted(path, photos.channels, size))
+            masks.append(read_fitted(mask, 1, size)[0] >= 128)
+        except (OSError, IafvaeError):  # told in the report
+            del images[len(masks) :]
+    if not any(mask.any() and not mask.all() for mask in masks):
+        return None
+    maps = [
+        np.abs(model.anomalies(np.stack(images[first : first + CHUNK]), boxes=0)[0])
+        for first in range(0, len(images), CHUNK)
+    ]
+    return pooled_detection(np.concatenate(maps), np.stack(masks))
 
 
 def _pixels(files: Files, size: tuple[int, int], channels: int) -> NDArray[np.uint8]:

@@ -3,11 +3,9 @@
 What the paper's text gives illegibly is None here, never guessed.
 """
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from model.config import (
@@ -16,7 +14,6 @@ from model.config import (
     DiagonalPosterior,
     Direction,
     MapPosterior,
-    ResnetVaeConfig,
     require,
 )
 from training.config import RunConfig, overridden, run_preset
@@ -147,13 +144,9 @@ def _ladder(
 ) -> RunConfig:
     """The CIFAR-10 preset of `size` with all its stochastic layers at one resolution."""
     require(size in SIZES, f"--size is one of {', '.join(SIZES)}, not {size!r}")
-    config = run_preset(f"cifar10-{size}")
-    model = config.model
-    if not isinstance(model, ResnetVaeConfig):
-        raise TypeError("a CIFAR-10 preset is a ladder")
-    posterior = model.posterior if posterior is None else posterior
-    model = replace(model, levels=(depth,), inference=inference, posterior=posterior)
-    return overridden(replace(config, model=model), overrides or {})
+    ladder = {"levels": (depth,), "inference": inference, "posterior": posterior}
+    config = overridden(run_preset(f"cifar10-{size}"), {"model": ladder})
+    return overridden(config, overrides or {})
 
 
 _DIRECTIONS: dict[Direction, str] = {"bottom_up": "Bottom-up", "bidirectional": "Bidirectional"}

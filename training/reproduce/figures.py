@@ -1,7 +1,5 @@
 """The pictures of reproductions, drawn from their documents alone."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,8 +55,7 @@ def _table(document: Document) -> Figure:
     ours.set_title("ours")
     for axes in (paper, ours):
         axes.set_xlabel(f"{unit} ({'higher' if unit == 'nats' else 'lower'} is better)")
-        axes.grid(axis="both", color="#eeeeee")
-        axes.set_axisbelow(True)
+        axes.grid(visible=True)
     if len(document["measures"]) > 1:
         paper.legend(frameon=False, fontsize=8)
     if not any(_measured(row, name, unit) for row in rows for name in document["measures"]):

@@ -1,7 +1,5 @@
 """What a reproduction measures of a run: its bound on a split, or the nats of every layer."""
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
@@ -10,7 +8,6 @@ from typing import Any, ClassVar
 
 from rich.progress import Progress
 
-from model.config import require
 from training.config import Runtime
 from training.data import Split
 from training.evaluate.run import evaluate_run
@@ -69,12 +66,6 @@ class Evaluation(Measurement):
     importance_samples: int = 1
     seed: int = 0
     limit: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("importance_samples", "limit"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
-        require(self.seed >= 0, f"the evaluation's seed must not be negative, not {self.seed}")
 
     def measure(
         self, run_dir: Path, runtime: Runtime, data_dir: Path | None, progress: Progress
@@ -146,15 +137,15 @@ class LayerNats(Measurement):
         """The series so far: `points`, each with its step, in the order of the steps."""
         last = checkpoint_step(run_dir)
         at_epochs = [r for r in read_metrics(run_dir) if r["kind"] == "validation"]
-        records = [*read_lines(run_dir / LAYERS_FILE), *at_epochs]
-        points = {r["step"]: _point(r) for r in records if r["step"] <= last and _is_finite(r)}
+        points = {
+            r["step"]: _point(r)
+            for r in (*read_lines(run_dir / LAYERS_FILE), *at_epochs)
+            if r["step"] <= last
+            and all(isinstance(r.get(name), int | float) for name in ("elbo_nats", "kl_nats"))
+        }
         if not points:
             return None
         return {"step": max(points), "points": [points[step] for step in sorted(points)]}
-
-
-def _is_finite(record: dict[str, Any]) -> bool:
-    return all(isinstance(record.get(name), int | float) for name in ("elbo_nats", "kl_nats"))
 
 
 def _point(record: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,6 @@ again. The row that is furthest behind goes next, for one slice: whenever a call
 have come about equally far.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ The JSON document holds all that the others are drawn from, so that a table can 
 anywhere (`redraw`) without its runs.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import statistics
@@ -16,9 +14,11 @@ from typing import Any
 from training.errors import TrainingError
 from training.evaluate.report import markdown_table
 from training.files import write_bytes, write_json, write_text
+from training.fit.signals import signal_name, stoppable
 from training.reproduce.toy_report import command_note, toy_markdown
+from training.runs.directory import locked
 
-__all__ = ["FORMAT", "markdown", "redraw", "summary", "write_report"]
+__all__ = ["FORMAT", "markdown", "redraw", "reproduced", "summary", "write_report"]
 
 FORMAT = 1
 NOT_RUN = "not run"
@@ -44,6 +44,24 @@ def write_report(out: Path, document: Document, *, plot: bool) -> None:
         image = picture(document)
         if image is not None:
             write_bytes(out / f"{name}.png", image)
+
+
+def reproduced(
+    out: Path, work: Callable[[], str], document: Callable[[], dict[str, Any]]
+) -> tuple[str, dict[str, Any]]:
+    """Do the work in `out`, then write the report; an interruption loses only what it broke off.
+
+    `work` gives why it ended; so does this ("done", "budget", "SIGINT" or "SIGTERM"), with the
+    document that it wrote.
+    """
+    with locked(out), stoppable():
+        try:
+            reason = work()
+        except KeyboardInterrupt as stop:
+            reason = signal_name(stop)
+        found = document()
+        write_report(out, found, plot=True)
+    return reason, found
 
 
 def redraw(out: Path, name: str) -> Document:

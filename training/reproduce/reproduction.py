@@ -6,8 +6,6 @@ OUT/table1.json          all that the report needs; table1.md and table1.png are
 All that is known is on the disk: a call that was interrupted goes on when it is repeated.
 """
 
-from __future__ import annotations
-
 import gc
 import time
 from collections.abc import Sequence
@@ -19,26 +17,24 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from model.config import require
 from training.config import RunConfig, Runtime, for_images
 from training.data import public_name
 from training.errors import TrainingError
 from training.fit.device import choose_device
 from training.fit.fit import FitResult, fit
-from training.fit.signals import SIGNALS, signal_name, stoppable
+from training.fit.signals import SIGNALS
 from training.reproduce.experiments import Experiment, Row
 from training.reproduce.measures import Measurement
 from training.reproduce.plan import Plan, Slice, Standing
-from training.reproduce.report import FORMAT, write_report
+from training.reproduce.report import FORMAT, reproduced, write_report
 from training.reproduce.state import (
-    SliceRecord,
     checkpoint_step,
     name_command,
     progressed,
     read_slices,
     record_slice,
 )
-from training.runs.directory import CONFIG_FILE, locked, open_run, read_config
+from training.runs.directory import CONFIG_FILE, open_run, read_config
 from training.runs.metrics import minutes_clock, read_metrics
 from training.runs.provenance import git_revision, machine
 
@@ -87,25 +83,19 @@ class Reproduction:
     row_command: str = ""
 
     def run(self) -> tuple[str, dict[str, Any]]:
-        """Train, measure and write; an interruption loses nothing but the step in progress.
-
-        Gives why it ended ("done", "budget", "SIGINT" or "SIGTERM") and the document that it wrote.
+        """Train, measure and write, see `reproduced`.
 
         Raises `TrainingError` or `ConfigError` before anything is trained where the directory
         holds rows of other settings.
         """
-        require(self.seeds >= 1, f"--seeds must be at least 1, not {self.seeds}")
-        with locked(self.out), stoppable():
-            self._check()
-            try:
-                reason = self._train()
-                if reason not in SIGNALS:
-                    self._measure(self._wanted())
-            except KeyboardInterrupt as stop:
-                reason = signal_name(stop)
-            document = self.document()
-            write_report(self.out, document, plot=True)
-        return reason, document
+        self._check()
+        return reproduced(self.out, self._work, self.document)
+
+    def _work(self) -> str:
+        reason = self._train()
+        if reason not in SIGNALS:
+            self._measure(self._wanted())
+        return reason
 
     def runs_of(self, row: Row, seeds: Sequence[int]) -> list[Run]:
         """The runs of a row from the given seeds."""
@@ -122,9 +112,8 @@ class Reproduction:
 
     def _found(self, row: Row) -> list[Run]:
         """The runs of a row that were ever started, whatever this call asks for."""
-        folder = self.out / "runs"
-        names = [path.name for path in folder.glob(f"{row.key}-seed*")] if folder.is_dir() else []
-        numbers = (name.removeprefix(f"{row.key}-seed") for name in names)
+        folders = (self.out / "runs").glob(f"{row.key}-seed*")
+        numbers = (path.name.removeprefix(f"{row.key}-seed") for path in folders)
         seeds = [0, *sorted(int(number) for number in numbers if number.isdigit())]
         return [run for run in self.runs_of(row, seeds) if run.exists]
 
@@ -193,7 +182,8 @@ class Reproduction:
         # What a killed call trained, the ledger does not know yet.
         unrecorded = so_far.minutes - sum(line["minutes"] for line in read_slices(run.folder))
         minutes = self._minutes(run, piece, so_far.step, result, time.monotonic() - began)
-        record = SliceRecord(
+        record_slice(
+            run.folder,
             first_step=so_far.step,
             step=result.step,
             epochs=run.config.train.epochs,
@@ -202,7 +192,6 @@ class Reproduction:
             minutes=minutes + max(0.0, unrecorded),
             machine=machine(choose_device(self.runtime.device), self.runtime.threads),
         )
-        record_slice(run.folder, record)
         if self.row_command:
             name_command(run.folder, f"{self.row_command} --rows {run.row.key}")
         return result.reason, minutes

@@ -6,10 +6,8 @@ RUN/layers.jsonl      nats of each layer, where they were measured between epoch
 Nothing else is remembered: a reproduction that was killed finds its rows as they are.
 """
 
-from __future__ import annotations
-
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from training.runs.metrics import minutes_clock, read_metrics
 
 __all__ = [
     "Progressed",
-    "SliceRecord",
     "checkpoint_step",
     "name_command",
     "progressed",
@@ -29,22 +26,6 @@ __all__ = [
 ]
 
 SLICES_FILE = "slices.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SliceRecord:
-    """One `fit` call: the steps it took, why it ended, its minutes, and the machine.
-
-    `minutes` are from its first step to its last; `epochs` is how long the run then was to be.
-    """
-
-    first_step: int
-    step: int
-    epochs: int
-    steps_per_epoch: int
-    reason: str
-    minutes: float
-    machine: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +73,14 @@ def read_slices(run_dir: Path) -> list[dict[str, Any]]:
     return read_lines(run_dir / SLICES_FILE)
 
 
-def record_slice(run_dir: Path, record: SliceRecord) -> None:
-    """Add a slice to the ledger; those of steps that were lost since are dropped."""
-    kept = [line for line in read_slices(run_dir) if line["step"] <= record.first_step]
-    write_lines(run_dir / SLICES_FILE, [*kept, asdict(record)])
+def record_slice(run_dir: Path, *, first_step: int, **told: Any) -> None:
+    """Add a slice to the ledger; those of steps that were lost since are dropped.
+
+    It tells its last `step`, the `reason` why it ended, its `minutes` from the first step to the
+    last, `epochs`, how long the run then was to be, `steps_per_epoch`, and the `machine`.
+    """
+    kept = [line for line in read_slices(run_dir) if line["step"] <= first_step]
+    write_lines(run_dir / SLICES_FILE, [*kept, {"first_step": first_step, **told}])
 
 
 def name_command(run_dir: Path, command: str) -> None:

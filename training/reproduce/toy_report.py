@@ -1,7 +1,5 @@
 """Figure 1's numbers in words and a table, from its document."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping

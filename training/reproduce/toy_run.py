@@ -3,8 +3,6 @@
 OUT/runs/figure1-iaf-seed0.json      a fit's figures and samples; OUT/figure1.json, .md, .png
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time
@@ -18,10 +16,8 @@ from rich.progress import Progress
 
 from model.config import require
 from training.files import write_text
-from training.fit.signals import signal_name, stoppable
-from training.reproduce.report import FORMAT, write_report
+from training.reproduce.report import FORMAT, reproduced
 from training.reproduce.toy import POSTERIORS, fit_toy, measure, posterior_samples
-from training.runs.directory import locked
 from training.runs.provenance import git_revision, machine
 
 __all__ = ["ToyReproduction"]
@@ -43,10 +39,7 @@ class ToyReproduction:
     command: str
 
     def run(self) -> tuple[str, dict[str, Any]]:
-        """Fit what is missing and write the report; a fit that was interrupted starts again.
-
-        Gives why it ended ("done", "budget", "SIGINT" or "SIGTERM") and the document that it wrote.
-        """
+        """Fit what is missing and write, see `reproduced`; an interrupted fit starts again."""
         budget = self.budget_minutes
         require(
             budget is None or 0 <= budget < math.inf,
@@ -54,14 +47,7 @@ class ToyReproduction:
         )
         if self.threads:
             torch.set_num_threads(self.threads)
-        with locked(self.out), stoppable():
-            try:
-                reason = self._fit_all()
-            except KeyboardInterrupt as stop:
-                reason = signal_name(stop)
-            document = self.document()
-            write_report(self.out, document, plot=True)
-        return reason, document
+        return reproduced(self.out, self._fit_all, self.document)
 
     def _fit_all(self) -> str:
         budget = math.inf if self.budget_minutes is None else self.budget_minutes

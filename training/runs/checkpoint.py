@@ -225,9 +225,7 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    found = (path for path in folder.iterdir() if NAME.fullmatch(path.name))
+    found = (path for path in folder.glob("step-*") if NAME.fullmatch(path.name))
     return sorted(found, key=_step, reverse=True)
 
 

@@ -1,24 +1,23 @@
 """A run's directory: its `config.json`, who may write into it, and what it may be resumed as."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from training.config import RunConfig, run_config_from_dict
 from training.errors import TrainingError
 from training.files import write_bytes, write_json
+from training.overrides import PARTS
 
 __all__ = [
     "known_data_dir",
     "locked",
     "open_run",
     "read_config",
+    "refuse_taken",
     "remember_data_dir",
     "write_config",
 ]
@@ -28,7 +27,7 @@ LOCK_FILE = ".lock"
 DATA_DIR_FILE = ".data-dir"  # of this machine alone: no copy or bundle of the run has it
 # How long a run is, when its rate falls and how tight its bound is may be thought over while it
 # goes on.
-MAY_CHANGE = {("train", "epochs"), ("train", "importance_samples"), ("optim", "decay_fraction")}
+MAY_CHANGE = {"train.epochs", "train.importance_samples", "optim.decay_fraction"}
 
 
 def write_config(run_dir: Path, config: RunConfig, environment: Mapping[str, Any]) -> None:
@@ -86,31 +85,29 @@ def open_run(run_dir: Path, config: RunConfig, *, resume: bool) -> None:
         raise TrainingError(f"{run_dir} is not empty and not a run; give another --out")
 
 
+def refuse_taken(out: Path) -> None:
+    """Raise `TrainingError` where `out` is neither new nor an empty directory."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise TrainingError(f"{out} is not empty: give another --out")
+
+
 def _check_same(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
-    train = replace(
-        before.train,
-        epochs=now.train.epochs,
-        importance_samples=now.train.importance_samples,
-    )
-    optim = replace(before.optim, decay_fraction=now.optim.decay_fraction)
+    may_change = set(MAY_CHANGE)
     if not now.train.free_bits_nats:  # micro-batches then add up to the same step
-        optim = replace(optim, accumulate=now.optim.accumulate)
-    if replace(before, preset=now.preset, train=train, optim=optim) != now:
+        may_change.add("optim.accumulate")
+    old, new = before.to_dict(), now.to_dict()
+    changed = [
+        f"{part}.{key}: {old[part].get(key)} then, {value} now"
+        for part in PARTS
+        for key, value in new[part].items()
+        if old[part].get(key) != value and f"{part}.{key}" not in may_change
+    ]
+    if changed:
         raise TrainingError(
-            f"{run_dir} was started with another configuration ({_difference(before, now)}); only "
+            f"{run_dir} was started with another configuration ({'; '.join(changed)}); only "
             "--epochs, --importance-samples and --decay-fraction may change at a resume, and "
             "--accumulate where there are no free bits"
         )
-
-
-def _difference(before: RunConfig, after: RunConfig) -> str:
-    old, new = before.to_dict(), after.to_dict()
-    return "; ".join(
-        f"{part}.{key}: {old[part].get(key)} then, {value} now"
-        for part in ("model", "data", "optim", "train")
-        for key, value in new[part].items()
-        if old[part].get(key) != value and (part, key) not in MAY_CHANGE
-    )
 
 
 @contextmanager
@@ -136,13 +133,11 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 def _acquire(descriptor: int) -> bool:
     try:
-        import fcntl  # not on Windows
-    except ImportError:
-        return True
-    try:
+        import fcntl
+
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a disk without locks
-        return True
+    except (ImportError, OSError):  # Windows, a disk without locks
+        pass
     return True

@@ -5,8 +5,6 @@ trained it: a call is listed where anything differs from the one before. `enviro
 the whole in one line.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

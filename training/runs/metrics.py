@@ -1,7 +1,5 @@
 """What a run leaves for people: metrics as JSONL and TensorBoard, and sheets of images."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -3,13 +3,10 @@
 No path of a machine is among it: a folder of images is named as such, a run's directory is RUN.
 """
 
-from __future__ import annotations
-
 import platform
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -68,7 +65,8 @@ def _options(base: RunConfig, config: RunConfig) -> list[str]:
     for option, (part, key) in OPTIONS.items():
         value = getattr(getattr(config, part), key)
         if value != getattr(getattr(base, part), key):
-            words.append(f"{option} {_word(value)}")
+            size = isinstance(value, tuple)
+            words.append(f"{option} {'x'.join(map(str, value)) if size else value}")
     if config.data.horizontal_flips != base.data.horizontal_flips:
         words.append("--flips" if config.data.horizontal_flips else "--no-flips")
     named = {f"{part}.{key}" for part, key in OPTIONS.values()}
@@ -82,11 +80,6 @@ def _shaped(base: RunConfig, config: RunConfig) -> RunConfig:
         return for_images(base, config.model.image_shape)
     except ConfigError:  # a model of another kind, told whole
         return base
-
-
-def _word(value: Any) -> str:
-    """A size (height, width) as the command line takes it; anything else as it is."""
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def git_revision() -> str:

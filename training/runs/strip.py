@@ -1,21 +1,13 @@
 """A run's newest checkpoint without what only an exact resume needs: small enough to carry."""
 
-from __future__ import annotations
-
-import json
 import shutil
 from pathlib import Path
 
 import torch
 
-from training.errors import TrainingError
-from training.runs.checkpoint import (
-    AVERAGED_ONLY,
-    load_checkpoint,
-    run_directory,
-    save_checkpoint,
-)
-from training.runs.directory import CONFIG_FILE, read_config
+from training.files import new_folder, write_lines
+from training.runs.checkpoint import AVERAGED_ONLY, load_checkpoint, run_directory, save_checkpoint
+from training.runs.directory import CONFIG_FILE, read_config, refuse_taken
 from training.runs.metrics import METRICS_FILE, read_metrics
 
 __all__ = ["size_in_bytes", "strip_run"]
@@ -34,8 +26,7 @@ def strip_run(run: Path, out: Path, *, ema_only: bool = False, bf16: bool = Fals
     run_dir = run_directory(run)
     read_config(run_dir)
     checkpoint = load_checkpoint(run)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise TrainingError(f"{out} is not empty: give another --out")
+    refuse_taken(out)
     averaged = checkpoint.ema or checkpoint.model
     if bf16:
         averaged = {
@@ -43,27 +34,25 @@ def strip_run(run: Path, out: Path, *, ema_only: bool = False, bf16: bool = Fals
             for name, tensor in averaged.items()
         }
     state = dict(checkpoint.state)
+    model_state = checkpoint.model
     if ema_only:
         # Buffers are in the last weights' file alone; parameters are the averaged ones'.
-        model_state, ema_state = {**checkpoint.model, **averaged}, {}
+        model_state, averaged = {**model_state, **averaged}, {}
         state[AVERAGED_ONLY] = True
-    else:
-        model_state, ema_state = checkpoint.model, averaged
-    out.mkdir(parents=True, exist_ok=True)
-    path = save_checkpoint(
-        out,
-        checkpoint.step,
-        model_state=model_state,
-        ema_state=ema_state,
-        optim_tensors={},
-        state=state,
-    )
-    shutil.copyfile(run_dir / CONFIG_FILE, out / CONFIG_FILE)
     records = [record for record in read_metrics(run_dir) if record["step"] <= checkpoint.step]
-    if records:
-        lines = [json.dumps(record) + "\n" for record in records]
-        (out / METRICS_FILE).write_text("".join(lines), encoding="utf-8")
-    return path
+    with new_folder(out) as folder:
+        path = save_checkpoint(
+            folder,
+            checkpoint.step,
+            model_state=model_state,
+            ema_state=averaged,
+            optim_tensors={},
+            state=state,
+        )
+        shutil.copyfile(run_dir / CONFIG_FILE, folder / CONFIG_FILE)
+        if records:
+            write_lines(folder / METRICS_FILE, records)
+    return out / path.relative_to(folder)
 
 
 def size_in_bytes(folder: Path) -> int:

@@ -8,7 +8,6 @@ import pytest
 
 from training.files import read_lines, write_lines
 from training.reproduce.state import (
-    SliceRecord,
     checkpoint_step,
     progressed,
     read_slices,
@@ -30,15 +29,15 @@ def point_at(run_dir, step):
 
 
 def record(first, step, minutes, *, reason="budget", epochs=5, machine="one"):
-    return SliceRecord(
-        first_step=first,
-        step=step,
-        epochs=epochs,
-        steps_per_epoch=10,
-        reason=reason,
-        minutes=minutes,
-        machine=machine,
-    )
+    return {
+        "first_step": first,
+        "step": step,
+        "epochs": epochs,
+        "steps_per_epoch": 10,
+        "reason": reason,
+        "minutes": minutes,
+        "machine": machine,
+    }
 
 
 def test_minutes_are_steps_times_images_by_the_recorded_speeds():
@@ -65,7 +64,7 @@ def test_a_run_that_never_was_has_come_nowhere(tmp_path):
 
 def test_slices_add_up_and_name_their_machines(tmp_path):
     for first, step, machine in ((0, 10, "one"), (10, 30, "two"), (30, 50, "one")):
-        record_slice(tmp_path, record(first, step, 1.5, machine=machine))
+        record_slice(tmp_path, **record(first, step, 1.5, machine=machine))
     point_at(tmp_path, 50)
     so_far = progressed(tmp_path, BATCH)
     assert so_far.minutes == 4.5
@@ -75,7 +74,7 @@ def test_slices_add_up_and_name_their_machines(tmp_path):
 
 
 def test_what_a_killed_call_trained_counts_by_its_speeds(tmp_path):
-    record_slice(tmp_path, record(0, 10, 1.0))
+    record_slice(tmp_path, **record(0, 10, 1.0))
     lines = [metric(10, 60.0), metric(20, 30.0), metric(30, 30.0)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     point_at(tmp_path, 20)  # the checkpoint is older than the last record
@@ -83,7 +82,7 @@ def test_what_a_killed_call_trained_counts_by_its_speeds(tmp_path):
 
 
 def test_a_run_is_done_for_as_many_epochs_as_it_was_to_be(tmp_path):
-    record_slice(tmp_path, record(0, 50, 1.0, reason="done"))
+    record_slice(tmp_path, **record(0, 50, 1.0, reason="done"))
     point_at(tmp_path, 50)
     assert progressed(tmp_path, BATCH).done_epochs == 5
     point_at(tmp_path, 40)  # the newest checkpoint was lost
@@ -91,9 +90,9 @@ def test_a_run_is_done_for_as_many_epochs_as_it_was_to_be(tmp_path):
 
 
 def test_slices_of_steps_that_were_lost_are_dropped(tmp_path):
-    record_slice(tmp_path, record(0, 10, 1.0))
-    record_slice(tmp_path, record(10, 30, 2.0))
-    record_slice(tmp_path, record(10, 25, 1.5))  # taken up again at step 10
+    record_slice(tmp_path, **record(0, 10, 1.0))
+    record_slice(tmp_path, **record(10, 30, 2.0))
+    record_slice(tmp_path, **record(10, 25, 1.5))  # taken up again at step 10
     assert [line["step"] for line in read_slices(tmp_path)] == [10, 25]
 
 

@@ -11,8 +11,6 @@ moved inside a larger one:
 of which DepthToSpace makes y again. That is (K + 3)^2 products for a pixel in place of 16 K^2.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 from numpy.typing import NDArray
