@@ -96,7 +96,8 @@ def sample(
     count = n or (None if given is not None else 64)
     scale = _temperature(temperature)
     with inputs.open_backend(bundle, url, model, provider) as backend:
-        if given is None and out.suffix == ".npy" and (count or 0) > inputs.STREAMED:
+        is_plain = given is None and not (resample or keep)
+        if is_plain and out.suffix == ".npy" and (count or 0) > inputs.STREAMED:
             chosen = drawn_seed() if seed is None else seed
             pieces = backend.stream(count or 0, seed=chosen, temperature=scale, output=output)
             files.write_stream(pieces, count or 0, out)

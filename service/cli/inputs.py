@@ -26,6 +26,7 @@ from service.codecs.npy import decode_npy
 from service.engine.options import Provider
 from service.errors import IafvaeError, InvalidInput
 from service.estimators import Estimates
+from service.operations import checks
 from service.verdicts.decisions import REASONS, discovered, fdr_notes
 from service.verdicts.reference import map_notes
 
@@ -182,6 +183,8 @@ def score_files(
 
     options: as `Client.score` has them.
     """
+    if fdr is not None:
+        checks.alpha(fdr, "fdr")
     found = find_images(paths)
     rows: list[Row] = []
     notes: dict[str, None] = {}

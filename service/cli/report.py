@@ -30,6 +30,7 @@ from service.codecs.headers import read_header
 from service.codecs.images import FitMode, Shape, fit_files
 from service.codecs.overlay import coloured
 from service.errors import InvalidInput
+from service.operations import checks
 from service.verdicts.ranks import detection
 from service.verdicts.reference import map_notes
 
@@ -79,6 +80,8 @@ def write_report(
     Raises InvalidInput, with nothing written, where no image can be read.
     """
     check(out, (".html",))
+    if options.fdr is not None:
+        checks.alpha(options.fdr, "fdr")
     if not folder.is_dir():
         raise InvalidInput(f"{folder} is no folder")
     files = [f for f in find_images([folder]) if MASKS not in f.relative_to(folder).parts]
