@@ -53,6 +53,8 @@ __all__ = [
 STREAMED = 1024  # more images than this are drawn piece by piece, into a file
 CHUNK = 256  # images in flight: bounds memory and the size of a request
 LIMITS = PixelLimits(image=2**27, total=2**27)
+# What a request says of all its images.
+OF_ALL = ("estimator", "importance_samples", "seed", "alpha", "certified_alpha", "calibration")
 T = TypeVar("T", bound=np.generic)
 Row = dict[str, Any]
 
@@ -271,12 +273,7 @@ def _rows(table: ScoreTable, read: Sequence[Fitted]) -> Iterator[Row]:
             "anomalous": bool(table.anomalous[i]) if table.decided[i] else None,
             "altered": bool(table.altered[i]),
             "status": table.status[i],
-            "estimator": table.estimator,
-            "importance_samples": table.importance_samples,
-            "seed": table.seed,
-            "alpha": table.alpha,
-            "certified_alpha": table.certified_alpha,
-            "calibration": table.calibration,
+            **{name: getattr(table, name) for name in OF_ALL},
             "evidence": {name: number(values[i]) for name, values in table.evidence.items()},
             "note": " ".join(one.notes) or None,
         }

@@ -90,7 +90,7 @@ def write_report(
     manifest = backend.model()["manifest"]
     kept = out.with_suffix(".partial.jsonl")
     rows = _known(kept, _identity(manifest, folder, options))
-    todo = [f for f in files if _changed(rows.get(_name(f, folder)), f)]
+    todo = [f for f in files if rows.get(_name(f, folder), {}).get("stamp") != _stamp(f)]
     task = progress.add_task("judging", total=len(files), completed=len(files) - len(todo))
     try:
         with kept.open("ab") as file:
@@ -153,10 +153,6 @@ def _stamp(file: Path) -> list[int]:
     except OSError:  # a link to nothing, or gone meanwhile
         return []
     return [found.st_size, found.st_mtime_ns]
-
-
-def _changed(row: Row | None, file: Path) -> bool:
-    return row is None or row["stamp"] != _stamp(file)
 
 
 # Rows.
