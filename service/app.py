@@ -27,8 +27,7 @@ from service.api.security.middleware import RequestContext
 from service.api.state import AppState
 from service.api.v2.infer import HEADER_LENGTH
 from service.api.v2.models import InferModels
-from service.codecs.pool import DecoderPool
-from service.codecs.threads import Threads
+from service.codecs.pool import DecoderPool, Threads
 from service.engine.hardware import available_cores
 from service.metrics import Metrics
 from service.repository.manager import ModelManager
@@ -149,7 +148,7 @@ def _add_middleware(app: FastAPI, shared: AppState) -> None:
 async def _life(shared: AppState, manager: ModelManager) -> AsyncGenerator[None, None]:
     """Load and start the models, follow their directory, and drain in the end."""
     registry, settings = shared.registry, shared.settings
-    if not registry.loaded:
+    if not registry.models:
         await asyncio.to_thread(manager.load_all)
     await registry.start()
     watching = None
