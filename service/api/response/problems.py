@@ -146,24 +146,20 @@ def unexpected(error: Exception, scope: Scope) -> errors.ServerFault:
 def add_problem_handlers(app: FastAPI, metrics: Metrics) -> None:
     """Turn every error that leaves a route of `app` into a problem document, and count it."""
 
-    async def ours(request: Request, error: Exception) -> Response:
-        assert isinstance(error, IafvaeError)  # noqa: S101 - registered for it alone
+    @app.exception_handler(IafvaeError)
+    async def ours(request: Request, error: IafvaeError) -> Response:
         return problem_response(error, request.scope)
 
-    async def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
         translated = _translate(error, request)
         metrics.request("", "", problem_of(translated).type, seconds=0.0)
         return problem_response(translated, request.scope, error.headers)
 
-    async def validation(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it alone
+    @app.exception_handler(RequestValidationError)
+    async def validation(request: Request, error: RequestValidationError) -> Response:
         lines = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
         return problem_response(errors.InvalidInput("; ".join(lines)), request.scope)
-
-    app.add_exception_handler(IafvaeError, ours)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, validation)
 
 
 def _translate(error: HTTPException, request: Request) -> IafvaeError:
