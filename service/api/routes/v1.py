@@ -115,6 +115,7 @@ async def score(request: OperationRequest, options: Annotated[ScoreOptions, Quer
     """Log-likelihoods and p-values of images."""
     model, manifest = request.model, request.model.manifest
     samples = options.importance_samples or manifest.scoring.default_importance_samples
+    # Asked first, as for images: a score that is within its limits makes no call for it.
     if samples > (most := request.settings.max_importance_samples):
         at_most("importance_samples", samples, most)
     fitted = await pictures(request, options, rows_each=samples)
