@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from service.api.openapi import install_openapi
+from service.api.openapi import HEADERS, install_openapi
 from service.api.request.limits import TIMEOUT_HEADER
 from service.api.response.problems import add_problem_handlers
 from service.api.routes.admin import admin_router
@@ -21,13 +21,13 @@ from service.api.routes.pages import page_routes
 from service.api.routes.v1 import operation_routes
 from service.api.routes.v2 import infer_routes, inference_router
 from service.api.security.admission import Admission, Quota
-from service.api.security.auth import ANSWER_HEADERS, KeyGuard
+from service.api.security.auth import KeyGuard
 from service.api.security.keys import KeyFile
 from service.api.security.middleware import RequestContext
 from service.api.state import AppState
+from service.api.v2.infer import HEADER_LENGTH
 from service.api.v2.models import InferModels
-from service.codecs.pool import DecoderPool
-from service.codecs.threads import Threads
+from service.codecs.pool import DecoderPool, Threads
 from service.engine.hardware import available_cores
 from service.metrics import Metrics
 from service.repository.manager import ModelManager
@@ -139,7 +139,7 @@ def _add_middleware(app: FastAPI, shared: AppState) -> None:
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST"),
             allow_headers=("authorization", "content-type", "x-request-id", TIMEOUT_HEADER),
-            expose_headers=ANSWER_HEADERS,
+            expose_headers=(*HEADERS, HEADER_LENGTH, "retry-after"),
         )
     app.add_middleware(RequestContext, access_log=settings.access_log)
 
@@ -148,7 +148,7 @@ def _add_middleware(app: FastAPI, shared: AppState) -> None:
 async def _life(shared: AppState, manager: ModelManager) -> AsyncGenerator[None, None]:
     """Load and start the models, follow their directory, and drain in the end."""
     registry, settings = shared.registry, shared.settings
-    if not registry.loaded:
+    if not registry.models:
         await asyncio.to_thread(manager.load_all)
     await registry.start()
     watching = None

@@ -37,7 +37,6 @@ class _TextFormatter(logging.Formatter):
     """For people: time, level, message, then the fields as ``name=value``, in one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and a traceback."""
         return without_secrets(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
@@ -55,10 +54,6 @@ NO_ERRORS = (
 )
 
 
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.msg not in NO_ERRORS
-
-
 def configure_logging(level: str, form: str) -> None:
     """Send the logs of this program and of uvicorn to standard error, as "text" or "json"."""
     handler = logging.StreamHandler()
@@ -72,4 +67,4 @@ def configure_logging(level: str, form: str) -> None:
         logger.handlers[:] = [handler]
         logger.setLevel(level.upper())
         logger.propagate = False
-    logging.getLogger("uvicorn.error").addFilter(_is_error)
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg not in NO_ERRORS)

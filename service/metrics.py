@@ -127,8 +127,7 @@ class Metrics:
 
     def non_finite(self, operation: str, model: str, results: int) -> None:
         """Count results that are not finite."""
-        if results:
-            self._non_finite.labels(operation, model).inc(results)
+        self._non_finite.labels(operation, model).inc(results)
 
     def model_info(self, **who: str) -> None:
         """Export a loaded model as an info metric; `who`: a value for each label of INFO."""

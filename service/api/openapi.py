@@ -8,19 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from service.api.examples import Examples, example_of
 from service.api.request.limits import TIMEOUT_HEADER
 from service.api.request.negotiation import PROBLEM
-from service.api.request.parsing import IMAGE_TYPES
 from service.api.response.problems import PROBLEMS, TYPE_PREFIX
 from service.api.response.schemas import ProblemDocument
 from service.api.security.auth import is_open
 from service.api.v2.schemas import InferDocument, InferenceError
-from service.codecs import JSON, NPY
+from service.codecs import IMAGE_TYPES, JSON, NPY
+from service.codecs.png import png_base64
 from service.repository.registry import Registry
 
 __all__ = [
@@ -65,6 +66,11 @@ STREAM_PROSE = (
     "computed, up to `max_stream_n`. The length is stated: an answer that is shorter was broken "
     "off. The deadline is then of the first piece; later ones have the server's own."
 )
+OPTIONS: dict[str, Document] = {  # of examples
+    "sample": {"n": 16, "seed": 0, "temperature": 1.0, "output": "mean"},
+    "score": {"importance_samples": 16, "seed": 0},
+    "interpolate": {"n": 8, "seeds": [7]},
+}
 OPTIONS_PROSE = (
     "With a JSON body options are its fields; with every other body they are query parameters (or "
     "form fields). Unknown ones are refused. Bodies may be compressed (`Content-Encoding`: gzip or "
@@ -204,7 +210,7 @@ def install_openapi(app: FastAPI, registry: Registry) -> None:
                 license_info={"name": "MIT", "identifier": "MIT"},
             )
             _complete(document)
-            _fill_examples(document, Examples(registry))
+            _fill_examples(document, registry)
             cached.clear()
             cached[bundle] = document
         return cached[bundle]
@@ -257,17 +263,70 @@ def _without_null(schema: Document) -> Document:
     return kept
 
 
-def _fill_examples(document: Document, examples: Examples) -> None:
+def _fill_examples(document: Document, registry: Registry) -> None:
+    """Bodies that can be sent as they stand, and answers as they look.
+
+    They fit the default model (before it is loaded, one like MNIST's); pictures are small and real.
+    """
     schemas = document["components"]["schemas"]
-    schemas["ImagesResponse"]["properties"]["images"]["examples"] = [[examples.picture]]
+    model, version, shape, dim = "mnist", "1.0.0", (1, 28, 28), 32
+    if registry.ready:
+        manifest = registry.find().runtime.manifest
+        model, version = manifest.name, manifest.version
+        shape, dim = manifest.image.shape, manifest.latent.dim
+    pixels = _stroke(shape)
+    payloads: Document = {"images": png_base64(pixels), "latents": [[0.0] * dim]}
+    image = {"datatype": "UINT8", "shape": pixels.shape, "data": pixels.ravel().tolist()}
+    inputs = [{"name": "image", **image}]
+    infer = {"id": "1", "parameters": {"importance_samples": 16}, "inputs": inputs}
+    schemas["ImagesResponse"]["properties"]["images"]["examples"] = [payloads["images"]]
     for path, operation in _operations(document):
         if "requestBody" in operation:
-            content = operation["requestBody"]["content"][JSON]
-            content["example"] = examples.body(operation["operationId"], content["schema"])
+            content, name = operation["requestBody"]["content"][JSON], operation["operationId"]
+            taken = content["schema"].get("properties", {})
+            body = OPTIONS.get(name, {}) | {k: v for k, v in payloads.items() if k in taken}
+            content["example"] = infer if name.startswith("infer") else body
         for parameter in operation.get("parameters", ()):
             if parameter["in"] == "path" and "example" not in parameter:
-                parameter["example"] = examples.path(path, parameter["name"])
+                named = f"{model}.score" if path.startswith("/v2") else model
+                parameter["example"] = version if parameter["name"] == "version" else named
         for response in operation["responses"].values():
             for kind, content in response.get("content", {}).items():
                 if kind.endswith("json") and "example" not in content:
-                    content["example"] = example_of(content.get("schema", {}), schemas)
+                    content["example"] = _example_of(content.get("schema", {}), schemas)
+
+
+def _stroke(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """One image with a vertical line."""
+    _, height, width = shape
+    pixels = np.zeros((1, *shape), np.uint8)
+    pixels[..., height // 6 : -height // 6 or None, width // 2 - 1 : width // 2 + 1] = 255
+    return pixels
+
+
+def _example_of(schema: Document, schemas: Document) -> Any:
+    """A value of a JSON schema: its own example where it has one; `schemas` are the components."""
+    if "$ref" in schema:
+        return _example_of(schemas[str(schema["$ref"]).rpartition("/")[2]], schemas)
+    if "example" in schema:
+        return schema["example"]
+    for key in ("examples", "enum"):
+        if key in schema:
+            return schema[key][0]
+    if "const" in schema:
+        return schema["const"]
+    for key in ("anyOf", "oneOf", "allOf"):
+        if key in schema:
+            return _example_of(schema[key][0], schemas)
+    return _of_type(schema, schemas)
+
+
+def _of_type(schema: Document, schemas: Document) -> Any:
+    kind = schema.get("type", "object")
+    if kind == "object":
+        return {k: _example_of(v, schemas) for k, v in schema.get("properties", {}).items()}
+    if kind == "array":
+        return [_example_of(schema["items"], schemas)] if schema.get("items") else []
+    least = schema.get("minimum", 0)
+    plain = {"string": "text", "integer": max(1, least), "number": max(0.5, least)}
+    return plain.get(kind, True if kind == "boolean" else None)

@@ -163,7 +163,12 @@ class OperationRoute(APIRoute):
         """Headers that say who answers, made once."""
         headers = self._headers.get(model)
         if headers is None:
-            headers = self._headers[model] = model_headers(model)
+            named = ("model", model.name), ("version", model.version), ("bundle", model.bundle.hash)
+            computed = ("provider", model.provider), ("precision", model.precision)
+            headers = self._headers[model] = [
+                (f"x-iafvae-{name}".encode("ascii"), value.encode("latin-1"))
+                for name, value in (*named, *computed)
+            ]
         return headers
 
     async def _refuse(self, request: OperationRequest, error: IafvaeError, send: Send) -> str:
@@ -233,14 +238,3 @@ def _traced(
     }
     name, failed = f"{request.operation} {model}".rstrip(), outcome != "ok"
     return tracer.request(request.headers, name, seconds, request.parts, attributes, failed=failed)
-
-
-def model_headers(model: Model) -> Headers:
-    """Who computes the answers of `model`."""
-    return [
-        (b"x-iafvae-model", model.name.encode("latin-1")),
-        (b"x-iafvae-version", model.version.encode("latin-1")),
-        (b"x-iafvae-bundle", model.bundle.hash.encode("latin-1")),
-        (b"x-iafvae-provider", model.provider.encode("latin-1")),
-        (b"x-iafvae-precision", model.precision.encode("latin-1")),
-    ]

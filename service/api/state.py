@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from service.api.security.admission import Admission
-from service.codecs.pool import DecoderPool
-from service.codecs.threads import Threads
+from service.codecs.pool import DecoderPool, Threads
 from service.metrics import Metrics
 from service.repository.registry import Registry
 from service.settings import Settings

@@ -27,6 +27,7 @@ from service.cli.options import (
     made,
     path,
     reported,
+    to_file,
 )
 
 if TYPE_CHECKING:
@@ -63,12 +64,7 @@ def sample(
     ] = None,
     out: Annotated[
         Path,
-        typer.Option(
-            "-o",
-            "--out",
-            parser=path,
-            help="FILE.png: a sheet; FILE.npy; a directory: n PNG files.",
-        ),
+        to_file("FILE.png: a sheet; FILE.npy; a directory: n PNG files."),
     ] = Path("samples.png"),
     as_json: AsJson = False,
     bundle: BundlePath = None,
@@ -96,7 +92,8 @@ def sample(
     count = n or (None if given is not None else 64)
     scale = _temperature(temperature)
     with inputs.open_backend(bundle, url, model, provider) as backend:
-        if given is None and out.suffix == ".npy" and (count or 0) > inputs.STREAMED:
+        is_plain = given is None and not (resample or keep)
+        if is_plain and out.suffix == ".npy" and (count or 0) > inputs.STREAMED:
             chosen = drawn_seed() if seed is None else seed
             pieces = backend.stream(count or 0, seed=chosen, temperature=scale, output=output)
             files.write_stream(pieces, count or 0, out)
@@ -196,9 +193,7 @@ def anomaly_map(
     paths: Paths,
     out: Annotated[
         Path,
-        typer.Option(
-            "-o", "--out", parser=path, help="FILE.png: images under their maps; FILE.npy: numbers."
-        ),
+        to_file("FILE.png: images under their maps; FILE.npy: numbers."),
     ] = Path("anomalies.png"),
     as_json: AsJson = False,
     seed: SeedOption = None,
@@ -243,10 +238,7 @@ def anomaly_map(
 @reported
 def report(
     folder: Annotated[Path, typer.Argument(parser=path, help="A folder of image files.")],
-    out: Annotated[
-        Path,
-        typer.Option("-o", "--out", parser=path, help="FILE.html; FILE.csv and FILE.json too."),
-    ] = Path("report.html"),
+    out: Annotated[Path, to_file("FILE.html; FILE.csv and FILE.json too.")] = Path("report.html"),
     as_json: AsJson = False,
     importance_samples: Samples = None,
     seed: SeedOption = None,
@@ -314,9 +306,7 @@ def report(
 @reported
 def encode(
     paths: Paths,
-    out: Annotated[
-        Path, typer.Option("-o", "--out", parser=path, help="FILE.npy, float32 [n, D].")
-    ] = Path("latents.npy"),
+    out: Annotated[Path, to_file("FILE.npy, float32 [n, D].")] = Path("latents.npy"),
     as_json: AsJson = False,
     seed: SeedOption = None,
     prior_eps: Annotated[
@@ -358,9 +348,7 @@ def reconstruct(
     paths: Paths,
     out: Annotated[
         Path,
-        typer.Option(
-            "-o", "--out", parser=path, help="FILE.png: pairs side by side; FILE.npy; directory."
-        ),
+        to_file("FILE.png: pairs side by side; FILE.npy; directory."),
     ] = Path("reconstructions.png"),
     as_json: AsJson = False,
     seed: SeedOption = None,
@@ -406,12 +394,7 @@ def interpolate(
     output: OutputKind = "mean",
     out: Annotated[
         Path,
-        typer.Option(
-            "-o",
-            "--out",
-            parser=path,
-            help="FILE.png: a strip; FILE.npy; a directory: n PNG files.",
-        ),
+        to_file("FILE.png: a strip; FILE.npy; a directory: n PNG files."),
     ] = Path("interpolation.png"),
     as_json: AsJson = False,
     resize: Resize = False,

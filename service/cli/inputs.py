@@ -26,6 +26,7 @@ from service.codecs.npy import decode_npy
 from service.engine.options import Provider
 from service.errors import IafvaeError, InvalidInput
 from service.estimators import Estimates
+from service.operations import checks
 from service.verdicts.decisions import REASONS, discovered, fdr_notes
 from service.verdicts.reference import map_notes
 
@@ -52,6 +53,8 @@ __all__ = [
 STREAMED = 1024  # more images than this are drawn piece by piece, into a file
 CHUNK = 256  # images in flight: bounds memory and the size of a request
 LIMITS = PixelLimits(image=2**27, total=2**27)
+# What a request says of all its images.
+OF_ALL = ("estimator", "importance_samples", "seed", "alpha", "certified_alpha", "calibration")
 T = TypeVar("T", bound=np.generic)
 Row = dict[str, Any]
 
@@ -182,6 +185,8 @@ def score_files(
 
     options: as `Client.score` has them.
     """
+    if fdr is not None:
+        checks.alpha(fdr, "fdr")
     found = find_images(paths)
     rows: list[Row] = []
     notes: dict[str, None] = {}
@@ -268,12 +273,7 @@ def _rows(table: ScoreTable, read: Sequence[Fitted]) -> Iterator[Row]:
             "anomalous": bool(table.anomalous[i]) if table.decided[i] else None,
             "altered": bool(table.altered[i]),
             "status": table.status[i],
-            "estimator": table.estimator,
-            "importance_samples": table.importance_samples,
-            "seed": table.seed,
-            "alpha": table.alpha,
-            "certified_alpha": table.certified_alpha,
-            "calibration": table.calibration,
+            **{name: getattr(table, name) for name in OF_ALL},
             "evidence": {name: number(values[i]) for name, values in table.evidence.items()},
             "note": " ".join(one.notes) or None,
         }

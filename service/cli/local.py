@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.request.inputs import check_count
-from service.api.response.streaming import piece_rows
 from service.bundle import BundleError, manifest_to_json, read_manifest
 from service.client import Computed, ScoreTable
 from service.client.results import NUMBERS
 from service.engine.options import Provider
-from service.operations.model import Model, Output
+from service.operations.checks import at_most
+from service.operations.model import Model, Output, pieces
 from service.operations.results import Result
 from service.repository.store import bundle_paths
 from service.repository.versions import answering, split_reference
@@ -26,7 +25,6 @@ from service.settings import Settings, load_settings
 __all__ = ["LocalClient"]
 
 LARGEST_K = 10_000  # importance samples; a server's limit is lower, for others wait there
-T = TypeVar("T")
 
 
 class LocalClient:
@@ -36,6 +34,7 @@ class LocalClient:
         self._model, self._settings = model, settings
         model.drift = None  # files are no stream: their order is their names'
         self._loop = asyncio.Runner()
+        self._run = self._loop.run
         self._run(model.start())
 
     @classmethod
@@ -70,9 +69,8 @@ class LocalClient:
     ) -> Iterator[NDArray[np.uint8]]:
         """`n` images of `sample`, piece by piece."""
         work = self._model.sampling(n, seed=seed, temperature=temperature, output=output)
-        rows = piece_rows(self._model.manifest.image.dims)
-        for first in range(0, n, rows):
-            yield self._run(self._model.draw(work.piece(first, min(n, first + rows)))).images
+        for piece in pieces(work, self._model.manifest.image.dims):
+            yield self._run(self._model.draw(piece)).images
 
     def encode(
         self, images: NDArray[np.uint8], *, output: Literal["latents", "prior_eps"], **options: Any
@@ -104,7 +102,7 @@ class LocalClient:
         """Log-likelihoods of `images` and how unusual they are; options as `Model.score` has."""
         samples = importance_samples or self._model.manifest.scoring.default_importance_samples
         largest = max(LARGEST_K, self._settings.max_importance_samples)
-        check_count("importance_samples", samples, largest)
+        at_most("importance_samples", samples, largest)
         altered = np.zeros(len(images), np.bool_) if altered is None else altered
         options |= {"importance_samples": importance_samples, "altered": altered}
         scores = self._run(self._model.score(images, **options))
@@ -126,9 +124,6 @@ class LocalClient:
         """The maps of `images` and the largest boxes of each."""
         found = self._run(self._model.anomaly_map(images, seed=seed, boxes=boxes))
         return found.maps, [[asdict(box) for box in each] for each in found.boxes]
-
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self._loop.run(work)
 
     def _computed(self, array: NDArray[Any], result: Result) -> Computed:
         return Computed(

@@ -14,7 +14,7 @@ import typer
 
 from service.cli import images as cli_images
 from service.cli.help import plain_help
-from service.cli.options import AsJson, ProviderName, made, path, reported
+from service.cli.options import AsJson, ProviderName, made, path, reported, to_file
 from service.streams import occupy_standard_streams
 
 __all__ = ["app", "main"]
@@ -91,15 +91,8 @@ def serve(
     from service.server.run import serve as run
     from service.settings import load_settings
 
-    run(
-        load_settings(
-            host=host,
-            port=port,
-            models=models,
-            provider=provider,
-            log_format=log_format,
-        )
-    )
+    given = {"host": host, "port": port, "models": models, "provider": provider}
+    run(load_settings(**given, log_format=log_format))
 
 
 for _command in (
@@ -261,9 +254,7 @@ def pull(
     sha256: Annotated[
         str, typer.Option(help="SHA-256 of its manifest, as `iafvae bundle verify` prints it.")
     ],
-    out: Annotated[
-        Path, typer.Option("-o", "--out", parser=path, help="Directory that the bundle becomes.")
-    ],
+    out: Annotated[Path, to_file("Directory that the bundle becomes.")],
     offline: Annotated[
         bool, typer.Option("--offline", help="Only check what is there; fetch nothing.")
     ] = False,

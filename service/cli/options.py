@@ -30,6 +30,7 @@ __all__ = [
     "made",
     "path",
     "reported",
+    "to_file",
 ]
 
 
@@ -40,6 +41,11 @@ def path(text: str | Path) -> Path:
         said = "empty" if not str(text) else "standard input or output"
         raise typer.BadParameter(f"it is {said}: name a file or folder")
     return Path(text)
+
+
+def to_file(text: str) -> Any:
+    """The option ``--out`` of a command that writes what `text` says."""
+    return typer.Option("-o", "--out", parser=path, help=text)
 
 
 Paths = Annotated[

@@ -30,6 +30,7 @@ from service.codecs.headers import read_header
 from service.codecs.images import FitMode, Shape, fit_files
 from service.codecs.overlay import coloured
 from service.errors import InvalidInput
+from service.operations import checks
 from service.verdicts.ranks import detection
 from service.verdicts.reference import map_notes
 
@@ -79,6 +80,8 @@ def write_report(
     Raises InvalidInput, with nothing written, where no image can be read.
     """
     check(out, (".html",))
+    if options.fdr is not None:
+        checks.alpha(options.fdr, "fdr")
     if not folder.is_dir():
         raise InvalidInput(f"{folder} is no folder")
     files = [f for f in find_images([folder]) if MASKS not in f.relative_to(folder).parts]
@@ -87,7 +90,7 @@ def write_report(
     manifest = backend.model()["manifest"]
     kept = out.with_suffix(".partial.jsonl")
     rows = _known(kept, _identity(manifest, folder, options))
-    todo = [f for f in files if _changed(rows.get(_name(f, folder)), f)]
+    todo = [f for f in files if rows.get(_name(f, folder), {}).get("stamp") != _stamp(f)]
     task = progress.add_task("judging", total=len(files), completed=len(files) - len(todo))
     try:
         with kept.open("ab") as file:
@@ -150,10 +153,6 @@ def _stamp(file: Path) -> list[int]:
     except OSError:  # a link to nothing, or gone meanwhile
         return []
     return [found.st_size, found.st_mtime_ns]
-
-
-def _changed(row: Row | None, file: Path) -> bool:
-    return row is None or row["stamp"] != _stamp(file)
 
 
 # Rows.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.settings import PREFIX, SHIPPED_DEFAULT, SHIPPED_MODELS, Settings
 
@@ -31,8 +30,7 @@ This page is written by `iafvae settings --markdown > docs/settings.md`.
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
+class Setting(NamedTuple):
     """One setting; `value` is in force, and as the variable would be written."""
 
     variable: str
@@ -84,7 +82,7 @@ def print_settings(settings: Settings, *, as_json: bool) -> None:
     """Every setting with the value in force; what differs from its default is marked."""
     found = list(settings_in_force(settings))
     if as_json:
-        sys.stdout.write(json.dumps([asdict(one) for one in found], indent=1) + "\n")
+        sys.stdout.write(json.dumps([one._asdict() for one in found], indent=1) + "\n")
         return
     from rich.console import Console
     from rich.table import Table

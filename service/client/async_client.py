@@ -80,15 +80,12 @@ class AsyncClient:
         """Close the connection."""
         await self._http.aclose()
 
-    async def models(self) -> dict[str, Any]:
-        """What is loaded: ``{"default": name, "models": [...]}``."""
-        return await self._do(Call("models", calls.MODELS, method="GET"))
-
     async def model(self, name: str | None = None) -> dict[str, Any]:
         """One model with its manifest; by default this client's, or the server's default one."""
         name = name or self._model or (await self.models())["default"]
         return await self._do(Call(f"models/{name}", calls.MODEL, method="GET"))
 
+    models = _awaited(Client.models)
     sample = _awaited(Client.sample)
     decode = _awaited(Client.decode)
     encode = _awaited(Client.encode)

@@ -8,7 +8,6 @@ service that is sent arrays never loads it.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import math
 import struct
@@ -163,7 +162,7 @@ def decode_base64(text: str, what: str) -> bytes:
         text = "".join(text.split())
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise UndecodableImage(
             f"{what} is not base64 ({str(error).lower()}): encode the bytes of a PNG, JPEG or "
             "WebP file"

@@ -1,4 +1,5 @@
-"""Decoding beside the event loop, in processes that are killed at a request's deadline.
+"""Long work beside the event loop, for which callers take turns: decoding, in processes that are
+killed at a request's deadline, and other work on bytes, in threads.
 
 A decoder cannot be interrupted, holds the interpreter and may take seconds and gigabytes, so that
 all that is large or may be dear goes to a few kept processes, where callers take turns. What is
@@ -15,6 +16,7 @@ import pickle
 import sys
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar
@@ -31,15 +33,9 @@ from service.codecs.images import (
     decoding_work,
 )
 from service.codecs.worker import LENGTH
-from service.errors import (
-    DeadlineExceeded,
-    IafvaeError,
-    Overloaded,
-    ShuttingDown,
-    UndecodableImage,
-)
+from service.errors import IafvaeError
 
-__all__ = ["DecoderPool", "Turns"]
+__all__ = ["DecoderPool", "Threads", "Turns"]
 
 QUICK_BYTES, QUICK_WORK = 2**17, 2**20  # of a request's files, 30 ms; all above it is dear
 QUICK_JSON = 2**20  # bytes
@@ -163,7 +159,7 @@ class DecoderPool:
             if not isinstance(error, STRANGE):
                 raise
             self._refuse_if_closed()
-            raise UndecodableImage(
+            raise errors.UndecodableImage(
                 "the decoder died of these images: save them again with another program"
             ) from None
         finally:
@@ -186,7 +182,7 @@ class DecoderPool:
         try:
             worker = await _Worker.start()
         except OSError as error:  # no more descriptors, processes or memory
-            raise Overloaded(
+            raise errors.Overloaded(
                 f"no process can be started to decode images ({error.strerror}): send the request "
                 "again later"
             ) from None
@@ -197,7 +193,7 @@ class DecoderPool:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise ShuttingDown("the service shuts down: send the request to another replica")
+            raise errors.ShuttingDown("the service shuts down: send the request to another replica")
 
     def _keep(self, worker: _Worker) -> None:
         self._idle.append(worker)
@@ -268,6 +264,28 @@ class Turns:
                 granted.set_result(None)
 
 
+class Threads:
+    """`count` threads, of which one caller has at most `share` at once (None: all)."""
+
+    def __init__(self, count: int, share: int | None = None) -> None:
+        self._executor, self._turns = ThreadPoolExecutor(count, "codec"), Turns(count, share)
+
+    async def run(self, work: Callable[[], T], *, caller: str) -> T:
+        """What `work` gives, when `caller` has had its turn.
+
+        Who gives up while it waits costs nothing; work that has begun cannot be interrupted, and
+        has its thread until it ends.
+        """
+        await self._turns.take(caller)
+        working = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        working.add_done_callback(lambda _: self._turns.give(caller))
+        return await asyncio.shield(working)
+
+    def close(self) -> None:
+        """Begin nothing more, and wait for nothing."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
 class _Worker:
     """A process that runs `service.codecs.worker`."""
 
@@ -333,14 +351,14 @@ async def _until(deadline: float | None) -> AsyncIterator[None]:
         async with asyncio.timeout_at(deadline):
             yield
     except TimeoutError:
-        raise DeadlineExceeded("the deadline passed while images were decoded") from None
+        raise errors.DeadlineExceeded("the deadline passed while images were decoded") from None
 
 
 def _error(said: dict[str, Any]) -> IafvaeError:
     """What a worker says is wrong."""
     kind = getattr(errors, str(said["error"]), None)
     known = isinstance(kind, type) and issubclass(kind, IafvaeError)
-    return (kind if known else UndecodableImage)(str(said["detail"]))  # type: ignore[misc]
+    return (kind if known else errors.UndecodableImage)(str(said["detail"]))  # type: ignore[misc]
 
 
 def _fitted(said: dict[str, Any], pixels: bytes) -> Fitted:

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import LatentSpec
-from service.errors import InvalidInput, NonFiniteInput, WrongDtype, WrongShape
+from service.errors import InvalidInput, NonFiniteInput, PayloadTooLarge, WrongDtype, WrongShape
 
 __all__ = [
     "MAX_SEED",
     "alpha",
+    "at_most",
     "count",
     "drawn_seed",
     "latents",
@@ -36,6 +37,12 @@ def count(name: str, value: int, least: int = 1) -> int:
     if value < least:
         raise InvalidInput(f"{name} must be at least {least}, not {value}")
     return value
+
+
+def at_most(name: str, value: int, limit: int) -> None:
+    """Raises PayloadTooLarge where `value` is above `limit`."""
+    if value > limit:
+        raise PayloadTooLarge(f"{name}: {value} is above the limit of {limit}; ask for fewer")
 
 
 def seed(value: int) -> int:

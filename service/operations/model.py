@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Unpack
@@ -59,7 +59,7 @@ from service.verdicts.decisions import decide, discovered, fdr_notes
 from service.verdicts.drift import Drift
 from service.verdicts.reference import Judgement, Measured, Reference, map_notes, measured_of
 
-__all__ = ["Model", "Output"]
+__all__ = ["MAX_PIECE_ROWS", "Model", "Output", "piece_rows", "pieces"]
 
 logger = logging.getLogger("iafvae")
 
@@ -73,6 +73,8 @@ DRAWN_WITH_0 = "pixels drawn with seed 0, as none was given"
 # A run of no more than this is over before two changes of threads would have paid; while the event
 # loop computes it, nobody else is there to wait.
 DIRECT_SECONDS = 0.002
+PIECE_BYTES = 2**18  # of a piece: two or three exist at a time, whatever the request asks for
+MAX_PIECE_ROWS = 1024
 
 
 class Model:
@@ -518,6 +520,18 @@ class Model:
         chosen = None if seed is None else checks.seed(seed)
         work = EncodeWork(images=images, seed=chosen)
         return await self.scheduler.submit(work, **asked)
+
+
+def piece_rows(image_bytes: int) -> int:
+    """How many images of so many bytes are computed at a time."""
+    return max(1, min(MAX_PIECE_ROWS, PIECE_BYTES // image_bytes))
+
+
+def pieces(work: SampleWork, image_bytes: int) -> Iterator[SampleWork]:
+    """`work` in parts that are drawn one after another: memory stays flat."""
+    rows = piece_rows(image_bytes)
+    for start in range(0, work.rows, rows):
+        yield work.piece(start, min(start + rows, work.rows))
 
 
 async def _aside(images: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -104,7 +104,7 @@ class ModelManager:
             except Exception as error:  # noqa: BLE001 - a bundle may fail in any way
                 self._note(name, path, error)
                 refusal = refusal or _as_bundle_error(path, error)
-        if refusal is not None and not self._registry.loaded:
+        if refusal is not None and not self._registry.models:
             raise refusal
         self._choose_default()
 

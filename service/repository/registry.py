@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from service.engine.hardware import give_memory_back
@@ -120,11 +120,6 @@ class Registry:
         """The version that an operator chose to answer for `name`."""
         return self._pins.get(name)
 
-    def is_answering(self, runtime: Model) -> bool:
-        """Whether requests that give its name alone get `runtime`."""
-        model = self._answering.get(runtime.name)
-        return model is not None and model.runtime is runtime
-
     def in_directory(self, directory: str) -> LoadedModel | None:
         """The model that was loaded from `directory`."""
         return next((model for model in self.models if model.directory == directory), None)
@@ -155,9 +150,6 @@ class Registry:
     def retiring(self) -> int:
         """How many were taken out but still answer somebody."""
         return len(self._retiring)
-
-    def __iter__(self) -> Iterator[Model]:
-        return iter([model.runtime for model in self.models])
 
     def __len__(self) -> int:
         return sum(map(len, self._table.values()))
@@ -250,14 +242,10 @@ class Registry:
     # ------------------------------------------------------------------ life of the process
 
     @property
-    def loaded(self) -> bool:
-        """Whether there is any model."""
-        return bool(self._table)
-
-    @property
     def ready(self) -> bool:
         """Whether new requests should be sent here: the default model answers, all are healthy."""
-        return not self.draining and self.loaded and self.find().runtime.ready and self.healthy
+        loaded = bool(self._table)
+        return not self.draining and loaded and self.find().runtime.ready and self.healthy
 
     @property
     def healthy(self) -> bool:
@@ -270,8 +258,8 @@ class Registry:
 
     async def start(self) -> None:
         """Start every model's scheduler."""
-        for runtime in self:
-            await runtime.start()
+        for model in self.models:
+            await model.runtime.start()
 
     async def stop(self, drain_seconds: float) -> None:
         """Refuse new work and give what is in flight `drain_seconds`."""

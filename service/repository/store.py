@@ -92,7 +92,11 @@ class ModelStore:
 
         Raises BundleError, ProviderUnavailable, or what a device raises.
         """
-        self._check_inside(path)
+        if not (self._single or path.resolve().is_relative_to(self.root.resolve())):
+            raise BundleError(
+                f"bundle {path}: is a link that leaves {self.root}: copy the bundle into the "
+                "directory"
+            )
         settings = self._settings
         return Model.load(
             path.resolve(),  # a link that is turned meanwhile changes nothing
@@ -101,13 +105,6 @@ class ModelStore:
             max_queue_rows=settings.max_queue_rows,
             hang_seconds=settings.hang_seconds,
             observe=partial(ModelMetrics, self._metrics),
-        )
-
-    def _check_inside(self, path: Path) -> None:
-        if self._single or path.resolve().is_relative_to(self.root.resolve()):
-            return
-        raise BundleError(
-            f"bundle {path}: is a link that leaves {self.root}: copy the bundle into the directory"
         )
 
 

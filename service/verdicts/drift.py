@@ -60,7 +60,7 @@ class Drift:
     @property
     def log_martingale(self) -> float:
         """log M, natural."""
-        return _log_sum(-math.log(self.images + 1), self._stake)
+        return float(np.logaddexp(-math.log(self.images + 1), self._stake))
 
     def add(self, keys: Iterable[int], p_values: Iterable[float]) -> bool:
         """Count images by their key, each once, and say whether M reaches `ALARM` for the first
@@ -86,15 +86,10 @@ class Drift:
         fair = (usual + self.counts[place]) / (self._total + t)
         share = FAITH * usual / self._total
         bet = (share + self._recent[place]) / (FAITH + sum(self._recent))
-        staked = _log_sum(self._stake, -math.log((t + 1) * (t + 2)))
+        staked = float(np.logaddexp(self._stake, -math.log((t + 1) * (t + 2))))
         self._stake = staked + math.log(bet / fair)
         self._recent = [count * (1.0 - 1.0 / MEMORY) for count in self._recent]
         self._recent[place] += 1.0
         self.counts[place] += 1
         self.p_sum += p
         self.images += 1
-
-
-def _log_sum(a: float, b: float) -> float:
-    """log(e^a + e^b), of which b or a is finite."""
-    return max(a, b) + math.log1p(math.exp(-abs(a - b)))

@@ -168,15 +168,25 @@ class Reference:
     ) -> Reference:
         """As `arrays` gave it, for images of `size` (H, W). Raises ValueError where `arrays` holds
         anything else."""
-        wanted = {"fit", "usual", *PLACES} | {
-            f"{kind}{k}" for k in samples for kind in (LIKELIHOOD, DISTANCE, f"fit_{LIKELIHOOD}")
-        }
-        if set(arrays) != wanted:
-            raise ValueError(f"holds {sorted(arrays)}, the manifest demands {sorted(wanted)}")
+        m, n = (len(arrays.get(name, ())) for name in ("fit", "usual"))
+        side = min(BOX, *size)
+        boxed = (size[0] - side + 1, size[1] - side + 1)
+        shapes: dict[str, tuple[int, ...]] = {"fit": (m, len(names)), "usual": (n, len(names))}
+        shapes |= dict(zip(PLACES, (size, size, boxed, boxed), strict=True))
+        for k in samples:
+            shapes |= {f"{LIKELIHOOD}{k}": (n,), f"{DISTANCE}{k}": (n,)}
+            shapes[f"fit_{LIKELIHOOD}{k}"] = (m,)
+        if set(arrays) != set(shapes):
+            raise ValueError(f"holds {sorted(arrays)}, the manifest demands {sorted(shapes)}")
         for name, array in arrays.items():
             if array.dtype != np.float32 or not np.isfinite(array).all():
                 raise ValueError(f"{name} must be finite float32")
-        found = cls(
+            if array.shape != shapes[name]:
+                raise ValueError(f"{name} must be float32 {list(shapes[name])}")
+            ranked = not name.startswith(("fit", *PLACES))
+            if ranked and (np.diff(array, axis=0) < 0).any():
+                raise ValueError(f"{name} must be finite and sorted")
+        return cls(
             names=tuple(names),
             fit=arrays["fit"],
             fit_scores={k: arrays[f"fit_{LIKELIHOOD}{k}"] for k in samples},
@@ -185,29 +195,6 @@ class Reference:
             distances={k: arrays[f"{DISTANCE}{k}"] for k in samples},
             places={name: arrays[name] for name in PLACES},
         )
-        found._check(size)
-        return found
-
-    def _check(self, size: tuple[int, int]) -> None:
-        n, m, columns = len(self.usual), len(self.fit), len(self.names)
-        side = min(BOX, *size)
-        boxed = (size[0] - side + 1, size[1] - side + 1)
-        shapes: list[tuple[str, F32, tuple[int, ...]]] = [
-            ("fit", self.fit, (m, columns)),
-            ("usual", self.usual, (n, columns)),
-        ]
-        for name, array in self.places.items():
-            shapes.append((name, array, size if name.startswith("place") else boxed))
-        for k in self.scores:
-            shapes += [(f"{LIKELIHOOD}{k}", self.scores[k], (n,))]
-            shapes += [(f"{DISTANCE}{k}", self.distances[k], (n,))]
-            shapes += [(f"fit_{LIKELIHOOD}{k}", self.fit_scores[k], (m,))]
-        for name, array, shape in shapes:
-            if array.shape != shape:
-                raise ValueError(f"{name} must be float32 {list(shape)}")
-            ranked = not name.startswith(("fit", *PLACES))
-            if ranked and (np.diff(array, axis=0) < 0).any():
-                raise ValueError(f"{name} must be finite and sorted")
 
     @property
     def images(self) -> int:

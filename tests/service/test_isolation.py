@@ -55,6 +55,7 @@ def test_the_service_loads_no_torch(module):
             (*HEAVY, "onnxruntime", "pydantic", "fastapi", "prometheus_client"),
         ),
         ("service.engine.onnxruntime_engine", (*HEAVY, "fastapi", "asyncio")),
+        ("service.cli.local", (*HEAVY, "fastapi", "starlette", "uvicorn")),
     ],
 )
 def test_the_core_loads_only_what_it_needs(module, forbidden):

@@ -30,12 +30,12 @@ from service.errors import (
     UndecodableImage,
     WrongShape,
 )
+from service.operations.checks import at_most
 from service.settings import Settings
 
 __all__ = [
     "INLINE_NUMBERS",
     "INLINE_PIXELS",
-    "check_count",
     "check_json_numbers",
     "latents",
     "pictures",
@@ -90,9 +90,9 @@ def _check_images(count: int, rows_each: int, settings: Settings) -> None:
     if count == 0:
         raise InvalidInput("there are no images in the request: send at least one")
     if count > settings.max_images:
-        check_count("images", count, settings.max_images)
+        at_most("images", count, settings.max_images)
     if count * rows_each > settings.max_rows:
-        check_count("images times importance_samples", count * rows_each, settings.max_rows)
+        at_most("images times importance_samples", count * rows_each, settings.max_rows)
 
 
 async def latents(request: OperationRequest, name: str = "latents") -> NDArray[np.float32]:
@@ -104,22 +104,18 @@ async def latents(request: OperationRequest, name: str = "latents") -> NDArray[n
     dim, limit = request.model.manifest.latent.dim, request.settings.max_images
     payload = request.payload
     if isinstance(payload, str):
-        payload = _file_of(payload, name)
+        try:
+            payload = decode_base64(payload, name)
+        except UndecodableImage:
+            raise InvalidInput(
+                f"{name} must be a list of lists of numbers, or the base64 of an npy file"
+            ) from None
     if not isinstance(payload, bytes):
         return _latents_from_json(payload, dim, name)
     array = view_npy(payload, dtypes=("float32",), max_items=limit * dim)
     if array.ndim != 2 or array.shape[1] != dim:
         raise WrongShape(f"{name} must have the shape [n, {dim}], not {list(array.shape)}")
     return in_order(array) if array.size <= INLINE_PIXELS else await request.beside(in_order, array)
-
-
-def _file_of(text: str, name: str) -> bytes:
-    try:
-        return decode_base64(text, name)
-    except UndecodableImage:
-        raise InvalidInput(
-            f"{name} must be a list of lists of numbers, or the base64 of an npy file"
-        ) from None
 
 
 def _latents_from_json(payload: object, dim: int, name: str) -> NDArray[np.float32]:
@@ -140,12 +136,6 @@ def _latents_from_json(payload: object, dim: int, name: str) -> NDArray[np.float
         raise NonFiniteInput(f"{name} hold integers beyond float32: send smaller ones") from None
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity and is refused
         return array.astype(np.float32)
-
-
-def check_count(name: str, value: int, limit: int) -> None:
-    """Raises PayloadTooLarge where `value` is above `limit`."""
-    if value > limit:
-        raise PayloadTooLarge(f"{name}: {value} is above the limit of {limit}; ask for fewer")
 
 
 def check_json_numbers(count: int, instead: str) -> None:

@@ -109,11 +109,8 @@ class OperationRequest(Request):
             UnsupportedMedia: compressed in an unknown way.
             MalformedBody: not what its encoding says.
         """
-        encoding = self.headers.get("content-encoding", PLAIN)
-        if encoding != PLAIN and (encoding := content_encoding(encoding)) not in (
-            PLAIN,
-            *WINDOW_BITS,
-        ):
+        encoding = content_encoding(self.headers.get("content-encoding", PLAIN))
+        if encoding not in (PLAIN, *WINDOW_BITS):
             raise UnsupportedMedia(
                 f"send the body compressed with {' or '.join(ENCODINGS)}, or without "
                 "Content-Encoding: others are unknown"

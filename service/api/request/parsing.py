@@ -17,8 +17,7 @@ from starlette.datastructures import Headers
 
 from service.api.request.forms import Part, parse_form
 from service.api.request.schemas import Options, OptionsT, parse_options
-from service.codecs import IMAGE_ALIASES, JSON, NPY
-from service.codecs import IMAGES as IMAGE_TYPES
+from service.codecs import IMAGE_ALIASES, IMAGE_TYPES, JSON, NPY
 from service.codecs.json_body import json_fields, too_many
 from service.errors import (
     InvalidInput,
@@ -28,7 +27,6 @@ from service.errors import (
 )
 
 __all__ = [
-    "IMAGE_TYPES",
     "Files",
     "Payload",
     "parse_body",

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,17 +20,7 @@ from starlette.types import Scope
 from service import errors
 from service.api.request.negotiation import PROBLEM
 from service.codecs import JSON
-from service.errors import (
-    BadRequest,
-    IafvaeError,
-    InvalidInput,
-    MethodNotAllowed,
-    NotFound,
-    Overloaded,
-    RequestTimeout,
-    ServerFault,
-    Unauthorized,
-)
+from service.errors import IafvaeError
 from service.metrics import Metrics
 
 __all__ = [
@@ -50,8 +40,7 @@ MAX_DETAIL = 1000  # characters: what callers sent is told back in part
 logger = logging.getLogger("iafvae")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Problem:
+class Problem(NamedTuple):
     """What every occasion of one error shares: RFC 9457's ``type``, ``title`` and ``status``."""
 
     type: str
@@ -60,39 +49,36 @@ class Problem:
 
 
 PROBLEMS: dict[type[IafvaeError], Problem] = {
-    kind: Problem(type=slug, title=title, status=status)
-    for kind, slug, title, status in (
-        (errors.BadRequest, "bad-request", "Bad request", 400),
-        (errors.MalformedBody, "malformed-body", "The body cannot be parsed", 400),
-        (errors.Unauthorized, "unauthorized", "A key is needed", 401),
-        (errors.Forbidden, "forbidden", "The key does not allow it", 403),
-        (errors.NotFound, "not-found", "Not found", 404),
-        (errors.UnknownModel, "unknown-model", "Unknown model", 404),
-        (errors.UnknownBundle, "unknown-bundle", "Unknown bundle", 404),
-        (errors.MethodNotAllowed, "method-not-allowed", "Method not allowed", 405),
-        (errors.NotAcceptable, "not-acceptable", "No acceptable representation", 406),
-        (errors.RequestTimeout, "request-timeout", "The body did not arrive in time", 408),
-        (errors.Conflict, "conflict", "Not possible now", 409),
-        (errors.ModelLimit, "model-limit", "As many models are loaded as may be", 409),
-        (errors.PayloadTooLarge, "payload-too-large", "Over a limit", 413),
-        (errors.UnsupportedMedia, "unsupported-media-type", "Unsupported content type", 415),
-        (errors.InvalidInput, "invalid-input", "Invalid value", 422),
-        (errors.BundleRefused, "bundle-refused", "The bundle cannot be served", 422),
-        (errors.WrongShape, "wrong-shape", "Wrong shape", 422),
-        (errors.WrongDtype, "wrong-dtype", "Wrong type of numbers", 422),
-        (errors.UndecodableImage, "undecodable-image", "Undecodable image", 422),
-        (errors.NonFiniteInput, "non-finite-input", "Non-finite numbers", 422),
-        (errors.Overloaded, "overloaded", "The queue is full", 429),
-        (errors.QuotaExceeded, "quota-exceeded", "The quota is used up", 429),
-        (errors.ClientGone, "client-gone", "The client has gone", 499),
-        (errors.IafvaeError, "internal-error", "Internal error", 500),
-        (errors.ServerFault, "internal-error", "Internal error", 500),
-        (errors.EngineFailure, "engine-failure", "The computation failed", 500),
-        (errors.DeviceFault, "device-fault", "The device failed", 500),
-        (errors.ProviderUnavailable, "provider-unavailable", "The provider is unavailable", 500),
-        (errors.ShuttingDown, "shutting-down", "The service is not ready", 503),
-        (errors.DeadlineExceeded, "deadline-exceeded", "The deadline has passed", 504),
-    )
+    errors.BadRequest: Problem("bad-request", "Bad request", 400),
+    errors.MalformedBody: Problem("malformed-body", "The body cannot be parsed", 400),
+    errors.Unauthorized: Problem("unauthorized", "A key is needed", 401),
+    errors.Forbidden: Problem("forbidden", "The key does not allow it", 403),
+    errors.NotFound: Problem("not-found", "Not found", 404),
+    errors.UnknownModel: Problem("unknown-model", "Unknown model", 404),
+    errors.UnknownBundle: Problem("unknown-bundle", "Unknown bundle", 404),
+    errors.MethodNotAllowed: Problem("method-not-allowed", "Method not allowed", 405),
+    errors.NotAcceptable: Problem("not-acceptable", "No acceptable representation", 406),
+    errors.RequestTimeout: Problem("request-timeout", "The body did not arrive in time", 408),
+    errors.Conflict: Problem("conflict", "Not possible now", 409),
+    errors.ModelLimit: Problem("model-limit", "As many models are loaded as may be", 409),
+    errors.PayloadTooLarge: Problem("payload-too-large", "Over a limit", 413),
+    errors.UnsupportedMedia: Problem("unsupported-media-type", "Unsupported content type", 415),
+    errors.InvalidInput: Problem("invalid-input", "Invalid value", 422),
+    errors.BundleRefused: Problem("bundle-refused", "The bundle cannot be served", 422),
+    errors.WrongShape: Problem("wrong-shape", "Wrong shape", 422),
+    errors.WrongDtype: Problem("wrong-dtype", "Wrong type of numbers", 422),
+    errors.UndecodableImage: Problem("undecodable-image", "Undecodable image", 422),
+    errors.NonFiniteInput: Problem("non-finite-input", "Non-finite numbers", 422),
+    errors.Overloaded: Problem("overloaded", "The queue is full", 429),
+    errors.QuotaExceeded: Problem("quota-exceeded", "The quota is used up", 429),
+    errors.ClientGone: Problem("client-gone", "The client has gone", 499),
+    errors.IafvaeError: Problem("internal-error", "Internal error", 500),
+    errors.ServerFault: Problem("internal-error", "Internal error", 500),
+    errors.EngineFailure: Problem("engine-failure", "The computation failed", 500),
+    errors.DeviceFault: Problem("device-fault", "The device failed", 500),
+    errors.ProviderUnavailable: Problem("provider-unavailable", "The provider is unavailable", 500),
+    errors.ShuttingDown: Problem("shutting-down", "The service is not ready", 503),
+    errors.DeadlineExceeded: Problem("deadline-exceeded", "The deadline has passed", 504),
 }
 
 
@@ -131,11 +117,11 @@ def document_of(error: IafvaeError, scope: Scope) -> tuple[bytes, str]:
 
 def problem_headers(error: IafvaeError) -> dict[str, str]:
     """What a client should do about `error`, as headers."""
-    if isinstance(error, Overloaded):
+    if isinstance(error, errors.Overloaded):
         return {"retry-after": str(max(1, math.ceil(error.retry_after_seconds)))}
-    if isinstance(error, RequestTimeout):
+    if isinstance(error, errors.RequestTimeout):
         return {"connection": "close"}  # in the middle of a body there is no next request
-    if isinstance(error, Unauthorized):
+    if isinstance(error, errors.Unauthorized):
         return {"www-authenticate": error.challenge}
     return {"retry-after": "1"} if problem_of(error).status == 503 else {}
 
@@ -144,7 +130,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= MAX_DETAIL else text[: MAX_DETAIL - 3] + "..."
 
 
-def unexpected(error: Exception, scope: Scope) -> ServerFault:
+def unexpected(error: Exception, scope: Scope) -> errors.ServerFault:
     """Log what nobody foresaw; the caller learns the request's id, not the program's insides."""
     request_id = scope.get("state", {}).get("request_id", "")
     logger.error(
@@ -154,43 +140,39 @@ def unexpected(error: Exception, scope: Scope) -> ServerFault:
         exc_info=error,
         extra={"fields": {"request_id": request_id}},
     )
-    return ServerFault("an unexpected error; the log has it under this request_id")
+    return errors.ServerFault("an unexpected error; the log has it under this request_id")
 
 
 def add_problem_handlers(app: FastAPI, metrics: Metrics) -> None:
     """Turn every error that leaves a route of `app` into a problem document, and count it."""
 
-    async def ours(request: Request, error: Exception) -> Response:
-        assert isinstance(error, IafvaeError)  # noqa: S101 - registered for it alone
+    @app.exception_handler(IafvaeError)
+    async def ours(request: Request, error: IafvaeError) -> Response:
         return problem_response(error, request.scope)
 
-    async def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
         translated = _translate(error, request)
         metrics.request("", "", problem_of(translated).type, seconds=0.0)
         return problem_response(translated, request.scope, error.headers)
 
-    async def validation(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it alone
+    @app.exception_handler(RequestValidationError)
+    async def validation(request: Request, error: RequestValidationError) -> Response:
         lines = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
-        return problem_response(InvalidInput("; ".join(lines)), request.scope)
-
-    app.add_exception_handler(IafvaeError, ours)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, validation)
+        return problem_response(errors.InvalidInput("; ".join(lines)), request.scope)
 
 
 def _translate(error: HTTPException, request: Request) -> IafvaeError:
     path = request.url.path
     if error.status_code in (404, 405) and path.endswith((":predict", ":explain")):
-        return NotFound(
+        return errors.NotFound(
             "KServe's v1 protocol is not spoken here: POST /v2/models/MODEL.score/infer, or "
             "/v1/score; /docs lists what there is"
         )
     if error.status_code == 404:
-        return NotFound(f"there is nothing at {path[:200]}; /docs lists what there is")
+        return errors.NotFound(f"there is nothing at {path[:200]}; /docs lists what there is")
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
-        return MethodNotAllowed(f"{path} does not take {request.method}; use {allowed}")
-    kind = BadRequest if error.status_code < 500 else ServerFault
+        return errors.MethodNotAllowed(f"{path} does not take {request.method}; use {allowed}")
+    kind = errors.BadRequest if error.status_code < 500 else errors.ServerFault
     return kind(str(error.detail))

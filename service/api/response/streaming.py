@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
 from starlette.types import Receive, Scope, Send
@@ -16,19 +16,11 @@ from service.api.response.rendering import Answer
 from service.codecs import NPY
 from service.codecs.npy import npy_prefix
 from service.errors import DeadlineExceeded, NonFiniteInput, Overloaded
-from service.operations.model import Model
+from service.operations.model import Model, pieces
 from service.operations.results import Images
 from service.scheduler.work import SampleWork
 
-__all__ = ["PIECE_BYTES", "StreamedAnswer", "piece_rows", "stream_images"]
-
-PIECE_BYTES = 2**18  # of a piece: two or three exist at a time, whatever the request asks for
-MAX_PIECE_ROWS = 1024
-
-
-def piece_rows(image_bytes: int) -> int:
-    """How many images of so many bytes are computed at a time."""
-    return max(1, min(MAX_PIECE_ROWS, PIECE_BYTES // image_bytes))
+__all__ = ["StreamedAnswer", "stream_images"]
 
 
 class StreamedAnswer(Answer):
@@ -72,24 +64,20 @@ async def stream_images(
     Raises:
         What the first piece raises; what a later one raises breaks the answer off.
     """
-    shape, image_bytes = model.manifest.image.shape, model.manifest.image.dims
-    rows = min(work.rows, piece_rows(image_bytes))
-    first = await model.draw(work.piece(0, rows), caller=caller, deadline=deadline)
-    head = npy_prefix("|u1", (work.rows, *shape))
-    return StreamedAnswer(
-        head + _body(first, 0),
-        _rest(model, work, rows, caller, seconds),
-        first,
-        len(head) + work.rows * image_bytes,
-    )
+    spec = model.manifest.image
+    parts = pieces(work, spec.dims)
+    first = await model.draw(next(parts), caller=caller, deadline=deadline)
+    head = npy_prefix("|u1", (work.rows, *spec.shape))
+    rest = _rest(model, parts, len(first.images), caller, seconds)
+    return StreamedAnswer(head + _body(first, 0), rest, first, len(head) + work.rows * spec.dims)
 
 
 async def _rest(
-    model: Model, work: SampleWork, rows: int, caller: str, seconds: float
+    model: Model, parts: Iterator[SampleWork], done: int, caller: str, seconds: float
 ) -> AsyncGenerator[bytes, None]:
-    for start in range(rows, work.rows, rows):
-        piece = work.piece(start, min(start + rows, work.rows))
-        yield _body(await _patiently(model, piece, caller, time.monotonic() + seconds), start)
+    for piece in parts:
+        yield _body(await _patiently(model, piece, caller, time.monotonic() + seconds), done)
+        done += piece.rows
 
 
 async def _patiently(model: Model, work: SampleWork, caller: str, deadline: float) -> Images:

@@ -29,12 +29,7 @@ def admin_router(manager: ModelManager) -> APIRouter:
         dependencies=[Depends(_administrator)],
         responses=documented(401, 403, 404, 409, 422, 503),
     )
-    _add_loading(router, manager)
-    _add_choosing(router, manager)
-    return router
 
-
-def _add_loading(router: APIRouter, manager: ModelManager) -> None:
     @router.post("/{name}/load", summary="Load a bundle, or swap a changed one in")
     async def load(name: Directory) -> Change:
         """Answers when the bundle serves. One that fails its canaries on this machine is
@@ -56,8 +51,6 @@ def _add_loading(router: APIRouter, manager: ModelManager) -> None:
         """
         return await manager.unload(name)
 
-
-def _add_choosing(router: APIRouter, manager: ModelManager) -> None:
     @router.post("/{name}/default", summary="Answer with this model where none is named")
     async def default(name: Annotated[str, Path(description="A loaded model.")]) -> Change:
         """The choice holds until the process ends; IAFVAE_DEFAULT_MODEL makes it lasting."""
@@ -72,6 +65,8 @@ def _add_choosing(router: APIRouter, manager: ModelManager) -> None:
     ) -> Change:
         """The choice holds until the process ends."""
         return manager.pin(name, version)
+
+    return router
 
 
 async def _administrator(request: Request) -> None:

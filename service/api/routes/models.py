@@ -110,7 +110,7 @@ def _distances(model: LoadedModel, importance_samples: int | None) -> Calibratio
 
 def _describe(model: LoadedModel, registry: Registry, settings: Settings) -> ModelDescription:
     runtime = model.runtime
-    answering = registry.is_answering(runtime)
+    answering = registry.find(model.name) is model
     return ModelDescription(
         name=model.name,
         version=model.version,

@@ -42,7 +42,6 @@ class _Assets(StaticFiles):
     """Static files that browsers ask about again, so that an upgrade is seen at once."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """One file, or 304."""
         response = super().file_response(*args, **kwargs)
         response.headers["cache-control"] = "no-cache"
         return response

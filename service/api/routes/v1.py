@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from fastapi import Query
 
@@ -13,7 +13,6 @@ from service.api.operation_route import OperationRoute
 from service.api.request.inputs import (
     INLINE_NUMBERS,
     INLINE_PIXELS,
-    check_count,
     check_json_numbers,
     latents,
     pictures,
@@ -24,7 +23,6 @@ from service.api.request.schemas import (
     DecodeOptions,
     EncodeOptions,
     InterpolateOptions,
-    Options,
     ReconstructOptions,
     SampleOptions,
     ScoreOptions,
@@ -49,6 +47,7 @@ from service.api.state import AppState
 from service.codecs import JSON, NPY, PNG
 from service.codecs.fitting import Fitted
 from service.errors import InvalidInput, NotAcceptable, PayloadTooLarge
+from service.operations.checks import at_most
 from service.operations.results import Images, Result
 
 __all__ = ["operation_routes"]
@@ -116,7 +115,9 @@ async def score(request: OperationRequest, options: Annotated[ScoreOptions, Quer
     """Log-likelihoods and p-values of images."""
     model, manifest = request.model, request.model.manifest
     samples = options.importance_samples or manifest.scoring.default_importance_samples
-    check_count("importance_samples", samples, request.settings.max_importance_samples)
+    # Asked first, as for images: a score that is within its limits makes no call for it.
+    if samples > (most := request.settings.max_importance_samples):
+        at_most("importance_samples", samples, most)
     fitted = await pictures(request, options, rows_each=samples)
     if options.altered:
         if max(options.altered) >= len(fitted.images):
@@ -169,7 +170,7 @@ async def interpolate(
 ) -> Answer:
     """Images on the way between two images, two seeds, or one of each, through the prior's noise:
     a great circle, whose ends are the image's reconstruction and the seed's first sample."""
-    check_count("n", options.n, request.settings.max_n)
+    at_most("n", options.n, request.settings.max_n)
     fitted = None if request.payload is None else await pictures(request, options)
     images = await request.model.interpolate(
         None if fitted is None else fitted.images,
@@ -188,24 +189,19 @@ def operation_routes(shared: AppState) -> list[OperationRoute]:
     eps: dict[str, Any] = {"payload": "prior_eps", "optional": True}
     ends: dict[str, Any] = {"payload": "images", "optional": True}
     latent: dict[str, Any] = {"payload": "latents"}
-    answers: dict[Any, type[Response]] = {
-        score: ScoreResponse,
-        encode: EncodeResponse,
-        anomaly_map: AnomalyMapResponse,
-    }
-    table: tuple[tuple[Any, str, type[Options], dict[str, Any]], ...] = (
-        (sample, "Draw images, or change some", SampleOptions, eps),
-        (score, "Log-likelihood and p-value of images", ScoreOptions, images),
-        (anomaly_map, "Where images are unusual", AnomalyMapOptions, images),
-        (encode, "Latents of images", EncodeOptions, images),
-        (decode, "Images of latents", DecodeOptions, latent),
-        (reconstruct, "Images through their latents and back", ReconstructOptions, images),
-        (interpolate, "Images between two images or seeds", InterpolateOptions, ends),
+    drawn = ImagesResponse, IMAGE_OFFERS
+    table: tuple[tuple[Any, str, type[Response], tuple[str, ...], dict[str, Any]], ...] = (
+        (sample, "Draw images, or change some", *drawn, eps),
+        (score, "Log-likelihood and p-value of images", ScoreResponse, NUMBER_OFFERS, images),
+        (anomaly_map, "Where images are unusual", AnomalyMapResponse, IMAGE_OFFERS, images),
+        (encode, "Latents of images", EncodeResponse, NUMBER_OFFERS, images),
+        (decode, "Images of latents", *drawn, latent),
+        (reconstruct, "Images through their latents and back", *drawn, images),
+        (interpolate, "Images between two images or seeds", *drawn, ends),
     )
     routes = []
-    for endpoint, summary, options, body in table:
-        response = answers.get(endpoint, ImagesResponse)
-        offers = NUMBER_OFFERS if endpoint in (score, encode) else IMAGE_OFFERS
+    for endpoint, summary, response, offers, body in table:
+        options = get_type_hints(endpoint)["options"]
         declared = documented_operation(endpoint, summary, options, response, offers, **body)
         path = f"/v1/{endpoint.__name__.replace('_', '-')}"
         given: dict[str, Any] = {"options": options, "offers": offers, **body, **declared}

@@ -16,7 +16,7 @@ from service.api.openapi import (
 )
 from service.api.state import AppState
 from service.api.v2.infer import BINARY, HEADER_LENGTH, InferRoute
-from service.api.v2.models import InferModel, InferModels
+from service.api.v2.models import InferModels
 from service.api.v2.schemas import (
     ConfigTensor,
     HealthDocument,
@@ -34,7 +34,6 @@ from service.api.v2.statistics import statistics
 from service.api.v2.tensors import TensorInfo
 from service.codecs import JSON
 from service.errors import ShuttingDown
-from service.repository.registry import LoadedModel
 
 __all__ = ["infer_routes", "inference_router"]
 
@@ -168,14 +167,16 @@ def _add_server(router: APIRouter, shared: AppState, models: InferModels, versio
 
 
 def _add_models(router: APIRouter, shared: AppState, models: InferModels) -> None:
-    registry = shared.registry
+    registry, settings = shared.registry, shared.settings
 
-    @router.get(f"{VERSIONS}", summary="What a model takes and gives", responses=UNKNOWN)
+    @router.get(VERSIONS, summary="What a model takes and gives", responses=UNKNOWN)
     @router.get("/models/{name}", summary="What a model takes and gives", responses=UNKNOWN)
     async def metadata(name: str, version: str | None = None) -> ModelMetadata:
         loaded, infer = models.find(name, version)
         versions = [infer.version] if version else list(registry.versions(loaded.name))
-        return _metadata(infer, versions)
+        said = {"name": infer.name, "versions": versions, "platform": PLATFORM}
+        tensors = {"inputs": infer.inputs, "outputs": infer.outputs}
+        return ModelMetadata.model_validate(said | tensors, from_attributes=True)
 
     @router.get(f"{VERSIONS}/ready", summary="Whether a model is", responses=UNKNOWN)
     @router.get("/models/{name}/ready", summary="Whether a model is", responses=UNKNOWN)
@@ -188,7 +189,15 @@ def _add_models(router: APIRouter, shared: AppState, models: InferModels) -> Non
     @router.get(f"{VERSIONS}/config", summary="A model's configuration", responses=UNKNOWN)
     @router.get("/models/{name}/config", summary="A model's configuration", responses=UNKNOWN)
     async def config(name: str, version: str | None = None) -> ModelConfig:
-        return _config(shared, *models.find(name, version))
+        loaded, infer = models.find(name, version)
+        return ModelConfig(
+            name=infer.name,
+            platform=PLATFORM,
+            backend=loaded.runtime.engine.backend,
+            max_batch_size=settings.max_n if infer.operation == "sample" else settings.max_images,
+            input=_configured(infer.inputs),
+            output=_configured(infer.outputs),
+        )
 
     @router.get(f"{VERSIONS}/stats", summary="What a model has done", responses=UNKNOWN)
     @router.get("/models/{name}/stats", summary="What a model has done", responses=UNKNOWN)
@@ -202,24 +211,6 @@ def _health(good: bool, what: str) -> HealthDocument:
     if not good:
         raise ShuttingDown(f"the server is not {what}: /readyz says why")
     return document
-
-
-def _metadata(model: InferModel, versions: list[str]) -> ModelMetadata:
-    said = {"name": model.name, "versions": versions, "platform": PLATFORM}
-    tensors = {"inputs": model.inputs, "outputs": model.outputs}
-    return ModelMetadata.model_validate(said | tensors, from_attributes=True)
-
-
-def _config(shared: AppState, loaded: LoadedModel, model: InferModel) -> ModelConfig:
-    settings = shared.settings
-    return ModelConfig(
-        name=model.name,
-        platform=PLATFORM,
-        backend=loaded.runtime.engine.backend,
-        max_batch_size=settings.max_n if model.operation == "sample" else settings.max_images,
-        input=_configured(model.inputs),
-        output=_configured(model.outputs),
-    )
 
 
 def _configured(tensors: tuple[TensorInfo, ...]) -> list[ConfigTensor]:

@@ -191,7 +191,7 @@ class Admission:
     def whole_refusal(self, scope: Scope) -> tuple[int, Headers, bytes]:
         """Status, headers and body of a refusal, which is counted."""
         error, path = self._full(), scope["path"]
-        operation = path.rpartition("/")[2]
+        operation = path.rpartition("/")[2].replace("-", "_")
         if operation not in self._operations:  # a metric's labels are not for callers to choose
             operation = ""
         self._metrics.request(operation, "", FULL.type, seconds=0.0)

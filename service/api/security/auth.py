@@ -9,23 +9,11 @@ from service.api.security.keys import KeyFile
 from service.errors import Unauthorized
 from service.metrics import Metrics
 
-__all__ = ["ANSWER_HEADERS", "KeyGuard", "is_open"]
+__all__ = ["KeyGuard", "is_open"]
 
 PROBES = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 PAGES = frozenset({"/", "/docs"})  # they hold nothing of the models, and ask for a key themselves
 ASSETS = "/web/"
-ANSWER_HEADERS = (
-    "x-request-id",
-    "retry-after",
-    "inference-header-content-length",
-    *(
-        f"x-iafvae-{name}"
-        for name in (
-            *("model", "version", "bundle", "provider", "precision", "seed", "altered"),
-            *("non-finite", "queue-seconds", "compute-seconds"),
-        )
-    ),
-)
 
 
 class KeyGuard:

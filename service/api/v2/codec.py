@@ -43,13 +43,13 @@ class InferRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class InferResponse:
-    """What a model answers: outputs by name, parameters that say how they came about, and the
-    result that they are of.
+    """What a model answers: outputs by name, the result that they are of, and parameters that say
+    how they came about.
     """
 
     outputs: Mapping[str, NDArray[Any]]
-    parameters: Mapping[str, Json]
     result: Result
+    parameters: Mapping[str, Json] = field(default_factory=dict)
 
 
 def parse_request(

@@ -57,16 +57,15 @@ class InferRoute(OperationRoute):
         request.operation = infer.operation
         with loaded as request.model:
             request.keep_to(time.monotonic() + timeout_of(headers, settings.timeout_seconds))
-            request.payload = await request.read()
+            body = await request.read()
             async with while_connected(request.receive):
-                return await self.send(await _computed(request, infer), request, send)
+                return await self.send(await _computed(request, infer, body), request, send)
 
 
-async def _computed(request: OperationRequest, infer: InferModel) -> Answer:
-    """Parse the body of `request`, run `infer`, encode."""
-    assert isinstance(request.payload, bytes)  # noqa: S101 - the route has read it
+async def _computed(request: OperationRequest, infer: InferModel, body: bytes) -> Answer:
+    """Parse `body`, run `infer`, encode."""
     asked = parse_request(
-        request.payload,
+        body,
         _header_length(request.headers),
         inputs=infer.inputs,
         outputs=infer.outputs,

@@ -13,13 +13,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.request.inputs import check_count
 from service.api.request.limits import OperationRequest
 from service.api.v2.codec import InferRequest, InferResponse
 from service.api.v2.tensors import Datatype, TensorInfo
 from service.bundle import Manifest
 from service.errors import InvalidInput, UnknownModel
-from service.operations.checks import MAX_SEED
+from service.operations.checks import MAX_SEED, at_most
 from service.operations.model import Model
 from service.repository.registry import LoadedModel, Registry
 from service.verdicts.statistics import host_names
@@ -60,9 +59,11 @@ class InferModels:
         """
         bundle, _, operation = name.rpartition(".")
         if operation not in INFER_OPERATIONS:
-            raise UnknownModel(
-                f"there is no model {name[:80]!r}; there are {', '.join(self.names())}"
-            )
+            bundles = dict.fromkeys(
+                model.name for model in self._registry.models
+            )  # whatever its versions
+            names = (f"{bundle}.{each}" for bundle in bundles for each in INFER_OPERATIONS)
+            raise UnknownModel(f"there is no model {name[:80]!r}; there are {', '.join(names)}")
         loaded = self._registry.find(bundle, version)
         return loaded, self.of(loaded.runtime)[operation]
 
@@ -73,23 +74,18 @@ class InferModels:
             models = self._known[model] = _infer_models(model.manifest)
         return models
 
-    def names(self) -> list[str]:
-        """Every model that is loaded, once whatever its versions."""
-        bundles = dict.fromkeys(model.name for model in self._registry)
-        return [f"{bundle}.{name}" for bundle in bundles for name in INFER_OPERATIONS]
-
     def __iter__(self) -> Iterator[tuple[Model, InferModel]]:
-        for model in self._registry:
-            for infer in self.of(model).values():
-                yield model, infer
+        for loaded in self._registry.models:
+            for infer in self.of(loaded.runtime).values():
+                yield loaded.runtime, infer
 
 
 async def _score(request: OperationRequest, model: Model, infer: InferRequest) -> InferResponse:
     scoring, images, settings = model.manifest.scoring, infer.inputs["image"], request.settings
     samples = _integer(infer, "importance_samples", scoring.default_importance_samples, least=1)
-    check_count("importance_samples", samples, settings.max_importance_samples)
-    check_count("images", len(images), settings.max_images)
-    check_count("images times importance_samples", len(images) * samples, settings.max_rows)
+    at_most("importance_samples", samples, settings.max_importance_samples)
+    at_most("images", len(images), settings.max_images)
+    at_most("images times importance_samples", len(images) * samples, settings.max_rows)
     scores = await model.score(
         images,
         importance_samples=samples,
@@ -124,7 +120,7 @@ async def _score(request: OperationRequest, model: Model, infer: InferRequest) -
 
 async def _sample(request: OperationRequest, model: Model, infer: InferRequest) -> InferResponse:
     seeds = infer.inputs["seed"]
-    check_count("seeds", len(seeds), request.settings.max_n)
+    at_most("seeds", len(seeds), request.settings.max_n)
     heats = infer.inputs.get("temperature", np.ones(len(seeds), np.float32))
     groups = len(model.manifest.latent.groups)
     if len(heats) != len(seeds):
@@ -136,12 +132,12 @@ async def _sample(request: OperationRequest, model: Model, infer: InferRequest) 
     )
     outputs: dict[str, NDArray[Any]]
     outputs = {"image": drawn.images, "draw": drawn.draw, "mean": drawn.mean}
-    return InferResponse(outputs=outputs, parameters={}, result=drawn)
+    return InferResponse(outputs=outputs, result=drawn)
 
 
 async def _encode(request: OperationRequest, model: Model, infer: InferRequest) -> InferResponse:
     images = infer.inputs["image"]
-    check_count("images", len(images), request.settings.max_images)
+    at_most("images", len(images), request.settings.max_images)
     seeded = "seed" in infer.parameters
     seed = _integer(infer, "seed", 0) if seeded else None
     coded = await model.encode(images, seed=seed, **request.asked)
@@ -151,9 +147,9 @@ async def _encode(request: OperationRequest, model: Model, infer: InferRequest) 
 
 async def _decode(request: OperationRequest, model: Model, infer: InferRequest) -> InferResponse:
     latents = infer.inputs["z"]
-    check_count("latents", len(latents), request.settings.max_images)
+    at_most("latents", len(latents), request.settings.max_images)
     decoded = await model.decode_each(latents, **request.asked)
-    return InferResponse(outputs={"mean": decoded.mean}, parameters={}, result=decoded)
+    return InferResponse(outputs={"mean": decoded.mean}, result=decoded)
 
 
 def _parts(manifest: Manifest) -> tuple[str, ...]:

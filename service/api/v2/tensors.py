@@ -90,15 +90,10 @@ def from_json(info: TensorInfo, shape: tuple[int, ...], data: Json) -> NDArray[A
         array = np.array(numbers, np.float64 if info.datatype == "FP32" else np.int64)
     except OverflowError:
         raise InvalidInput(f"{info.name} holds numbers beyond {info.datatype}") from None
-    return _narrowed(info, array).reshape(shape)
-
-
-def _narrowed(info: TensorInfo, array: NDArray[Any]) -> NDArray[Any]:
-    dtype = np.dtype(DATATYPES[info.datatype])
     if info.datatype == "UINT8" and array.size and not (array.min() >= 0 and array.max() <= 255):
         raise InvalidInput(f"{info.name} holds numbers beyond UINT8: send 0 to 255")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity: it is refused
-        return array.astype(dtype, copy=False)
+        return array.astype(DATATYPES[info.datatype], copy=False).reshape(shape)
 
 
 def _flattened(data: list[Json], name: str) -> list[Json]:
@@ -114,11 +109,11 @@ def to_binary(info: TensorInfo, array: NDArray[Any]) -> bytes:
     if info.datatype == "BYTES":
         strings = [text.encode("utf-8") for text in array.reshape(-1)]
         return b"".join(struct.pack("<I", len(text)) + text for text in strings)
-    return array.astype(np.dtype(DATATYPES[info.datatype]), copy=False).tobytes()
+    return array.astype(DATATYPES[info.datatype], copy=False).tobytes()
 
 
 def to_json(info: TensorInfo, array: NDArray[Any]) -> str:
     """The values of `array` as a flat list in JSON; null for what is not finite."""
     if info.datatype == "BYTES":
         return ENCODER.encode(array.reshape(-1).tolist())
-    return number_list(array.astype(np.dtype(DATATYPES[info.datatype]), copy=False))
+    return number_list(array.astype(DATATYPES[info.datatype], copy=False))

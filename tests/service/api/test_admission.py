@@ -32,7 +32,7 @@ def metrics():
 
 @pytest.fixture
 def admit(metrics):
-    operations = frozenset({"score", "infer"})
+    operations = frozenset({"score", "anomaly_map", "infer"})
 
     def make(limit, **more):
         return Admission(
@@ -85,6 +85,7 @@ def test_one_holder_fills_half_and_others_find_room(admit):
     ("path", "operation"),
     [
         ("/v1/score", "score"),
+        ("/v1/anomaly-map", "anomaly_map"),
         ("/v2/models/m.score/infer", "infer"),
         ("/v1/%20chosen-by-a-caller", ""),
     ],

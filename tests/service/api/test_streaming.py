@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import uvicorn
 
-from service.api.response.streaming import MAX_PIECE_ROWS, piece_rows, stream_images
+from service.api.response.streaming import stream_images
 from service.app import create_app
 from service.client import Client, ServiceUnreachable
 from service.codecs.npy import decode_npy
 from service.errors import EngineFailure, NonFiniteInput, Overloaded
+from service.operations.model import MAX_PIECE_ROWS, piece_rows
 from service.operations.results import Images
 from service.scheduler.work import SampleWork, positions
 from service.server.protocol import BoundedHttp

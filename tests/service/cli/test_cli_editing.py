@@ -93,6 +93,7 @@ def test_a_key_is_sent(cli, start_server, two_groups, monkeypatch, tmp_path):
     ("arguments", "words"),
     [
         (("sample", "--keep", "top"), "send it as well"),
+        (("sample", "--keep", "top", "-n", 2000, "-o", "many.npy"), "send it as well"),
         (("sample", "--prior-eps", "eps.npy", "--keep", "z9"), "there are top, low"),
         (("sample", "--prior-eps", "zero.npy"), "must have the shape [n, 3], not []"),
         (("sample", "--prior-eps", "none.npy"), "none.npy"),

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from service.codecs.threads import Threads
+from service.codecs.pool import Threads
 
 
 def run(work):
