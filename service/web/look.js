@@ -8,6 +8,7 @@ import { asked, remember, remembered, state } from "./state.js";
 
 const FULL = 8; // deviations at which the map's colour covers the image, as in the service's pictures
 const SHOWN = 5; // parts of the evidence before the others
+const OWN = "A verdict on photos of your own takes a model of them: iafvae-train inspect FOLDER makes it, iafvae serve --models serves it.";
 const PATIENCE_MS = 1000; // after which what is shown of the image before is taken away
 
 const REASONS = {
@@ -108,7 +109,10 @@ export async function look(image) {
     $("score-status").textContent = timing(scored.response);
     $("reconstruction").src = pngUrl(again.data.images[0]);
     showMap(numbers, boxes?.data);
-    showNotes([...scored.data.notes, ...(boxes?.data.notes ?? [])]);
+    const [result] = scored.data.results;
+    const own = result.status === "altered" ? [OWN] : [];
+    const notes = [...new Set([...scored.data.notes, ...(boxes?.data.notes ?? [])])];
+    showNotes([...own, ...notesOf({ result, notes })]);
     return npy;
   } catch (error) {
     if (!signal.aborted) nothing(`No verdict: ${error.message}`); // none stays that is of another image
@@ -222,8 +226,15 @@ function showMap(deviations, answer) {
   canvas.setAttribute("aria-label", `Anomaly map over the image. ${words}`);
 }
 
+// Notes on one image, in the words of the page. The first one of an altered image speaks of places in
+// a request, of which there is one here.
+export function notesOf({ result, notes }) {
+  const words = notes.map((note) => note.replace("_nats", "").replaceAll("_", " "));
+  return result.altered ? ["resized or converted", ...words.slice(1)] : words;
+}
+
 function showNotes(notes) {
-  $("notes").replaceChildren(...[...new Set(notes)].map((note) => el("li", {}, note)));
+  $("notes").replaceChildren(...notes.map((note) => el("li", {}, note)));
 }
 
 export function rememberScoring() {
