@@ -17,7 +17,7 @@ REASONS = {
     "non_finite": "an estimate or a statistic is no number",
     "alpha_too_small": "too few calibration images for a p-value as small as alpha: ask with a "
     "larger alpha, or calibrate on more",
-    "altered": "the image was resized or converted, and no calibration image was: a model of such "
+    "altered": "the image was resized or converted, calibration images were not: a model of such "
     "images decides (`iafvae-train inspect FOLDER`)",
 }
 

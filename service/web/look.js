@@ -15,7 +15,7 @@ const REASONS = {
   not_calibrated: "this K was not calibrated",
   non_finite: "an estimate is no number",
   alpha_too_small: "calibration has too few images for an alpha so small",
-  altered: "the image was resized or converted, and no calibration image was",
+  altered: "it was resized or converted, calibration images were not",
 };
 
 export const alpha = () => state.alphas[Number($("alpha").value)];
@@ -110,9 +110,9 @@ export async function look(image) {
     $("reconstruction").src = pngUrl(again.data.images[0]);
     showMap(numbers, boxes?.data);
     const [result] = scored.data.results;
-    const own = result.status === "altered" ? [OWN] : [];
     const notes = [...new Set([...scored.data.notes, ...(boxes?.data.notes ?? [])])];
-    showNotes([...own, ...notesOf({ result, notes })]);
+    const words = notesOf({ result, notes });
+    showNotes(result.status === "altered" ? [OWN, ...words.slice(1)] : words); // the verdict says the first
     return npy;
   } catch (error) {
     if (!signal.aborted) nothing(`No verdict: ${error.message}`); // none stays that is of another image
