@@ -46,11 +46,17 @@ class _TextFormatter(logging.Formatter):
         return line.translate(CONTROL)
 
 
-# What uvicorn calls an error is how a stream ends that the drain cuts or whose model is gone; that
-# the answer was broken off is said in a line of our own.
-NO_ERRORS = (
+# Lines of uvicorn's that tell nothing. The first two, which it calls errors, are how a stream ends
+# that the drain cuts or whose model is gone; a line of our own says that the answer was broken off.
+UNSAID = (
     "ASGI callable returned without completing response.",
     "Cancel %s running task(s), timeout graceful shutdown exceeded",
+    "Started server process [%d]",
+    "Waiting for application startup.",
+    "Application startup complete.",
+    "Waiting for application shutdown.",
+    "Application shutdown complete.",
+    "Finished server process [%d]",
 )
 
 
@@ -67,4 +73,4 @@ def configure_logging(level: str, form: str) -> None:
         logger.handlers[:] = [handler]
         logger.setLevel(level.upper())
         logger.propagate = False
-    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg not in NO_ERRORS)
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg not in UNSAID)

@@ -56,6 +56,10 @@ def _replacing(out: Path) -> Iterator[IO[bytes]]:
         with part.open("wb") as file:
             yield file
         part.replace(out)
+    except OSError as error:  # of a disk that is full it names no file
+        if error.filename is not None:
+            raise
+        raise InvalidInput(f"{out} cannot be written: {error.strerror or error}") from None
     finally:
         part.unlink(missing_ok=True)
 

@@ -276,6 +276,7 @@ def report(
     from rich.progress import Progress
 
     from service.cli import inputs
+    from service.cli.output import fault_text
     from service.cli.report import NORMAL, ReportOptions, write_report
 
     options = ReportOptions(
@@ -298,9 +299,10 @@ def report(
     facts = {"file": str(out), **{kind: found[kind] for kind in ("images", *kinds, "unreadable")}}
     text = f"{out}: {found['images']} images, {counts}"
     made(text, facts, as_json=as_json, aside=False)
+    inputs.say_undecided(found["results"])
     if faults := found["unreadable"]:
-        first = f"{faults[0]['file']}: {faults[0]['error']}"
-        typer.echo(f"{len(faults)} files were not judged, listed there; {first}", err=True)
+        count = "1 file was" if len(faults) == 1 else f"{len(faults)} files were"
+        typer.echo(f"{count} not judged, listed there: {fault_text(faults[0])}", err=True)
 
 
 @reported

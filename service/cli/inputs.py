@@ -46,6 +46,7 @@ __all__ = [
     "read_all",
     "read_latents",
     "say",
+    "say_undecided",
     "score_files",
     "scored",
 ]
@@ -196,11 +197,16 @@ def score_files(
             notes |= dict.fromkeys(_notes(part.table))
             advance(len(part.rows))
     say(notes)
-    states = Counter(row.get("status") for row in rows)
-    say(f"no decision on {states[s]}: {why}" for s, why in REASONS.items() if states[s])
+    say_undecided(rows)
     if fdr is not None:
         discover(rows, fdr)
     return rows
+
+
+def say_undecided(rows: Iterable[Row]) -> None:
+    """On how many images there is no decision, and why."""
+    states = Counter(row.get("status") for row in rows)
+    say(f"no decision on {states[s]}: {why}" for s, why in REASONS.items() if states[s])
 
 
 def _notes(table: ScoreTable | None) -> Sequence[str]:

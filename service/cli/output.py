@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,15 @@ from service.bundle import Bundle, load_bundle, manifest_to_json
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["box_text", "csv_text", "print_rows", "print_scores", "show_bundle", "shown"]
+__all__ = [
+    "box_text",
+    "csv_text",
+    "fault_text",
+    "print_rows",
+    "print_scores",
+    "show_bundle",
+    "shown",
+]
 
 Row = dict[str, Any]
 
@@ -64,13 +72,19 @@ def _print_table(rows: list[Row]) -> None:
     console.print(table)
     for row in rows:
         if "error" in row:
-            console.print(Text(f"{row['file']}: {row['error']}", style="red"))
+            console.print(Text(fault_text(row), style="red"))
     scored = [row for row in rows if "error" not in row]
     for row in scored:
         if row["note"] is not None:
             console.print(Text(row["note"]))
     if scored:
         console.print(Text(_by(scored[0]), style="dim"), soft_wrap=True)
+
+
+def fault_text(row: Mapping[str, Any]) -> str:
+    """Why a file has no score; most errors begin with its name, which is not said twice."""
+    file, error, name = row["file"], row["error"], Path(row["file"]).name
+    return file + error.removeprefix(name) if error.startswith(f"{name} ") else f"{file}: {error}"
 
 
 def _by(row: Row) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from service.cli.output import shown
+from service.cli.output import fault_text, shown
 from service.verdicts.decisions import REASONS, fdr_notes
 
 __all__ = ["page"]
@@ -129,7 +129,9 @@ def _classes(classes: Sequence[Document]) -> str:
         if "verdict" in names:
             cells += [_figure(found.get("verdict", {}).get(kind)) for kind in ("aupr", "fpr95")]
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    note = "" if names else "<p>No sub-folder is called good: none is compared with others.</p>"
+    usual = any(each["normal"] for each in classes)
+    why = "All images are usual" if usual else "No sub-folder is called good"
+    note = "" if names else f"<p>{why}: none is compared with others.</p>"
     head = "".join(f"<th>{escape(each)}</th>" for each in heads)
     return f"<h2>By sub-folder</h2><table><tr>{head}</tr>{''.join(rows)}</table>{note}"
 
@@ -221,5 +223,5 @@ def _parts(row: Document) -> str:
 def _unreadable(faults: Sequence[Document]) -> str:
     if not faults:
         return ""
-    items = "".join(f"<li>{escape(each['file'])}: {escape(each['error'])}</li>" for each in faults)
+    items = "".join(f"<li>{escape(fault_text(each))}</li>" for each in faults)
     return f"<h2>Not judged</h2><ul>{items}</ul>"

@@ -214,4 +214,5 @@ def _leave(_number: int = 0, _frame: FrameType | None = None) -> None:
 def _announce(listener: socket.socket, model: str) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    logger.info("serving %s on http://%s:%d (docs at /docs, Ctrl-C stops)", model, shown, port)
+    what = "serving on http://%s:%d (%s by default, the API at /docs, Ctrl-C stops)"
+    logger.info(what, shown, port, model)

@@ -13,11 +13,12 @@ __all__ = ["REASONS", "alpha_reachable", "decide", "discovered", "fdr_notes"]
 
 REASONS = {
     "not_calibrated": "this number of importance samples has no calibration, so nothing says how "
-    "usual a score is",
+    "usual a score is: leave K out, or take one that was calibrated",
     "non_finite": "an estimate or a statistic is no number",
     "alpha_too_small": "too few calibration images for a p-value as small as alpha: ask with a "
     "larger alpha, or calibrate on more",
-    "altered": "the image was resized or converted, and no calibration image was",
+    "altered": "the image was resized or converted, calibration images were not: a model of such "
+    "images decides (`iafvae-train inspect FOLDER`)",
 }
 
 

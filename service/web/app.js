@@ -65,11 +65,15 @@ async function chooseModel(image = null) {
   temperatureSliders(manifest.latent.groups, guarded(draw));
   about(model);
   chooseChanges(model);
+  for (const id of ["samples", "examples", "sample-status"]) $(id).replaceChildren(); // the other model's
+  const { file, blob } = pad.exact ?? {};
   pad.resize(manifest.image, manifest.fit ?? "crop");
   onPadChanged(true);
   if (!image) remember({ image: null });
   await chooseScoring(model, DRAW);
   if (image) await guarded(lookAt)(fromAddress(image));
+  else if (file) await guarded(show)(blob, file);
+  else onPadChanged(false);
   const drawn = await draw();
   await showExamples(manifest, drawn.map(pngUrl), lookAtChosen);
 }
@@ -123,11 +127,13 @@ async function lookNow() {
 
 async function open(file) {
   if (!file) return;
-  const url = URL.createObjectURL(file);
-  try {
-    pad.show(await pictureFrom(url), { file: file.name, blob: file });
-    bringIntoSight();
-  } finally { URL.revokeObjectURL(url); }
+  await show(file, file.name);
+  bringIntoSight();
+}
+
+async function show(blob, file) {
+  const url = URL.createObjectURL(blob);
+  try { pad.show(await pictureFrom(url), { file, blob }); } finally { URL.revokeObjectURL(url); }
 }
 
 // One file is looked at, many make a table.

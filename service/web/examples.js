@@ -24,7 +24,7 @@ const shapeOf = ({ channels, height, width }) => `${channels}×${height}×${widt
 
 export function cannotDo({ training, image }) {
   return SETS[training?.data]?.cannot
-    ?? `It knows what it was trained on, in ${image.width} × ${image.height} pixels, and nothing smaller than one of them. A p-value says how usual an image is among images of that kind, not what is wrong with it.`;
+    ?? `It knows what it was trained on, in ${image.width} × ${image.height} pixels (width × height), and nothing smaller than one of them. A p-value says how usual an image is among images of that kind, not what is wrong with it.`;
 }
 
 // Show what suits the model; `drawn` (base64 URLs) stands in where no set is of its kind.

@@ -2,7 +2,7 @@
 
 import { post } from "./api.js";
 import { $, el, format, roving, save, small, table } from "./dom.js";
-import { alpha, verdictOf } from "./look.js";
+import { alpha, notesOf, verdictOf } from "./look.js";
 import { asked, state } from "./state.js";
 
 const AT_ONCE = 3; // requests; each may be a photo of megabytes
@@ -81,9 +81,6 @@ export function showRows() {
     .map((word) => [word, rows.filter((row) => wordOf(row) === word).length]).filter(([, count]) => count);
   $("files-status").textContent = `${rows.length} files by ${rows[0].model}: ${counts.map(([word, count]) => `${count} ${word}`).join(", ")}, at p ≤ ${small(alpha())}`;
 }
-
-// The first note of an altered image speaks of places in a request, of which there is one here.
-const notesOf = ({ result, notes }) => (result.altered ? ["resized or converted", ...notes.slice(1)] : notes);
 
 function thumbnail({ file, url }) {
   const button = el("button", { type: "button", title: `Look at ${file.name}` }, el("img", { src: url, alt: `Look at ${file.name}` }));

@@ -8,13 +8,14 @@ import { asked, remember, remembered, state } from "./state.js";
 
 const FULL = 8; // deviations at which the map's colour covers the image, as in the service's pictures
 const SHOWN = 5; // parts of the evidence before the others
+const OWN = "A verdict on photos of your own takes a model of them: iafvae-train inspect FOLDER makes it, iafvae serve --models serves it.";
 const PATIENCE_MS = 1000; // after which what is shown of the image before is taken away
 
 const REASONS = {
   not_calibrated: "this K was not calibrated",
   non_finite: "an estimate is no number",
   alpha_too_small: "calibration has too few images for an alpha so small",
-  altered: "the image was resized or converted, and no calibration image was",
+  altered: "it was resized or converted, calibration images were not",
 };
 
 export const alpha = () => state.alphas[Number($("alpha").value)];
@@ -108,7 +109,10 @@ export async function look(image) {
     $("score-status").textContent = timing(scored.response);
     $("reconstruction").src = pngUrl(again.data.images[0]);
     showMap(numbers, boxes?.data);
-    showNotes([...scored.data.notes, ...(boxes?.data.notes ?? [])]);
+    const [result] = scored.data.results;
+    const notes = [...new Set([...scored.data.notes, ...(boxes?.data.notes ?? [])])];
+    const words = notesOf({ result, notes });
+    showNotes(result.status === "altered" ? [OWN, ...words.slice(1)] : words); // the verdict says the first
     return npy;
   } catch (error) {
     if (!signal.aborted) nothing(`No verdict: ${error.message}`); // none stays that is of another image
@@ -222,8 +226,15 @@ function showMap(deviations, answer) {
   canvas.setAttribute("aria-label", `Anomaly map over the image. ${words}`);
 }
 
+// Notes on one image, in the words of the page. The first one of an altered image speaks of places in
+// a request, of which there is one here.
+export function notesOf({ result, notes }) {
+  const words = notes.map((note) => note.replace("_nats", "").replaceAll("_", " "));
+  return result.altered ? ["resized or converted", ...words.slice(1)] : words;
+}
+
 function showNotes(notes) {
-  $("notes").replaceChildren(...[...new Set(notes)].map((note) => el("li", {}, note)));
+  $("notes").replaceChildren(...notes.map((note) => el("li", {}, note)));
 }
 
 export function rememberScoring() {

@@ -21,10 +21,13 @@ export class Pad {
     this.listen();
   }
 
-  // fit: how the service brings a file to the model's size, "crop" or "pad".
+  // fit: how the service brings a file to the model's size, "crop" or "pad". A picture of the same size
+  // and colours stays.
   resize({ channels, height, width }, fit) {
-    this.spec = { channels, height, width };
+    const [before, shape] = [this.spec, { channels, height, width }];
+    this.spec = shape;
     this.fit = fit;
+    if (before && Object.keys(shape).every((name) => shape[name] === before[name])) return;
     this.scale = Math.max(1, Math.round(PAINTED / Math.max(height, width)));
     this.canvas.width = width * this.scale;
     this.canvas.height = height * this.scale;

@@ -105,7 +105,10 @@ def export(
 def calibrate(
     bundle: Annotated[Path, typer.Argument(help="A bundle directory.")],
     data: Annotated[
-        str, typer.Option(help="A folder of images that are usual, or a data set's name.")
+        str,
+        typer.Option(
+            help="A folder of usual images that the model was not trained on, or a data set's name."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Where the new version goes; default: in its place.")

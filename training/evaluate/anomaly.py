@@ -8,11 +8,11 @@ trained on (Nalisnick et al. 2019, arXiv:1810.09136).
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from training.runs.provenance import processor
 
 __all__ = ["PART", "AnomalyPlan", "measure_anomaly"]
 
+T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 Array = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
@@ -153,7 +154,7 @@ def _sets(
     sets = [ImageSet(own.name, f"{own.split} images of {own.name}: the model's own", own.pixels)]
     for name in plan.against or default_names(own.name):
         if name == DRAWS:
-            drawn = runner.run(model.sample(len(own), seed=plan.seed, output="draw"))
+            drawn = _awaited(runner, model.sample(len(own), seed=plan.seed, output="draw"))
             sets.append(ImageSet(name, "drawn by the model itself", drawn.images))
             continue
         try:
@@ -186,9 +187,20 @@ def _partial(model: Model, k: int, seed: int, item: ImageSet, folder: Path) -> P
     return Partial(folder, "verdicts", key, count="verdict")
 
 
+def _awaited(runner: asyncio.Runner, coroutine: Coroutine[Any, Any, T]) -> T:
+    """As `runner.run`; the KeyboardInterrupt of a signal (`stoppable`) ends the task, too."""
+    loop = runner.get_loop()
+    task = loop.create_task(coroutine)
+    try:
+        return loop.run_until_complete(task)
+    except KeyboardInterrupt:
+        task.cancel()
+        raise
+
+
 def _scores(runner: asyncio.Runner, model: Model, pixels: Pixels, k: int, seed: int) -> Arrays:
-    found = runner.run(model.score(pixels, importance_samples=k, seed=seed))
-    maps = runner.run(model.anomaly_map(pixels, seed=seed, boxes=1))
+    found = _awaited(runner, model.score(pixels, importance_samples=k, seed=seed))
+    maps = _awaited(runner, model.anomaly_map(pixels, seed=seed, boxes=1))
     return {
         "verdict": found.p_value,
         "log_likelihood": found.log_likelihood_nats,

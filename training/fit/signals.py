@@ -3,6 +3,7 @@
 
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
@@ -40,6 +41,8 @@ def stoppable() -> AbstractContextManager[None]:
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     for name in SIGNALS:
         signal.signal(signal.Signals[name], signal.SIG_DFL)
+    # torch, while it compiles a backward pass, warns with a stack of what the signal broke off.
+    warnings.filterwarnings("ignore", "Error detected in")
     raise _Stopped(signal.Signals(number).name)
 
 

@@ -240,7 +240,9 @@ def _judge(
         tested = write_report(
             model, out / "test", out / "report.html", options, progress=progress, words=told
         )
-    return [*told, *_on_classes(tested), f"{out / 'report.html'}, {out / 'planted.html'}"]
+    written = f"{out / 'report.html'}, {out / 'planted.html'}"
+    next_ = f"judge other images with: iafvae report FOLDER --bundle {out / 'bundle'} --resize"
+    return [*told, *_on_classes(tested), written, next_]
 
 
 def _on_classes(tested: Mapping[str, Any]) -> Iterator[str]:

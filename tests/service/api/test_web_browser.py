@@ -282,6 +282,36 @@ def test_what_waits_shows_nothing_of_the_image_before(page, two_models):
     verdict(page)
 
 
+def test_another_model_judges_the_same_image_and_shows_nothing_of_the_one_before(page, two_models):
+    opened(page, two_models)
+    page.locator("#samples button").first.click()
+    verdict(page)
+    page.context.set_offline(True)
+    page.select_option("#model", "duo")
+    page.wait_for_selector("#notice:not([hidden])")
+    for gone in ("#samples img", "#examples img"):
+        assert page.locator(gone).count() == 0
+    page.context.set_offline(False)
+    page.dispatch_event("#notice button", "click")
+    verdict(page)
+    page.wait_for_selector("#samples img")
+    page.set_input_files("#file", files(np.full((1, 8, 8), 99)))
+    undecided = re.compile("^No decision, p = ")
+    playwright.expect(page.locator("#verdict")).to_have_text(undecided, timeout=PATIENCE)
+    page.select_option("#model", "tiny")
+    playwright.expect(page.locator("#verdict")).to_have_text(undecided, timeout=PATIENCE)
+    assert page.inner_text("#seen-caption") == "your file, fitted"
+
+
+def test_a_photo_of_another_size_is_told_how_it_gets_a_verdict(page, two_models):
+    opened(page, two_models)
+    page.set_input_files("#file", files(np.full((1, 8, 8), 99)))
+    verdict(page)
+    notes = page.locator("#notes li").all_inner_texts()
+    assert "iafvae-train inspect FOLDER" in notes[0]
+    assert not any("_" in note or "images 0" in note for note in notes)
+
+
 def test_an_answer_that_breaks_off_is_asked_for_again(page, two_models):
     page.add_init_script(
         """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 import socket
 from pathlib import Path
@@ -53,6 +55,16 @@ def test_what_is_printed_can_be_set(cli, monkeypatch):
     for one in before:
         monkeypatch.setenv(one["variable"], one["value"])
     assert as_json(cli, "settings") == before
+
+
+def test_a_full_disk_is_told_with_the_file(cli, monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    said = cli("sample", "-n", 1, "-o", tmp_path / "one.png", code=1)
+    assert f"{tmp_path / 'one.png'} cannot be written: No space left on device" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_wrong_setting_is_named(cli, monkeypatch):

@@ -48,7 +48,7 @@ def folder(tmp_path, digits):
 def test_every_image_is_in_all_three_files(cli, folder, tmp_path):
     told = cli(folder, "-o", "r.html", "--fdr", 0.5)
     assert "12 images" in told
-    assert "broken & co.png" in told
+    assert "2 files were not judged, listed there: broken & co.png is not a PNG" in told
     found = json.loads((tmp_path / "r.json").read_text())
     names = {f"{kind}/{i}.png" for kind in ("good", "<odd>") for i in range(6)}
     assert {row["file"] for row in found["results"]} == names
@@ -164,6 +164,16 @@ def test_masks_alone_are_nothing_to_judge(cli, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"photos"}
 
 
+@pytest.mark.parametrize(
+    ("name", "why"), [("good", "All images are usual"), ("<odd>", "No sub-folder is called good")]
+)
+def test_a_report_of_one_kind_says_why_nothing_is_compared(cli, folder, tmp_path, name, why):
+    (tmp_path / "alone").mkdir()
+    (folder / name).rename(tmp_path / "alone" / name)
+    cli(tmp_path / "alone", "-o", "r.html")
+    assert f"{why}: none is compared with others." in (tmp_path / "r.html").read_text()
+
+
 def test_masks_are_no_images(cli, folder, tmp_path):
     (folder / "ground_truth" / "good").mkdir(parents=True)
     Image.new("L", (4, 4)).save(folder / "ground_truth" / "good" / "0_mask.png")
@@ -176,7 +186,8 @@ def test_masks_are_no_images(cli, folder, tmp_path):
 
 
 def test_without_p_values_nothing_is_said_of_them(cli, folder, tmp_path):
-    cli(folder, "-o", "r.html", "-k", 3, "--fdr", 0.1)
+    told = cli(folder, "-o", "r.html", "-k", 3, "--fdr", 0.1)
+    assert "no decision on 12: this number of importance samples has no calibration" in told
     page = (tmp_path / "r.html").read_text()
     assert "12 undecided: this number of importance samples has no calibration" in page
     for said in ("Anomalous is what", "discoveries", "AUPR", "Histogram"):

@@ -60,6 +60,30 @@ def test_the_end_while_models_load(tiny_bundle, put, tmp_path, serves):
     assert b"the interpreter ends" not in said
 
 
+def test_the_start_is_said_in_few_lines(tiny_bundle):
+    """Of one model: where it computes, that it is loaded, and last the address."""
+    settings = os.environ | {"IAFVAE_MODELS": str(tiny_bundle), "IAFVAE_PORT": "0"}
+    command = [sys.executable, "-c", "from service.cli.main import main; main()", "serve"]
+    with subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = []
+        while not (lines and "serving on" in lines[-1]):
+            lines.append(process.stderr.readline())
+            assert lines[-1], "it ended"
+        address = re.search(r"http://[\d.:]+", lines[-1])[0]
+        while True:
+            try:
+                assert httpx.get(f"{address}/readyz").status_code == 200
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        after = process.stderr.read().splitlines()
+    assert len(lines) <= 3
+    assert "tiny by default" in lines[-1]
+    assert [line.split("INFO")[-1].strip() for line in after] == ["Shutting down"]
+
+
 def test_a_stream_that_the_end_cuts_is_no_error(tiny_bundle, tmp_path):
     """Nobody reads it, so it is not done when the drain ends; that is no fault of the service."""
     with socket.create_server(("127.0.0.1", 0)) as probe:

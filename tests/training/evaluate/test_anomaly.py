@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import numpy as np
@@ -92,6 +93,27 @@ def test_the_models_own_draws_are_no_anomalies(document):
     assert drawn["images"] == 15
     low, high = drawn["auroc"]["verdict"]["interval"]
     assert low < 0.5 < high  # the tiny model is the law of its images
+
+
+def test_an_interruption_in_the_middle_of_a_score_ends_it():
+    """Else its failure is logged with a traceback when the model stops."""
+    ended = []
+
+    async def score():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with asyncio.Runner() as runner:
+        runner.get_loop().call_later(0.01, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            module._awaited(runner, score())
+        runner.run(asyncio.sleep(0))
+        assert ended
 
 
 def test_an_interruption_loses_nothing_and_changes_nothing(

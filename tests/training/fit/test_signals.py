@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import warnings
 
 import pytest
+
+from training.fit.signals import stoppable
 
 START = """
 import os, signal, sys
@@ -79,3 +83,12 @@ with interrupts.watched():
     print(interrupts.reason)
 """)
     assert done.stdout.split() == ["SIGINT", "none", "SIGINT"]
+
+
+def test_what_a_signal_breaks_off_is_no_warning():
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with pytest.raises(KeyboardInterrupt), stoppable():
+            signal.raise_signal(signal.SIGINT)
+        warnings.warn("Error detected in MulBackward0. Traceback ...", stacklevel=1)
+        assert not said

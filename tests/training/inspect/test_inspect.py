@@ -66,6 +66,7 @@ def test_from_a_folder_to_verdicts(call, parts, tmp_path):
     assert "10 spot; 10 have masks" in told
     for words in ("Few images: 48", "False alarms", "Of planted squares", "Of the pixels in your"):
         assert words in told
+    assert f"iafvae report FOLDER --bundle {out / 'bundle'}" in " ".join(told.split())
     bundle = load_bundle(out / "bundle")
     assert bundle.manifest.image.shape == (1, 16, 16)
     assert bundle.manifest.calibration.images == 16
