@@ -109,7 +109,7 @@ class OperationRequest(Request):
             UnsupportedMedia: compressed in an unknown way.
             MalformedBody: not what its encoding says.
         """
-        encoding = self.headers.get("content-encoding", PLAIN)
+        encoding = ",".join(self.headers.getlist("content-encoding")) or PLAIN
         if encoding != PLAIN and (encoding := content_encoding(encoding)) not in (
             PLAIN,
             *WINDOW_BITS,

@@ -13,12 +13,15 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.response.problems import problem_response, unexpected
+from service.errors import InvalidInput
 
 __all__ = ["SECURITY_HEADERS", "RequestContext", "request_id"]
 
 logger = logging.getLogger("iafvae.access")
 
 ACCEPTABLE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+MAX_QUERY_BYTES = 2**13
+LONG_QUERY = f"a query has at most {MAX_QUERY_BYTES} bytes: send options as JSON or form fields"
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -66,11 +69,14 @@ class RequestContext:
                 message["headers"] = [*message["headers"], *more]
             await send(message)
 
+        app = self._app
+        if len(scope["query_string"]) > MAX_QUERY_BYTES:  # FastAPI parses all of it on every path
+            app = problem_response(InvalidInput(LONG_QUERY), scope)
         if self._access_log:
             state["log"] = {}
         started = time.perf_counter()
         try:
-            await self._app(asked, receive, with_headers)
+            await app(asked, receive, with_headers)
         except Exception as error:
             if status:
                 raise  # half an answer has gone out: the server closes the connection

@@ -102,6 +102,15 @@ ATTACKS = {
         422,
     ),
     "a query of 60 kB": ("/v1/sample?" + "&".join(["seed=1"] * 8000), b"", {}, 422),
+    "a query of 60 kB where none is read": ("/v2/repository/index?" + "a&" * 30_000, b"", {}, 422),
+    "many numbers, each deep, of /v2": (
+        "/v2/models/tiny.score/infer",
+        b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[1,1,4,4],"data":['
+        + b",".join([b"[" * 500 + b"]" * 500] * 260)
+        + b"]}]}",
+        JSON,
+        422,
+    ),
     "a million numbers of /v2": (
         "/v2/models/tiny.score/infer",
         b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[65535,1,4,4],"data":['

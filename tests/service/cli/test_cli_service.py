@@ -241,6 +241,14 @@ def test_an_anomaly_map_tells_the_largest_boxes(cli, folder, tmp_path):
     assert all(0 < box["p_value"] <= 1 for row in found for box in row["boxes"])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such device")
+def test_what_has_no_end_is_not_read_to_it(cli, folder, monkeypatch):
+    monkeypatch.setattr("service.codecs.folders.MAX_FILE_BYTES", 2**12)
+    rows = json.loads(cli("score", "/dev/zero", folder / "2.png", "--json", code=1).stdout)
+    assert "too large" in rows[0]["error"]
+    assert "error" not in rows[1]
+
+
 def test_files_that_cannot_be_scored_are_listed(cli, folder):
     (folder / "2.png").write_bytes(b"no image")
     Image.new("L", (9, 9)).save(folder / "3.png")
