@@ -173,7 +173,9 @@ def add_problem_handlers(app: FastAPI, metrics: Metrics) -> None:
     async def validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it alone
         lines = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
-        return problem_response(InvalidInput("; ".join(lines)), request.scope)
+        invalid = InvalidInput("; ".join(lines))
+        metrics.request("", "", problem_of(invalid).type, seconds=0.0)
+        return problem_response(invalid, request.scope)
 
     app.add_exception_handler(IafvaeError, ours)
     app.add_exception_handler(HTTPException, http)

@@ -12,8 +12,9 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.response.problems import problem_response, unexpected
+from service.api.response.problems import problem_of, problem_response, unexpected
 from service.errors import InvalidInput
+from service.metrics import Metrics
 
 __all__ = ["SECURITY_HEADERS", "RequestContext", "request_id"]
 
@@ -46,8 +47,8 @@ class RequestContext:
     nobody foresaw becomes an answer as well.
     """
 
-    def __init__(self, app: ASGIApp, *, access_log: bool) -> None:
-        self._app, self._access_log = app, access_log
+    def __init__(self, app: ASGIApp, *, access_log: bool, metrics: Metrics) -> None:
+        self._app, self._access_log, self._metrics = app, access_log, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, with its id in its scope and in its answer's headers."""
@@ -71,7 +72,9 @@ class RequestContext:
 
         app = self._app
         if len(scope["query_string"]) > MAX_QUERY_BYTES:  # FastAPI parses all of it on every path
-            app = problem_response(InvalidInput(LONG_QUERY), scope)
+            error = InvalidInput(LONG_QUERY)
+            self._metrics.request("", "", problem_of(error).type, seconds=0.0)
+            app = problem_response(error, scope)
         if self._access_log:
             state["log"] = {}
         started = time.perf_counter()

@@ -172,6 +172,15 @@ def test_a_form_without_boundary_and_an_ampersand_too_many(server, problem):
         assert server.post(f"/v1/sample?{query}").status_code == 200
 
 
+def test_what_no_operation_is_asked_is_counted_too(server, problem):
+    labels = {"operation": "", "model": "", "outcome": "invalid-input"}
+    for query in ("a&" * 30_000, "importance_samples=a"):
+        before = server.metric("iafvae_requests_total", **labels)
+        answer = server.get(f"/v1/models/tiny/calibration?{query}")
+        problem(answer, 422, "invalid-input")
+        assert server.metric("iafvae_requests_total", **labels) == before + 1
+
+
 def test_other_protocols_are_told_where_to_go(server, problem):
     for verb in ("predict", "explain"):
         answer = server.post(f"/v1/models/tiny:{verb}", json={"instances": []})
