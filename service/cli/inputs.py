@@ -20,7 +20,7 @@ from service.bundle import ImageSpec
 from service.cli.progress import shown
 from service.client import Client, ScoreTable
 from service.client.results import NUMBERS
-from service.codecs.folders import EXTENSIONS, list_images, read_file
+from service.codecs.folders import EXTENSIONS, list_images, printable, read_file
 from service.codecs.images import Fit, Fitted, PixelLimits, Shape, fit_files
 from service.codecs.npy import decode_npy
 from service.engine.options import Provider
@@ -131,7 +131,7 @@ def read_all(backend: Client | LocalClient, paths: Sequence[Path], fit: Fit) -> 
 def say(notes: Iterable[str]) -> None:
     """On standard error, a line each."""
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        typer.echo(printable(f"note: {note}"), err=True)
 
 
 def in_chunks(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["EXTENSIONS", "Listing", "list_images", "read_file"]
+__all__ = ["EXTENSIONS", "Listing", "list_images", "printable", "read_file"]
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 MAX_FILE_BYTES = 2**29  # more than any picture that is taken has, raw
@@ -53,6 +53,11 @@ def list_images(folder: Path) -> Listing:
             found.endless.append(name)
     found.files = dict(sorted(found.files.items()))
     return found
+
+
+def printable(text: str) -> str:
+    """A name for people: line ends, a terminal's commands and bytes that are no text as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def read_file(path: Path) -> bytes:

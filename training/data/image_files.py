@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codecs.folders import list_images, read_file
+from service.codecs.folders import list_images, printable, read_file
 from service.codecs.headers import Header, read_header
 from service.codecs.images import read_image
 from training.errors import DataError
@@ -108,5 +108,5 @@ def by(size: tuple[int, int]) -> str:
 
 
 def shown(path: Path | str) -> str:
-    """A path for people: bytes that are no text, and line ends, as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+    """A path for people."""
+    return printable(str(path))

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -278,6 +279,17 @@ def test_folders_are_read_as_training_reads_them(cli, folder, tmp_path):
     rows = json.loads(cli("score", folder, "--json", code=1).stdout)
     new = {row["file"]: "error" in row for row in rows if row["file"] not in before}
     assert new == {f"{folder}/linked/one.png": False, f"{folder}/gone.png": True}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names")
+def test_names_are_no_commands_for_a_terminal(cli, folder):
+    (folder / "a\x1b[31m\nb.png").write_bytes((folder / "2.png").read_bytes())
+    (folder / "c\x1b]0;d\x07.png").write_bytes(b"no image")
+    said = cli("score", folder, code=1)
+    assert "\x1b" not in said.stdout + said.stderr
+    text = "".join(re.sub(r"[│\s]", "", said.stdout))
+    assert "a\\x1b[31m\\nb.png" in text
+    assert "c\\x1b]0;d\\x07.png" in text
 
 
 def test_brackets_in_names_are_no_markup(cli, tmp_path, digits):
