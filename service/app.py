@@ -141,7 +141,7 @@ def _add_middleware(app: FastAPI, shared: AppState) -> None:
             allow_headers=("authorization", "content-type", "x-request-id", TIMEOUT_HEADER),
             expose_headers=(*HEADERS, HEADER_LENGTH, "retry-after"),
         )
-    app.add_middleware(RequestContext, access_log=settings.access_log)
+    app.add_middleware(RequestContext, access_log=settings.access_log, metrics=shared.metrics)
 
 
 @asynccontextmanager

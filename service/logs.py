@@ -9,7 +9,9 @@ from typing import Any
 
 from service.errors import without_secrets
 
-__all__ = ["configure_logging"]
+__all__ = ["LOGGERS", "configure_logging"]
+
+LOGGERS = ("iafvae", "service", "uvicorn", "py.warnings")
 
 
 class _JsonFormatter(logging.Formatter):
@@ -68,7 +70,8 @@ def configure_logging(level: str, form: str) -> None:
         if form == "json"
         else _TextFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     )
-    for name in ("iafvae", "service", "uvicorn"):
+    logging.captureWarnings(True)  # of libraries: a line of the log like any other
+    for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(level.upper())

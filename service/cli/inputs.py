@@ -20,7 +20,7 @@ from service.bundle import ImageSpec
 from service.cli.progress import shown
 from service.client import Client, ScoreTable
 from service.client.results import NUMBERS
-from service.codecs.folders import EXTENSIONS, list_images
+from service.codecs.folders import EXTENSIONS, list_images, printable, read_file
 from service.codecs.images import Fit, Fitted, PixelLimits, Shape, fit_files
 from service.codecs.npy import decode_npy
 from service.engine.options import Provider
@@ -122,7 +122,7 @@ def read_all(backend: Client | LocalClient, paths: Sequence[Path], fit: Fit) -> 
     """All images as uint8 [n, C, H, W]; the first that cannot be read is an error."""
     shape, fit = _rules(backend.model()["manifest"], fit)
     files = find_images(paths)
-    read = [fit_files([f.read_bytes()], shape, fit, LIMITS, [str(f)]) for f in files]
+    read = [fit_files([read_file(f)], shape, fit, LIMITS, [str(f)]) for f in files]
     say([note for one in read for note in one.notes])
     say(
         f"{file} was resized or converted: what follows is of the altered image"
@@ -135,7 +135,7 @@ def read_all(backend: Client | LocalClient, paths: Sequence[Path], fit: Fit) -> 
 def say(notes: Iterable[str]) -> None:
     """On standard error, a line each."""
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        typer.echo(printable(f"note: {note}"), err=True)
 
 
 def in_chunks(
@@ -267,7 +267,7 @@ def discover(rows: Sequence[Row], fdr: float) -> None:
 
 def _read_one(path: Path, shape: Shape, fit: Fit) -> Fitted | str:
     try:
-        return fit_files([path.read_bytes()], shape, fit, LIMITS, [path.name])
+        return fit_files([read_file(path)], shape, fit, LIMITS, [path.name])
     except (IafvaeError, OSError) as error:
         return str(error)
 

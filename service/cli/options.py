@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from service.codecs.folders import printable
 from service.engine.options import Provider
 
 __all__ = [
@@ -141,5 +142,5 @@ def _is_expected(error: Exception) -> bool:
 
 def _fail(message: str) -> NoReturn:
     for line in message.splitlines() or ["unknown error"]:
-        typer.echo(f"iafvae: error: {line}", err=True)
+        typer.echo(printable(f"iafvae: error: {line}"), err=True)
     raise typer.Exit(1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from service.bundle import Bundle, load_bundle, manifest_to_json
+from service.codecs.folders import printable
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -72,11 +73,11 @@ def _print_table(rows: list[Row]) -> None:
     console.print(table)
     for row in rows:
         if "error" in row:
-            console.print(Text(fault_text(row), style="red"))
+            console.print(Text(printable(fault_text(row)), style="red"))
     scored = [row for row in rows if "error" not in row]
     for row in scored:
         if row["note"] is not None:
-            console.print(Text(row["note"]))
+            console.print(Text(printable(row["note"])))
     if scored:
         console.print(Text(_by(scored[0]), style="dim"), soft_wrap=True)
 
@@ -103,8 +104,9 @@ def _cells(row: Row) -> list[Text]:
     """Texts, not strings: rich takes brackets in strings, as in a file's name, for its markup."""
     from rich.text import Text
 
+    file = Text(printable(row["file"]))
     if "error" in row:
-        return [Text(row["file"]), *[Text()] * 4, Text("not scored, see below", style="red")]
+        return [file, *[Text()] * 4, Text("not scored, see below", style="red")]
     verdict = "anomalous" if row["anomalous"] else "ordinary"
     if row["anomalous"] is None:
         verdict = "no decision: " + row["status"].replace("_", " ")
@@ -113,7 +115,7 @@ def _cells(row: Row) -> list[Text]:
     if row.get("discovery"):
         verdict += ", discovery"
     return [
-        Text(row["file"]),
+        file,
         Text(shown(row["log_likelihood_nats"], ".2f")),
         Text(shown(row["standard_error_nats"], ".2f")),
         Text(shown(row["bits_per_dim"], ".4f")),

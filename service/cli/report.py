@@ -26,6 +26,7 @@ from service.cli.inputs import LIMITS, Fit, Scored, discover, find_images, score
 from service.cli.output import csv_text
 from service.cli.report_page import page
 from service.client import Client
+from service.codecs.folders import read_file
 from service.codecs.headers import read_header
 from service.codecs.images import FitMode, Shape, fit_files
 from service.codecs.overlay import coloured
@@ -206,7 +207,7 @@ def _evidence(
 
 def _thumbnail(file: Path, shape: Shape, fit: FitMode) -> str:
     """What the model saw of a file, at the file's own sharpness as far as a page needs it."""
-    data = file.read_bytes()
+    data = read_file(file)
     header = read_header(data, file.name)
     height, width = header.size
     sides = (height / shape[1], width / shape[2])

@@ -37,6 +37,8 @@ __all__ = [
 T = TypeVar("T")
 Output = Literal["mean", "draw"]
 MAX_ITEMS = 2**34  # of an answer: the server is trusted more than the other way round
+# What an answer that is none of ours comes to.
+STRANGE = (AttributeError, IafvaeError, LookupError, TypeError, ValueError, RecursionError)
 Boxes = list[list[dict[str, Any]]]  # the largest ones of each image
 
 
@@ -96,7 +98,7 @@ class Call(Generic[T]):
             yield
         except httpx.HTTPError as error:
             raise unreachable(base_url, error) from error
-        except (AttributeError, IafvaeError, LookupError, TypeError, ValueError) as error:
+        except STRANGE as error:
             raise no_service(base_url, answer, error) from error
 
 

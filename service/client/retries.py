@@ -66,7 +66,7 @@ def _retry_after(answer: httpx.Response) -> float:
 def _refusal(answer: httpx.Response) -> ProblemError:
     try:
         document = answer.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         document = {"detail": answer.text[:500]}
     return ProblemError(document if isinstance(document, dict) else {}, answer.status_code)
 

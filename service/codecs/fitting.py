@@ -19,9 +19,11 @@ __all__ = [
     "FitMode",
     "Fitted",
     "Shape",
+    "channels_first",
     "check_size",
     "fit_array",
     "fit_image",
+    "fit_images",
     "resize",
     "wrong_colour",
 ]
@@ -66,9 +68,13 @@ def fit_array(array: Pixels, shape: Shape, fit: Fit) -> Fitted:
     one image, [C, H, W] or [H, W, C], where C is the model's, or where it comes last and is 1 or 3.
     Raises WrongShape.
     """
-    images = _channels_first(array, shape)
+    return fit_images(channels_first(array, shape), shape, fit)
+
+
+def fit_images(images: Pixels, shape: Shape, fit: Fit) -> Fitted:
+    """As `fit_array`, of what `channels_first` gives. Raises WrongShape."""
     if 0 in images.shape:
-        raise WrongShape(f"the array has shape {list(array.shape)}: it holds no pixels")
+        raise WrongShape(f"the array has shape {list(images.shape)}: it holds no pixels")
     fits = images.shape[2:] == shape[1:]
     if not fits:  # asked before any copy is made
         check_size(images.shape[2:], shape, fit, "the array")
@@ -101,8 +107,8 @@ def resize(image: Image.Image, height: int, width: int, fit: FitMode) -> Image.I
     raise WrongShape(_size_message("the image", (image.height, image.width), height, width))
 
 
-def _channels_first(array: Pixels, shape: Shape) -> Pixels:
-    """A view of `array`, [n, C, H, W]."""
+def channels_first(array: Pixels, shape: Shape) -> Pixels:
+    """A view of `array`, [n, C, H, W]. Raises WrongShape."""
     channels, height, width = shape
     counts = (channels, 1, 3)
     if array.ndim == 3 and (

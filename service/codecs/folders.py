@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["EXTENSIONS", "Listing", "list_images"]
+__all__ = ["EXTENSIONS", "Listing", "list_images", "printable", "read_file"]
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+MAX_FILE_BYTES = 2**29  # more than any picture that is taken has, raw
 NOWHERE = (errno.ENOENT, errno.ELOOP)
 
 
@@ -52,6 +53,21 @@ def list_images(folder: Path) -> Listing:
             found.endless.append(name)
     found.files = dict(sorted(found.files.items()))
     return found
+
+
+def printable(text: str) -> str:
+    """A name for people: line ends, a terminal's commands and bytes that are no text as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def read_file(path: Path) -> bytes:
+    """The content of image file `path`, which may be anything, without end too. Raises OSError."""
+    size = path.stat().st_size  # 0 of pipes and devices
+    with path.open("rb") as file:
+        data = file.read(1 + (min(size, MAX_FILE_BYTES) or MAX_FILE_BYTES))
+    if len(data) > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
+    return data
 
 
 def _kind(path: Path) -> bool | None:

@@ -56,6 +56,9 @@ def json_fields(body: bytes, payload: str | None, max_items: int) -> tuple[dict[
             raise InvalidInput(
                 f"{name[:60]!r} has {len(option)} {unit}, {MAX_JSON_OPTIONS} are taken"
             )
+        parts = option if isinstance(option, list) else (option,)
+        if not {list, dict}.isdisjoint(map(type, parts)):  # however deep: nothing follows it
+            raise InvalidInput(f"{name[:60]!r} must be one value, or a list of such")
     if isinstance(value, list) and len(value) > max_items:
         raise PayloadTooLarge(too_many(len(value), max_items, payload or ""))
     return fields, value

@@ -53,7 +53,10 @@ MAX_BYTES = 2**30  # of a process, beyond what it has when it starts
 IDLE_SECONDS = 60.0  # then all processes but one end
 MAX_SAID_BYTES = 2**20  # of JSON
 # What a worker that died, or is not itself any more, comes to.
-STRANGE = (asyncio.IncompleteReadError, ConnectionError, ValueError, KeyError, TypeError)
+STRANGE = (
+    *(asyncio.IncompleteReadError, ConnectionError),
+    *(ValueError, KeyError, TypeError, RecursionError),
+)
 PIPE_BYTES, PIECE_BYTES = 2**20, 2**16
 T = TypeVar("T")
 

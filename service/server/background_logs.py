@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import QueueHandler, QueueListener
 
+from service.logs import LOGGERS
+
 __all__ = ["background_logs"]
 
 MAX_LINES = 10_000  # that wait to be written; later ones are dropped
 FLUSH_SECONDS = 1.0  # at the end
-LOGGERS = ("iafvae", "service", "uvicorn", None)  # which `configure_logging` sets up, and the root
 
 
 @contextmanager
@@ -27,8 +28,8 @@ def background_logs(max_lines: int = MAX_LINES) -> Iterator[None]:
         return
     waiting: queue.Queue[logging.LogRecord] = queue.Queue(max_lines)
     listener = QueueListener(waiting, _Writer(fd))
-    before = {name: logging.getLogger(name).handlers[:] for name in LOGGERS}
-    _install({name: [_Dropping(waiting, handlers[0].formatter)] for name in LOGGERS})
+    before = {name: logging.getLogger(name).handlers[:] for name in (*LOGGERS, None)}
+    _install({name: [_Dropping(waiting, handlers[0].formatter)] for name in (*LOGGERS, None)})
     listener.start()
     try:
         yield

@@ -32,6 +32,7 @@ DRAIN_SECONDS = 10.0  # for the rest of a body whose request is answered already
 CLOSE_SECONDS = 5.0  # for a client to hang up after the last answer
 TICK_SECONDS = 1.0  # between two looks at these
 MAX_HEAD_BYTES = 65_536  # of a head, of trailers, of what stands between chunks
+MAX_HEADERS = 256  # all of them are looked through for each that is wanted
 DRAIN_BYTES = 64 * 2**20  # of a body that nobody wants any more
 MAX_PIPELINED = 64  # requests that wait behind one that is being answered
 # Chunks of a byte take a thousand times as long to read as a large one: so many bytes are read at
@@ -259,6 +260,8 @@ class BoundedHttp(HttpToolsProtocol):
         3.2 and 6.1): without one host, or with a coding that nobody undoes here. Cookies are left
         out: nobody reads one, and Python takes quadratic time to unquote some (CVE-2024-7592).
         """
+        if len(self.headers) > MAX_HEADERS:
+            raise _UnclearError(f"A request has at most {MAX_HEADERS} headers.")
         hosts, cookies = 0, False
         for name, value in self.headers:
             if name == b"host":

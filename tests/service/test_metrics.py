@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 
 import pytest
 
 from service.api.response.problems import PROBLEMS
 from service.errors import shown_url
-from service.logs import configure_logging
+from service.logs import LOGGERS, configure_logging
 from service.metrics import Metrics, ModelMetrics
 from service.verdicts.drift import Drift
 
@@ -117,13 +118,14 @@ def test_applications_do_not_share(metrics):
 
 @pytest.fixture
 def restored():
-    loggers = [logging.getLogger(name) for name in ("iafvae", "service", "uvicorn")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     yield
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
         logger.handlers[:] = handlers  # the list itself is changed by what is tested
         logger.setLevel(level)
         logger.propagate = propagate
+    logging.captureWarnings(False)
 
 
 def test_json_logs_are_json(restored, capsys):
@@ -135,6 +137,19 @@ def test_json_logs_are_json(restored, capsys):
     line = json.loads(capsys.readouterr().err)
     assert (line["level"], line["message"], line["status"]) == ("error", "it failed", 5)
     assert "ValueError: oh" in line["exception"]
+
+
+def test_what_libraries_warn_of_is_a_line_of_the_log(restored, capsys):
+    """As Python warns of `1L` in the header of an npy file."""
+    configure_logging("info", "json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(False)
+        logging.captureWarnings(True)
+        warnings.warn_explicit("invalid\nliteral", SyntaxWarning, "<unknown>", 1)
+    line = json.loads(capsys.readouterr().err)
+    assert (line["level"], line["logger"]) == ("warning", "py.warnings")
+    assert "invalid\nliteral" in line["message"]
 
 
 def test_text_logs_show_fields(restored, capsys):

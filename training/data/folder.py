@@ -19,11 +19,12 @@ import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from service.codecs.folders import read_file
 from service.codecs.headers import Header
 from service.codecs.images import Fit, FitMode, Fitted, PixelLimits, fit_files
 from service.errors import IafvaeError
@@ -215,7 +216,7 @@ def decode(found: Survey, files: Files) -> Fitted:
     notes: list[str] = []
     for row, path in enumerate(files.values()):
         try:
-            one = fit_files([path.read_bytes()], shape, rules, limits, [shown(path)])
+            one = fit_files([read_file(path)], shape, rules, limits, [shown(path)])
         except (OSError, IafvaeError) as error:
             faults.append(fault(path, error))
             continue
@@ -231,7 +232,8 @@ def _headers(files: Files) -> dict[Path, Header]:
     faults = []
     for path in files.values():
         try:
-            headers[path] = sound_header(path)[0]
+            header, _ = sound_header(path)
+            headers[path] = replace(header, body=b"")  # of all photos they may be gigabytes
         except (OSError, IafvaeError, DataError) as error:
             faults.append(fault(path, error))
     refuse(faults, len(files))

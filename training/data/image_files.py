@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codecs.folders import list_images
+from service.codecs.folders import list_images, printable, read_file
 from service.codecs.headers import Header, read_header
 from service.codecs.images import read_image
 from training.errors import DataError
@@ -37,7 +37,7 @@ def sound_header(path: Path) -> tuple[Header, bytes]:
     Raises OSError, `service.errors.IafvaeError` for what is no image, `DataError` for what is too
     large to be decoded.
     """
-    data = path.read_bytes()
+    data = read_file(path)
     header = read_header(data, shown(path))
     if header.pixels > MAX_PIXELS:
         size = f"{header.width}x{header.height}"
@@ -73,7 +73,7 @@ def read_fitted(path: Path, channels: int, size: tuple[int, int]) -> NDArray[np.
     Raises OSError, or `service.errors.IafvaeError` for what is no sound image.
     """
     return read_image(
-        path.read_bytes(),
+        read_file(path),
         channels=channels,
         height=size[0],
         width=size[1],
@@ -108,5 +108,5 @@ def by(size: tuple[int, int]) -> str:
 
 
 def shown(path: Path | str) -> str:
-    """A path for people: bytes that are no text, and line ends, as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+    """A path for people."""
+    return printable(str(path))

@@ -25,6 +25,7 @@ STEP_BYTES = 2**18  # that are searched at once
 # takes thirty times as long to be searched as what is not.
 BUSY_SECONDS, REST = 0.0005, 3.0
 # As RFC 5987 has it, which RFC 7578 forbids and older clients send for names beyond ASCII.
+FOLD = re.compile(rb"\r\n[ \t]+")  # as mail libraries break a header's line
 FILENAME_STAR = re.compile(rb"\bfilename\*=(?:[^';\"]*'[^';\"]*')?")
 
 
@@ -62,7 +63,7 @@ async def parse_form(body: bytes, boundary: bytes, most: int) -> list[Part]:
 def _part(body: bytes, start: int, stop: int) -> Part:
     """What stands between two boundaries."""
     end = body.find(b"\r\n\r\n", start, min(stop, start + MAX_HEAD_BYTES))
-    padding, *lines = body[start : max(start, end)].split(b"\r\n")
+    padding, *lines = FOLD.sub(b" ", body[start : max(start, end)]).split(b"\r\n")
     if end < 0 or padding.strip(b" \t"):
         raise MalformedBody(
             "the multipart body cannot be parsed: a boundary must end its line, and headers of at "

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from service.api.request.limits import OperationRequest
 from service.api.request.parsing import Files
 from service.api.request.schemas import ImageOptions
+from service.codecs.fitting import channels_first, fit_images
 from service.codecs.images import (
     Fit,
     Fitted,
     PixelLimits,
     decode_base64,
     decoding_work,
-    fit_array,
     fit_files,
 )
 from service.codecs.json_body import of_base64
@@ -61,14 +61,14 @@ async def pictures(
     decoders = request.shared.decoders
     if isinstance(payload, bytes):
         array = view_npy(payload, dtypes=("uint8",), max_items=settings.max_total_pixels * shape[0])
-        count = array.shape[0] if array.ndim and array.size else 0
-        _check_images(count, rows_each, settings)
+        images = channels_first(array, shape)
+        _check_images(len(images) if images.size else 0, rows_each, settings)
         if fit.resize:
             fitted = await decoders.fit(array, shape, fit, **who)
         elif array.size <= INLINE_PIXELS:
-            fitted = fit_array(array, shape, fit)
+            fitted = fit_images(images, shape, fit)
         else:
-            fitted = await request.beside(fit_array, array, shape, fit)
+            fitted = await request.beside(fit_images, images, shape, fit)
     else:
         if isinstance(payload, Files):
             files, names = payload.contents, payload.names

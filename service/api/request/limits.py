@@ -109,7 +109,7 @@ class OperationRequest(Request):
             UnsupportedMedia: compressed in an unknown way.
             MalformedBody: not what its encoding says.
         """
-        encoding = content_encoding(self.headers.get("content-encoding", PLAIN))
+        encoding = content_encoding(",".join(self.headers.getlist("content-encoding")) or PLAIN)
         if encoding not in (PLAIN, *WINDOW_BITS):
             raise UnsupportedMedia(
                 f"send the body compressed with {' or '.join(ENCODINGS)}, or without "

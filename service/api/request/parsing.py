@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 MAX_REMEMBERED = 256  # bytes of a query
-MAX_QUERY_BYTES = 2**13
 MAX_TYPE_BYTES = 2**10  # of a Content-Type
 MAX_FIELDS = 32
 MAX_FIELD_BYTES = 2**12
@@ -79,11 +78,8 @@ async def parse_body(
         PayloadTooLarge: more than `max_items` images; none of them has been decoded.
     """
     given_type = headers.get("content-type", "")
-    if len(given_type) > MAX_TYPE_BYTES or len(query) > MAX_QUERY_BYTES:
-        raise InvalidInput(
-            f"a query has at most {MAX_QUERY_BYTES} bytes and a Content-Type {MAX_TYPE_BYTES}: "
-            "send options as JSON or form fields"
-        )
+    if len(given_type) > MAX_TYPE_BYTES:
+        raise InvalidInput(f"a Content-Type has at most {MAX_TYPE_BYTES} bytes")
     media_type = given_type.partition(";")[0].strip().lower()
     if media_type == JSON:
         if options := query_options(query):

@@ -159,7 +159,9 @@ def add_problem_handlers(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(RequestValidationError)
     async def validation(request: Request, error: RequestValidationError) -> Response:
         lines = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
-        return problem_response(errors.InvalidInput("; ".join(lines)), request.scope)
+        invalid = errors.InvalidInput("; ".join(lines))
+        metrics.request("", "", problem_of(invalid).type, seconds=0.0)
+        return problem_response(invalid, request.scope)
 
 
 def _translate(error: HTTPException, request: Request) -> IafvaeError:

@@ -116,7 +116,7 @@ def read_keys(path: Path) -> dict[bytes, str]:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")  # Windows' editors begin with a mark
     except OSError as error:
         raise KeyFileError(
             f"the keys' file {path} (IAFVAE_KEYS_FILE) cannot be read ({error.strerror})"

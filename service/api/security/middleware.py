@@ -12,13 +12,17 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.response.problems import problem_response, unexpected
+from service.api.response.problems import problem_of, problem_response, unexpected
+from service.errors import InvalidInput
+from service.metrics import Metrics
 
 __all__ = ["SECURITY_HEADERS", "RequestContext", "request_id"]
 
 logger = logging.getLogger("iafvae.access")
 
 ACCEPTABLE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+MAX_QUERY_BYTES = 2**13
+LONG_QUERY = f"a query has at most {MAX_QUERY_BYTES} bytes: send options as JSON or form fields"
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -43,8 +47,8 @@ class RequestContext:
     nobody foresaw becomes an answer as well.
     """
 
-    def __init__(self, app: ASGIApp, *, access_log: bool) -> None:
-        self._app, self._access_log = app, access_log
+    def __init__(self, app: ASGIApp, *, access_log: bool, metrics: Metrics) -> None:
+        self._app, self._access_log, self._metrics = app, access_log, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, with its id in its scope and in its answer's headers."""
@@ -66,11 +70,16 @@ class RequestContext:
                 message["headers"] = [*message["headers"], *more]
             await send(message)
 
+        app = self._app
+        if len(scope["query_string"]) > MAX_QUERY_BYTES:  # FastAPI parses all of it on every path
+            error = InvalidInput(LONG_QUERY)
+            self._metrics.request("", "", problem_of(error).type, seconds=0.0)
+            app = problem_response(error, scope)
         if self._access_log:
             state["log"] = {}
         started = time.perf_counter()
         try:
-            await self._app(asked, receive, with_headers)
+            await app(asked, receive, with_headers)
         except Exception as error:
             if status:
                 raise  # half an answer has gone out: the server closes the connection

@@ -12,7 +12,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from service.api.v2.tensors import TensorInfo, from_binary, from_json, to_binary, to_json
+from service.api.v2.tensors import (
+    TensorInfo,
+    from_binary,
+    from_json,
+    shown,
+    to_binary,
+    to_json,
+)
 from service.codecs.json_body import check_values, loads_once
 from service.codecs.json_numbers import ENCODER
 from service.errors import InvalidInput, MalformedBody
@@ -111,7 +118,7 @@ def _by_name(name: Json, infos: tuple[TensorInfo, ...], what: str) -> TensorInfo
         if info.name == name:
             return info
     known = ", ".join(info.name for info in infos)
-    raise InvalidInput(f"there is no {what} {str(name)[:60]!r}; there are {known}")
+    raise InvalidInput(f"there is no {what} {shown(name)}; there are {known}")
 
 
 def _flag(parameters: Mapping[str, Json], name: str, default: bool) -> bool:
@@ -138,9 +145,11 @@ def _read_inputs(
             continue
         if type(size) is not int or not 0 <= size <= len(rest):
             raise MalformedBody(
-                f"binary_data_size of {info.name} is {str(size)[:20]}, but {len(rest)} bytes are "
+                f"binary_data_size of {info.name} is {shown(size)}, but {len(rest)} bytes are "
                 "left after the JSON; was Inference-Header-Content-Length sent?"
             )
+        if item.get("data") is not None:
+            raise InvalidInput(f"{info.name} has data and binary_data_size: send one of them")
         arrays[info.name] = from_binary(info, shape, rest[:size])
         rest = rest[size:]
     if len(rest):

@@ -170,7 +170,7 @@ def _integer(infer: InferRequest, name: str, default: int, least: int = 0) -> in
     """A parameter. Raises InvalidInput."""
     value = infer.parameters.get(name, default)
     if type(value) is not int or not least <= value <= MAX_SEED:
-        raise InvalidInput(f"{name} must be a whole number of at least {least}")
+        raise InvalidInput(f"{name} must be a whole number from {least} to {MAX_SEED}")
     return value
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "TensorInfo",
     "from_binary",
     "from_json",
+    "shown",
     "to_binary",
     "to_json",
 ]
@@ -31,6 +32,7 @@ __all__ = [
 Datatype = Literal["FP32", "UINT8", "INT8", "INT64", "BYTES"]
 DATATYPES = {"FP32": "<f4", "UINT8": "|u1", "INT8": "|i1", "INT64": "<i8"}  # BYTES: any object
 MAX_SIZE = 2**40  # of one dimension
+MAX_DEPTH = 8  # of lists in lists: each is another pass over all of them
 Json = Any
 
 
@@ -46,9 +48,9 @@ class TensorInfo:
     def check(self, datatype: object, shape: object) -> tuple[int, ...]:
         """The sizes that a request states. Raises WrongDtype, WrongShape."""
         if datatype != self.datatype:
-            raise WrongDtype(f"{self.name} must be {self.datatype}, not {str(datatype)[:20]!r}")
+            raise WrongDtype(f"{self.name} must be {self.datatype}, not {shown(datatype)}")
         if not isinstance(shape, list) or not all(
-            type(size) is int and 0 <= size < MAX_SIZE for size in shape
+            type(size) is int and 0 <= size < MAX_SIZE for size in shape[:MAX_DEPTH]
         ):
             raise WrongShape(f"the shape of {self.name} must be a list of sizes")
         fits = len(shape) == len(self.shape) and all(
@@ -57,7 +59,7 @@ class TensorInfo:
         if not fits:
             raise WrongShape(
                 f"{self.name} must have the shape {list(self.shape)} (-1: any size), not "
-                f"{shape[:8]}"
+                f"{shape[:MAX_DEPTH]}"
             )
         return tuple(shape)
 
@@ -97,11 +99,20 @@ def from_json(info: TensorInfo, shape: tuple[int, ...], data: Json) -> NDArray[A
 
 
 def _flattened(data: list[Json], name: str) -> list[Json]:
-    while data and isinstance(data[0], list):
+    for _ in range(MAX_DEPTH):
+        if not data or not isinstance(data[0], list):
+            return data
         if not all(isinstance(part, list) for part in data):
             raise InvalidInput(f"the data of {name} must be lists of equal depth")
         data = list(chain.from_iterable(data))
-    return data
+    raise InvalidInput(f"the data of {name} are nested too deep: send a flat list")
+
+
+def shown(value: Json) -> str:
+    """What an error says of a value: of a list or object, which may be long, its kind alone."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return repr(value[:60] if isinstance(value, str) else value)
 
 
 def to_binary(info: TensorInfo, array: NDArray[Any]) -> bytes:

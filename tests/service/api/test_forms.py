@@ -76,6 +76,7 @@ def test_what_stands_around_the_parts_is_nobodys():
         (b"name=files; filename=a; filename*=utf-8''b", "a"),
         (b"name=files; filename*=b", "b"),
         (b"name=files", None),
+        (b"\r\n name=files;\r\n\tfilename=a.png", "a.png"),
     ],
 )
 def test_files_have_a_name(header, filename):

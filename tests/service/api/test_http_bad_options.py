@@ -310,6 +310,30 @@ def test_bad_input_is_a_problem_that_says_what_to_do(server, problem, case):
     assert server.get("/readyz").status_code == 200
 
 
+@pytest.mark.parametrize("size", [1, 200_000], ids=["here", "in a decoder's process"])
+@pytest.mark.parametrize("depth", [1, 940, 960, 980, 990])
+@pytest.mark.parametrize("ends", [(b"[", b"]"), (b'{"a":', b"}")], ids=["lists", "objects"])
+def test_options_are_not_nested(server, problem, size, depth, ends):
+    nested = ends[0] * depth + b"1" + ends[1] * depth
+    body = b'{"images":["' + b"A" * size + b'"],"alpha":[' + nested + b"]}"
+    answer = server.post("/v1/score", **raw_json(body))
+    if depth < 900:
+        words = "'alpha' must be one value, or a list of such"
+        assert problem(answer, 422, "invalid-input") == words
+    else:  # as deep as Python parses here, and not there
+        assert answer.status_code in (400, 422), answer.text
+
+
+def test_rows_of_one_picture_are_no_images(server, problem):
+    for shape in ((1100, 40, 1), (1, 1100, 40), (1100, 40, 3)):
+        picture = np.zeros(shape, np.uint8)
+        answer = server.post("/v1/score?resize=true&importance_samples=64", **npy(picture))
+        assert len(answer.json()["results"]) == 1
+    picture = np.zeros((1100, 40), np.uint8)
+    answer = server.post("/v1/score?resize=true", **npy(picture))
+    assert "one image alone is array[None]" in problem(answer, 422, "wrong-shape")
+
+
 @pytest.fixture
 def short_numbers():
     before = sys.get_int_max_str_digits()

@@ -27,6 +27,16 @@ def test_images_may_come_compressed(server, digits, pack, encoding):
     assert packed.content == plain.content
 
 
+def test_codings_may_be_named_on_several_lines(server, problem):
+    def post(body, *codings):
+        lines = [("content-type", "application/json"), *(("content-encoding", c) for c in codings)]
+        return server.post("/v1/sample", content=body, headers=lines)
+
+    packed = gzip.compress(b'{"n": 2, "seed": 5}')
+    assert post(packed, "identity", "gzip").json() == post(packed, "gzip").json()
+    problem(post(gzip.compress(packed), "gzip", "gzip"), 415, "unsupported-media-type")
+
+
 @PACKED
 def test_options_may_come_compressed(server, pack, encoding):
     plain = server.post("/v1/sample", json={"n": 2, "seed": 5})

@@ -102,6 +102,15 @@ ATTACKS = {
         422,
     ),
     "a query of 60 kB": ("/v1/sample?" + "&".join(["seed=1"] * 8000), b"", {}, 422),
+    "a query of 60 kB where none is read": ("/v2/repository/index?" + "a&" * 30_000, b"", {}, 422),
+    "many numbers, each deep, of /v2": (
+        "/v2/models/tiny.score/infer",
+        b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[1,1,4,4],"data":['
+        + b",".join([b"[" * 500 + b"]" * 500] * 260)
+        + b"]}]}",
+        JSON,
+        422,
+    ),
     "a million numbers of /v2": (
         "/v2/models/tiny.score/infer",
         b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[65535,1,4,4],"data":['
@@ -161,6 +170,15 @@ def test_a_form_without_boundary_and_an_ampersand_too_many(server, problem):
     assert "boundary" in problem(answer, 400, "malformed-body")
     for query in ("n=1&", "&n=1", "n=1&&seed=2"):
         assert server.post(f"/v1/sample?{query}").status_code == 200
+
+
+def test_what_no_operation_is_asked_is_counted_too(server, problem):
+    labels = {"operation": "", "model": "", "outcome": "invalid-input"}
+    for query in ("a&" * 30_000, "importance_samples=a"):
+        before = server.metric("iafvae_requests_total", **labels)
+        answer = server.get(f"/v1/models/tiny/calibration?{query}")
+        problem(answer, 422, "invalid-input")
+        assert server.metric("iafvae_requests_total", **labels) == before + 1
 
 
 def test_other_protocols_are_told_where_to_go(server, problem):

@@ -59,6 +59,14 @@ def test_a_line_is_the_hash_and_the_name():
     assert new_key() != new_key()
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_file_is_read_as_editors_write_it(tmp_path, mark, end):
+    path = tmp_path / "keys.txt"
+    path.write_bytes(f"{mark}{key_line('secret', 'ada')}{end}".encode())
+    assert KeyFile(path).holder(b"Bearer secret") == "ada"
+
+
 def test_holders_are_known_by_their_keys(keys):
     path, made = keys
     file = KeyFile(path)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -241,6 +242,14 @@ def test_an_anomaly_map_tells_the_largest_boxes(cli, folder, tmp_path):
     assert all(0 < box["p_value"] <= 1 for row in found for box in row["boxes"])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such device")
+def test_what_has_no_end_is_not_read_to_it(cli, folder, monkeypatch):
+    monkeypatch.setattr("service.codecs.folders.MAX_FILE_BYTES", 2**12)
+    rows = json.loads(cli("score", "/dev/zero", folder / "2.png", "--json", code=1).stdout)
+    assert "too large" in rows[0]["error"]
+    assert "error" not in rows[1]
+
+
 def test_files_that_cannot_be_scored_are_listed(cli, folder):
     (folder / "2.png").write_bytes(b"no image")
     Image.new("L", (9, 9)).save(folder / "3.png")
@@ -270,6 +279,17 @@ def test_folders_are_read_as_training_reads_them(cli, folder, tmp_path):
     rows = json.loads(cli("score", folder, "--json", code=1).stdout)
     new = {row["file"]: "error" in row for row in rows if row["file"] not in before}
     assert new == {f"{folder}/linked/one.png": False, f"{folder}/gone.png": True}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names")
+def test_names_are_no_commands_for_a_terminal(cli, folder):
+    (folder / "a\x1b[31m\nb.png").write_bytes((folder / "2.png").read_bytes())
+    (folder / "c\x1b]0;d\x07.png").write_bytes(b"no image")
+    said = cli("score", folder, code=1)
+    assert "\x1b" not in said.stdout + said.stderr
+    text = "".join(re.sub(r"[│\s]", "", said.stdout))
+    assert "a\\x1b[31m\\nb.png" in text
+    assert "c\\x1b]0;d\\x07.png" in text
 
 
 def test_brackets_in_names_are_no_markup(cli, tmp_path, digits):

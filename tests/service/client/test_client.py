@@ -95,16 +95,17 @@ def test_an_answer_that_is_no_problem_document(digits):
     assert caught.value.status == 502
 
 
-NPY = {"content-type": "application/x-npy"}
+JSON, NPY = {"content-type": "application/json"}, {"content-type": "application/x-npy"}
 STRANGERS = {
     "html": httpx.Response(200, html="<html>login</html>"),
     "nothing": httpx.Response(204),
     "a list": httpx.Response(200, json=[]),
     "an empty object": httpx.Response(200, json={}),
-    "broken JSON": httpx.Response(200, text="{", headers={"content-type": "application/json"}),
+    "broken JSON": httpx.Response(200, text="{", headers=JSON),
     "an array": httpx.Response(
         200, content=encode_npy(np.zeros((1, 1, 4, 4), np.uint8)), headers=NPY
     ),
+    "JSON nested without end": httpx.Response(200, content=b"[" * 10**5, headers=JSON),
     "a broken array": httpx.Response(200, content=b"\x93NUMPY\x01\x00\x00\x00", headers=NPY),
 }
 CALLS = {

@@ -121,8 +121,12 @@ def test_what_cannot_be_framed_waits_for_its_turn(line, bad, wait_until):
             ),
             *(b"200", b"bytes"),
         ),
+        (
+            b"GET / HTTP/1.1\r\nhost: t\r\n" + b"a:\r\n" * 15_000 + b"\r\n",
+            *(b"400", b"A request has at most 256 headers."),
+        ),
     ],
-    ids=["no host", "a host twice", "two hosts, 1.0", "no host, 1.0", "gzip", "chunked"],
+    ids=["no host", "a host twice", "two hosts, 1.0", "no host, 1.0", "gzip", "chunked", "many"],
 )
 def test_what_a_proxy_could_read_otherwise_is_not_answered(line, head, status, why):
     async def work():

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -96,6 +97,25 @@ def test_images_too_large_are_named_and_spoilt_metadata_is_not_looked_at(folder)
     Image.new("1", (10_000, 9_500)).save(folder / "huge.png")
     with pytest.raises(DataError, match=r"1 of .*huge\.png: 10000x9500 pixels are more than"):
         read_folder(folder, "train", FolderOptions(size=8))
+
+
+def test_a_file_far_larger_than_any_image_is_named(folder, monkeypatch):
+    monkeypatch.setattr("service.codecs.folders.MAX_FILE_BYTES", 2**12)
+    (folder / "disk.png").write_bytes(b"\x89PNG" * 2**12)
+    with pytest.raises(DataError, match=r"1 of .*disk\.png: File too large"):
+        read_folder(folder, "train", FolderOptions())
+
+
+def test_what_photos_hold_is_not_kept_while_a_folder_is_looked_through(folder):
+    noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), np.uint8)
+    for i in range(30):
+        Image.fromarray(noise + np.uint8(i)).save(folder / f"{i}.png", compress_level=1)
+    tracemalloc.start()
+    try:
+        survey(folder, FolderOptions(size=8, channels=3))
+        assert tracemalloc.get_traced_memory()[1] < 8 * noise.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_folders_path_is_no_part_of_what_is_reported(folder):
