@@ -305,7 +305,7 @@ def suffered(server: Server, name: str, key: str, polite: Request, seconds: floa
     asking.start()
     while asking.is_alive() or time.monotonic() < site.end:
         began = time.monotonic()
-        found.live_seconds.append(_live(server.port))
+        found.live_seconds.append(live(server.port))
         found.memory_mib.append(server.resident_mib())
         time.sleep(max(0.0, LIVE_SECONDS - (time.monotonic() - began)))
     asking.join()
@@ -332,7 +332,7 @@ def repeated(name: str, site: Site) -> Counter[str]:
     return outcomes
 
 
-def _live(port: int) -> float:
+def live(port: int) -> float:
     """Seconds until `/livez` answered on a connection of its own; TIMEOUT_SECONDS if it did not."""
     began = time.monotonic()
     with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/livez", timeout=TIMEOUT_SECONDS):

@@ -22,6 +22,7 @@ from prometheus_client.samples import Sample
 
 from benchmarks.score_graph import ScoreGraph, graph_file
 from benchmarks.server import Server
+from benchmarks.storm.attacks import LIVE_SECONDS, live
 from benchmarks.storm.clients import Client, Site, Tally
 from benchmarks.storm.judge import Judge, asks
 from benchmarks.systems import service
@@ -72,13 +73,15 @@ class Storm:
 class Report:
     """What became of it. Empty `faults` are success.
 
-    changes: of models, by what the server said; resident_bytes: of the server, before and after.
+    changes: of models, by what the server said; resident_bytes: of the server, before and after;
+    live_seconds: that `/livez` took meanwhile.
     """
 
     tally: Tally
     faults: Counter[str]
     changes: Counter[str] = field(default_factory=Counter)
     resident_bytes: tuple[float, float] = (0.0, 0.0)
+    live_seconds: list[float] = field(default_factory=list)
 
 
 async def storm(editions: Mapping[str, Sequence[Path]], folder: Path, how: Storm) -> Report:
@@ -167,7 +170,7 @@ class _Course:
     @asynccontextmanager
     async def _disturbed(self) -> AsyncGenerator[None, None]:
         """Models change meanwhile."""
-        jobs = (self._swap, self._change_watched, self._let_pass)
+        jobs = (self._swap, self._change_watched, self._let_pass, self._ask_livez)
         running = [asyncio.create_task(job()) for job in jobs]
         try:
             yield
@@ -202,6 +205,12 @@ class _Course:
             for change in ("unload", "load"):
                 await asyncio.sleep(self._how.swap_seconds)
                 await self._administer("passing", change)
+
+    async def _ask_livez(self) -> None:
+        while True:
+            await asyncio.sleep(LIVE_SECONDS)
+            # A thread: the clients' turns are long, and are not the server's.
+            self._report.live_seconds.append(await asyncio.to_thread(live, self._server.port))
 
     async def _administer(self, name: str, change: str) -> None:
         answer = await self._http.post(f"/v1/admin/models/{name}/{change}")
