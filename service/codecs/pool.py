@@ -221,7 +221,8 @@ class Turns:
     @property
     def waiting(self) -> int:
         """How many callers wait for a slot."""
-        return sum(map(len, self._waiting.values()))
+        queues = self._waiting.values()
+        return sum(not granted.cancelled() for queue in queues for granted in queue)
 
     @asynccontextmanager
     async def turn(self, caller: str) -> AsyncIterator[None]:

@@ -1,6 +1,5 @@
 """`iafvae-train fit-prior`: a run whose model has a flow for its prior, made of a trained run."""
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from training.runs.directory import (
     write_config,
 )
 from training.runs.history import read_environment, with_command
-from training.runs.metrics import METRICS_FILE
+from training.runs.metrics import copy_metrics
 
 __all__ = ["PriorResult", "fit_prior"]
 
@@ -104,8 +103,7 @@ def fit_prior(
         )
         write_config(folder, config, environment)
         remember_data_dir(folder, data_dir)
-        if (run_dir / METRICS_FILE).is_file():
-            shutil.copyfile(run_dir / METRICS_FILE, folder / METRICS_FILE)
+        copy_metrics(run_dir, folder, checkpoint.step)
     return PriorResult(reason, bare, figures(model), out / path.relative_to(folder))
 
 

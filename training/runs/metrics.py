@@ -55,6 +55,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [record for record in read_lines(run_dir / METRICS_FILE) if "kind" in record]
 
 
+def copy_metrics(run_dir: Path, folder: Path, step: int) -> None:
+    """Copy a run's records of the steps until `step`; where it kept none, nothing."""
+    if records := [record for record in read_metrics(run_dir) if record["step"] <= step]:
+        write_lines(folder / METRICS_FILE, records)
+
+
 def minutes_clock(records: Sequence[Mapping[str, Any]], batch_size: int) -> Callable[[int], float]:
     """Step -> minutes of training until it was done, from a run's records.
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from training.files import new_folder, write_lines
+from training.files import new_folder
 from training.runs.checkpoint import AVERAGED_ONLY, load_checkpoint, run_directory, save_checkpoint
 from training.runs.directory import CONFIG_FILE, read_config, refuse_taken
-from training.runs.metrics import METRICS_FILE, read_metrics
+from training.runs.metrics import copy_metrics
 
 __all__ = ["size_in_bytes", "strip_run"]
 
@@ -39,7 +39,6 @@ def strip_run(run: Path, out: Path, *, ema_only: bool = False, bf16: bool = Fals
         # Buffers are in the last weights' file alone; parameters are the averaged ones'.
         model_state, averaged = {**model_state, **averaged}, {}
         state[AVERAGED_ONLY] = True
-    records = [record for record in read_metrics(run_dir) if record["step"] <= checkpoint.step]
     with new_folder(out) as folder:
         path = save_checkpoint(
             folder,
@@ -50,8 +49,7 @@ def strip_run(run: Path, out: Path, *, ema_only: bool = False, bf16: bool = Fals
             state=state,
         )
         shutil.copyfile(run_dir / CONFIG_FILE, folder / CONFIG_FILE)
-        if records:
-            write_lines(folder / METRICS_FILE, records)
+        copy_metrics(run_dir, folder, checkpoint.step)
     return out / path.relative_to(folder)
 
 

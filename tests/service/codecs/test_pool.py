@@ -381,8 +381,10 @@ def test_who_gives_up_costs_no_slot():
         async with turns.turn("a"):
             waiting = asyncio.create_task(hold(turns))
             await asyncio.sleep(0)
+            assert turns.waiting == 1
             waiting.cancel()
             await asyncio.sleep(0)
+            assert turns.waiting == 0
         granted = asyncio.create_task(hold(turns))  # cancelled in the moment that it has the slot
         await asyncio.sleep(0)
         granted.cancel()
