@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from model.config import ConfigError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["MEASURED", "ModelOptions", "keep", "progress_bar", "resumable", "say", "show"]
 
 MEASURED = ("test", "validation")
+LINE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +69,33 @@ def say(text: str) -> None:
     errors.print(text, highlight=False, soft_wrap=True)
 
 
+class Lines(Progress):
+    """A line a minute, where no terminal could show a bar."""
+
+    def __init__(self) -> None:
+        super().__init__(disable=True)
+        self._next = time.monotonic() + LINE_SECONDS
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """As `Progress` has it."""
+        super().advance(task_id, advance)
+        self._tell(task_id)
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """As `Progress` has it."""
+        super().update(task_id, **changes)
+        self._tell(task_id)
+
+    def _tell(self, task_id: TaskID) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + LINE_SECONDS
+            task = next(task for task in self.tasks if task.id == task_id)
+            say(f"{task.description}: {task.completed:,.0f} of {task.total or 0:,.0f}")
+
+
 def progress_bar() -> Progress:
-    """A bar beside the results; none where they go to a file."""
-    return Progress(console=errors, disable=not errors.is_terminal)
+    """A bar beside the results, or lines."""
+    return Progress(console=errors) if errors.is_terminal else Lines()
 
 
 @contextmanager
