@@ -13,7 +13,7 @@ import numpy as np
 from service.cli.output import fault_text, shown
 from service.verdicts.decisions import REASONS, fdr_notes
 
-__all__ = ["page"]
+__all__ = ["in_words", "page"]
 
 Document = Mapping[str, Any]
 BINS = 20
@@ -21,6 +21,23 @@ PARTS = 3  # of the evidence that are named for an image
 WIDTH, HEIGHT, EDGE = 480, 150, 26  # of a histogram, in pixels; EDGE is room for labels
 SQUARE = 260  # of the ROC
 COLOURS = ("#1f6fd1", "#d1541f", "#2a9d4a", "#8a4fc4", "#b8860b", "#0e8a8a", "#c4457d", "#666")
+
+# Parts of the evidence in words, as the service's page (`web/look.js`) has them; of a latent group
+# the kind, before the group's name.
+WORDS = {
+    "log_likelihood": "likelihood",
+    "log_px_z": "pixels, given the latents",
+    "level": "brightness",
+    "contrast": "contrast",
+    "variation": "change from pixel to pixel",
+    "compressed_bytes": "size when compressed",
+    "largest_box": "largest box of the map",
+    "residual/top": "what the top latents miss",
+    "residual/all": "what the reconstruction misses",
+    "kl": "information in",
+    "prior_eps": "prior's noise of",
+    "z": "size of",
+}
 
 
 def page(
@@ -212,12 +229,21 @@ def _rows(document: Document, pictures: Mapping[str, tuple[str, str]]) -> Iterat
 def _parts(row: Document) -> str:
     """The parts that stand out most, and where."""
     known = [(name, p) for name, p in row["evidence"].items() if p is not None]
-    told = [f"{name} p {p:.3f}" for name, p in sorted(known, key=lambda each: each[1])[:PARTS]]
+    told = [
+        f"{in_words(name)}: p {p:.3f}"
+        for name, p in sorted(known, key=lambda each: each[1])[:PARTS]
+    ]
     if (box := row["box"])["deviations"] is not None:
         told.append(f"box at {box['left']}, {box['top']}: {box['deviations']:+.1f} deviations")
     if row["note"]:
         told.append(row["note"])
     return "; ".join(told)
+
+
+def in_words(name: str) -> str:
+    """What a part of the evidence is, for who has not read the documentation."""
+    kind, _, group = name.partition("/")
+    return WORDS.get(name) or f"{WORDS[kind]} {group}"
 
 
 def _unreadable(faults: Sequence[Document]) -> str:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
+import service
+from service.bundle import load_bundle
 from service.cli import report as module
+from service.cli import report_page
 from service.cli.main import app
 
 
@@ -43,6 +47,9 @@ def folder(tmp_path, digits):
     (path / "broken & co.png").write_bytes(b"no image")
     (path / "gone.png").symlink_to(path / "nowhere.png")
     return path
+
+
+SERVICE = Path(service.__file__).parent
 
 
 def test_every_image_is_in_all_three_files(cli, folder, tmp_path):
@@ -219,3 +226,14 @@ def test_a_name_that_is_no_utf8_is_in_all_three_files(cli, folder, tmp_path):
     found = json.loads(text)
     assert f"good/{name}" in {row["file"] for row in found["results"]}
     assert name in {row["file"] for row in found["unreadable"]}
+
+
+def test_the_evidence_is_in_the_words_of_the_services_page():
+    script = (SERVICE / "web" / "look.js").read_text("utf-8")
+    tables = re.findall(r"const (?:WHOLE|BY_GROUP) = \{(.*?)\};", script, re.DOTALL)
+    words = dict(re.findall(r'"?([\w/]+)"?: "([^"]+)"', " ".join(tables)))
+    assert words == report_page.WORDS
+    bundle = load_bundle(SERVICE / "bundles" / "fashion-mnist")
+    for name in bundle.reference.names:
+        assert "/" not in report_page.in_words(name)
+    assert report_page.in_words("prior_eps/z2") == "prior's noise of z2"
