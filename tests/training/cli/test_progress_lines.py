@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from training.cli import measure
@@ -11,7 +13,7 @@ def test_long_work_tells_how_far_it_is_once_a_minute(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 0.0
-    monkeypatch.setattr("training.cli.measure.time.monotonic", lambda: now)
+    monkeypatch.setattr(measure, "time", SimpleNamespace(monotonic=lambda: now))
     with measure.progress_bar() as progress:
         task = progress.add_task("scoring mnist", total=5000)
         for _ in range(40):  # 10 seconds each
