@@ -316,3 +316,14 @@ def main() -> None:
         app()
     except OSError as error:  # of what no command wrote: help, on a disk that is full
         raise SystemExit(f"iafvae: error: {error}") from None
+
+
+def score_dataset() -> None:
+    """Entry point of `iafvae-score-dataset`, which takes the extra `ray`."""
+    try:
+        from service.cli import score_dataset
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"iafvae-score-dataset: error: {error.name} is not installed: pip install 'iafvae[ray]'"
+        ) from None
+    typer.run(score_dataset.main)

@@ -16,8 +16,7 @@ ray = pytest.importorskip("ray")
 pq = pytest.importorskip("pyarrow.parquet")
 pa = pytest.importorskip("pyarrow")
 
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = ROOT / "deploy" / "on_ray" / "score_dataset.py"
+PROGRAM = Path(sys.executable).with_name("iafvae-score-dataset")
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 
 
@@ -45,7 +44,7 @@ def pictures(tmp_path_factory):
 
 
 def start(cluster, source, bundle, out, *more):
-    command = [sys.executable, PROGRAM, source, "--bundle", bundle, "--out", out, *more]
+    command = [PROGRAM, source, "--bundle", bundle, "--out", out, *more]
     command += ["--address", cluster.address, "--importance-samples", "4"]
     return subprocess.Popen([str(w) for w in command], stderr=subprocess.PIPE, text=True)
 

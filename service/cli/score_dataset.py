@@ -1,6 +1,6 @@
 """Score, encode or map millions of images with Ray: a folder, Parquet or tar shards, to Parquet.
 
-    python deploy/on_ray/score_dataset.py s3://bucket/images --bundle models/mnist --out scores
+    iafvae-score-dataset s3://bucket/images --bundle models/mnist --out scores
 
 The source is cut into parts, and each part becomes one file that appears when it is complete. What
 is there is not computed again, so that an interrupted job goes on, and a part whose node was lost
@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import typer
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from service.bundle import load_bundle
@@ -42,6 +43,7 @@ COLUMNS = (
     *("log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats"),
     *("effective_sample_size", "p_value", "anomalous", "status"),
 )
+U8 = NDArray[np.uint8]
 Operation = Literal["score", "encode", "map"]
 
 
@@ -60,7 +62,8 @@ class Options:
 
 def place(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system of `uri` (s3://, gs://, a path) and the path in it."""
-    return fs.FileSystem.from_uri(uri if "://" in uri else Path(uri).resolve().as_uri())
+    found = fs.FileSystem.from_uri(uri if "://" in uri else Path(uri).resolve().as_uri())
+    return found[0], found[1]
 
 
 def parts_of(source: str, images: int) -> list[dict[str, Any]]:
@@ -124,7 +127,8 @@ class Worker:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Compute the part of `row` and write its file."""
         began = time.process_time()
-        names, images, errors = [], [], []
+        names, images = list[str](), list[U8]()
+        errors = list[str | None]()
         for name, content in read_part(self.source, json.loads(row["part"])):
             names.append(name)
             try:
@@ -145,9 +149,9 @@ class Worker:
         seconds = time.process_time() - began
         return {"images": len(names), "errors": len(names) - len(images), "seconds": seconds}
 
-    def computed(self, images: np.ndarray) -> dict[str, list[Any]]:
+    def computed(self, images: U8) -> dict[str, list[Any]]:
         """Columns of results for `images` uint8 [n, C, H, W]."""
-        options, columns = self.options, {}
+        options, columns = self.options, dict[str, list[Any]]()
         for at in range(0, len(images), CALL_IMAGES):
             some = images[at : at + CALL_IMAGES]
             if options.operation == "encode":
@@ -249,7 +253,3 @@ def main(
         else:
             told += f", {(images - first) / (time.monotonic() - began):.0f} a second"
         typer.echo(told, err=True)
-
-
-if __name__ == "__main__":
-    typer.run(main)
