@@ -321,9 +321,9 @@ def main() -> None:
 def score_dataset() -> None:
     """Entry point of `iafvae-score-dataset`, which takes the extra `ray`."""
     try:
-        from service.cli import score_dataset
+        from service.cli.score_dataset import run
     except ModuleNotFoundError as error:
         raise SystemExit(
             f"iafvae-score-dataset: error: {error.name} is not installed: pip install 'iafvae[ray]'"
         ) from None
-    typer.run(score_dataset.main)
+    run()

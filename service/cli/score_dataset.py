@@ -31,9 +31,10 @@ import typer
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from service.bundle import load_bundle
+from service.bundle import BundleError, load_bundle
+from service.cli.help import plain_help
 from service.codecs.images import Fit, PixelLimits, fit_files
-from service.errors import IafvaeError
+from service.errors import IafvaeError, InvalidInput
 from service.operations.model import Model
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
@@ -184,15 +185,15 @@ class Worker:
 
 def unfinished(parts: list[dict[str, Any]], options: Options, out: str) -> list[dict[str, str]]:
     """The parts that `out` lacks; it belongs to one job: another one there is an error."""
+    job = {**asdict(options), "bundle": load_bundle(options.bundle).hash, "provider": ""}
     system, root = place(out)
     system.create_dir(root, recursive=True)
-    job = {**asdict(options), "bundle": load_bundle(options.bundle).hash, "provider": ""}
     told = json.dumps([job, parts], sort_keys=True).encode()
     mark, file = hashlib.sha256(told).hexdigest().encode(), posixpath.join(root, JOB)
     if system.get_file_info(file).is_file:
         with system.open_input_stream(file) as stream:
             if stream.read() != mark:
-                raise SystemExit(f"{out} holds another job: source, bundle or options differ")
+                raise InvalidInput(f"{out} holds another job: source, bundle or options differ")
     else:
         with system.open_output_stream(file) as stream:
             stream.write(mark)
@@ -201,22 +202,52 @@ def unfinished(parts: list[dict[str, Any]], options: Options, out: str) -> list[
     return [row for row in rows if row["name"] not in there]
 
 
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
+
+
+@app.command()
 def main(
     source: Annotated[str, typer.Argument(help="Folder, Parquet or tar shards: a path or URI.")],
     bundle: Annotated[str, typer.Option(help="Directory of the bundle, on every node.")],
     out: Annotated[str, typer.Option(help="Directory of the results: a path or URI.")],
-    operation: Operation = "score",
-    importance_samples: Annotated[int | None, typer.Option(min=1)] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    resize: bool = False,
-    convert: bool = False,
+    operation: Annotated[
+        Operation, typer.Option(help="score; encode: latents; map: where images are unlike others.")
+    ] = "score",
+    importance_samples: Annotated[
+        int | None, typer.Option(min=1, help="K of a score; default: the bundle's.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the latents; default: the bundle's.")
+    ] = None,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Take images of another size, scaled.")
+    ] = False,
+    convert: Annotated[
+        bool, typer.Option("--convert", help="Take colour for grey and grey for colour.")
+    ] = False,
     part_images: Annotated[int, typer.Option(min=1, help="Images of a folder in a part.")] = 1024,
     workers: Annotated[str, typer.Option(help="Actors, or MIN:MAX of them.")] = "1",
     cpus: Annotated[float, typer.Option(help="Of each worker.")] = 1,
     gpus: Annotated[float, typer.Option(help="Of each worker; fractions share one.")] = 0,
-    address: Annotated[str | None, typer.Option(help="Of the cluster; none: this machine.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of the cluster, or auto; default: this machine alone.")
+    ] = None,
 ) -> None:
-    """Compute SOURCE into OUT, and go on where an earlier call has stopped."""
+    """Score millions of images with Ray, part by part, to Parquet.
+
+    Called again it goes on where it stopped; an image that cannot be read is a row with an error.
+
+    \b
+    Examples:
+      iafvae-score-dataset photos --bundle models/mnist --out scores --resize
+      iafvae-score-dataset s3://bucket/images --bundle models/mnist \\
+        --out s3://bucket/scores --workers 4:64 --address auto
+    """
     options = Options(
         bundle=str(Path(bundle).resolve()),
         operation=operation,
@@ -226,16 +257,21 @@ def main(
         convert=convert,
         provider="cuda" if gpus else "cpu",
     )
+    least, _, most = workers.partition(":")
+    numbers = [int(each) for each in (least, most or least) if each.isdecimal()]
+    if len(numbers) != 2 or not 0 < numbers[0] <= numbers[1]:
+        raise InvalidInput(f"--workers is a number or MIN:MAX, not {workers!r}")
     parts = parts_of(source, part_images)
+    if not parts:
+        raise InvalidInput(f"{source} holds no images ({', '.join(IMAGES)}), Parquet or tar shards")
     rows = unfinished(parts, options, out)
     typer.echo(f"{len(parts)} parts, {len(parts) - len(rows)} of them done before", err=True)
     if not rows:
         return
-    least, _, most = workers.partition(":")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use unless told not to
     ray.init(address=address, log_to_driver=False, configure_logging=False)
     images, errors, seconds = 0, 0, 0.0
-    pool = ray.data.ActorPoolStrategy(min_size=int(least), max_size=int(most or least))
+    pool = ray.data.ActorPoolStrategy(min_size=numbers[0], max_size=numbers[1])
     data = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Worker,
         fn_constructor_args=(options, source, out),
@@ -253,3 +289,12 @@ def main(
         else:
             told += f", {(images - first) / (time.monotonic() - began):.0f} a second"
         typer.echo(told, err=True)
+
+
+def run() -> None:
+    """The command; what is wrong is said in one line."""
+    plain_help(app)
+    try:
+        app()
+    except (IafvaeError, BundleError, OSError, pa.ArrowException) as error:
+        raise SystemExit(f"iafvae-score-dataset: error: {error}") from None

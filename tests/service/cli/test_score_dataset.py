@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import tarfile
@@ -12,9 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.errors import InvalidInput
+
 ray = pytest.importorskip("ray")
 pq = pytest.importorskip("pyarrow.parquet")
 pa = pytest.importorskip("pyarrow")
+program = importlib.import_module("service.cli.score_dataset")
 
 PROGRAM = Path(sys.executable).with_name("iafvae-score-dataset")
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
@@ -108,9 +112,6 @@ def test_the_numbers_are_the_services_and_a_lost_node_loses_none(
 
 def test_folders_tar_shards_and_parquet_give_the_same(pictures, tiny_bundle, expected, tmp_path):
     """Read without Ray: a part is the same work wherever it runs."""
-    import runpy
-
-    program = runpy.run_path(str(PROGRAM))
     files = sorted(pictures.iterdir())
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -121,29 +122,26 @@ def test_folders_tar_shards_and_parquet_give_the_same(pictures, tiny_bundle, exp
     tables = tmp_path / "tables"
     tables.mkdir()
     pq.write_table(pa.table(table), tables / "a.parquet", row_group_size=16)
-    options = program["Options"](bundle=str(tiny_bundle), importance_samples=4)
+    options = program.Options(bundle=str(tiny_bundle), importance_samples=4)
     for source in (pictures, shards, tables):
         out = tmp_path / f"{source.name}-out"
-        rows = program["unfinished"](program["parts_of"](str(source), 8), options, str(out))
-        worker = program["Worker"](options, str(source), str(out))
+        rows = program.unfinished(program.parts_of(str(source), 8), options, str(out))
+        worker = program.Worker(options, str(source), str(out))
         assert sum(worker(row)["errors"] for row in rows) == 1
         found = results(out)
         assert {n: r["log_likelihood_nats"] for n, r in found.items() if not r["error"]} == expected
         worker.loop.run(worker.model.stop())
         worker.loop.close()
-    with pytest.raises(SystemExit, match="another job"):
-        program["unfinished"]([{"tar": "x"}], options, str(out))
+    with pytest.raises(InvalidInput, match="another job"):
+        program.unfinished([{"tar": "x"}], options, str(out))
 
 
 def test_maps_are_those_of_one_machine(pictures, tiny_bundle, model_bench, tmp_path):
-    import runpy
-
     from service.operations.model import Model
 
-    program = runpy.run_path(str(PROGRAM))
-    options = program["Options"](bundle=str(tiny_bundle), operation="map")
-    rows = program["unfinished"](program["parts_of"](str(pictures), 8), options, str(tmp_path))
-    worker = program["Worker"](options, str(pictures), str(tmp_path))
+    options = program.Options(bundle=str(tiny_bundle), operation="map")
+    rows = program.unfinished(program.parts_of(str(pictures), 8), options, str(tmp_path))
+    worker = program.Worker(options, str(pictures), str(tmp_path))
     assert sum(worker(row)["errors"] for row in rows) == 1
     worker.loop.run(worker.model.stop())
     worker.loop.close()
@@ -156,3 +154,25 @@ def test_maps_are_those_of_one_machine(pictures, tiny_bundle, model_bench, tmp_p
         assert found[file.name]["map"] == each.ravel().tolist()
         assert found[file.name]["largest_box"]["deviations"] == boxes[0].deviations
     assert found["013.png"]["map"] is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("nowhere", "--bundle", "{bundle}", "--out", "out"), "nowhere"),
+        ((".", "--bundle", "{bundle}", "--out", "out"), "holds no images"),
+        (("{pictures}", "--bundle", "nowhere", "--out", "out"), "nowhere is no directory"),
+        (("{pictures}", "--bundle", "{bundle}", "--out", "xx://out"), "xx"),
+        (("{pictures}", "--bundle", "{bundle}", "--out", "out", "--workers", "4:2"), "MIN:MAX"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(wrong, said, pictures, tiny_bundle, tmp_path):
+    words = [word.format(bundle=tiny_bundle, pictures=pictures) for word in wrong]
+    done = subprocess.run(
+        [PROGRAM, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("iafvae-score-dataset: error: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
