@@ -21,7 +21,7 @@ Parts = dict[str, Tensor]
 class PartedConv(Foldable):
     """A convolution of `elu(h)` whose maps are several things, by name.
 
-    `widths`: name -> number of maps; `init_scale` `[sum of widths]` is `WeightNormLayer`'s.
+    `widths`: name -> number of maps, which `conv` gives side by side.
     """
 
     def __init__(self, conv: Conv, widths: Mapping[str, int]) -> None:

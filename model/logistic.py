@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MIN_LOG_SCALE = -7.0  # a ninth of a bin: keeps gradients finite where a pixel is constant
+MIN_LOG_SCALE = -7.0  # a quarter of a bin: keeps gradients finite where a pixel is constant
 
 
 def at_least_float32(t: Tensor) -> Tensor:

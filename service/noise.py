@@ -81,7 +81,7 @@ class Normal:
 
     With P = ceil(dim / 2) pairs a row: ``r_j = sqrt(-2 ln((w_j + 1/2) / 2**32))``, ``a_j = 2 pi
     w_{P+j} / 2**32`` (as a signed number), ``eps_j = r_j cos a_j`` and ``eps_{P+j} = r_j sin a_j``.
-    ``|eps| <= sqrt(66 ln 2) = 6.77``.
+    ``|eps| <= sqrt(66 ln 2) = 6.764``.
     """
 
     def __init__(self, threads: int) -> None:

@@ -1,8 +1,8 @@
 """Building a posterior's flow from its configuration.
 
 Flat posteriors (`build_flow`) transform vectors `[B, D]`; those of a ladder (`build_conv_flow`)
-feature maps `[B, C, H, W]`. The steps themselves are in `model.iaf` (with the networks of
-`model.made` and `model.conv_made`), `model.linear_iaf`, `model.planar` and `model.coupling`.
+feature maps `[B, C, H, W]`. The steps themselves are in `iaf` (with the networks of `made`),
+`linear_iaf`, `planar` and `coupling` beside this file.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Affine(Update):
 
 
 class Location(Update):
-    """z' = z + m, which preserves volume (the location-only rows of the paper's Table 3)."""
+    """z' = z + m, which preserves volume (the location-only column of the paper's Table 3)."""
 
     has_scale = False
 

@@ -1,1 +1,1 @@
-"""The command `iafvae`."""
+"""The commands `iafvae` and `iafvae-score-dataset`."""

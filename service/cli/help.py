@@ -1,4 +1,4 @@
-"""Help of both commands: types as people write them, where typer names those of Python."""
+"""Help of all commands: types as people write them, where typer names those of Python."""
 
 from __future__ import annotations
 

@@ -324,6 +324,7 @@ def score_dataset() -> None:
         from service.cli.score_dataset import run
     except ModuleNotFoundError as error:
         raise SystemExit(
-            f"iafvae-score-dataset: error: {error.name} is not installed: pip install 'iafvae[ray]'"
+            f"iafvae-score-dataset: error: {error.name} is not installed: pip install '.[ray]' "
+            "-c constraints.txt"
         ) from None
     run()

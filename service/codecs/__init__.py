@@ -1,4 +1,4 @@
-"""Bytes to arrays and back: npy, PNG, image files."""
+"""Bytes to arrays and back: npy, PNG, image files, JSON; and the processes and threads for it."""
 
 JSON = "application/json"
 NPY = "application/x-npy"

@@ -3,7 +3,8 @@
 compressed_bytes   length of zlib's stream of the differences of horizontal neighbours: how much
                    there is to say of an image (Serra et al. 2020, arXiv:1909.11480, set it against
                    the likelihood). Of 8-bit models alone: a binary one sees a draw of the pixels.
-largest_box        the largest of `standard_boxes`: whether a place is unlike what it should be
+largest_box        the largest of `boxes`, each in deviations of what is usual at its place: whether
+                   a place is unlike what it should be
 """
 
 from __future__ import annotations

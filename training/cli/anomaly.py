@@ -46,7 +46,8 @@ def evaluate_anomaly(options: AnomalyOptions) -> None:
     by the share that is called anomalous.
 
     Images go the way of the service: scores are those that it answers. Both directions of a pair
-    are two calls. A run is exported first. After Ctrl-C the same command goes on where it stopped.
+    are two calls. To measure a run, export it first. After Ctrl-C the same command goes on where
+    it stopped.
 
     \b
     Examples:
