@@ -50,10 +50,12 @@ STATUSES = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 VERSIONS = "/models/{name}/versions/{version}"
 
 
-INFER = """Every operation of a bundle is a model. `mnist.score`: input `image` UINT8 `[N,C,H,W]`;
-outputs `log_likelihood_nats`, `elbo_nats`, `bits_per_dim`, `p_value` FP32 `[N]`; parameters `seed`,
-`importance_samples`. `mnist.sample`: inputs `seed` INT64 `[N]`, one image a seed, and optionally
-`temperature` FP32 `[N]`; outputs `image` UINT8 (the mean as pixels), `draw` UINT8, `mean` FP32.
+INFER = """Four operations of a bundle are models. `mnist.score`: input `image` UINT8 `[N,C,H,W]`;
+outputs `log_likelihood_nats`, `elbo_nats`, `bits_per_dim`, `p_value` FP32 `[N]`, `anomalous` and
+`discovery` INT8 (-1: no decision), `status` BYTES, `evidence` FP32 `[N,parts]`; parameters `seed`,
+`importance_samples`, `alpha`, `fdr`. `mnist.sample`: inputs `seed` INT64 `[N]`, one image a seed,
+and optionally `temperature` FP32 `[N]`; outputs `image` UINT8 (the mean as pixels), `draw` UINT8,
+`mean` FP32.
 `mnist.encode`: `image` to `z` FP32 `[N,D]`; parameter `seed`. `mnist.decode`: `z` to `mean`.
 
 With the binary tensor data extension the body is JSON followed by the bytes of the tensors, in

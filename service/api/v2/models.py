@@ -1,4 +1,4 @@
-"""The models of the Open Inference Protocol: every operation of a bundle is one, ``mnist.score``.
+"""The models of the Open Inference Protocol: four operations of a bundle, such as ``mnist.score``.
 
 What each takes and gives, and how it is computed.
 """
