@@ -246,6 +246,8 @@ def test_monitoring_is_the_files_that_are_tested(chart):
         {"env": {"IAFVAE_DRAIN_DELAY_SECONDS": "60"}},  # longer than the pod would live
         {"env": {"IAFVAE_PROVIDER": "cuda"}},  # without a GPU asked for
         {"provider": "gpu"},
+        {"budget": {"maxUnavailable": ""}},
+        {"replicas": 1_000_000},  # which Helm writes as 1e+06
     ],
 )
 def test_wrong_values_are_refused(chart, values):
@@ -253,10 +255,34 @@ def test_wrong_values_are_refused(chart, values):
         chart.validate_schema(chart.merge_values(values))
 
 
-@pytest.mark.parametrize("section", ["models", "image", "route", "keys", "resources"])
+@pytest.mark.parametrize("section", ["env", "models", "image", "route", "keys", "resources"])
 def test_a_section_that_is_taken_away_is_said_to_be_missing(chart, section):
     with pytest.raises(helm.HelmError, match=f"missing property '{section}'"):
         documents(chart, {section: None})
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        *(("drain", name) for name in ("delaySeconds", "seconds")),
+        *(("service", name) for name in ("port", "type")),
+        *(("autoscaling", name) for name in ("kind", "min", "max", "queueRows")),
+        *(("budget", "maxUnavailable"), ("models", "emptyDirSize")),
+    ],
+)
+def test_a_value_that_is_taken_away_is_said_to_be_missing(chart, section, name):
+    with pytest.raises(helm.HelmError, match=f"missing property '{name}'"):
+        documents(chart, {section: {name: None}})
+
+
+def test_a_start_may_take_as_long_as_a_bundle_may(chart):
+    from service.settings import Settings
+
+    serving = next(yaml.safe_load_all((ROOT / "deploy" / "kserve.yaml").read_text()))
+    for each in (container(documents(chart)), serving["spec"]["containers"][0]):
+        probe = each["startupProbe"]
+        seconds = probe["periodSeconds"] * probe["failureThreshold"]
+        assert seconds > Settings.model_fields["load_seconds"].default
 
 
 def test_fewer_replicas_at_most_than_at_least_are_refused(chart):
@@ -303,11 +329,12 @@ def test_the_secret_of_a_new_key_is_labelled_as_all_else(chart):
     }
 
 
-def test_a_release_may_have_a_name_that_no_service_may(chart):
-    """A Service's begins with a letter (RFC 1035); no schema says so."""
-    name = documents(chart, name="1-vision")["Service"]["metadata"]["name"]
+@pytest.mark.parametrize("release", ["1-vision", "vision.1", "iafvae.vision", "v" * 53, "1" * 53])
+def test_a_release_may_have_a_name_that_no_service_may(chart, release):
+    """A Service's begins with a letter and has no dots (RFC 1035); no schema says so."""
+    name = documents(chart, name=release)["Service"]["metadata"]["name"]
     assert re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", name)
-    assert "1-vision" in name
+    assert release.replace(".", "-") in name
 
 
 def test_names_of_releases_do_not_collide(chart):
