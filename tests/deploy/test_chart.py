@@ -144,6 +144,11 @@ def test_every_variable_is_a_setting(chart):
         assert names <= {f"IAFVAE_{name.upper()}" for name in Settings.model_fields}
 
 
+def test_pods_with_ipv6_addresses_alone_can_be_asked(chart):
+    found = documents(chart, {"env": {"IAFVAE_HOST": "::"}})
+    assert variables(found)["IAFVAE_HOST"] == "::"
+
+
 def test_a_gpu_is_asked_for_where_it_is_demanded(chart):
     found = documents(chart, EXAMPLES["cuda"])
     assert container(found)["resources"]["limits"]["nvidia.com/gpu"] == 1
@@ -207,15 +212,18 @@ def test_autoscaling_leaves_replicas_alone(chart):
         assert target == found["Deployment"]["metadata"]["name"]
 
 
-def test_a_new_key_opens_the_service_it_was_made_for(chart, tmp_path):
+@pytest.mark.parametrize("release", ["iafvae", "admin"])  # a key called admin changes models
+def test_a_new_key_opens_the_service_it_was_made_for(chart, tmp_path, release):
     from service.api.security.keys import KeyFile
 
-    secret = documents(chart, EXAMPLES["full"])["Secret"]
+    found = documents(chart, EXAMPLES["full"], release)
+    secret = found["Secret"]
     assert secret["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
     file = tmp_path / "keys.txt"
     file.write_text(secret["stringData"]["keys.txt"])
     authorization = f"Bearer {secret['stringData']['key']}".encode()
-    assert KeyFile(file).holder(authorization) == "iafvae"
+    holder = KeyFile(file).holder(authorization)
+    assert holder == found["Service"]["metadata"]["name"] != "admin"
 
 
 def test_monitoring_is_the_files_that_are_tested(chart):
