@@ -139,9 +139,13 @@ def test_a_pod_is_killed_only_after_its_drain(chart, example):
 def test_every_variable_is_a_setting(chart):
     from service.settings import Settings
 
+    known = {f"IAFVAE_{name.upper()}" for name in Settings.model_fields}
     for values in EXAMPLES.values():
         names = {n for n in variables(documents(chart, values)) if n.startswith("IAFVAE_")}
-        assert names <= {f"IAFVAE_{name.upper()}" for name in Settings.model_fields}
+        assert names <= known
+    for file in ("compose.yaml", "kserve.yaml"):
+        text = (ROOT / "deploy" / file).read_text()
+        assert set(re.findall(r"IAFVAE_\w+", text)) <= known, file
 
 
 def test_pods_with_ipv6_addresses_alone_can_be_asked(chart):
@@ -254,6 +258,8 @@ def test_monitoring_is_the_files_that_are_tested(chart):
         {"env": {"IAFVAE_DRAIN_DELAY_SECONDS": "60"}},  # longer than the pod would live
         {"env": {"IAFVAE_PROVIDER": "cuda"}},  # without a GPU asked for
         {"provider": "gpu"},
+        {"ingress": {"enabled": True, "host": "https://iafvae.example.com"}},
+        {"route": {"hostnames": ["iafvae.example.com:443"]}},
         {"budget": {"maxUnavailable": ""}},
         {"replicas": 1_000_000},  # which Helm writes as 1e+06
     ],
@@ -291,6 +297,12 @@ def test_a_start_may_take_as_long_as_a_bundle_may(chart):
         probe = each["startupProbe"]
         seconds = probe["periodSeconds"] * probe["failureThreshold"]
         assert seconds > Settings.model_fields["load_seconds"].default
+
+
+def test_a_bundle_does_not_replace_another_unsaid(chart):
+    pull = [{"name": "m", "url": "s3://b/m", "sha256": digit * 64} for digit in "01"]
+    with pytest.raises(helm.HelmError, match="two bundles of one name"):
+        documents(chart, {"models": {"pull": pull}})
 
 
 def test_fewer_replicas_at_most_than_at_least_are_refused(chart):
