@@ -164,6 +164,13 @@ def test_something_else_is_not_replaced(site, digest, tmp_path):
     assert left(tmp_path / "m") == ["thesis.txt"]
 
 
+def test_where_one_stands_does_not_become_a_bundle(site, digest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match="give a directory in it"):
+        pull(site.url, digest, Path())
+    assert not left(tmp_path)
+
+
 @pytest.mark.parametrize("url", ["{}/nothing", "{}/nothing/", "ftp://h/m", "s3:/x", "nonsense"])
 def test_errors_are_one_line_without_secrets(site, digest, tmp_path, url):
     given = url.format(site.url).replace("http://", "http://me:hunter2@hunter2@") + "?sig=hunter2"
