@@ -73,7 +73,7 @@ up: ## Serve with Prometheus and Grafana in containers (PROFILE=cpu or cuda)
 	docker compose -f deploy/compose.yaml --profile $(PROFILE) up --build --detach --wait
 
 down: ## Stop them
-	docker compose -f deploy/compose.yaml --profile $(PROFILE) down
+	docker compose -f deploy/compose.yaml --profile cpu --profile cuda down
 
 image: ## Build the image TARGET (cpu or cuda), labelled with the revision
 	docker build --target $(TARGET) --build-arg REVISION=$$(git rev-parse HEAD) -t iafvae:$(TARGET) .

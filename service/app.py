@@ -176,7 +176,10 @@ def _tracer() -> Tracer:
             f"IAFVAE_TRACING: {error.name} is not installed; pip install '.[otel]' -c "
             "constraints.txt, or unset it"
         ) from None
-    return Tracer()
+    try:
+        return Tracer()
+    except ValueError as error:
+        raise SettingsError(f"IAFVAE_TRACING: {error}") from None
 
 
 def program_version() -> str:

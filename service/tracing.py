@@ -6,6 +6,8 @@ imports nothing of this and does nothing for it.
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 
@@ -19,10 +21,22 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 __all__ = ["Tracer"]
 
 
+# What OpenTelemetry takes for a header; anything else it writes to the log, and leaves out.
+HEADER = re.compile(r"[!#-'*+.0-9A-Z^-z|~-]+[ \t]*=[ \t]*[ !#-+\--:<-\[\]-~]*")
+HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+
+
 class Tracer:
-    """Exports by OTLP as the standard ``OTEL_*`` variables say, or to `exporter`."""
+    """Exports by OTLP as the standard ``OTEL_*`` variables say, or to `exporter`.
+
+    Raises ValueError where they cannot be meant.
+    """
 
     def __init__(self, exporter: SpanExporter | None = None) -> None:
+        for variable in HEADERS:
+            for header in filter(None, map(str.strip, os.environ.get(variable, "").split(","))):
+                if not HEADER.fullmatch(header):  # not shown: it may be a token
+                    raise ValueError(f"{variable}: state headers as name=value, with commas")
         # A name in OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES wins.
         named = Resource.create().attributes.get(SERVICE_NAME, "")
         name = "iafvae" if str(named).startswith("unknown_service") else str(named)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["pull", "push"]
 
 RETRIES = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
+# obstore would give a whole transfer 30 seconds: what counts is that something comes.
+CLIENT = {"allow_http": True, "read_timeout": timedelta(seconds=30), "timeout": timedelta(days=1)}
 
 
 def pull(url: str, sha256: str, destination: Path, *, offline: bool = False) -> Bundle:
@@ -42,6 +46,8 @@ def pull(url: str, sha256: str, destination: Path, *, offline: bool = False) -> 
     an interrupted call has fetched is kept beside `destination` and gone on with. `offline` fetches
     nothing. Raises BundleError.
     """
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise BundleError(f"{sha256!r} is no SHA-256 of 64 hexadecimal digits")
     refuse_strangers(destination)
     if (destination / MANIFEST).is_file() and file_digest(destination / MANIFEST) == sha256:
         return load_bundle(destination)
@@ -110,6 +116,8 @@ def _fetch(store: ObjectStore, url: str, name: str, file: Path, sha256: str, siz
         raise _failed(url, f"{name} cannot be read", error) from None
     if file_digest(file) != sha256:
         file.unlink()
+        with suppress(OSError):
+            file.parent.rmdir()  # where nothing else has been fetched
         raise BundleError(
             f"{shown_url(url)}: {name} does not have the SHA-256 {sha256}: "
             "check the URL and the hash"
@@ -125,11 +133,12 @@ def _store(url: str, *, create: bool = False) -> ObjectStore:
             "bundles elsewhere need obstore: pip install '.[remote]' -c constraints.txt"
         ) from None
     # Each kind of store has options of its own.
-    options: dict[str, Any] = {"client_options": {"allow_http": True}, "retry_config": RETRIES}
+    options: dict[str, Any] = {"client_options": CLIENT, "retry_config": RETRIES}
     if create and url.startswith("file:"):
         options["mkdir"] = True
-    try:
-        store: ObjectStore = from_url(url, **options)
+    place, mark, query = url.partition("?")
+    try:  # the name of a file is added with a slash: "//" is another place to most servers
+        store: ObjectStore = from_url(place.rstrip("/") + mark + query, **options)
         return store
     except (BaseError, ValueError) as error:
         raise _failed(url, "is no place for bundles", error) from None

@@ -66,7 +66,9 @@ def write_bundle(
 
 
 def refuse_strangers(destination: Path) -> None:
-    """Raises BundleError where `destination` holds something else than a bundle."""
+    """Raises BundleError where `destination` holds something else than a bundle, or has no name."""
+    if not destination.name:
+        raise BundleError(f"{destination} cannot become a bundle: give a directory in it")
     if destination.is_dir() and not destination.is_symlink():
         if not any(destination.iterdir()) or (destination / MANIFEST).is_file():
             return

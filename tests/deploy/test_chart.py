@@ -139,9 +139,18 @@ def test_a_pod_is_killed_only_after_its_drain(chart, example):
 def test_every_variable_is_a_setting(chart):
     from service.settings import Settings
 
+    known = {f"IAFVAE_{name.upper()}" for name in Settings.model_fields}
     for values in EXAMPLES.values():
         names = {n for n in variables(documents(chart, values)) if n.startswith("IAFVAE_")}
-        assert names <= {f"IAFVAE_{name.upper()}" for name in Settings.model_fields}
+        assert names <= known
+    for file in ("compose.yaml", "kserve.yaml"):
+        text = (ROOT / "deploy" / file).read_text()
+        assert set(re.findall(r"IAFVAE_\w+", text)) <= known, file
+
+
+def test_pods_with_ipv6_addresses_alone_can_be_asked(chart):
+    found = documents(chart, {"env": {"IAFVAE_HOST": "::"}})
+    assert variables(found)["IAFVAE_HOST"] == "::"
 
 
 def test_a_gpu_is_asked_for_where_it_is_demanded(chart):
@@ -207,15 +216,18 @@ def test_autoscaling_leaves_replicas_alone(chart):
         assert target == found["Deployment"]["metadata"]["name"]
 
 
-def test_a_new_key_opens_the_service_it_was_made_for(chart, tmp_path):
+@pytest.mark.parametrize("release", ["iafvae", "admin"])  # a key called admin changes models
+def test_a_new_key_opens_the_service_it_was_made_for(chart, tmp_path, release):
     from service.api.security.keys import KeyFile
 
-    secret = documents(chart, EXAMPLES["full"])["Secret"]
+    found = documents(chart, EXAMPLES["full"], release)
+    secret = found["Secret"]
     assert secret["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
     file = tmp_path / "keys.txt"
     file.write_text(secret["stringData"]["keys.txt"])
     authorization = f"Bearer {secret['stringData']['key']}".encode()
-    assert KeyFile(file).holder(authorization) == "iafvae"
+    holder = KeyFile(file).holder(authorization)
+    assert holder == found["Service"]["metadata"]["name"] != "admin"
 
 
 def test_monitoring_is_the_files_that_are_tested(chart):
@@ -246,6 +258,10 @@ def test_monitoring_is_the_files_that_are_tested(chart):
         {"env": {"IAFVAE_DRAIN_DELAY_SECONDS": "60"}},  # longer than the pod would live
         {"env": {"IAFVAE_PROVIDER": "cuda"}},  # without a GPU asked for
         {"provider": "gpu"},
+        {"ingress": {"enabled": True, "host": "https://iafvae.example.com"}},
+        {"route": {"hostnames": ["iafvae.example.com:443"]}},
+        {"budget": {"maxUnavailable": ""}},
+        {"replicas": 1_000_000},  # which Helm writes as 1e+06
     ],
 )
 def test_wrong_values_are_refused(chart, values):
@@ -253,10 +269,40 @@ def test_wrong_values_are_refused(chart, values):
         chart.validate_schema(chart.merge_values(values))
 
 
-@pytest.mark.parametrize("section", ["models", "image", "route", "keys", "resources"])
+@pytest.mark.parametrize("section", ["env", "models", "image", "route", "keys", "resources"])
 def test_a_section_that_is_taken_away_is_said_to_be_missing(chart, section):
     with pytest.raises(helm.HelmError, match=f"missing property '{section}'"):
         documents(chart, {section: None})
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        *(("drain", name) for name in ("delaySeconds", "seconds")),
+        *(("service", name) for name in ("port", "type")),
+        *(("autoscaling", name) for name in ("kind", "min", "max", "queueRows")),
+        *(("budget", "maxUnavailable"), ("models", "emptyDirSize")),
+    ],
+)
+def test_a_value_that_is_taken_away_is_said_to_be_missing(chart, section, name):
+    with pytest.raises(helm.HelmError, match=f"missing property '{name}'"):
+        documents(chart, {section: {name: None}})
+
+
+def test_a_start_may_take_as_long_as_a_bundle_may(chart):
+    from service.settings import Settings
+
+    serving = next(yaml.safe_load_all((ROOT / "deploy" / "kserve.yaml").read_text()))
+    for each in (container(documents(chart)), serving["spec"]["containers"][0]):
+        probe = each["startupProbe"]
+        seconds = probe["periodSeconds"] * probe["failureThreshold"]
+        assert seconds > Settings.model_fields["load_seconds"].default
+
+
+def test_a_bundle_does_not_replace_another_unsaid(chart):
+    pull = [{"name": "m", "url": "s3://b/m", "sha256": digit * 64} for digit in "01"]
+    with pytest.raises(helm.HelmError, match="two bundles of one name"):
+        documents(chart, {"models": {"pull": pull}})
 
 
 def test_fewer_replicas_at_most_than_at_least_are_refused(chart):
@@ -303,11 +349,12 @@ def test_the_secret_of_a_new_key_is_labelled_as_all_else(chart):
     }
 
 
-def test_a_release_may_have_a_name_that_no_service_may(chart):
-    """A Service's begins with a letter (RFC 1035); no schema says so."""
-    name = documents(chart, name="1-vision")["Service"]["metadata"]["name"]
+@pytest.mark.parametrize("release", ["1-vision", "vision.1", "iafvae.vision", "v" * 53, "1" * 53])
+def test_a_release_may_have_a_name_that_no_service_may(chart, release):
+    """A Service's begins with a letter and has no dots (RFC 1035); no schema says so."""
+    name = documents(chart, name=release)["Service"]["metadata"]["name"]
     assert re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", name)
-    assert "1-vision" in name
+    assert release.replace(".", "-") in name
 
 
 def test_names_of_releases_do_not_collide(chart):

@@ -107,6 +107,14 @@ def test_compose_mounts_what_there_is_and_listens_on_this_machine_alone():
     assert any(f":{dashboard}:" in mount for mount in services["grafana"]["volumes"])
 
 
+def test_down_ends_what_either_profile_has_started():
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"].values()
+    makefile = (ROOT / "Makefile").read_text()
+    down = next(line for line in makefile.splitlines() if line.endswith(" down"))
+    for profile in {name for service in compose for name in service.get("profiles", ())}:
+        assert f"--profile {profile} " in down
+
+
 @pytest.fixture(scope="module")
 def prometheus(place, tiny_bundle):
     """Its API's address, after some seconds of load."""

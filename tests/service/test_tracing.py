@@ -13,7 +13,7 @@ from service import app as application
 from service import tracing
 from service.codecs import NPY
 from service.codecs.npy import encode_npy
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 PARTS = ["parse", "queue", "compute", "encode"]
@@ -64,6 +64,30 @@ def test_server_timing_adds_up(exported, operation, digits):
     )
     refused = client.post("/v1/sample", json={"n": -1})
     assert re.fullmatch(r"total;dur=[\d.]+", refused.headers["server-timing"])
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization: Bearer hunter2=="),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", 'a=b, authorization="hunter2"'),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "100"),  # below the default of a batch
+    ],
+)
+def test_variables_that_cannot_be_meant_end_the_start_and_show_no_token(
+    tiny_bundle, monkeypatch, caplog, variable, value
+):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=r"^IAFVAE_TRACING: [^\n]+$") as found:
+        application.create_app(Settings(models=tiny_bundle, provider="cpu", tracing=True))
+    assert "hunter2" not in str(found.value) + caplog.text
+
+
+def test_headers_as_opentelemetry_takes_them(monkeypatch, caplog):
+    given = "authorization=Bearer a.b_c==,  x-scope = one?=&/:@ ,,api-key=%20"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", given)
+    tracing.Tracer().close()
+    assert "invalid" not in caplog.text
 
 
 def test_without_tracing_nothing_of_it_is_imported(tiny_bundle, monkeypatch):

@@ -1,8 +1,9 @@
-{{- /* A Service's name begins with a letter; a release's may with a digit. */}}
+{{- /* A Service's name begins with a letter and has no dots; a release's may with a digit, and have some. */}}
 {{- define "iafvae.name" -}}
-{{- if regexMatch "^[0-9]" .Release.Name }}{{ .Chart.Name }}-{{ .Release.Name }}
-{{- else if contains .Chart.Name .Release.Name }}{{ .Release.Name }}
-{{- else }}{{ .Release.Name }}-{{ .Chart.Name }}{{ end -}}
+{{- $release := .Release.Name | replace "." "-" }}
+{{- if regexMatch "^[0-9]" $release }}{{ .Chart.Name }}-{{ $release }}
+{{- else if contains .Chart.Name $release }}{{ $release }}
+{{- else }}{{ $release }}-{{ .Chart.Name }}{{ end -}}
 {{- end }}
 
 {{- define "iafvae.selector" -}}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import http.server
 import shutil
 import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +18,7 @@ import pytest
 pytest.importorskip("obstore")
 from typer.testing import CliRunner
 
-from service.bundle import BundleError, load_bundle
+from service.bundle import BundleError, load_bundle, transfer
 from service.bundle.transfer import pull, push
 from service.cli.main import app
 
@@ -25,6 +28,7 @@ class Files(http.server.SimpleHTTPRequestHandler):
 
     asked: ClassVar[list[tuple[str, str | None]]] = []
     ranges = True
+    pause = 0.0  # before each tenth of a manifest
 
     def do_GET(self):
         self.asked.append((self.path, self.headers.get("range")))
@@ -43,6 +47,12 @@ class Files(http.server.SimpleHTTPRequestHandler):
         self.send_header("content-length", str(len(data) - start))
         self.send_header("last-modified", self.date_time_string(0))
         self.end_headers()
+        if self.pause and "manifest" in self.path:
+            for tenth in range(start, len(data), len(data) // 10):
+                time.sleep(self.pause)
+                with suppress(OSError):  # who asked has gone
+                    self.wfile.write(data[tenth : tenth + len(data) // 10])
+            return
         self.wfile.write(data[start:])
 
     def log_message(self, *_):
@@ -103,9 +113,36 @@ def test_an_interrupted_pull_goes_on_where_it_stopped(site, digest, tmp_path, ti
     assert "/manifest.json" not in [path for path, _ in site.asked]
 
 
+@pytest.mark.parametrize("end", ["/", "//", "/?sig=a/b", "?sig=a/b"])
+def test_a_slash_at_the_end_of_a_url_is_no_part_of_a_name(site, digest, tmp_path, end):
+    assert pull(site.url + end, digest, tmp_path / "m").hash == digest
+    query = end[end.find("?") :] if "?" in end else ""
+    assert site.asked[0][0] == "/manifest.json" + query
+
+
+def test_a_pull_may_take_long_if_something_comes(site, digest, tmp_path, monkeypatch):
+    assert transfer.CLIENT["timeout"] >= timedelta(hours=1)  # obstore's own: 30 s a file
+    monkeypatch.setitem(transfer.CLIENT, "read_timeout", timedelta(seconds=0.5))
+    monkeypatch.setitem(transfer.RETRIES, "max_retries", 0)
+    site.pause = 0.1
+    assert pull(site.url, digest, tmp_path / "slow").hash == digest
+    site.pause = 2
+    with pytest.raises(BundleError, match="cannot be read"):
+        pull(site.url, digest, tmp_path / "stalled")
+
+
+@pytest.mark.parametrize("sha256", ["", "abc", "g" * 64, "0" * 65])
+def test_what_is_no_hash_asks_nobody(site, tmp_path, sha256):
+    with pytest.raises(BundleError, match="64 hexadecimal"):
+        pull(site.url, sha256, tmp_path / "m")
+    assert not site.asked
+    assert not left(tmp_path)
+
+
 def test_what_was_changed_on_the_way_does_not_appear(site, digest, tmp_path, tiny_bundle):
     with pytest.raises(BundleError, match="SHA-256"):
         pull(site.url, "0" * 64, tmp_path / "m")
+    assert not left(tmp_path)
     other = tmp_path / "other"
     shutil.copytree(tiny_bundle, other)
     (other / "weights.bin").write_bytes(b"x" * (other / "weights.bin").stat().st_size)
@@ -127,7 +164,14 @@ def test_something_else_is_not_replaced(site, digest, tmp_path):
     assert left(tmp_path / "m") == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("url", ["{}/nothing", "ftp://h/m", "s3:/x", "nonsense"])
+def test_where_one_stands_does_not_become_a_bundle(site, digest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match="give a directory in it"):
+        pull(site.url, digest, Path())
+    assert not left(tmp_path)
+
+
+@pytest.mark.parametrize("url", ["{}/nothing", "{}/nothing/", "ftp://h/m", "s3:/x", "nonsense"])
 def test_errors_are_one_line_without_secrets(site, digest, tmp_path, url):
     given = url.format(site.url).replace("http://", "http://me:hunter2@hunter2@") + "?sig=hunter2"
     done = CliRunner().invoke(
