@@ -8,8 +8,14 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-__all__ = ["plain_help"]
+__all__ = ["PLAIN", "plain_help"]
 
+# Of every command's `typer.Typer`.
+PLAIN: dict[str, Any] = {
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 80},
+}
 TYPE = re.compile(r"<(list\[)?(\w+)(?: range)?\]?>")
 
 

@@ -13,19 +13,13 @@ from typing import Annotated, Literal
 import typer
 
 from service.cli import images as cli_images
-from service.cli.help import plain_help
+from service.cli.help import PLAIN, plain_help
 from service.cli.options import AsJson, ProviderName, made, path, reported, to_file
 from service.streams import occupy_standard_streams
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    name="iafvae",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
-)
+app = typer.Typer(name="iafvae", no_args_is_help=True, **PLAIN)
 bundle_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Check and show bundles."
 )

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from service.bundle import BundleError, load_bundle
-from service.cli.help import plain_help
+from service.cli.help import PLAIN, plain_help
 from service.codecs.images import Fit, PixelLimits, fit_files
 from service.errors import IafvaeError, InvalidInput
 from service.operations.model import Model
@@ -202,12 +202,7 @@ def unfinished(parts: list[dict[str, Any]], options: Options, out: str) -> list[
     return [row for row in rows if row["name"] not in there]
 
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
-)
+app = typer.Typer(add_completion=False, **PLAIN)
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 import os
 import sys
@@ -55,13 +54,12 @@ def give_memory_back() -> None:
         trim(0)
 
 
-@functools.cache
 def tune_allocator() -> None:
     """Let glibc keep up to 16 MiB that was freed in each thread's arena, and give blocks of 4 MiB
     and more back at once. Elsewhere nothing is done.
 
-    Said by nobody, both follow the largest block that was ever freed, up to 64 and 32 MiB: bodies
-    of requests stay, or the memory of a graph's run goes after each, and comes back as page faults.
+    Where neither is said, both follow the largest block that was ever freed, up to 64 and 32 MiB,
+    and requests' bodies stay; where one is said, the other stays at 128 KiB.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if not WINDOWS else None
     if mallopt is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from model.config import ConfigError
-from service.cli.help import plain_help
+from service.cli.help import PLAIN, plain_help
 from training.cli.anomaly import evaluate_anomaly
 from training.cli.bound import bound
 from training.cli.curve import curve
@@ -30,9 +30,7 @@ app = typer.Typer(
     help="Train variational autoencoders with inverse autoregressive flow, measure their "
     "likelihood, and export them for the service.",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    **PLAIN,
 )
 
 # Commands that have a module of their own.

@@ -109,7 +109,8 @@ class OperationRequest(Request):
             UnsupportedMedia: compressed in an unknown way.
             MalformedBody: not what its encoding says.
         """
-        encoding = content_encoding(",".join(self.headers.getlist("content-encoding")) or PLAIN)
+        given = self.headers.getlist("content-encoding")
+        encoding = content_encoding(",".join(given)) if given else PLAIN
         if encoding not in (PLAIN, *WINDOW_BITS):
             raise UnsupportedMedia(
                 f"send the body compressed with {' or '.join(ENCODINGS)}, or without "
