@@ -31,9 +31,9 @@ __all__ = [
     "table4",
 ]
 
-SIZES: tuple[str, ...] = ("small", "medium", "paper")
+SIZES: tuple[str, ...] = ("small", "mixture", "medium", "paper")
 FREE_BITS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # the paper's lambda (C.8)
-FIGURE7_DEPTH = {"small": 8, "medium": 12, "paper": 24}
+FIGURE7_DEPTH = {"small": 8, "mixture": 8, "medium": 12, "paper": 24}
 
 Overrides = Mapping[str, Mapping[str, Any]]
 

@@ -274,7 +274,7 @@ def test_rows_of_other_settings_are_refused_before_anything_is_trained(run, stra
         (("table1", "--compile", "maybe"), "auto, on, off"),
         (("table1", "--warmup-steps", "-1"), "warmup_steps"),
         (("table1", "--data", "imagenet", "--epochs", "1"), "imagenet"),
-        (("table4", "--size", "huge"), "small, medium, paper"),
+        (("table4", "--size", "huge"), "small, mixture, medium, paper"),
         (("table4", "--channels", "0"), "channels"),
         (("figure7", "--free-bits", "0,x"), "--free-bits"),
         (("figure1", "--budget-minutes", "nan"), "--budget-minutes"),

@@ -137,9 +137,9 @@ def test_rows_are_chosen_by_patterns():
 
 
 def test_what_there_is_not_is_refused():
-    with pytest.raises(ConfigError, match="small, medium, paper"):
+    with pytest.raises(ConfigError, match="small, mixture, medium, paper"):
         table4("tiny")
-    with pytest.raises(ConfigError, match="small, medium, paper"):
+    with pytest.raises(ConfigError, match="small, mixture, medium, paper"):
         figure7("tiny")
     with pytest.raises(ConfigError, match="--free-bits"):
         figure7(free_bits=[])
