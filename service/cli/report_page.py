@@ -30,6 +30,7 @@ WORDS = {
     "level": "brightness",
     "contrast": "contrast",
     "variation": "change from pixel to pixel",
+    "sharpness": "sharpness",
     "compressed_bytes": "size when compressed",
     "largest_box": "largest box of the map",
     "residual/top": "what the top latents miss",

@@ -166,7 +166,8 @@ function showScore({ results: [result], alpha: level, certified_alpha: certified
 
 const WHOLE = {
   log_likelihood: "likelihood", log_px_z: "pixels, given the latents", level: "brightness", contrast: "contrast",
-  variation: "change from pixel to pixel", compressed_bytes: "size when compressed", largest_box: "largest box of the map",
+  variation: "change from pixel to pixel", sharpness: "sharpness", compressed_bytes: "size when compressed",
+  largest_box: "largest box of the map",
   "residual/top": "what the top latents miss", "residual/all": "what the reconstruction misses",
 };
 const BY_GROUP = { kl: "information in", prior_eps: "prior's noise of", z: "size of" };

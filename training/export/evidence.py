@@ -9,6 +9,8 @@ residual/top      mean of (x - m)^2 over subpixels, x in [0, 1] and m the mean i
 residual/all      the same, given all groups
 level, contrast   mean and standard deviation of x
 variation         mean of |x - neighbour|, to the right and below
+sharpness         the same of second differences |x - 2 neighbour + the next|, over `variation`: what
+                  blur takes from it noise adds to it (both with 1/2550 added: of no change, 1)
 
 The map `residual` is x less the mean of both images m, over the colours: given all groups, what
 the latents cannot say; given the top one, what they say for this image alone.
@@ -23,13 +25,15 @@ from training.export.passes.widths import VECTOR
 
 __all__ = ["evidence", "statistic_names"]
 
+TINY = 0.1 / 255  # of a level of grey
+
 
 def statistic_names(model: DensityModel) -> tuple[str, ...]:
     """The columns of `evidence`'s statistics."""
     groups = model.layout.names
     kinds = [f"{kind}/{name}" for kind in ("kl", "prior_eps", "z") for name in groups]
     residuals = ["residual/top", "residual/all"] if len(groups) > 1 else ["residual/all"]
-    return ("log_px_z", *kinds, *residuals, "level", "contrast", "variation")
+    return ("log_px_z", *kinds, *residuals, "level", "contrast", "variation", "sharpness")
 
 
 def evidence(
@@ -75,12 +79,16 @@ def _pixels(shown: Tensor) -> list[Tensor]:
     level = _mean(shown)
     variance = (_mean(shown.square()) - level * level).clamp_min(0)
     contrast = torch.cat([variance] * VECTOR, dim=1).sqrt()[:, :1]
-    height, width = shown.shape[-2:]
-    variation = torch.zeros_like(level)
-    if width > 1:
-        across = functional.pad((shown[..., 1:] - shown[..., :-1]).abs(), (0, 1))
-        variation = variation + _mean(across) * (width / (width - 1))
-    if height > 1:
-        down = functional.pad((shown[..., 1:, :] - shown[..., :-1, :]).abs(), (0, 0, 0, 1))
-        variation = variation + _mean(down) * (height / (height - 1))
-    return [level, contrast, variation]
+    variation, bend = (_change(shown, -1, n) + _change(shown, -2, n) for n in (1, 2))
+    return [level, contrast, variation, (bend + TINY) / (variation + TINY)]
+
+
+def _change(shown: Tensor, axis: int, order: int) -> Tensor:
+    """Mean size of the `order`-th differences along `axis`, `[B, 1]`; 0 where pixels are too few."""
+    size, found = shown.shape[axis], shown
+    if size <= order:
+        return torch.zeros_like(_mean(shown))
+    for left in range(size - 1, size - 1 - order, -1):
+        found = found.narrow(axis, 1, left) - found.narrow(axis, 0, left)
+    padding = (0, order) if axis == -1 else (0, 0, 0, order)
+    return _mean(functional.pad(found.abs(), padding)) * (size / (size - order))

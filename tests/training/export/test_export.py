@@ -87,6 +87,9 @@ def test_latents_and_scores_come_out_as_torch_makes_them(engine, convs, conv, n)
     assert near(found["contrast"], x.flatten(1).std(1, correction=0))
     steps = [np.abs(np.diff(x.numpy(), axis=axis)).mean((1, 2, 3)) for axis in (2, 3)]
     assert np.allclose(found["variation"], sum(steps), atol=1e-5)
+    bends = [np.abs(np.diff(x.numpy(), 2, axis=axis)).mean((1, 2, 3)) for axis in (2, 3)]
+    sharpness = (sum(bends) + 1 / 2550) / (sum(steps) + 1 / 2550)
+    assert np.allclose(found["sharpness"], sharpness, rtol=1e-5)
 
 
 def test_the_service_and_the_evaluation_measure_the_same(engine, convs, conv):
