@@ -26,7 +26,7 @@ from service.bundle import (
     graph_contract,
     write_bundle,
 )
-from service.verdicts.reference import Measured, Reference, measured_of
+from service.verdicts.reference import TAIL, Measured, Reference, measured_of
 
 CALIBRATED = (1, 16, 64)
 FIT_IMAGES = 150
@@ -100,6 +100,7 @@ def tiny_manifest(latent: LatentSpec = LATENT, **changes: Any) -> dict[str, Any]
             "seed": 0,
             "date": "2026-01-31",
             "fitted": False,
+            "tail_weight": TAIL * (len(STATISTICS) + 2),
         },
         "canaries": {"file": "canaries.npz", "rtol": 1e-4, "atol": 1e-4},
         "evaluation": [

@@ -78,7 +78,8 @@ class CalibrationSpec(Record):
 
     images: among which others are ranked; fit_images: of which the density of the statistics was
     made; fitted: whether they were fitted to the model's size, as `resize` does; folds: above 1,
-    both are the same images, each ranked by a density of the other folds.
+    both are the same images, each ranked by a density of the other folds; tail_weight: what the
+    largest squared deviation of a statistic counts in a distance (0 in bundles made before it).
     """
 
     file: str
@@ -89,6 +90,7 @@ class CalibrationSpec(Record):
     date: str
     fitted: bool
     folds: Positive = 1
+    tail_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 class CanarySpec(Record):

@@ -195,7 +195,8 @@ def _read_calibration(path: Path, manifest: Manifest) -> Reference | None:
     samples = manifest.scoring.calibrated_importance_samples
     arrays = _read_arrays(path, spec.file)
     try:
-        found = Reference.of(arrays, names, samples, manifest.image.shape[1:])
+        size = manifest.image.shape[1:]
+        found = Reference.of(arrays, names, samples, size, spec.tail_weight)
     except ValueError as error:
         raise _refuse(path, spec.file, str(error)) from None
     for name, have, said in (

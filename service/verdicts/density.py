@@ -2,6 +2,8 @@
 
 Each statistic is brought to a normal shape by its quantiles, then all are whitened, and what counts
 is the mean squared distance to the nearest usual rows: no shape of their joint density is assumed.
+What is odd in one statistic alone, as blur is, drowns in a distance over many of them: the square
+of the largest deviation is added with a weight.
 """
 
 from __future__ import annotations
@@ -61,12 +63,14 @@ class Marginals:
 
 
 class Neighbours:
-    """The mean squared distance of a row to the nearest of usual ones.
+    """The mean squared distance of a row to the nearest of usual ones, and `tail_weight` times the
+    square of its largest deviation.
 
     values: ``[m, S]`` of usual images, m at least 2.
     """
 
-    def __init__(self, values: F64) -> None:
+    def __init__(self, values: F64, tail_weight: float = 0.0) -> None:
+        self._tail_weight = tail_weight
         self._marginals = Marginals(values)
         deviations = self._marginals(values)
         self._centre = deviations.mean(axis=0)
@@ -79,11 +83,13 @@ class Neighbours:
 
     def __call__(self, values: F64) -> F64:
         """Distances ``[n]`` of rows ``[n, S]``; NaN for a row with a NaN."""
-        rows = self._whitened(self._marginals(values))
+        deviations = self._marginals(values)
+        rows = self._whitened(deviations)
         squares = np.square(rows).sum(axis=1)[:, None] + self._squares  # [n, m]
         squares -= np.einsum("ns,sm->nm", rows, self._twice)
         squares.partition(self.count - 1, axis=1)
         distances: F64 = np.maximum(squares[:, : self.count], 0.0).mean(axis=1)
+        distances += self._tail_weight * np.square(deviations).max(axis=1)
         return distances
 
     def _whitened(self, deviations: F64) -> F64:

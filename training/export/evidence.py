@@ -9,8 +9,8 @@ residual/top      mean of (x - m)^2 over subpixels, x in [0, 1] and m the mean i
 residual/all      the same, given all groups
 level, contrast   mean and standard deviation of x
 variation         mean of |x - neighbour|, to the right and below
-sharpness         the same of second differences |x - 2 neighbour + the next|, over `variation`: what
-                  blur takes from it noise adds to it (both with 1/2550 added: of no change, 1)
+sharpness         the same of second differences, |x - 2 neighbour + the next|, over `variation`
+                  (both with 1/2550 added: 1 where nothing changes); less of blur, more of noise
 
 The map `residual` is x less the mean of both images m, over the colours: given all groups, what
 the latents cannot say; given the top one, what they say for this image alone.
@@ -84,7 +84,7 @@ def _pixels(shown: Tensor) -> list[Tensor]:
 
 
 def _change(shown: Tensor, axis: int, order: int) -> Tensor:
-    """Mean size of the `order`-th differences along `axis`, `[B, 1]`; 0 where pixels are too few."""
+    """Mean size of the `order`-th differences along `axis`, `[B, 1]`; 0 of too few pixels."""
     size, found = shown.shape[axis], shown
     if size <= order:
         return torch.zeros_like(_mean(shown))

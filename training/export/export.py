@@ -217,6 +217,7 @@ def calibrated(
         "date": datetime.now(UTC).date().isoformat(),
         "fitted": images.fitted,
         "folds": FOLDS if pixels[0] is None else 1,
+        "tail_weight": reference.tail_weight,
     }
     return _npz(reference.arrays())
 

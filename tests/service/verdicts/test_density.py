@@ -60,6 +60,12 @@ def test_distances_are_the_mean_of_the_nearest_whitened_rows():
     np.testing.assert_allclose(Neighbours(fit)(asked), np.square(found).mean(axis=1), rtol=1e-6)
 
 
+def test_the_largest_deviation_is_added_with_its_weight():
+    largest = np.square(Marginals(USUAL)(USUAL[:20])).max(axis=1)
+    near, tailed = Neighbours(USUAL)(USUAL[:20]), Neighbours(USUAL, 0.5)(USUAL[:20])
+    np.testing.assert_allclose(tailed, near + 0.5 * largest, rtol=1e-12)
+
+
 def test_a_row_is_judged_alike_alone_and_in_company():
     near = Neighbours(USUAL)
     together = near(USUAL[:20])
