@@ -61,6 +61,14 @@ def test_those_that_are_named_may(serve):
     assert refused.status_code == 400
 
 
+def test_scripts_may_send_every_header_that_is_read(serve):
+    """Of other origins' scripts a browser sends no header that the preflight does not name."""
+    client = serve(cors_origins=(ORIGIN,))
+    for name in ("content-encoding", "inference-header-content-length", "traceparent"):
+        asked = {**PREFLIGHT, "access-control-request-headers": name}
+        assert client.options("/v1/score", headers=asked).status_code == 200, name
+
+
 def test_a_preflight_needs_no_key(serve, tmp_path):
     file = tmp_path / "keys.txt"
     file.write_text(key_line("secret", "ada") + "\n")
