@@ -31,6 +31,13 @@ def test_every_answer_is_guarded(server, path):
     assert headers["x-request-id"]
 
 
+@pytest.mark.parametrize("path", ["/livez", "/metrics", "/v1/models", "/v2/models/stats", "/none"])
+def test_no_cache_on_the_way_keeps_what_changes(server, path):
+    """nginx and Varnish, told to cache, keep what says nothing: `/metrics` in either format."""
+    for answer in (server.get(path), server.head(path)):
+        assert answer.headers.get_list("cache-control") == ["no-store"]
+
+
 def test_pages_may_load_nothing_from_elsewhere(server):
     for path in ("/", "/docs"):
         policy = server.get(path).headers["content-security-policy"]
