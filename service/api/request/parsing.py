@@ -155,7 +155,7 @@ def _unique(pairs: list[tuple[str, str]], before: dict[str, Any]) -> dict[str, A
     for name, value in pairs:
         if name not in options:
             options[name] = value
-        elif name in SEVERAL:
+        elif name in SEVERAL or name.endswith("[]"):  # axios' lists: an unknown field, told later
             earlier = options[name]
             options[name] = [*(earlier if isinstance(earlier, list) else [earlier]), value]
         else:
