@@ -138,7 +138,10 @@ def _add_middleware(app: FastAPI, shared: AppState) -> None:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST"),
-            allow_headers=("authorization", "content-type", "x-request-id", TIMEOUT_HEADER),
+            allow_headers=(
+                *("authorization", "content-type", "content-encoding", "x-request-id"),
+                *(TIMEOUT_HEADER, HEADER_LENGTH, "traceparent", "tracestate"),
+            ),
             expose_headers=(*HEADERS, HEADER_LENGTH, "retry-after"),
         )
     app.add_middleware(RequestContext, access_log=settings.access_log, metrics=shared.metrics)

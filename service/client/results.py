@@ -40,6 +40,9 @@ class ProblemError(Exception):
         self.document = dict(document)
         super().__init__(f"{self.title}: {self.detail}" if self.detail else self.title)
 
+    def __reduce__(self) -> tuple[type[ProblemError], tuple[dict[str, Any], int]]:
+        return type(self), (self.document, self.status)  # else a worker process cannot raise it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Computed:

@@ -33,7 +33,7 @@ from service.repository.store import Fingerprint, Found, ModelStore, bundle_path
 from service.repository.versions import split_reference
 from service.settings import Settings
 
-__all__ = ["Change", "ModelManager"]
+__all__ = ["ModelChange", "ModelManager"]
 
 logger = logging.getLogger("iafvae")
 
@@ -42,7 +42,7 @@ Kind = Literal["loaded", "swapped", "unchanged", "unloaded", "chosen"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class ModelChange:
     """What became of an operation.
 
     bundle: hash of what is loaded now, or was until now; replaced: hash of what it took the place
@@ -66,7 +66,7 @@ class ModelManager:
         self.store = ModelStore(settings, metrics)
         self.attempted: dict[str, Fingerprint | None] = {}
         self._doing = ""
-        self._task: asyncio.Task[Change] | None = None
+        self._task: asyncio.Task[ModelChange] | None = None
         metrics.models.labels("loaded").set_function(lambda: len(registry))
         metrics.models.labels("retiring").set_function(lambda: registry.retiring)
         metrics.models.labels("failed").set_function(lambda: len(registry.failed))
@@ -134,7 +134,7 @@ class ModelManager:
 
     # ------------------------------------------------------------------ while requests are served
 
-    async def load(self, directory: str, *, again: bool = False) -> Change:
+    async def load(self, directory: str, *, again: bool = False) -> ModelChange:
         """Load the bundle in `directory`, in the place of what was loaded from there.
 
         A bundle that is loaded already stays as it is, but for `again`.
@@ -142,25 +142,25 @@ class ModelManager:
         """
         return await self._alone(f"loading {directory}", lambda: self._load(directory, again))
 
-    async def reload(self, name: str) -> Change:
+    async def reload(self, name: str) -> ModelChange:
         """Load the model `name` (or ``name@version``) anew from its directory. Raises as `load`."""
         model = self._registry.find(name)
         return await self.load(model.directory, again=True)
 
-    async def unload(self, name: str) -> Change:
+    async def unload(self, name: str) -> ModelChange:
         """Take the model ``name@version`` out; its requests are answered first.
 
         Raises UnknownModel, and Conflict for the default model or a pinned version.
         """
         return await self._alone(f"unloading {name}", lambda: self._unload(name))
 
-    def choose(self, name: str) -> Change:
+    def choose(self, name: str) -> ModelChange:
         """Let `name` answer where no model is named. Raises UnknownModel."""
         self._registry.set_default(name)
         logger.info("%s is the default model", name)
         return _change("chosen", self._registry.find(name))
 
-    def pin(self, name: str, version: str | None) -> Change:
+    def pin(self, name: str, version: str | None) -> ModelChange:
         """Let `version` answer for `name`, or the newest (None). Raises UnknownModel."""
         self._registry.pin(name, version)
         answering = self._registry.find(name)
@@ -173,7 +173,9 @@ class ModelManager:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def _alone(self, doing: str, work: Callable[[], Coroutine[Any, Any, Change]]) -> Change:
+    async def _alone(
+        self, doing: str, work: Callable[[], Coroutine[Any, Any, ModelChange]]
+    ) -> ModelChange:
         """Run `work` to its end, also when whoever asked has gone; refuse where another one is."""
         if self._registry.draining:
             raise ShuttingDown("the service is stopping: models are not changed any more")
@@ -184,7 +186,7 @@ class ModelManager:
         task.add_done_callback(_look)
         return await asyncio.shield(task)
 
-    async def _load(self, directory: str, again: bool) -> Change:
+    async def _load(self, directory: str, again: bool) -> ModelChange:
         began = time.monotonic()
         found = await asyncio.to_thread(self.store.look, directory)
         old = self._registry.in_directory(directory)
@@ -238,7 +240,7 @@ class ModelManager:
             await new.runtime.stop()
             raise
 
-    async def _unload(self, name: str) -> Change:
+    async def _unload(self, name: str) -> ModelChange:
         model = self._registry.find(name)
         if "@" not in name and len(self._registry.versions(name)) > 1:
             versions = ", ".join(self._registry.versions(name))
@@ -341,8 +343,8 @@ def _change(
     model: LoadedModel,
     gone: Sequence[LoadedModel] = (),
     began: float | None = None,
-) -> Change:
-    return Change(
+) -> ModelChange:
+    return ModelChange(
         change=change,
         directory=model.directory,
         model=model.name,

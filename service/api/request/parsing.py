@@ -81,6 +81,8 @@ async def parse_body(
     if len(given_type) > MAX_TYPE_BYTES:
         raise InvalidInput(f"a Content-Type has at most {MAX_TYPE_BYTES} bytes")
     media_type = given_type.partition(";")[0].strip().lower()
+    if not body and (payload is None or optional):  # whatever its type is called
+        return _of_query(kind, query), None
     if media_type == JSON:
         if options := query_options(query):
             raise InvalidInput(
@@ -94,10 +96,8 @@ async def parse_body(
         else:
             fields, value = json_fields(body, payload, max_items)
         return parse_options(kind, fields, text=False), value
-    if media_type == NPY and payload is not None and (body or not optional):
+    if media_type == NPY and payload is not None:
         return _of_query(kind, query), body
-    if not body and (payload is None or optional):
-        return _of_query(kind, query), None
     if media_type == "multipart/form-data" and payload == "images":
         given, files = await _parse_form(headers, body, max_items)
         if not given:
@@ -155,7 +155,7 @@ def _unique(pairs: list[tuple[str, str]], before: dict[str, Any]) -> dict[str, A
     for name, value in pairs:
         if name not in options:
             options[name] = value
-        elif name in SEVERAL:
+        elif name in SEVERAL or name.endswith("[]"):  # axios' lists: an unknown field, told later
             earlier = options[name]
             options[name] = [*(earlier if isinstance(earlier, list) else [earlier]), value]
         else:

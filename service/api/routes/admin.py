@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from service.api.openapi import documented
 from service.api.security.keys import is_admin
 from service.errors import Forbidden
-from service.repository.manager import Change, ModelManager
+from service.repository.manager import ModelChange, ModelManager
 
 __all__ = ["admin_router"]
 
@@ -31,28 +31,28 @@ def admin_router(manager: ModelManager) -> APIRouter:
     )
 
     @router.post("/{name}/load", summary="Load a bundle, or swap a changed one in")
-    async def load(name: Directory) -> Change:
+    async def load(name: Directory) -> ModelChange:
         """Answers when the bundle serves. One that fails its canaries on this machine is
         refused (422) and what was loaded before stays; one that is loaded already is left alone.
         """
         return await manager.load(name)
 
     @router.post("/{name}/reload", summary="Load a model anew from its directory")
-    async def reload(name: Name) -> Change:
+    async def reload(name: Name) -> ModelChange:
         """It is loaded anew also where its bundle has not changed. Requests in flight are answered
         by the old one.
         """
         return await manager.reload(name)
 
     @router.post("/{name}/unload", summary="Take a model out")
-    async def unload(name: Name) -> Change:
+    async def unload(name: Name) -> ModelChange:
         """Requests in flight are answered first, then its memory is freed. The default
         model and a pinned version stay (409).
         """
         return await manager.unload(name)
 
     @router.post("/{name}/default", summary="Answer with this model where none is named")
-    async def default(name: Annotated[str, Path(description="A loaded model.")]) -> Change:
+    async def default(name: Annotated[str, Path(description="A loaded model.")]) -> ModelChange:
         """The choice holds until the process ends; IAFVAE_DEFAULT_MODEL makes it lasting."""
         return manager.choose(name)
 
@@ -62,7 +62,7 @@ def admin_router(manager: ModelManager) -> APIRouter:
         version: Annotated[
             str | None, Query(description="A loaded version; absent: the newest, as before.")
         ] = None,
-    ) -> Change:
+    ) -> ModelChange:
         """The choice holds until the process ends."""
         return manager.pin(name, version)
 

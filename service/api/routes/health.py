@@ -64,4 +64,4 @@ def probe_router(shared: AppState) -> APIRouter:
 
 def _probe(good: bool, word: str, reason: str) -> Response:
     document = {"status": word} if good else {"status": f"not {word}", "reason": reason}
-    return JSONResponse(document, 200 if good else 503, {"cache-control": "no-store"})
+    return JSONResponse(document, 200 if good else 503)

@@ -28,6 +28,7 @@ SECURITY_HEADERS = (
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 )
+NO_STORE = (b"cache-control", b"no-store")
 
 
 def request_id(scope: Scope) -> bytes:
@@ -67,7 +68,9 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *more]
+                headers = message["headers"] = [*message["headers"], *more]
+                if asked["method"] == "GET" and all(key != b"cache-control" for key, _ in headers):
+                    headers.append(NO_STORE)  # caches keep what says nothing
             await send(message)
 
         app = self._app

@@ -174,7 +174,7 @@ class OutputTensor(Document):
     datatype: Datatype
     shape: list[int]
     parameters: dict[str, Any] | None = None
-    data: list[float | None] | list[str] | None = None
+    data: list[float | str | None] | None = None
     """null where not finite."""
 
 

@@ -31,6 +31,13 @@ def test_every_answer_is_guarded(server, path):
     assert headers["x-request-id"]
 
 
+@pytest.mark.parametrize("path", ["/livez", "/metrics", "/v1/models", "/v2/models/stats", "/none"])
+def test_no_cache_on_the_way_keeps_what_changes(server, path):
+    """nginx and Varnish, told to cache, keep what says nothing: `/metrics` in either format."""
+    for answer in (server.get(path), server.head(path)):
+        assert answer.headers.get_list("cache-control") == ["no-store"]
+
+
 def test_pages_may_load_nothing_from_elsewhere(server):
     for path in ("/", "/docs"):
         policy = server.get(path).headers["content-security-policy"]
@@ -59,6 +66,14 @@ def test_those_that_are_named_may(serve):
     assert "access-control-allow-origin" not in other.headers
     refused = client.options("/v1/sample", headers={**PREFLIGHT, "origin": "https://evil.example"})
     assert refused.status_code == 400
+
+
+def test_scripts_may_send_every_header_that_is_read(serve):
+    """Of other origins' scripts a browser sends no header that the preflight does not name."""
+    client = serve(cors_origins=(ORIGIN,))
+    for name in ("content-encoding", "inference-header-content-length", "traceparent"):
+        asked = {**PREFLIGHT, "access-control-request-headers": name}
+        assert client.options("/v1/score", headers=asked).status_code == 200, name
 
 
 def test_a_preflight_needs_no_key(serve, tmp_path):

@@ -44,6 +44,13 @@ BAD = {
         "invalid-input",
         "finite",
     ),
+    "temperatures as axios sends them": (
+        "/v1/sample?temperature[]=1&temperature[]=0.5",
+        {},
+        422,
+        "invalid-input",
+        "no field 'temperature[]'; known are",
+    ),
     "temperature nan text": ("/v1/sample?temperature=nan", {}, 422, "invalid-input", "finite"),
     "temperatures too many": (
         "/v1/sample",

@@ -80,6 +80,15 @@ def test_sample_without_a_body_takes_query_parameters(server):
     assert server.post("/v1/sample").json()["shape"] == [1, 1, 4, 4]
 
 
+@pytest.mark.parametrize(
+    "kind", ["application/json", "application/json; charset=utf-8", "text/plain"]
+)
+def test_an_empty_body_is_none_whatever_its_type(server, kind):
+    answer = server.post("/v1/sample?n=3&seed=5", headers={"content-type": kind})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["images"] == server.post("/v1/sample?n=3&seed=5").json()["images"]
+
+
 def test_a_seed_that_the_server_draws_draws_the_same_again(server):
     first = server.post("/v1/sample", json={"n": 2})
     seed = first.json()["seed"]

@@ -21,6 +21,14 @@ def test_pages_are_served_with_a_strict_policy(server, path):
     assert "default-src 'self'" in page.headers["content-security-policy"]
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/web/api.js"])
+def test_what_a_browser_has_is_not_sent_again(server, path):
+    etag = server.get(path).headers["etag"]
+    again = server.get(path, headers={"if-none-match": etag})
+    assert (again.status_code, again.content) == (304, b"")
+    assert (again.headers["etag"], again.headers["cache-control"]) == (etag, "no-cache")
+
+
 @pytest.mark.parametrize("page", ["index.html", "docs.html"])
 def test_what_a_page_loads_is_there(server, page):
     text = (WEB / page).read_text()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import pickle
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from service.client import Client
+from service.client import Client, ProblemError
 from service.client.results import score_table
 
 
@@ -67,3 +68,13 @@ def test_no_verdict_is_not_a_good_one():
     assert table.anomalous.tolist() == [True, False, False, False]
     assert np.isnan(table.bits_per_dim).all()
     assert table._repr_html_().count("undecided") == 2
+
+
+def test_an_error_comes_whole_out_of_a_worker_process(client):
+    """What cannot be unpickled breaks a pool of processes, with every job in it."""
+    with pytest.raises(ProblemError) as caught:
+        client.score(np.zeros((1, 1, 5, 5), np.uint8))
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - our own
+    assert type(again) is ProblemError
+    assert str(again) == str(caught.value)
+    assert vars(again) == vars(caught.value)
