@@ -6,6 +6,7 @@ from pathlib import Path
 import typer
 
 from model.config import ConfigError
+from training.cli.measure import progress_bar
 from training.cli.options import (
     AsJson,
     RuntimeOptions,
@@ -13,9 +14,10 @@ from training.cli.options import (
     console,
     errors,
     option,
+    stopping,
     with_options,
 )
-from training.fit.signals import EXIT_CODES
+from training.fit.signals import EXIT_CODES, stoppable
 
 __all__ = ["inspect"]
 
@@ -57,15 +59,17 @@ def inspect(options: InspectOptions) -> None:
     from training.inspect.run import inspect_folder
 
     loud = errors if options.as_json else console
-    found = inspect_folder(
-        options.folder,
-        options.out,
-        test=options.test,
-        false_alarms=options.false_alarms,
-        minutes=options.minutes,
-        runtime=options.runtime(),
-        console=loud,
-    )
+    with stopping("stopped: call it again to go on"), stoppable():
+        found = inspect_folder(
+            options.folder,
+            options.out,
+            test=options.test,
+            false_alarms=options.false_alarms,
+            minutes=options.minutes,
+            runtime=options.runtime(),
+            console=loud,
+            progress=progress_bar(),
+        )
     for line in found.lines:
         loud.print(line, highlight=False, soft_wrap=True)
     if options.as_json:

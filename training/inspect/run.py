@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from service.cli.local import LocalClient
 from service.cli.report import ReportOptions, write_report
 from service.codecs.png import encode_png
 from service.errors import IafvaeError
+from service.verdicts.conformal import expected_rate
 from service.verdicts.ranks import Figure, pooled_detection
 from training.config import Runtime, overridden
 from training.data import FOLDER_PREFIX
@@ -41,7 +41,7 @@ from training.fit.fit import fit
 from training.inspect.photos import Photos, find_photos
 from training.inspect.plan import Plan, counts, crossed, divided, plan_for, planned
 from training.inspect.words import Facts, learned, words
-from training.runs.directory import CONFIG_FILE, read_config
+from training.runs.directory import CONFIG_FILE, LOCK_FILE, locked, read_config
 
 __all__ = ["Inspection", "inspect_folder"]
 
@@ -69,6 +69,7 @@ def inspect_folder(
     minutes: float = 15.0,
     runtime: Runtime,
     console: Console,
+    progress: Progress | None = None,
 ) -> Inspection:
     """Learn what the images in `folder` look like, and judge those that were held out, and `test`.
 
@@ -85,53 +86,56 @@ def inspect_folder(
     photos = find_photos(folder, test)
     for line in photos.lines():
         say(line)
-    run = out / "run"
-    begun = (run / CONFIG_FILE).exists()
+    run, progress = out / "run", progress or Progress(disable=True)
     _refuse_others(out)
-    if begun:
-        sets = _sets_before(out, photos)
-        plan = planned(read_config(run), minutes, runtime)
-        say(f"{run} is trained further, for {plan.minutes:.3g} minutes")
-    else:
-        share = counts(len(photos.usual), false_alarms, given_test=bool(photos.usual_test))
-        sets = divided(photos.usual, share)
-        if photos.usual_test:
-            sets["test"] = photos.usual_test
-        plan = plan_for(
-            photos.size, photos.channels, share["train"], minutes=minutes, runtime=runtime
+    with locked(out):
+        begun = (run / CONFIG_FILE).exists()
+        if begun:
+            sets = _sets_before(out, photos)
+            plan = planned(read_config(run), minutes, runtime)
+            say(f"{run} is trained further, for {plan.minutes:.3g} minutes")
+        else:
+            share = counts(len(photos.usual), false_alarms, given_test=bool(photos.usual_test))
+            sets = divided(photos.usual, share)
+            if photos.usual_test:
+                sets["test"] = photos.usual_test
+            plan = plan_for(
+                photos.size, photos.channels, share["train"], minutes=minutes, runtime=runtime
+            )
+            say(f"the model: {plan.line()}")
+        if broken := _prepare(out, sets, photos, plan, console):
+            say(f"{len(broken)} broken files are left out: {broken[0]}")
+        data = {"name": f"{FOLDER_PREFIX}{(out / 'images').absolute()}", "size": plan.size}
+        result = fit(
+            overridden(plan.config, {"data": {**data, "channels": photos.channels}}),
+            run,
+            runtime=plan.runtime,
+            data_dir=None,
+            resume=begun,
+            budget_minutes=plan.minutes,
+            console=console,
         )
-        say(f"the model: {plan.line()}")
-    if broken := _prepare(out, sets, photos, plan, console):
-        say(f"{len(broken)} broken files are left out: {broken[0]}")
-    data = {"name": f"{FOLDER_PREFIX}{(out / 'images').absolute()}", "size": plan.size}
-    result = fit(
-        overridden(plan.config, {"data": {**data, "channels": photos.channels}}),
-        run,
-        runtime=plan.runtime,
-        data_dir=None,
-        resume=begun,
-        budget_minutes=plan.minutes,
-        console=console,
-    )
-    if result.reason not in ("done", "budget"):
-        return Inspection(result.reason, ["stopped and saved: call it again to go on"])
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        with TemporaryDirectory(dir=out) as place:  # what is served never lacks a calibration
-            bare = Path(place) / "bundle"
+        if result.reason not in ("done", "budget"):
+            return Inspection(result.reason, ["stopped and saved: call it again to go on"])
+        bare = out / ".uncalibrated"  # what is served never lacks a calibration
+        with progress:
             kept = "".join(c if c.isalnum() and c.isascii() else "-" for c in folder.resolve().name)
             name = kept.strip("-")[:64] or "model"
-            export_run(run, bare, name=name, calibrate=False, progress=progress)
-            recalibrate(
-                bare,
-                out / "bundle",
-                str(out / "images" / "calibration"),
-                resize=True,
-                crossed=crossed(len(sets["calibration"]), false_alarms),
-                version="1.0.0",
-                progress=progress,
-            )
-        lines = _judge(photos, sets, out, plan, false_alarms, progress)
-    return Inspection("done", lines)
+            try:
+                export_run(run, bare, name=name, calibrate=False, progress=progress)
+                recalibrate(
+                    bare,
+                    out / "bundle",
+                    str(out / "images" / "calibration"),
+                    resize=True,
+                    crossed=crossed(len(sets["calibration"]), false_alarms),
+                    version="1.0.0",
+                    progress=progress,
+                )
+            finally:
+                shutil.rmtree(bare, ignore_errors=True)
+            lines = _judge(photos, sets, out, plan, false_alarms, progress)
+        return Inspection("done", lines)
 
 
 # Images.
@@ -139,7 +143,9 @@ def inspect_folder(
 
 def _refuse_others(out: Path) -> None:
     """`out` is new, empty, or an inspection."""
-    new = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    new = not out.exists() or (
+        out.is_dir() and {path.name for path in out.iterdir()} <= {LOCK_FILE}
+    )
     if not new and not (out / PLAN).is_file():
         raise DataError(f"{out} exists and is no inspection: give another --out.")
 
@@ -246,10 +252,11 @@ def _judge(
 
 
 def _on_classes(tested: Mapping[str, Any]) -> Iterator[str]:
+    rate = expected_rate(tested["alpha"], tested["calibration"]["images"])
     for each in tested["classes"]:
         told = f"{each['class']}: {each['anomalous']} of {each['images']} called anomalous"
         if each["normal"]:
-            told += f", {tested['alpha'] * each['images']:.2g} expected"
+            told += f", {rate * each['images']:.2g} expected"
         if "verdict" in each["detection"]:
             figure = each["detection"]["verdict"]["auroc"]
             ends = figure["interval"]
