@@ -1,5 +1,6 @@
 """`iafvae-train inspect`: from a folder of good images to verdicts."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +55,8 @@ def inspect(options: InspectOptions) -> None:
     """
     if not 0 < options.false_alarms < 1:
         raise ConfigError(f"--false-alarms is between 0 and 1, not {options.false_alarms:g}")
-    if not options.minutes > 0:
-        raise ConfigError(f"--minutes must be positive, not {options.minutes:g}")
+    if not 0 < options.minutes < math.inf:
+        raise ConfigError(f"--minutes must be positive and finite, not {options.minutes:g}")
     from training.inspect.run import inspect_folder
 
     loud = errors if options.as_json else console

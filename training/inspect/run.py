@@ -25,6 +25,7 @@ from rich.progress import Progress, track
 from service.cli.inputs import Fit
 from service.cli.local import LocalClient
 from service.cli.report import ReportOptions, write_report
+from service.codecs.fitting import fit_image
 from service.codecs.png import encode_png
 from service.errors import IafvaeError
 from service.verdicts.conformal import expected_rate
@@ -45,8 +46,11 @@ from training.runs.directory import CONFIG_FILE, LOCK_FILE, locked, read_config
 
 __all__ = ["Inspection", "inspect_folder"]
 
+Pixels = NDArray[np.uint8]
+
 SIDES = (2, 4, 8, 16)  # pixels of the model's images: of planted defects
 PLANTED = 60  # images that defects are planted in, at most
+FINER = 4  # times the model's size at the most: where the photos have it, defects are planted in it
 DRAWN = 32  # samples that are looked at
 CHUNK = 64  # images whose maps are made at once
 PLAN = "inspect.json"
@@ -99,6 +103,7 @@ def inspect_folder(
             sets = divided(photos.usual, share)
             if photos.usual_test:
                 sets["test"] = photos.usual_test
+            say("measuring how fast this machine trains")
             plan = plan_for(
                 photos.size, photos.channels, share["train"], minutes=minutes, runtime=runtime
             )
@@ -223,8 +228,9 @@ def _judge(
         spec = model.model()["manifest"]["calibration"]
         alpha = max(false_alarms, 1 / (1 + spec["images"]))
         options = ReportOptions(fit=Fit(resize=True, convert=True), alpha=alpha)
-        pixels = _pixels(usual, plan.size, photos.channels)
-        _plant(out, pixels)
+        finer = min(own // side for own, side in zip(photos.size, plan.size, strict=True))
+        pixels, fine = _pixels(usual, plan.size, photos.channels, max(1, min(FINER, finer)))
+        _plant(out, pixels, fine)
         planted = write_report(
             model, out / "planted", out / "planted.html", options, progress=progress
         )
@@ -287,23 +293,37 @@ def _detection(model: LocalClient, photos: Photos, size: tuple[int, int]) -> Fig
     return pooled_detection(np.concatenate(maps), np.stack(masks))
 
 
-def _pixels(files: Files, size: tuple[int, int], channels: int) -> NDArray[np.uint8]:
-    """The first of the files that can be read, uint8 [N, C, H, W]."""
+def _pixels(
+    files: Files, size: tuple[int, int], channels: int, finer: int
+) -> tuple[Pixels, Pixels]:
+    """The first of the files that can be read, uint8 [N, C, H, W], and `finer` times as large."""
     found = []
     for path in list(files.values())[:PLANTED]:
         with suppress(OSError, IafvaeError):  # told in the report
-            found.append(read_fitted(path, channels, size))
+            sizes = (size, (finer * size[0], finer * size[1]))
+            found.append([read_fitted(path, channels, each) for each in sizes])
     if not found:
         raise DataError("none of the usual test images can be read")
-    return np.stack(found)
+    pixels, fine = zip(*found, strict=True)
+    return np.stack(pixels), np.stack(fine)
 
 
-def _plant(out: Path, pixels: NDArray[np.uint8]) -> None:
-    """Usual test images [N, C, H, W] in the model's size, and the same with defects of several."""
-    kinds = {"good": pixels}
+def _plant(out: Path, pixels: Pixels, fine: Pixels) -> None:
+    """Usual test images in the model's size, and the same with defects of several.
+
+    Defects lie in the `fine` images, anywhere between the model's pixels, as a photo's own do.
+    """
+    size = pixels.shape[2:]
+    finer = fine.shape[2] // size[0]
+
+    def scaled(images: Pixels) -> NDArray[np.int16]:
+        return np.stack([fit_image(image, *size) for image in images]).astype(np.int16)
+
+    kinds, plain = {"good": pixels}, scaled(fine)
     for side in SIDES:
-        if side <= min(pixels.shape[2:]) // 2:
-            kinds[f"planted {side}x{side}"] = planted_defects(pixels, 0, side)[0]
+        if side <= min(size) // 2:
+            changed = scaled(planted_defects(fine, 0, side * finer)[0]) - plain
+            kinds[f"planted {side}x{side}"] = (pixels + changed).clip(0, 255).astype(np.uint8)
     for kind, images in kinds.items():
         folder = out / "planted" / kind
         folder.mkdir(parents=True)

@@ -24,7 +24,7 @@ from training.inspect.plan import (
     plan_for,
     scaled,
 )
-from training.inspect.run import inspect_folder
+from training.inspect.run import _plant, inspect_folder
 from training.inspect.words import Facts, learned, words
 from training.runs.directory import locked
 
@@ -272,3 +272,13 @@ def test_what_is_cut_off_is_told_and_no_part_of_the_scale(tmp_path):
     seen = next(words(facts))
     assert "is 26.7 of yours" in seen
     assert "cut off around the middle: 11% of a photo, 50% at the most" in seen
+
+
+def test_defects_are_planted_in_the_photos_between_the_model_s_pixels(tmp_path):
+    plain = np.full((60, 1, 16, 16), 100, np.uint8)
+    _plant(tmp_path, plain, np.full((60, 1, 64, 64), 100, np.uint8))
+    files = sorted((tmp_path / "planted" / "planted 4x4").iterdir())
+    changed = np.stack([np.asarray(Image.open(file)) for file in files]).astype(float) - 100
+    assert (changed.sum(axis=(1, 2)) / (16 * 128)).round(1).tolist() == [1.0] * 60
+    whole = (np.abs(changed) > 120).sum(axis=(1, 2))
+    assert (whole < 12).mean() > 0.5, "most cover three whole pixels a side, not four"
