@@ -112,10 +112,14 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)  # of a disk that is full it names no file
+        raise
 
 
 def _sync(folder: Path) -> None:

@@ -51,6 +51,9 @@ def _put(values: dict[str, Any], names: Sequence[str], value: Any, path: str) ->
     if not isinstance(inner, dict) or names[-1] not in inner:
         known = f"; there are {', '.join(sorted(inner))}" if isinstance(inner, dict) else ""
         raise ConfigError(f"--set {path}: a run has no such field{known}")
+    before = inner[names[-1]]
+    if isinstance(value, str) and not isinstance(before, str | None):
+        raise ConfigError(f"--set {path} takes JSON such as {json.dumps(before)}, not {value!r}")
     inner[names[-1]] = value
 
 

@@ -30,7 +30,7 @@ from service.codecs.folders import read_file
 from service.codecs.headers import read_header
 from service.codecs.images import FitMode, Shape, fit_files
 from service.codecs.overlay import coloured
-from service.errors import InvalidInput
+from service.errors import IafvaeError, InvalidInput
 from service.operations import checks
 from service.verdicts.ranks import detection
 from service.verdicts.reference import map_notes
@@ -100,19 +100,22 @@ def write_report(
                 file.write(json.dumps(row).encode() + b"\n")
                 file.flush()
                 progress.advance(task)
+    except OSError as error:
+        error.filename = error.filename or str(kept)  # of a disk that is full it names no file
+        raise
     finally:
         if not rows:
-            kept.unlink()
+            kept.unlink(missing_ok=True)
     found = [rows[_name(f, folder)] for f in files]
     if all("error" in row for row in found):
-        kept.unlink()
+        kept.unlink(missing_ok=True)
         why = f"{found[0]['file']}: {found[0]['error']}"
         raise InvalidInput(f"none of {len(found)} images in {folder} can be judged: {why}")
     document = _document(manifest, folder, found, options)
     write_text(page(document, _pictures(document, found, options.pictures), words), out)
     write_text(_csv(document), out.with_suffix(".csv"))
     write_text(json.dumps(document, indent=1, ensure_ascii=False), out.with_suffix(".json"))
-    kept.unlink()
+    kept.unlink(missing_ok=True)
     return document
 
 
@@ -188,8 +191,13 @@ def _judged(
             if "error" in row:
                 yield {**row, **named}
                 continue
-            picture = {"picture": _thumbnail(file, shape, manifest["fit"])}
-            yield {**row, **named, **picture, **next(evidence)}
+            found = next(evidence)
+            try:
+                picture = _thumbnail(file, shape, manifest["fit"])
+            except (OSError, IafvaeError) as error:  # gone, or another, since it was scored
+                yield {**named, "error": str(error)}
+                continue
+            yield {**row, **named, "picture": picture, **found}
 
 
 def _evidence(

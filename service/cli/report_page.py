@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from service.cli.output import fault_text, shown
+from service.verdicts.conformal import expected_rate
 from service.verdicts.decisions import REASONS, fdr_notes
 
 __all__ = ["in_words", "page"]
@@ -86,7 +87,7 @@ def _thresholds(document: Document) -> Iterator[str]:
     size = calibration["images"]
     yield (
         f"Anomalous is what has a p-value of at most {alpha:g}: of {n} images like the calibration "
-        f"images, about {alpha * n:.3g} are expected to."
+        f"images, about {expected_rate(alpha, size) * n:.3g} are expected to."
     )
     yield (
         f"Compared with {size} calibration images of {calibration['date']}: the smallest possible "

@@ -13,7 +13,14 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TwoSided", "certified_alpha", "discoveries", "possible_discoveries", "upper"]
+__all__ = [
+    "TwoSided",
+    "certified_alpha",
+    "discoveries",
+    "expected_rate",
+    "possible_discoveries",
+    "upper",
+]
 
 F64 = NDArray[np.float64]
 
@@ -57,6 +64,14 @@ def _keys(kinds: NDArray[np.float32]) -> NDArray[np.uint64]:
     bits = (kinds + np.float32(0.0)).view(np.uint32)  # one zero
     ascending = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
     return ascending + (np.arange(len(kinds), dtype=np.uint64)[:, None] << np.uint64(32))
+
+
+def expected_rate(alpha: float, n: int) -> float:
+    """The rate of false alarms of ``p <= alpha``, on the average over calibration sets of `n`
+    images: the largest p-value ``k / (n + 1)`` that is not above `alpha`, 0.0 where there is none.
+    """
+    k = round(alpha * (n + 1))
+    return (k if k / (n + 1) <= alpha else k - 1) / (n + 1)
 
 
 @lru_cache(256)

@@ -1,11 +1,13 @@
 """`iafvae-train inspect`: from a folder of good images to verdicts."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
 from model.config import ConfigError
+from training.cli.measure import progress_bar
 from training.cli.options import (
     AsJson,
     RuntimeOptions,
@@ -13,9 +15,10 @@ from training.cli.options import (
     console,
     errors,
     option,
+    stopping,
     with_options,
 )
-from training.fit.signals import EXIT_CODES
+from training.fit.signals import EXIT_CODES, stoppable
 
 __all__ = ["inspect"]
 
@@ -52,20 +55,22 @@ def inspect(options: InspectOptions) -> None:
     """
     if not 0 < options.false_alarms < 1:
         raise ConfigError(f"--false-alarms is between 0 and 1, not {options.false_alarms:g}")
-    if not options.minutes > 0:
-        raise ConfigError(f"--minutes must be positive, not {options.minutes:g}")
+    if not 0 < options.minutes < math.inf:
+        raise ConfigError(f"--minutes must be positive and finite, not {options.minutes:g}")
     from training.inspect.run import inspect_folder
 
     loud = errors if options.as_json else console
-    found = inspect_folder(
-        options.folder,
-        options.out,
-        test=options.test,
-        false_alarms=options.false_alarms,
-        minutes=options.minutes,
-        runtime=options.runtime(),
-        console=loud,
-    )
+    with stopping("stopped: call it again to go on"), stoppable():
+        found = inspect_folder(
+            options.folder,
+            options.out,
+            test=options.test,
+            false_alarms=options.false_alarms,
+            minutes=options.minutes,
+            runtime=options.runtime(),
+            console=loud,
+            progress=progress_bar(),
+        )
     for line in found.lines:
         loud.print(line, highlight=False, soft_wrap=True)
     if options.as_json:

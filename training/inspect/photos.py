@@ -10,7 +10,7 @@ ground_truth/CLASS/*_mask.png     where they are (white), one for each
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from training.data.image_files import (
     image_files,
     read_fitted,
     shown,
+    some,
     sound_header,
 )
 from training.errors import DataError
@@ -44,7 +45,7 @@ class Photos:
 
     usual: to learn and calibrate from; usual_test: the folder's own for testing; usual_more: usual
     ones elsewhere; classes: others by class; masks: by file of a class; digests: SHA-256 of every
-    file. size: height and width of most; channels: 1 where all are grey.
+    file. sizes: height and width of the usual ones; channels: 1 where all are grey.
     """
 
     usual: Files
@@ -53,9 +54,14 @@ class Photos:
     classes: Mapping[str, Files]
     masks: Mapping[Path, Path]
     digests: Mapping[Path, str]
-    size: tuple[int, int]
+    sizes: Sequence[tuple[int, int]]
     channels: int
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of most usual images."""
+        return Counter(self.sizes).most_common(1)[0][0]
 
     def lines(self) -> list[str]:
         """What was found, for people."""
@@ -80,12 +86,19 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
     laid_out = {"train", "test"} <= {first for first, *rest in parts.values() if rest}
     usual: Files = {}
     tested: Files = {}
+    passed: set[str] = set()
     for name, path in files.items():
         first, *rest = parts[name]
         if (not laid_out and MASKS not in parts[name]) or (laid_out and first == "train" and rest):
             usual[name] = path
         elif laid_out and first == "test" and rest:
             tested["/".join(rest)] = path
+        elif laid_out and first != MASKS:
+            passed.add(first)
+    _refuse_classes(usual, folder)
+    if passed:
+        named = some([shown(name) for name in sorted(passed)])
+        notes.append(f"neither train nor test, passed over: {named}")
     known: dict[str, Path] = {}
     usual, headers, told = _readable(usual, known)
     notes += told
@@ -118,10 +131,23 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
         classes=classes,
         masks=masks,
         digests={path: digest for digest, path in known.items()},
-        size=Counter(headers).most_common(1)[0][0],
+        sizes=headers,
         channels=_channels(list(usual.values())),
         notes=tuple(notes),
     )
+
+
+def _refuse_classes(usual: Files, folder: Path) -> None:
+    """Raise `DataError` where sub-folders' names say that some images are good, and others not."""
+    inside = [name.split("/")[:-1] for name in usual if "/" in name]
+    good = {part for parts in inside for part in parts if part.lower() in NORMAL}
+    others = {"/".join(parts) for parts in inside if not good.intersection(parts)}
+    if good and others:
+        raise DataError(
+            f"{shown(folder)} has sub-folders of good images ({', '.join(sorted(good))}) and "
+            f"others ({some([shown(other) for other in sorted(others)])}), which would all be "
+            "learned as good: give the good ones alone, and those to be judged with --test."
+        )
 
 
 def _by_class(files: Files, own: str) -> dict[str, Files]:

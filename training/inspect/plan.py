@@ -70,10 +70,10 @@ def certified_images(false_alarms: float) -> int:
 def counts(images: int, false_alarms: float, *, given_test: bool) -> dict[str, int]:
     """How many usual images serve what, by purpose.
 
-    The reference has a fifth of them, and where the rate of false alarms asks for more, twice what
-    makes it possible, but no more than a third.
+    The reference has a fifth of them, and where the rate of false alarms asks for more, so many
+    that two of their p-values are as small as it, but no more than a third.
     """
-    wanted = max(0.2 * images, 2 * least_images(false_alarms))
+    wanted = max(0.2 * images, 2 * least_images(false_alarms) + 1)
     calibration = min(round(wanted), images // 3, 5000)
     validation = min(max(4, images // 20), 500)
     test = 0 if given_test else min(max(5, images // 10), 1000)

@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,10 @@ from rich.progress import Progress, track
 from service.cli.inputs import Fit
 from service.cli.local import LocalClient
 from service.cli.report import ReportOptions, write_report
+from service.codecs.fitting import fit_image
 from service.codecs.png import encode_png
 from service.errors import IafvaeError
+from service.verdicts.conformal import expected_rate
 from service.verdicts.ranks import Figure, pooled_detection
 from training.config import Runtime, overridden
 from training.data import FOLDER_PREFIX
@@ -41,12 +42,15 @@ from training.fit.fit import fit
 from training.inspect.photos import Photos, find_photos
 from training.inspect.plan import Plan, counts, crossed, divided, plan_for, planned
 from training.inspect.words import Facts, learned, words
-from training.runs.directory import CONFIG_FILE, read_config
+from training.runs.directory import CONFIG_FILE, LOCK_FILE, locked, read_config
 
 __all__ = ["Inspection", "inspect_folder"]
 
+Pixels = NDArray[np.uint8]
+
 SIDES = (2, 4, 8, 16)  # pixels of the model's images: of planted defects
 PLANTED = 60  # images that defects are planted in, at most
+FINER = 4  # times the model's size at the most: where the photos have it, defects are planted in it
 DRAWN = 32  # samples that are looked at
 CHUNK = 64  # images whose maps are made at once
 PLAN = "inspect.json"
@@ -69,6 +73,7 @@ def inspect_folder(
     minutes: float = 15.0,
     runtime: Runtime,
     console: Console,
+    progress: Progress | None = None,
 ) -> Inspection:
     """Learn what the images in `folder` look like, and judge those that were held out, and `test`.
 
@@ -85,53 +90,57 @@ def inspect_folder(
     photos = find_photos(folder, test)
     for line in photos.lines():
         say(line)
-    run = out / "run"
-    begun = (run / CONFIG_FILE).exists()
+    run, progress = out / "run", progress or Progress(disable=True)
     _refuse_others(out)
-    if begun:
-        sets = _sets_before(out, photos)
-        plan = planned(read_config(run), minutes, runtime)
-        say(f"{run} is trained further, for {plan.minutes:.3g} minutes")
-    else:
-        share = counts(len(photos.usual), false_alarms, given_test=bool(photos.usual_test))
-        sets = divided(photos.usual, share)
-        if photos.usual_test:
-            sets["test"] = photos.usual_test
-        plan = plan_for(
-            photos.size, photos.channels, share["train"], minutes=minutes, runtime=runtime
+    with locked(out):
+        begun = (run / CONFIG_FILE).exists()
+        if begun:
+            sets = _sets_before(out, photos)
+            plan = planned(read_config(run), minutes, runtime)
+            say(f"{run} is trained further, for {plan.minutes:.3g} minutes")
+        else:
+            share = counts(len(photos.usual), false_alarms, given_test=bool(photos.usual_test))
+            sets = divided(photos.usual, share)
+            if photos.usual_test:
+                sets["test"] = photos.usual_test
+            say("measuring how fast this machine trains")
+            plan = plan_for(
+                photos.size, photos.channels, share["train"], minutes=minutes, runtime=runtime
+            )
+            say(f"the model: {plan.line()}")
+        if broken := _prepare(out, sets, photos, plan, console):
+            say(f"{len(broken)} broken files are left out: {broken[0]}")
+        data = {"name": f"{FOLDER_PREFIX}{(out / 'images').absolute()}", "size": plan.size}
+        result = fit(
+            overridden(plan.config, {"data": {**data, "channels": photos.channels}}),
+            run,
+            runtime=plan.runtime,
+            data_dir=None,
+            resume=begun,
+            budget_minutes=plan.minutes,
+            console=console,
         )
-        say(f"the model: {plan.line()}")
-    if broken := _prepare(out, sets, photos, plan, console):
-        say(f"{len(broken)} broken files are left out: {broken[0]}")
-    data = {"name": f"{FOLDER_PREFIX}{(out / 'images').absolute()}", "size": plan.size}
-    result = fit(
-        overridden(plan.config, {"data": {**data, "channels": photos.channels}}),
-        run,
-        runtime=plan.runtime,
-        data_dir=None,
-        resume=begun,
-        budget_minutes=plan.minutes,
-        console=console,
-    )
-    if result.reason not in ("done", "budget"):
-        return Inspection(result.reason, ["stopped and saved: call it again to go on"])
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        with TemporaryDirectory(dir=out) as place:  # what is served never lacks a calibration
-            bare = Path(place) / "bundle"
+        if result.reason not in ("done", "budget"):
+            return Inspection(result.reason, ["stopped and saved: call it again to go on"])
+        bare = out / ".uncalibrated"  # what is served never lacks a calibration
+        with progress:
             kept = "".join(c if c.isalnum() and c.isascii() else "-" for c in folder.resolve().name)
             name = kept.strip("-")[:64] or "model"
-            export_run(run, bare, name=name, calibrate=False, progress=progress)
-            recalibrate(
-                bare,
-                out / "bundle",
-                str(out / "images" / "calibration"),
-                resize=True,
-                crossed=crossed(len(sets["calibration"]), false_alarms),
-                version="1.0.0",
-                progress=progress,
-            )
-        lines = _judge(photos, sets, out, plan, false_alarms, progress)
-    return Inspection("done", lines)
+            try:
+                export_run(run, bare, name=name, calibrate=False, progress=progress)
+                recalibrate(
+                    bare,
+                    out / "bundle",
+                    str(out / "images" / "calibration"),
+                    resize=True,
+                    crossed=crossed(len(sets["calibration"]), false_alarms),
+                    version="1.0.0",
+                    progress=progress,
+                )
+            finally:
+                shutil.rmtree(bare, ignore_errors=True)
+            lines = _judge(photos, sets, out, plan, false_alarms, progress)
+        return Inspection("done", lines)
 
 
 # Images.
@@ -139,7 +148,9 @@ def inspect_folder(
 
 def _refuse_others(out: Path) -> None:
     """`out` is new, empty, or an inspection."""
-    new = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    new = not out.exists() or (
+        out.is_dir() and {path.name for path in out.iterdir()} <= {LOCK_FILE}
+    )
     if not new and not (out / PLAN).is_file():
         raise DataError(f"{out} exists and is no inspection: give another --out.")
 
@@ -217,8 +228,9 @@ def _judge(
         spec = model.model()["manifest"]["calibration"]
         alpha = max(false_alarms, 1 / (1 + spec["images"]))
         options = ReportOptions(fit=Fit(resize=True, convert=True), alpha=alpha)
-        pixels = _pixels(usual, plan.size, photos.channels)
-        _plant(out, pixels)
+        finer = min(own // side for own, side in zip(photos.size, plan.size, strict=True))
+        pixels, fine = _pixels(usual, plan.size, photos.channels, max(1, min(FINER, finer)))
+        _plant(out, pixels, fine)
         planted = write_report(
             model, out / "planted", out / "planted.html", options, progress=progress
         )
@@ -246,10 +258,11 @@ def _judge(
 
 
 def _on_classes(tested: Mapping[str, Any]) -> Iterator[str]:
+    rate = expected_rate(tested["alpha"], tested["calibration"]["images"])
     for each in tested["classes"]:
         told = f"{each['class']}: {each['anomalous']} of {each['images']} called anomalous"
         if each["normal"]:
-            told += f", {tested['alpha'] * each['images']:.2g} expected"
+            told += f", {rate * each['images']:.2g} expected"
         if "verdict" in each["detection"]:
             figure = each["detection"]["verdict"]["auroc"]
             ends = figure["interval"]
@@ -280,23 +293,37 @@ def _detection(model: LocalClient, photos: Photos, size: tuple[int, int]) -> Fig
     return pooled_detection(np.concatenate(maps), np.stack(masks))
 
 
-def _pixels(files: Files, size: tuple[int, int], channels: int) -> NDArray[np.uint8]:
-    """The first of the files that can be read, uint8 [N, C, H, W]."""
+def _pixels(
+    files: Files, size: tuple[int, int], channels: int, finer: int
+) -> tuple[Pixels, Pixels]:
+    """The first of the files that can be read, uint8 [N, C, H, W], and `finer` times as large."""
     found = []
     for path in list(files.values())[:PLANTED]:
         with suppress(OSError, IafvaeError):  # told in the report
-            found.append(read_fitted(path, channels, size))
+            sizes = (size, (finer * size[0], finer * size[1]))
+            found.append([read_fitted(path, channels, each) for each in sizes])
     if not found:
         raise DataError("none of the usual test images can be read")
-    return np.stack(found)
+    pixels, fine = zip(*found, strict=True)
+    return np.stack(pixels), np.stack(fine)
 
 
-def _plant(out: Path, pixels: NDArray[np.uint8]) -> None:
-    """Usual test images [N, C, H, W] in the model's size, and the same with defects of several."""
-    kinds = {"good": pixels}
+def _plant(out: Path, pixels: Pixels, fine: Pixels) -> None:
+    """Usual test images in the model's size, and the same with defects of several.
+
+    Defects lie in the `fine` images, anywhere between the model's pixels, as a photo's own do.
+    """
+    size = pixels.shape[2:]
+    finer = fine.shape[2] // size[0]
+
+    def scaled(images: Pixels) -> NDArray[np.int16]:
+        return np.stack([fit_image(image, *size) for image in images]).astype(np.int16)
+
+    kinds, plain = {"good": pixels}, scaled(fine)
     for side in SIDES:
-        if side <= min(pixels.shape[2:]) // 2:
-            kinds[f"planted {side}x{side}"] = planted_defects(pixels, 0, side)[0]
+        if side <= min(size) // 2:
+            changed = scaled(planted_defects(fine, 0, side * finer)[0]) - plain
+            kinds[f"planted {side}x{side}"] = (pixels + changed).clip(0, 255).astype(np.uint8)
     for kind, images in kinds.items():
         folder = out / "planted" / kind
         folder.mkdir(parents=True)

@@ -22,6 +22,7 @@ TRUSTED = 0.9
 EXPLAINED = 0.5  # of the photos' variance: less is a blur
 ROUGH = 1.5  # times as rough as the photos: noise
 FEW = 500  # images to learn from
+CUT = 0.02  # of a photo: less is not worth a word
 
 Pixels = NDArray[np.uint8]
 
@@ -81,7 +82,16 @@ class Facts:
     @property
     def each(self) -> float:
         """How many of the photos' pixels one of the model's is."""
-        return max(own / side for own, side in zip(self.photos.size, self.size, strict=True))
+        return min(own / side for own, side in zip(self.photos.size, self.size, strict=True))
+
+    @property
+    def cut(self) -> list[float]:
+        """The share of each usual photo that is cut off around the middle."""
+        whole = math.prod(self.size)
+        return [
+            1 - whole * min(h / self.size[0], w / self.size[1]) ** 2 / (h * w)
+            for h, w in self.photos.sizes
+        ]
 
 
 def words(facts: Facts) -> Iterator[str]:
@@ -104,8 +114,15 @@ def words(facts: Facts) -> Iterator[str]:
 
 def _of_images(facts: Facts) -> str:
     (height, width), each = facts.size, facts.each
-    seen = f"a pixel of the model is {each:.3g} of yours" if each > 1 else "at their own size"
-    return f"The model sees {height}x{width} pixels: {seen}; what is smaller it cannot see."
+    seen = f"a pixel of the model is {each:.3g} of yours" if each != 1 else "at their own size"
+    text = f"The model sees {height}x{width} pixels: {seen}; what is smaller it cannot see."
+    usual, most = float(np.median(facts.cut)), max(facts.cut)
+    if most >= CUT:
+        text += (
+            f" Nor does it see what is cut off around the middle: {usual:.0%} of a photo, "
+            f"{most:.0%} at the most."
+        )
+    return text
 
 
 def _of_calibration(facts: Facts) -> str:
@@ -116,7 +133,7 @@ def _of_calibration(facts: Facts) -> str:
             f"False alarms: {n} images to compare with have no p-value below {1 / (n + 1):.2g}, so "
             f"that {rate:g} is out of reach; verdicts here are at {reached}, and those of other "
             f"images with --alpha {reached} (`iafvae report`, `iafvae score`). About "
-            f"{6 * least_images(rate)} good images in all would do."
+            f"{6 * least_images(rate) + 3} good images in all would do."
         )
     certain = certified_images(rate)
     average = (

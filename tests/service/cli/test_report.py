@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import errno
 import io
 import json
 import os
@@ -123,6 +124,30 @@ def test_what_was_interrupted_goes_on(cli, folder, tmp_path, monkeypatch):
     for kind in ("json", "csv", "html"):
         one, other = (tmp_path / f"{name}.{kind}" for name in ("whole", "r"))
         assert one.read_text() == other.read_text()
+
+
+def test_what_another_call_or_program_does_meanwhile(cli, folder, tmp_path, monkeypatch):
+    """A second report into the same place ends first, and a file goes after it was scored."""
+    gone, small = next((folder / "good").iterdir()), module._thumbnail
+
+    def thumbnail(file, *rest):
+        gone.unlink(missing_ok=True)
+        (tmp_path / "r.partial.jsonl").unlink(missing_ok=True)
+        return small(file, *rest)
+
+    monkeypatch.setattr(module, "_thumbnail", thumbnail)
+    cli(folder, "-o", "r.html")
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert len(found["results"]) == 11
+    assert gone.name in [row["file"].rpartition("/")[2] for row in found["unreadable"]]
+
+
+def test_a_full_disk_is_told_with_the_file_s_name(cli, folder, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "_judged", full)
+    assert "r.partial.jsonl" in cli(folder, "-o", "r.html", code=1)
 
 
 def test_other_options_begin_anew(cli, folder, tmp_path):

@@ -12,6 +12,7 @@ from service.verdicts.conformal import (
     TwoSided,
     certified_alpha,
     discoveries,
+    expected_rate,
     possible_discoveries,
     upper,
 )
@@ -71,6 +72,13 @@ def test_certified_alpha_is_the_beta_law_s(alpha, n):
     sound = k[stats.beta.cdf(alpha, k, n + 1 - k) >= 0.95]
     wanted = sound.max() / (n + 1) if len(sound) else None
     assert certified_alpha(alpha, n) == wanted
+
+
+@given(st.integers(1, 400), st.floats(0.0, 1.0), st.booleans())
+def test_expected_rate_is_the_share_of_p_values_that_are_called_anomalous(n, alpha, exact):
+    possible = np.arange(1, n + 2) / (n + 1)  # all as likely
+    alpha = float(possible[int(alpha * n)]) if exact else alpha
+    assert expected_rate(alpha, n) == pytest.approx((possible <= alpha).mean(), abs=1e-12)
 
 
 def test_2500_images_certify_one_percent_at_068():

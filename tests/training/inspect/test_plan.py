@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from service.verdicts.conformal import expected_rate
 from training.config import Runtime
-from training.errors import DataError
+from training.errors import DataError, TrainingError
 from training.inspect import plan as module
 from training.inspect.photos import find_photos
 from training.inspect.plan import (
@@ -22,8 +24,9 @@ from training.inspect.plan import (
     plan_for,
     scaled,
 )
-from training.inspect.run import inspect_folder
+from training.inspect.run import _plant, inspect_folder
 from training.inspect.words import Facts, learned, words
+from training.runs.directory import locked
 
 
 def fill(folder, n, *, colour=False, seed=0):
@@ -49,6 +52,20 @@ def test_a_plain_folder_and_one_with_tests(tmp_path):
     assert "1 copies" in told
 
 
+def test_images_that_are_named_good_and_others_are_not_learned_alike(tmp_path):
+    fill(tmp_path / "all" / "good" / "line 2", 41)
+    fill(tmp_path / "all" / "bad", 3, seed=1)
+    with pytest.raises(DataError, match=r"good images \(good\) and others \(bad\).* --test"):
+        find_photos(tmp_path / "all")
+    fill(tmp_path / "set" / "train" / "red", 41)
+    fill(tmp_path / "set" / "train" / "blue", 41, seed=2)
+    fill(tmp_path / "set" / "test" / "bad", 3, seed=1)
+    fill(tmp_path / "set" / "val" / "good", 3, seed=3)
+    photos = find_photos(tmp_path / "set")
+    assert len(photos.usual) == 82
+    assert "neither train nor test, passed over: val" in photos.notes
+
+
 def test_images_elsewhere_are_more_of_them_and_none_that_were_learned(tmp_path):
     place, back = tmp_path / "bottle", tmp_path / "back"
     fill(place / "train" / "good", 45)
@@ -70,6 +87,15 @@ def test_what_is_written_among_the_images_is_refused(tmp_path):
             tmp_path / "good", tmp_path / "good" / "out", runtime=Runtime(), console=Console()
         )
     assert len(list((tmp_path / "good").iterdir())) == 45
+
+
+def test_one_call_at_a_time_writes_an_inspection(tmp_path):
+    fill(tmp_path / "good", 45)
+    with locked(tmp_path / "out"), pytest.raises(TrainingError, match="another process"):
+        inspect_folder(
+            tmp_path / "good", tmp_path / "out", runtime=Runtime(), console=Console(quiet=True)
+        )
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_what_ends_before_the_training_can_be_called_again(tmp_path, monkeypatch):
@@ -118,7 +144,7 @@ def test_how_many_images_a_rate_takes(rate, least, certified):
     assert (1 - rate) ** certified <= 0.05 < (1 - rate) ** (certified - 1)
 
 
-@pytest.mark.parametrize("n", [40, 300, 1500, 100_000])
+@pytest.mark.parametrize("n", [40, 300, 600, 1500, 100_000])
 def test_every_image_has_one_purpose(n):
     share = counts(n, 0.01, given_test=False)
     files = {f"{i}.png": i for i in range(n)}
@@ -128,6 +154,8 @@ def test_every_image_has_one_purpose(n):
     assert min(map(len, sets.values())) >= 4
     if n >= 300:
         assert len(sets["calibration"]) >= least_images(0.01)
+    if n >= 600:
+        assert expected_rate(0.01, len(sets["calibration"])) > 0.0095
 
 
 @pytest.mark.parametrize(
@@ -217,6 +245,40 @@ def test_words_follow_from_the_facts(tmp_path):
     facts |= {"calibration": 400, "again": (images, images), "drawn": images}
     assert "on the average" in "\n".join(words(Facts(**facts)))
     told = "\n".join(words(Facts(**facts | {"crossed": False})))
+    assert "cut off" not in told
     assert "on the average" not in told
     assert "noise" not in told
     assert "out of reach" not in told
+
+
+def test_what_is_cut_off_is_told_and_no_part_of_the_scale(tmp_path):
+    fill(tmp_path / "good", 40)
+    photos = replace(find_photos(tmp_path / "good"), sizes=[(480, 640)] * 39 + [(480, 1440)])
+    images = np.zeros((2, 1, 16, 24), np.uint8)
+    facts = Facts(
+        photos=photos,
+        size=(16, 24),
+        calibration=400,
+        crossed=True,
+        false_alarms=0.01,
+        alpha=0.01,
+        planted={"classes": []},
+        training=None,
+        again=(images, images),
+        drawn=images,
+        pixels=None,
+    )
+    # 640 of 24: scaled by 26.7, of the 480 rows 427 are seen; or 30, and 720 of 1440 columns.
+    seen = next(words(facts))
+    assert "is 26.7 of yours" in seen
+    assert "cut off around the middle: 11% of a photo, 50% at the most" in seen
+
+
+def test_defects_are_planted_in_the_photos_between_the_model_s_pixels(tmp_path):
+    plain = np.full((60, 1, 16, 16), 100, np.uint8)
+    _plant(tmp_path, plain, np.full((60, 1, 64, 64), 100, np.uint8))
+    files = sorted((tmp_path / "planted" / "planted 4x4").iterdir())
+    changed = np.stack([np.asarray(Image.open(file)) for file in files]).astype(float) - 100
+    assert (changed.sum(axis=(1, 2)) / (16 * 128)).round(1).tolist() == [1.0] * 60
+    whole = (np.abs(changed) > 120).sum(axis=(1, 2))
+    assert (whole < 12).mean() > 0.5, "most cover three whole pixels a side, not four"

@@ -95,6 +95,8 @@ def test_the_recorded_command_starts_the_same_run(
         ("preset=mnist", "PATH=VALUE"),
         ("model.depth=3", "no such field; there are channels"),
         ("model.hidden.more=3", "no such field"),
+        ("model.hidden=[9,9", "--set model.hidden takes JSON such as 450, not"),
+        ("optim.learning_rate=nan", "takes JSON such as 0.0"),
         ("model.posterior.kind=diagonal", "has no field"),
         ("model.hidden=-1", "hidden must be positive"),
         ("optim.kind=sgd", "adamax or adam"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +13,7 @@ import pytest
 
 from training.config import run_preset
 from training.errors import TrainingError
+from training.files import write_bytes
 from training.runs.directory import locked, open_run, read_config, write_config
 
 CONFIG = run_preset("mnist")
@@ -75,3 +78,13 @@ def test_what_is_no_place_for_a_run_is_refused(tmp_path: Path) -> None:
         open_run(tmp_path, CONFIG, resume=True)
     with pytest.raises(TrainingError, match="holds no run"):
         read_config(file)
+
+
+def test_a_full_disk_is_told_with_the_file_s_name(tmp_path, monkeypatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*card\.md"):
+        write_bytes(tmp_path / "card.md", b"#")
+    assert not list(tmp_path.iterdir())
