@@ -77,9 +77,10 @@ async def pictures(
         _check_images(len(files), rows_each, settings)
         limits = PixelLimits(image=settings.max_image_pixels, total=settings.max_total_pixels)
         is_small = sum(map(len, files)) <= INLINE_FILES
-        work, headers = decoding_work(files) if is_small else (math.inf, None)
+        how = (shape, fit, limits, names)
+        work, headers = decoding_work(files, *how) if is_small else (math.inf, [])
         if work <= INLINE_WORK:
-            fitted = fit_files(files, shape, fit, limits, names, headers)
+            fitted = fit_files(files, *how, headers)
         else:
             fitted = await decoders.decode(files, shape, fit, limits, names=names, **who)
     request.parsed = time.perf_counter()
