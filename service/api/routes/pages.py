@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
-from starlette.responses import FileResponse, Response
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -22,8 +25,8 @@ PAGE_HEADERS = {
 }
 
 
-def page_routes() -> list[Route | Mount]:
-    """``/``, ``/docs`` and what they load."""
+def page_routes(app: FastAPI) -> list[Route | Mount]:
+    """``/``, ``/docs`` and what they load, and the document that describes `app`."""
 
     async def page(_: object) -> Response:
         return FileResponse(WEB / "index.html", headers=PAGE_HEADERS)
@@ -31,7 +34,13 @@ def page_routes() -> list[Route | Mount]:
     async def docs(_: object) -> Response:
         return FileResponse(WEB / "docs.html", headers=PAGE_HEADERS)
 
+    async def openapi(request: Request) -> Response:
+        document = await asyncio.to_thread(app.openapi)  # the first time, a tenth of a second
+        root_path = request.scope.get("root_path", "").rstrip("/")
+        return JSONResponse(document | ({"servers": [{"url": root_path}]} if root_path else {}))
+
     return [
+        Route("/openapi.json", openapi, methods=["GET"], include_in_schema=False),
         Route("/", page, methods=["GET"], include_in_schema=False),
         Route("/docs", docs, methods=["GET"], include_in_schema=False),
         Mount("/web", _Assets(directory=WEB)),
