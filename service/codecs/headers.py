@@ -79,9 +79,12 @@ def read_header(data: bytes | memoryview, what: str, max_parts: int = MAX_PARTS)
     data = bytes(data)  # of a view; bytes stay what they are
     read = {"PNG": _png, "JPEG": _jpeg, "WEBP": _webp}[check_kind(data, what)]
     try:
-        return read(data, what, max_parts)
-    except (struct.error, IndexError) as error:
-        raise broken(what, str(error)) from None
+        header = read(data, what, max_parts)
+    except (struct.error, IndexError):
+        raise broken(what, "its header is cut off") from None
+    if not header.pixels:
+        raise broken(what, "it has no pixels")
+    return header
 
 
 def check_kind(data: bytes | memoryview, what: str) -> str:
@@ -136,7 +139,7 @@ def _png(data: bytes, what: str, max_parts: int) -> Header:
             body.append(_scaled(part, depth) if kind == b"tRNS" and colour == 0 else part)
             kinds.add(kind)
         elif kind == b"acTL":
-            _frames(int.from_bytes(data[at + 8 : at + 12], "big"), what)
+            _frames(int.from_bytes(data[at + 8 : min(at + 12, end - 4)], "big"), what)
         elif kind == b"eXIf":
             orientation = _orientation(data[at + 8 : end - 4])
         at, parts = end, parts + 1
