@@ -55,7 +55,7 @@ class Header:
     passes: int = 1
     orientation: int = 1
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width as the picture is looked at."""
         turned = self.orientation >= 5  # by 90 degrees

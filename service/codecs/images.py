@@ -125,11 +125,13 @@ def fit_files(
     images = np.empty((len(files), *shape), np.uint8)
     altered = np.zeros(len(files), np.bool_)
     notes: list[str] = []
+    decoded = 0
     for index, header in enumerate(headers):
         what = names[index] if names else f"image {index}"
         images[index], altered[index], note = _fit_file(header, shape, fit, what)
         notes += [note] if note else []
-    return Fitted(images, altered, tuple(notes), sum(header.pixels for header in headers))
+        decoded += header.pixels
+    return Fitted(images, altered, tuple(notes), decoded)
 
 
 def decoding_work(
@@ -142,15 +144,18 @@ def decoding_work(
     """Pixels times passes of image `files`, and their headers; infinite where that is not known
     soon. Raises as `fit_files` what can be told before anything is decoded.
     """
-    for index, data in enumerate(files):
-        check_kind(data, names[index] if names else f"image {index}")
     if sum(map(len, files)) > SOON_BYTES:
+        for index, data in enumerate(files):
+            check_kind(data, names[index] if names else f"image {index}")
         return math.inf, []
     try:
         headers = _headers(files, shape, fit, limits, names, SOON_PARTS)
     except TooManyParts:
         return math.inf, []
-    return sum(header.pixels * header.passes for header in headers), headers
+    work = 0
+    for header in headers:
+        work += header.pixels * header.passes
+    return work, headers
 
 
 def _headers(
