@@ -101,6 +101,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=program_version(),
         description=DESCRIPTION,
         lifespan=lambda _: _life(shared, manager),
+        openapi_url=None,  # FastAPI makes the document on the event loop: ours is in `pages`
         docs_url=None,  # FastAPI's pages load scripts from elsewhere; ours is in service/web
         redoc_url=None,
         # Asking at every request whether somebody traces costs more than our own middleware.
@@ -113,7 +114,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(admin_router(manager))
     app.include_router(probe_router(shared))
     app.include_router(inference_router(shared, models, version=app.version))
-    app.router.routes.extend(page_routes())
+    app.router.routes.extend(page_routes(app))
     add_problem_handlers(app, metrics)
     install_openapi(app, shared.registry)
     _add_middleware(app, shared)

@@ -199,11 +199,11 @@ class Metrics:
         """A gauge that says what `value` gives whenever it is read."""
         Gauge(f"iafvae_{name}", text, registry=self.registry).set_function(value)
 
-    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+    def exposition(self, kind: str = "") -> tuple[bytes, str]:
         """The page of ``/metrics`` and its content type: OpenMetrics, which has exemplars, where
-        the header ``Accept`` asks for it.
+        `kind` is its media type. No header of a client's: the library fails at some versions.
         """
-        encode, media_type = choose_encoder(accept)
+        encode, media_type = choose_encoder(kind)
         return encode(self.registry), media_type
 
 

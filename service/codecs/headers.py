@@ -18,7 +18,7 @@ from functools import cached_property
 
 from service.errors import UndecodableImage, WrongDtype
 
-__all__ = ["Header", "read_header"]
+__all__ = ["Header", "TooManyParts", "check_kind", "read_header"]
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"PLTE", b"tRNS", b"IDAT", b"IEND")  # and the first IHDR
@@ -32,6 +32,10 @@ ORIENTATION, SHORT = 0x0112, 3
 JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 EOI, SOS, APP0, APP1, APP14 = 0xD9, 0xDA, 0xE0, 0xE1, 0xEE  # APP14: Adobe's colour transform
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+class TooManyParts(UndecodableImage):
+    """A file has more chunks or segments than its reader was to look at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,7 @@ class Header:
     passes: int = 1
     orientation: int = 1
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width as the picture is looked at."""
         turned = self.orientation >= 5  # by 90 degrees
@@ -67,20 +71,31 @@ def read_header(data: bytes | memoryview, what: str, max_parts: int = MAX_PARTS)
     """The header of image file `data`; `what` names it in errors. Nothing is decoded.
 
     Raises:
-        UndecodableImage: no PNG, JPEG or WebP, cut off before its size, of several frames, or of
-            more than `max_parts` chunks or segments.
+        UndecodableImage: no PNG, JPEG or WebP, cut off before its size or its pixels, or of several
+            frames.
+        TooManyParts: of more than `max_parts` chunks or segments.
         WrongDtype: more than 8 bits a channel, or CMYK.
     """
     data = bytes(data)  # of a view; bytes stay what they are
+    read = {"PNG": _png, "JPEG": _jpeg, "WEBP": _webp}[check_kind(data, what)]
     try:
-        if data[:8] == PNG_MAGIC:
-            return _png(data, what, max_parts)
-        if data[:3] == b"\xff\xd8\xff":
-            return _jpeg(data, what, max_parts)
-        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            return _webp(data, what, max_parts)
-    except (struct.error, IndexError) as error:
-        raise broken(what, str(error)) from None
+        header = read(data, what, max_parts)
+    except (struct.error, IndexError):
+        raise broken(what, "its header is cut off") from None
+    if not header.pixels:
+        raise broken(what, "it has no pixels")
+    return header
+
+
+def check_kind(data: bytes | memoryview, what: str) -> str:
+    """PNG, JPEG or WEBP, by the first bytes of `data`. Raises UndecodableImage."""
+    first = bytes(data[:12])
+    if first.startswith(PNG_MAGIC):
+        return "PNG"
+    if first.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if first[:4] == b"RIFF" and first[8:] == b"WEBP":
+        return "WEBP"
     raise UndecodableImage(
         f"{what} is not a PNG, JPEG or WebP file ({len(data)} bytes): send one of these, or "
         "uint8 arrays as application/x-npy"
@@ -94,7 +109,8 @@ def broken(what: str, why: str) -> UndecodableImage:
 
 def _count(count: int, most: int, what: str, of: str) -> None:
     if count > most:
-        raise UndecodableImage(f"{what} has more than {most} {of}: save it again, without them")
+        kind = UndecodableImage if of == "scans" else TooManyParts
+        raise kind(f"{what} has more than {most} {of}: save it again, without them")
 
 
 def _frames(count: int, what: str) -> None:
@@ -115,21 +131,23 @@ def _png(data: bytes, what: str, max_parts: int) -> Header:
     if depth == 16:
         raise _too_deep(depth, what)
     at, orientation, parts, kind = 33, 1, 0, b""
-    body, has_palette = [data[:at]], False
+    body, kinds = [data[:at]], set[bytes]()
     while at < len(data) and kind != b"IEND" and parts <= max_parts:  # the last may be cut off
         kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
         if kind in PNG_PIXELS:
             part = data[at:end]
             body.append(_scaled(part, depth) if kind == b"tRNS" and colour == 0 else part)
-            has_palette = has_palette or kind == b"PLTE"
+            kinds.add(kind)
         elif kind == b"acTL":
-            _frames(int.from_bytes(data[at + 8 : at + 12], "big"), what)
+            _frames(int.from_bytes(data[at + 8 : min(at + 12, end - 4)], "big"), what)
         elif kind == b"eXIf":
             orientation = _orientation(data[at + 8 : end - 4])
         at, parts = end, parts + 1
     _count(parts, max_parts, what, "chunks")
-    if colour == PNG_PALETTE and not has_palette:
+    if colour == PNG_PALETTE and b"PLTE" not in kinds:
         raise broken(what, "it has no palette")
+    if b"IDAT" not in kinds:
+        raise broken(what, "it ends before its pixels")
     return Header(
         kind="PNG",
         width=width,

@@ -29,8 +29,8 @@ from service.codecs.fitting import (
     resize,
     wrong_colour,
 )
-from service.codecs.headers import Header, broken, read_header
-from service.errors import IafvaeError, PayloadTooLarge, UndecodableImage
+from service.codecs.headers import MAX_PARTS, Header, TooManyParts, broken, check_kind, read_header
+from service.errors import PayloadTooLarge, UndecodableImage
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,7 +49,8 @@ __all__ = [
 ]
 
 Pixels = NDArray[np.uint8]
-MAX_PARTS = 2**9  # chunks or segments of all files of which the work is told: half a millisecond
+# Bytes, and chunks or segments, of all files whose headers are read on an event loop: 1 ms.
+SOON_BYTES, SOON_PARTS = 2**17, 2**9
 MAX_WORK = 2**30  # pixels times passes, about a second: each scan of a JPEG goes over all pixels
 TURNS = (  # names of Pillow's transpositions, by EXIF orientation less 2
     "FLIP_LEFT_RIGHT",
@@ -111,7 +112,7 @@ def fit_files(
 ) -> Fitted:
     """Decode image `files` and bring each to `shape`. An error names the file by place or name.
 
-    headers: what `read_header` says of each, where that is known already.
+    headers: of `decoding_work`, which read them already.
 
     Raises:
         UndecodableImage: not an image, a broken one, or of more than one frame.
@@ -119,36 +120,65 @@ def fit_files(
         WrongShape: another size or colour, where `fit` does not allow a change.
         PayloadTooLarge: too many pixels, or passes over them; known before they are decoded.
     """
-    left = limits.total
+    if not headers:
+        headers = _headers(files, shape, fit, limits, names)
     images = np.empty((len(files), *shape), np.uint8)
     altered = np.zeros(len(files), np.bool_)
     notes: list[str] = []
-    for index, data in enumerate(files):
+    decoded = 0
+    for index, header in enumerate(headers):
         what = names[index] if names else f"image {index}"
-        header = headers[index] if headers else read_header(data, what)
-        _check_work(header, what, min(limits.image, left))
-        left -= header.pixels
         images[index], altered[index], note = _fit_file(header, shape, fit, what)
         notes += [note] if note else []
-    return Fitted(images, altered, tuple(notes), limits.total - left)
+        decoded += header.pixels
+    return Fitted(images, altered, tuple(notes), decoded)
 
 
-def decoding_work(files: Sequence[bytes | memoryview]) -> tuple[float, list[Header]]:
-    """Pixels times passes of image `files`, and their headers.
-
-    Infinite where that is not known soon, or a file is refused.
+def decoding_work(
+    files: Sequence[bytes | memoryview],
+    shape: Shape,
+    fit: Fit,
+    limits: PixelLimits,
+    names: Sequence[str] | None = None,
+) -> tuple[float, list[Header]]:
+    """Pixels times passes of image `files`, and their headers; infinite where that is not known
+    soon. Raises as `fit_files` what can be told before anything is decoded.
     """
-    work, parts = 0, MAX_PARTS
-    headers = []
-    for data in files:
-        try:
-            header = read_header(data, "", parts)
-        except IafvaeError:
-            return math.inf, []
-        headers.append(header)
+    if sum(map(len, files)) > SOON_BYTES:
+        for index, data in enumerate(files):
+            check_kind(data, names[index] if names else f"image {index}")
+        return math.inf, []
+    try:
+        headers = _headers(files, shape, fit, limits, names, SOON_PARTS)
+    except TooManyParts:
+        return math.inf, []
+    work = 0
+    for header in headers:
         work += header.pixels * header.passes
-        parts -= header.parts
     return work, headers
+
+
+def _headers(
+    files: Sequence[bytes | memoryview],
+    shape: Shape,
+    fit: Fit,
+    limits: PixelLimits,
+    names: Sequence[str] | None,
+    parts: float = math.inf,
+) -> list[Header]:
+    """Headers of pictures that may be decoded; parts: chunks or segments of all of them."""
+    headers: list[Header] = []
+    left = limits.total
+    for index, data in enumerate(files):
+        what = names[index] if names else f"image {index}"
+        header = read_header(data, what, int(min(MAX_PARTS, parts)))
+        _check_work(header, what, min(limits.image, left))
+        if header.size != shape[1:]:
+            check_size(header.size, shape, fit, what)
+        headers.append(header)
+        left -= header.pixels
+        parts -= header.parts
+    return headers
 
 
 def decode_base64(text: str, what: str) -> bytes:
@@ -186,8 +216,6 @@ def _check_work(header: Header, what: str, max_pixels: int) -> None:
 def _fit_file(header: Header, shape: Shape, fit: Fit, what: str) -> tuple[Pixels, bool, str | None]:
     """Pixels [C, H, W], whether they were altered, and a note."""
     same_size = header.size == shape[1:]
-    if not same_size:
-        check_size(header.size, shape, fit, what)
     image, note = _decode(header, what, None if same_size else shape)
     image, converted = _in_colour(image, shape, fit, what)
     if not same_size:

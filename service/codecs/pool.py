@@ -37,7 +37,7 @@ from service.errors import IafvaeError
 
 __all__ = ["DecoderPool", "Threads", "Turns"]
 
-QUICK_BYTES, QUICK_WORK = 2**17, 2**20  # of a request's files, 30 ms; all above it is dear
+QUICK_WORK = 2**20  # pixels times passes of a request's files, 30 ms; all above it is dear
 QUICK_JSON = 2**20  # bytes
 FILES_A_JOB = 16  # then another caller has its turn
 MAX_CORES = 8
@@ -92,8 +92,8 @@ class DecoderPool:
         after `close`.
         """
         names = names or [f"image {index}" for index in range(len(files))]
-        is_quick = sum(map(len, files)) <= QUICK_BYTES and decoding_work(files)[0] <= QUICK_WORK
-        turns = self._quick if is_quick else self._dear
+        work, _ = decoding_work(files, shape, fit, limits, names)
+        turns = self._quick if work <= QUICK_WORK else self._dear
         parts: list[Fitted] = []
         left = limits.total
         async with _until(deadline):

@@ -506,7 +506,10 @@ class Model:
             raise WrongDtype(f"images must be uint8, not {images.dtype}")
         if images.shape[1:] != spec.shape or not len(images):
             wanted = ", ".join(map(str, spec.shape))
-            raise WrongShape(f"images must have the shape [n, {wanted}], not {list(images.shape)}")
+            raise WrongShape(
+                f"images must have the shape [n, {wanted}] with n at least 1, not "
+                f"{list(images.shape)}"
+            )
         if spec.levels < 256 and int(images.max()) >= spec.levels:
             raise InvalidInput(f"pixels must be below {spec.levels}")
 

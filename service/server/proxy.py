@@ -82,6 +82,6 @@ def _without(prefix: str, scope: Scope) -> Scope:
     if path.startswith(f"{prefix}/"):
         path, raw = path[len(prefix) :], raw[len(prefix) :]
     scope["path"], scope["raw_path"] = path, raw
-    if path == DOCUMENT:  # FastAPI says there which server is meant
+    if path == DOCUMENT:  # that says which server is meant
         scope["root_path"] = prefix
     return scope

@@ -45,6 +45,7 @@ MAX_JSON_NUMBERS = 2**20  # floats of an answer: each takes twenty bytes of it, 
 INLINE_NUMBERS = 2**12  # more than this is written beside the event loop
 INLINE_PIXELS = 2**18  # more than this is encoded or decoded beside the event loop
 INLINE_FILES, INLINE_WORK = 2**14, 2**14  # bytes, and pixels times passes: a millisecond
+INLINE_COUNT = 2**5  # of files, of which each takes some time, however small
 
 
 async def pictures(
@@ -76,10 +77,11 @@ async def pictures(
             files, names = of_base64(payload), None
         _check_images(len(files), rows_each, settings)
         limits = PixelLimits(image=settings.max_image_pixels, total=settings.max_total_pixels)
-        is_small = sum(map(len, files)) <= INLINE_FILES
-        work, headers = decoding_work(files) if is_small else (math.inf, None)
+        is_small = len(files) <= INLINE_COUNT and sum(map(len, files)) <= INLINE_FILES
+        how = (shape, fit, limits, names)
+        work, headers = decoding_work(files, *how) if is_small else (math.inf, [])
         if work <= INLINE_WORK:
-            fitted = fit_files(files, shape, fit, limits, names, headers)
+            fitted = fit_files(files, *how, headers)
         else:
             fitted = await decoders.decode(files, shape, fit, limits, names=names, **who)
     request.parsed = time.perf_counter()

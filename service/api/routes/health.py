@@ -9,9 +9,12 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from service.api.request.negotiation import negotiate
 from service.api.state import AppState
 
 __all__ = ["probe_router"]
+
+EXPOSITIONS = ("text/plain", "application/openmetrics-text")
 
 
 class Probe(BaseModel):
@@ -56,7 +59,9 @@ def probe_router(shared: AppState) -> APIRouter:
         responses={200: {"content": {"text/plain": {"example": "iafvae_ready 1.0\n"}}}},
     )
     async def exposition(request: Request) -> Response:
-        body, media_type = metrics.exposition(", ".join(request.headers.getlist("accept")))
+        accept = ", ".join(request.headers.getlist("accept"))
+        # Who asks for neither gets text, as from every exporter.
+        body, media_type = metrics.exposition(negotiate(f"{accept}, */*;q=0.001", EXPOSITIONS))
         return Response(body, media_type=media_type)
 
     return router

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -23,8 +25,8 @@ FILE_HEADERS = {
 }
 
 
-def page_routes() -> list[Route | Mount]:
-    """``/``, ``/docs`` and what they load."""
+def page_routes(app: FastAPI) -> list[Route | Mount]:
+    """``/``, ``/docs`` and what they load, and the document that describes `app`."""
     files = _Files(directory=WEB)
 
     async def page(request: Request) -> Response:
@@ -33,7 +35,13 @@ def page_routes() -> list[Route | Mount]:
     async def docs(request: Request) -> Response:
         return await files.get_response("docs.html", request.scope)
 
+    async def openapi(request: Request) -> Response:
+        document = await asyncio.to_thread(app.openapi)  # the first time, a tenth of a second
+        root_path = request.scope.get("root_path", "").rstrip("/")
+        return JSONResponse(document | ({"servers": [{"url": root_path}]} if root_path else {}))
+
     return [
+        Route("/openapi.json", openapi, methods=["GET"], include_in_schema=False),
         Route("/", page, methods=["GET"], include_in_schema=False),
         Route("/docs", docs, methods=["GET"], include_in_schema=False),
         Mount("/web", files),

@@ -174,6 +174,16 @@ def test_only_what_is_small_is_decoded_on_the_event_loop(serve, form, image, pro
     assert client.app.state.shared.decoders.processes == processes
 
 
+def test_many_tiny_files_are_not_decoded_on_the_event_loop(serve):
+    """Each takes a fraction of a millisecond, however few its pixels are."""
+    client, decoders = serve(), []
+    for count in (32, 33):
+        files = [("files", (f"{i}.png", grey_png(4))) for i in range(count)]
+        assert client.post("/v1/score?importance_samples=1", files=files).status_code == 200
+        decoders.append(client.app.state.shared.decoders.processes)
+    assert decoders == [0, 1]
+
+
 def test_the_deadline_holds_while_images_are_decoded(serve, problem, monkeypatch):
     """A process that takes for ever is killed, and the next image has another."""
     client = serve(timeout_seconds=1.0)

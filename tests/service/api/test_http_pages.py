@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from service.api.response.schemas import CalibrationDistances, ModelDescription, ModelsResponse
@@ -50,6 +52,43 @@ def test_metrics(serve, digits):
     assert client.metric("iafvae_ready") == 1
     assert 'iafvae_model_info{bundle="' in page.text
     assert 'model="tiny"' in page.text
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        *[("application/openmetrics-text;version=" + v, "openmetrics") for v in ("x", "9", "²")],
+        ("application/openmetrics-text;version=" + "9" * 1900, "openmetrics"),
+        ("application/openmetrics-text;escaping=dots, */*;q=0.1", "openmetrics"),
+        ("application/openmetrics-text;q=0", "plain"),
+        ("text/plain;version=²", "plain"),
+        ("application/json", "plain"),
+    ],
+)
+def test_metrics_have_the_types_that_there_are(server, accept, media_type):
+    page = server.get("/metrics", headers={"accept": accept.encode("latin-1")})
+    assert page.status_code == 200
+    known = {
+        "plain": "text/plain; version=0.0.4; charset=utf-8",
+        "openmetrics": "application/openmetrics-text; version=1.0.0; charset=utf-8",
+    }
+    assert page.headers["content-type"] == known[media_type]
+    assert "iafvae_ready 1.0" in page.text
+
+
+def test_the_document_of_the_api_is_made_beside_the_event_loop(serve, monkeypatch):
+    """It takes a tenth of a second."""
+    client, threads = serve(), []
+    make = client.app.openapi
+    monkeypatch.setattr(
+        client.app, "openapi", lambda: threads.append(threading.get_ident()) or make()
+    )
+    assert client.get("/openapi.json").json()["openapi"].startswith("3.")
+    assert threads != [client.run(thread())]
+
+
+async def thread():
+    return threading.get_ident()
 
 
 def test_models(server):

@@ -255,6 +255,25 @@ def test_chunks_without_end_are_refused(kind):
         read_header(PNG[:33] + chunk(kind, b"") * (MAX_PARTS + 1) + PNG[33:], "")
 
 
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (PNG[:16] + bytes(4) + PNG[20:], "no pixels"),
+        (PNG[:20], "its header is cut off"),
+        (PNG[:33] + PNG[-12:], "ends before its pixels"),
+        (encoded(Image.fromarray(COLOURS), "WEBP")[:20], "its header is cut off"),
+    ],
+)
+def test_what_is_missing_is_said(data, why):
+    with pytest.raises(UndecodableImage, match=why):
+        read_header(data, "image 0")
+
+
+def test_a_count_of_frames_that_is_cut_off_is_none():
+    data = PNG[:33] + chunk(b"acTL", b"") + PNG[33:]
+    assert read_header(data, "image 0").body == PNG
+
+
 def test_a_second_size_in_a_png_is_not_heard():
     larger = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     data = PNG[:33] + chunk(b"IHDR", larger) + PNG[33:]

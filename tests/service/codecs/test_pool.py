@@ -56,7 +56,7 @@ def dear_png(side=4096) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + rows + chunk(b"IEND", b"")
 
 
-SMALL, MIDDLE, DEAR = png(28, 28), png(200, 300), dear_png()
+SMALL, MIDDLE, LARGE, DEAR = png(28, 28), png(200, 300), png(400, 400), dear_png()
 
 
 @asynccontextmanager
@@ -131,7 +131,7 @@ def test_a_process_is_kept_for_the_next():
 
 def test_errors_are_those_of_plain_decoding_and_keep_the_process():
     cases = [
-        ([MIDDLE], Fit(), LIMITS, WrongShape, "image 0"),
+        ([LARGE], Fit(), LIMITS, WrongShape, "image 0"),
         ([MIDDLE[:20_000]], FIT, LIMITS, UndecodableImage, "complete"),
         (
             [MIDDLE] * 40,
@@ -148,6 +148,26 @@ def test_errors_are_those_of_plain_decoding_and_keep_the_process():
                 with pytest.raises(error, match=words):
                     await pool.decode(files, SHAPE, fit, limits)
                 assert pool.processes == 1
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("files", "fit", "limits", "error", "words"),
+    [
+        ([MIDDLE, b"GIF89a"], FIT, LIMITS, UndecodableImage, "image 1 is not a PNG"),
+        ([b"x" * 2**24], FIT, LIMITS, UndecodableImage, "image 0 is not a PNG"),
+        ([MIDDLE[:33]], FIT, LIMITS, UndecodableImage, "before its pixels"),
+        ([MIDDLE], Fit(), LIMITS, WrongShape, "image 0 has 200x300"),
+        ([DEAR], FIT, PixelLimits(image=2**23), PayloadTooLarge, "image 0 has 4096x4096"),
+    ],
+)
+def test_what_is_told_by_headers_is_refused_without_a_process(files, fit, limits, error, words):
+    async def work():
+        async with opened() as pool:
+            with pytest.raises(error, match=words):
+                await pool.decode(files, SHAPE, fit, limits)
+            assert pool.processes == 0
 
     run(work())
 
