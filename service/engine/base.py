@@ -169,7 +169,9 @@ class EngineBase(ABC):
             raise
         except Exception as error:  # the runtime's exceptions have no common base
             fault = self.fault(operation, error)
-            if not isinstance(fault, BatchTooLarge) or not _shrinks(padding, sizes):
+            rows = max(sizes.values())
+            shrinks = rows > 1 and padding.size(1) < padding.size(rows)
+            if not (shrinks and isinstance(fault, BatchTooLarge)):
                 raise fault from error
             logger.warning("%s: computed in halves", fault)
         # Only here, where the failed try has let go of its memory.
@@ -184,9 +186,3 @@ class EngineBase(ABC):
         if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
             return BatchTooLarge(f"out of memory in {operation}: {error}")
         return EngineFailure(f"{operation} failed: {error}")
-
-
-def _shrinks(padding: Padding, sizes: Mapping[str, int]) -> bool:
-    """Whether fewer rows are computed in a smaller shape."""
-    rows = max(sizes.values())
-    return rows > 1 and padding.size(1) < padding.size(rows)
