@@ -35,6 +35,7 @@ __all__ = ["OperationRoute"]
 
 logger = logging.getLogger("iafvae")
 Headers = list[tuple[bytes, bytes]]
+PARTS = ("parse", "queue", "compute", "encode")  # of a request, one after another
 
 
 def _let_go(error: BaseException | None) -> None:
@@ -46,16 +47,6 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         error.__traceback__ = None
         error = error.__context__
-
-
-def _told(error: BaseException, scope: Scope) -> IafvaeError:
-    """What the caller learns of `error`."""
-    if isinstance(error, IafvaeError):
-        return error
-    if isinstance(error, Exception):
-        return unexpected(error, scope)
-    # Cancelled by the server or registry, which wait no longer.
-    return ShuttingDown("the model has stopped before the answer: send the request again")
 
 
 class OperationRoute(APIRoute):
@@ -98,7 +89,7 @@ class OperationRoute(APIRoute):
             outcome, failed = problem_of(error).type, error
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - all get an answer
             failed = error
-            outcome = await self._refuse(request, _told(error, scope), send)
+            outcome = await self._refuse(request, error, send)
         finally:
             request.release()
             _let_go(failed)
@@ -141,12 +132,7 @@ class OperationRoute(APIRoute):
         queue = min(result.queue_seconds, rest)
         compute = min(result.compute_seconds, rest - queue)
         encode = rest - queue - compute
-        request.parts = (
-            ("parse", parse),
-            ("queue", queue),
-            ("compute", compute),
-            ("encode", encode),
-        )
+        request.parts = tuple(zip(PARTS, (parse, queue, compute, encode), strict=True))
         answer.raw_headers += [
             *self._who(request.model),
             (
@@ -171,7 +157,7 @@ class OperationRoute(APIRoute):
             ]
         return headers
 
-    async def _refuse(self, request: OperationRequest, error: IafvaeError, send: Send) -> str:
+    async def _refuse(self, request: OperationRequest, error: BaseException, send: Send) -> str:
         """Answer with what was wrong; gives the outcome.
 
         Where half an answer has gone out, nothing that is sent now would be understood. An
@@ -179,6 +165,11 @@ class OperationRoute(APIRoute):
         or the last chunk that is missing, tells the client.
         """
         scope = request.scope
+        if not isinstance(error, Exception):
+            # Cancelled by the server or registry, which wait no longer.
+            error = ShuttingDown("the model has stopped before the answer: send the request again")
+        elif not isinstance(error, IafvaeError):
+            error = unexpected(error, scope)
         if request.started:
             logger.warning(
                 "%s: the answer was broken off: %s",

@@ -76,7 +76,9 @@ def load_bundle(path: Path | str) -> Bundle:
     if not path.is_dir():
         raise BundleError(f"{path} is no directory: give the directory that holds {MANIFEST}")
     manifest, digest = read_manifest(path)
-    _check_listing(path, manifest)
+    if extra := sorted(set(_entries(path)) - {MANIFEST, *manifest.files}):
+        what = ", ".join(extra)
+        raise _refuse(path, what, "not listed in the manifest", "remove what is not part")
     for name, record in manifest.files.items():
         _check_file(path, name, record)
     return Bundle(
@@ -143,15 +145,6 @@ def _inside(path: Path, name: str) -> Path:
             path, name, "is a link that leaves the bundle", "copy the file into the bundle"
         )
     return file
-
-
-def _check_listing(path: Path, manifest: Manifest) -> None:
-    listed = {MANIFEST, *manifest.files}
-    found = set(_entries(path))
-    if extra := sorted(found - listed):
-        raise _refuse(
-            path, ", ".join(extra), "not listed in the manifest", "remove what is not part"
-        )
 
 
 def _entries(path: Path) -> Iterator[str]:

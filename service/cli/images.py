@@ -90,7 +90,8 @@ def sample(
     files.check(out)
     given = None if prior_eps is None else inputs.read_latents(prior_eps)
     count = n or (None if given is not None else 64)
-    scale = _temperature(temperature)
+    heats = temperature or [1.0]
+    scale = heats[0] if len(heats) == 1 else heats
     with inputs.open_backend(bundle, url, model, provider) as backend:
         is_plain = given is None and not (resample or keep)
         if is_plain and out.suffix == ".npy" and (count or 0) > inputs.STREAMED:
@@ -120,12 +121,6 @@ def _who(drawn: Computed) -> dict[str, Any]:
     """Who computed, for programs."""
     names = ("model", "version", "bundle", "provider", "seed")
     return {name: getattr(drawn, name) for name in names}
-
-
-def _temperature(given: list[float] | None) -> float | list[float]:
-    if not given:
-        return 1.0
-    return given[0] if len(given) == 1 else given
 
 
 @reported

@@ -192,7 +192,9 @@ def _fit_file(header: Header, shape: Shape, fit: Fit, what: str) -> tuple[Pixels
     image, converted = _in_colour(image, shape, fit, what)
     if not same_size:
         image = resize(image, *shape[1:], fit.how)
-    return _planes(image), converted or not same_size, note
+    array = np.asarray(image)
+    planes = array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+    return planes, converted or not same_size, note
 
 
 def _decode(
@@ -303,8 +305,3 @@ def _in_colour(image: Image.Image, shape: Shape, fit: Fit, what: str) -> tuple[I
     if shape[0] != 1 or not fit.convert:
         raise wrong_colour(what, 3, shape)
     return image.convert("L"), True
-
-
-def _planes(image: Image.Image) -> Pixels:
-    array = np.asarray(image)
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.bundle.graphs import GraphSpec, TensorSpec
 from service.errors import InvalidInput, PayloadTooLarge, WrongDtype, WrongShape
-
-if TYPE_CHECKING:
-    from service.bundle.graphs import GraphSpec, TensorSpec
 
 __all__ = ["Arrays", "check", "halves", "joined", "pad", "trim", "zeros"]
 

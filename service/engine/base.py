@@ -53,18 +53,13 @@ class EngineBase(ABC):
     provider: str
     concurrency: bool = True
 
-    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
+    def __init__(self, bundle: Bundle, options: EngineOptions, default_rows: int) -> None:
         self.bundle, self.options = bundle, options
         self.precision = bundle.manifest.precision
-        self.max_rows = 0
-        self.padding: Padding = Buckets(())
-        self.invariant = False
-
-    def settle(self, default_rows: int) -> None:
-        """Called by an engine when the rest is known; default_rows: its largest batch."""
-        canaries = [len(a) for c in self.bundle.canaries.values() for a in c["in"].values()]
-        self.max_rows = max(self.options.max_rows or default_rows, *canaries)
+        canaries = [len(a) for c in bundle.canaries.values() for a in c["in"].values()]
+        self.max_rows = max(options.max_rows or default_rows, *canaries)
         self.padding = self.paddings()[0]
+        self.invariant = False
 
     @abstractmethod
     def paddings(self) -> Sequence[Padding]:

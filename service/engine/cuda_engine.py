@@ -70,12 +70,12 @@ class CudaEngine(EngineBase):
         **changes: Any,
     ) -> None:
         options = replace(options or EngineOptions(), **changes)
-        super().__init__(bundle, replace(options, max_rows=options.gpu_bucket or options.max_rows))
+        options = replace(options, max_rows=options.gpu_bucket or options.max_rows)
+        super().__init__(bundle, options, GPU_ROWS)
         self.provider = self._memory = memory
         self._files = Sessions(bundle)
         self._owner = _owner()
         self.bound: dict[Key, _Bound] = {}
-        self.settle(GPU_ROWS)
         self.precision += f"; buckets={','.join(map(str, self._sizes()))}"
 
     def paddings(self) -> Sequence[Padding]:

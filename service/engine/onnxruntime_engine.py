@@ -131,11 +131,10 @@ class Engine(EngineBase):
     def __init__(
         self, bundle: Bundle, options: EngineOptions | None = None, **changes: Any
     ) -> None:
-        super().__init__(bundle, replace(options or EngineOptions(), **changes))
+        super().__init__(bundle, replace(options or EngineOptions(), **changes), CPU_ROWS)
         self._sessions = Sessions(bundle)
         self._locks = {name: threading.Lock() for name in bundle.manifest.graphs}
         self.sessions: dict[str, Session] = {}
-        self.settle(CPU_ROWS)
 
     def paddings(self) -> Sequence[Padding]:
         """Blocks of rows from the manifest's up."""

@@ -71,8 +71,6 @@ class ModelManager:
         metrics.models.labels("retiring").set_function(lambda: registry.retiring)
         metrics.models.labels("failed").set_function(lambda: len(registry.failed))
 
-    # ------------------------------------------------------------------ before anything is served
-
     def load_all(self) -> None:
         """Load every bundle; blocks, and only for a registry that is not started.
 
@@ -131,8 +129,6 @@ class ModelManager:
                 f"IAFVAE_DEFAULT_MODEL={wanted!r} is not among the loaded models ({loaded}): "
                 "name one of them, with or without its version"
             ) from None
-
-    # ------------------------------------------------------------------ while requests are served
 
     async def load(self, directory: str, *, again: bool = False) -> Change:
         """Load the bundle in `directory`, in the place of what was loaded from there.
@@ -263,8 +259,6 @@ class ModelManager:
                 f"{registry.retiring} models that were replaced still answer requests: try again "
                 "when these have ended"
             )
-
-    # ------------------------------------------------------------------ what is said about it
 
     def _settle(self, directory: str, looks: Fingerprint | None) -> None:
         self.attempted[directory] = looks

@@ -7,11 +7,13 @@ requests pay for one call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.bundle import Manifest
+from service.bundle.graphs import GraphSpec
 from service.engine.arrays import Arrays
 from service.noise import Normal, Purpose, image_keys, uniform
 from service.scheduler.work import (
@@ -22,10 +24,6 @@ from service.scheduler.work import (
     ScoreWork,
     image_noise,
 )
-
-if TYPE_CHECKING:
-    from service.bundle import Manifest
-    from service.bundle.graphs import GraphSpec
 
 __all__ = ["Batcher", "batchers"]
 

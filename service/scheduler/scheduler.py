@@ -20,8 +20,9 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from service.engine.base import EngineBase
 from service.errors import (
     DeadlineExceeded,
     DeviceFault,
@@ -34,9 +35,6 @@ from service.scheduler.batching import Batcher
 from service.scheduler.queue import FairQueue
 from service.scheduler.work import Job, Work
 from service.scheduler.workers import Batch, Runner, WorkerPool, as_error
-
-if TYPE_CHECKING:
-    from service.engine.base import EngineBase
 
 __all__ = ["CostModel", "Scheduler", "SchedulerObserver"]
 
@@ -71,8 +69,13 @@ class SchedulerObserver(Protocol):
         """A batch failed and was run `runs` times more, in halves."""
 
 
-class _Nobody(SchedulerObserver):
+class _Nobody:
     """Counts nothing."""
+
+    def taken(self, *_: object) -> None: ...
+    def batch(self, *_: object) -> None: ...
+    def dropped(self, *_: object) -> None: ...
+    def retried(self, *_: object) -> None: ...
 
 
 class CostModel:

@@ -73,7 +73,8 @@ async def _computed(request: OperationRequest, infer: InferModel, body: bytes) -
     )
     request.parsed = time.perf_counter()
     request.keep_to(_sooner(request.deadline, asked))
-    written = _json_numbers(asked, infer)
+    listed = [info.shape[1:] for info, binary in asked.outputs if not binary]
+    written = len(asked.inputs[infer.inputs[0].name]) * sum(map(math.prod, listed))
     check_json_numbers(written, 'outputs with "binary_data": true')
     response = await infer.run(request, request.model, asked)
     encode = partial(encode_response, response, asked, model=infer.name, version=infer.version)
@@ -81,13 +82,6 @@ async def _computed(request: OperationRequest, infer: InferModel, body: bytes) -
     small = written <= INLINE_NUMBERS and numbers <= INLINE_PIXELS
     content, length = encode() if small else await request.beside(encode)
     return await _encoded(content, length, response.result, request)
-
-
-def _json_numbers(request: InferRequest, infer: InferModel) -> int:
-    """How many numbers the answer will have as JSON."""
-    rows = len(request.inputs[infer.inputs[0].name])
-    listed = [info.shape[1:] for info, binary in request.outputs if not binary]
-    return rows * sum(map(math.prod, listed))
 
 
 async def _encoded(
