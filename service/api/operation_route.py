@@ -110,9 +110,7 @@ class OperationRoute(APIRoute):
             max_items=settings.max_images,
             optional=self.optional,
             large_json=partial(
-                self._shared.decoders.parse_json,
-                deadline=request.deadline,
-                caller=request.holder,
+                self._shared.decoders.parse_json, deadline=request.deadline, caller=request.holder
             ),
         )
         request.parsed = time.perf_counter()

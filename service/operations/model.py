@@ -220,11 +220,7 @@ class Model:
         return await self.draw(self.sampling(n, **options), caller=caller, deadline=deadline)
 
     async def sample_each(
-        self,
-        seeds: Sequence[int],
-        *,
-        temperature: NDArray[Any],
-        **asked: Unpack[Asked],
+        self, seeds: Sequence[int], *, temperature: NDArray[Any], **asked: Unpack[Asked]
     ) -> Rendered:
         """The first image of each seed; temperature: ``[n, G]``. Means, their pixels, and draws."""
         checks.count("the number of seeds", len(seeds))
@@ -253,22 +249,14 @@ class Model:
         return _images(job, {"output": output, "seed": seed})
 
     async def decode_each(
-        self,
-        latents: NDArray[Any],
-        *,
-        seed: int = 0,
-        **asked: Unpack[Asked],
+        self, latents: NDArray[Any], *, seed: int = 0, **asked: Unpack[Asked]
     ) -> Rendered:
         """Means, their pixels, and draws of `latents` float32 ``[n, D]``."""
         work = self._decoding(latents, "both", seed)
         return _rendered(await self.scheduler.submit(work, **asked))
 
     async def encode(
-        self,
-        images: U8,
-        *,
-        seed: int | None = None,
-        **asked: Unpack[Asked],
+        self, images: U8, *, seed: int | None = None, **asked: Unpack[Asked]
     ) -> Latents:
         """Latents of `images` uint8 ``[n, C, H, W]``: drawn with `seed`, or at eps = 0."""
         job = await self._encode(images, seed, **asked)
@@ -354,12 +342,7 @@ class Model:
         )
 
     async def anomaly_map(
-        self,
-        images: U8,
-        *,
-        seed: int | None = None,
-        boxes: int = 3,
-        **asked: Unpack[Asked],
+        self, images: U8, *, seed: int | None = None, boxes: int = 3, **asked: Unpack[Asked]
     ) -> AnomalyMaps:
         """Where `images` uint8 ``[n, C, H, W]`` are unlike what the model expects of each.
 

@@ -331,10 +331,7 @@ def _who(model: LoadedModel) -> dict[str, str]:
 
 
 def _change(
-    change: Kind,
-    model: LoadedModel,
-    gone: Sequence[LoadedModel] = (),
-    began: float | None = None,
+    change: Kind, model: LoadedModel, gone: Sequence[LoadedModel] = (), began: float | None = None
 ) -> Change:
     return Change(
         change=change,

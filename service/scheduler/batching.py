@@ -16,14 +16,7 @@ from service.bundle import Manifest
 from service.bundle.graphs import GraphSpec
 from service.engine.arrays import Arrays
 from service.noise import Normal, Purpose, image_keys, uniform
-from service.scheduler.work import (
-    DecodeWork,
-    EncodeWork,
-    Keys,
-    SampleWork,
-    ScoreWork,
-    image_noise,
-)
+from service.scheduler.work import DecodeWork, EncodeWork, Keys, SampleWork, ScoreWork, image_noise
 
 __all__ = ["Batcher", "batchers"]
 

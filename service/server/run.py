@@ -62,9 +62,7 @@ class _DrainingServer(uvicorn.Server):
 
         def connection() -> asyncio.Protocol:
             return self.config.http_protocol_class(  # type: ignore[call-arg]
-                config=self.config,
-                server_state=self.server_state,
-                app_state=self.lifespan.state,
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
             )
 
         self.servers.extend(Acceptor(each, connection) for each in sockets or [])  # type: ignore[misc]

@@ -160,11 +160,7 @@ class Reference:
 
     @classmethod
     def of(
-        cls,
-        arrays: Arrays,
-        names: Sequence[str],
-        samples: Sequence[int],
-        size: tuple[int, int],
+        cls, arrays: Arrays, names: Sequence[str], samples: Sequence[int], size: tuple[int, int]
     ) -> Reference:
         """As `arrays` gave it, for images of `size` (H, W). Raises ValueError where `arrays` holds
         anything else."""
@@ -257,18 +253,11 @@ def map_notes(groups: int) -> tuple[str, ...]:
 
 
 def measured_of(
-    log_likelihood: Mapping[int, F64],
-    evidence: Arrays,
-    images: NDArray[np.uint8],
-    *,
-    binary: bool,
+    log_likelihood: Mapping[int, F64], evidence: Arrays, images: NDArray[np.uint8], *, binary: bool
 ) -> Measured:
     """The record of log-likelihoods and of the graph `evidence`'s outputs for `images`."""
     return Measured(
-        log_likelihood,
-        evidence["statistics"],
-        evidence["residual"],
-        None if binary else images,
+        log_likelihood, evidence["statistics"], evidence["residual"], None if binary else images
     )
 
 

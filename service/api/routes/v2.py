@@ -120,10 +120,7 @@ def _documented(name: str) -> dict[str, Any]:
         },
         "openapi_extra": {
             "parameters": [timeout_parameter(), length],
-            "requestBody": {
-                "required": True,
-                "content": {JSON: document, BINARY: BINARY_CONTENT},
-            },
+            "requestBody": {"required": True, "content": {JSON: document, BINARY: BINARY_CONTENT}},
         },
     }
 

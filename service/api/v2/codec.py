@@ -12,14 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from service.api.v2.tensors import (
-    TensorInfo,
-    from_binary,
-    from_json,
-    shown,
-    to_binary,
-    to_json,
-)
+from service.api.v2.tensors import TensorInfo, from_binary, from_json, shown, to_binary, to_json
 from service.codecs.json_body import check_values, loads_once
 from service.codecs.json_numbers import ENCODER
 from service.errors import InvalidInput, MalformedBody

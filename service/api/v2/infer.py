@@ -12,17 +12,8 @@ from starlette.types import Send
 
 from service.api.operation_route import OperationRoute
 from service.api.request.compression import accepted_encoding, compress
-from service.api.request.inputs import (
-    INLINE_NUMBERS,
-    INLINE_PIXELS,
-    check_json_numbers,
-)
-from service.api.request.limits import (
-    INLINE_BYTES,
-    OperationRequest,
-    timeout_of,
-    while_connected,
-)
+from service.api.request.inputs import INLINE_NUMBERS, INLINE_PIXELS, check_json_numbers
+from service.api.request.limits import INLINE_BYTES, OperationRequest, timeout_of, while_connected
 from service.api.response.rendering import Answer
 from service.api.state import AppState
 from service.api.v2.codec import InferRequest, encode_response, parse_request

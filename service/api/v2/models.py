@@ -126,9 +126,7 @@ async def _sample(request: OperationRequest, model: Model, infer: InferRequest) 
     if len(heats) != len(seeds):
         raise InvalidInput(f"temperature has {len(heats)} numbers for {len(seeds)} seeds")
     drawn = await model.sample_each(
-        seeds.tolist(),
-        temperature=np.repeat(heats[:, None], groups, axis=1),
-        **request.asked,
+        seeds.tolist(), temperature=np.repeat(heats[:, None], groups, axis=1), **request.asked
     )
     outputs: dict[str, NDArray[Any]]
     outputs = {"image": drawn.images, "draw": drawn.draw, "mean": drawn.mean}
