@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle.graphs import TensorSpec
-from service.bundle.manifest import FileRecord, Manifest, manifest_from_json
+from service.bundle.manifest import Manifest, manifest_from_json
 from service.verdicts.reference import Reference
 from service.verdicts.statistics import host_names
 
@@ -80,7 +80,11 @@ def load_bundle(path: Path | str) -> Bundle:
         what = ", ".join(extra)
         raise _refuse(path, what, "not listed in the manifest", "remove what is not part")
     for name, record in manifest.files.items():
-        _check_file(path, name, record)
+        file = _inside(path, name)
+        if (size := file.stat().st_size) != record.bytes:
+            raise _refuse(path, name, f"has {size} bytes, the manifest says {record.bytes}")
+        if file_digest(file) != record.sha256:
+            raise _refuse(path, name, "does not have the SHA-256 that the manifest says")
     return Bundle(
         path=path,
         manifest=manifest,
@@ -157,14 +161,6 @@ def _entries(path: Path) -> Iterator[str]:
             yield entry.name
 
 
-def _check_file(path: Path, name: str, record: FileRecord) -> None:
-    file = _inside(path, name)
-    if (size := file.stat().st_size) != record.bytes:
-        raise _refuse(path, name, f"has {size} bytes, the manifest says {record.bytes}")
-    if file_digest(file) != record.sha256:
-        raise _refuse(path, name, "does not have the SHA-256 that the manifest says")
-
-
 def _read_arrays(path: Path, name: str) -> Arrays:
     """Every array of an npz file, without pickle and without unpacking more than is sane."""
     file = _inside(path, name)
@@ -191,12 +187,9 @@ def _read_calibration(path: Path, manifest: Manifest) -> Reference | None:
         found = Reference.of(arrays, names, samples, manifest.image.shape[1:])
     except ValueError as error:
         raise _refuse(path, spec.file, str(error)) from None
-    for name, have, said in (
-        ("usual", found.usual, spec.images),
-        ("fit", found.fit, spec.fit_images),
-    ):
-        if len(have) != said:
-            raise _refuse(path, spec.file, f"{name} has {len(have)} images, not {said}")
+    for name, said in (("usual", spec.images), ("fit", spec.fit_images)):
+        if (have := len(getattr(found, name))) != said:
+            raise _refuse(path, spec.file, f"{name} has {have} images, not {said}")
     return found
 
 

@@ -34,7 +34,7 @@ EOI, SOS, APP0, APP1, APP14 = 0xD9, 0xDA, 0xE0, 0xE1, 0xEE  # APP14: Adobe's col
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Header:
     """The file's own size is `width` x `height`; `orientation` (EXIF, 1 to 8) turns it.
 
@@ -130,15 +130,9 @@ def _png(data: bytes, what: str, max_parts: int) -> Header:
     _count(parts, max_parts, what, "chunks")
     if colour == PNG_PALETTE and not has_palette:
         raise broken(what, "it has no palette")
-    return Header(
-        kind="PNG",
-        width=width,
-        height=height,
-        channels=1 if colour in PNG_GREY else 3,
-        body=b"".join(body),
-        parts=parts,
-        orientation=orientation,
-    )
+    channels = 1 if colour in PNG_GREY else 3
+    whole = b"".join(body)
+    return Header("PNG", width, height, channels, whole, parts, orientation=orientation)
 
 
 def _scaled(chunk: bytes, depth: int) -> bytes:
@@ -179,16 +173,8 @@ def _jpeg(data: bytes, what: str, max_parts: int) -> Header:
     if channels == 4:
         raise WrongDtype(f"{what} has colour space CMYK: save it as RGB or grey")
     body.append(data[first_scan : end if code == EOI else None])
-    return Header(
-        kind="JPEG",
-        width=width,
-        height=height,
-        channels=1 if channels == 1 else 3,
-        body=b"".join(body),
-        parts=parts,
-        passes=scans,
-        orientation=orientation,
-    )
+    channels = 1 if channels == 1 else 3
+    return Header("JPEG", width, height, channels, b"".join(body), parts, scans, orientation)
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -227,15 +213,7 @@ def _webp(data: bytes, what: str, max_parts: int) -> Header:
     _frames(frames, what)
     if not width:
         raise broken(what, "it has no picture")
-    return Header(
-        kind="WEBP",
-        width=width,
-        height=height,
-        channels=3,
-        body=data,
-        parts=parts,
-        orientation=orientation,
-    )
+    return Header("WEBP", width, height, 3, data, parts, orientation=orientation)
 
 
 def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

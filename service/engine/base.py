@@ -77,14 +77,42 @@ class EngineBase(ABC):
     def close(self) -> None:
         """Free what is held for the bundle; for when nothing runs any more."""
 
-    def run(self, operation: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+    def run(
+        self, operation: str, arrays: Mapping[str, NDArray[Any]], padding: Padding | None = None
+    ) -> Arrays:
         """Outputs of `operation` by name; inputs as the bundle's manifest states them.
+
+        padding: another than that in use.
 
         Thread-safe. A batch that memory does not hold is computed in halves. Raises WrongShape,
         WrongDtype, InvalidInput or PayloadTooLarge for inputs that do not fit the graph,
         EngineFailure where the run fails and DeviceFault where the device does.
         """
-        return self._run(operation, arrays, self.padding)
+        padding = padding or self.padding
+        graph = self.bundle.manifest.graphs[operation]
+        sizes = check(graph, arrays, self.max_rows)
+        shape = padding.shape(sizes)
+        try:
+            if shape == sizes:
+                found = self.compute(operation, dict(arrays), shape)
+                return dict(zip(graph.output_names, found, strict=True))
+            found = self.compute(operation, pad(graph, arrays, shape), shape)
+            return trim(graph, found, sizes)
+        except (IafvaeError, BundleError):
+            raise
+        except Exception as error:  # the runtime's exceptions have no common base
+            fault = self.fault(operation, error)
+            rows = max(sizes.values())
+            shrinks = rows > 1 and padding.size(1) < padding.size(rows)
+            if not (shrinks and isinstance(fault, BatchTooLarge)):
+                raise fault from error
+            logger.warning("%s: computed in halves", fault)
+        # Only here, where the failed try has let go of its memory.
+        parts = [
+            (places, self.run(operation, half, padding))
+            for places, half in halves(graph, arrays, sizes)
+        ]
+        return joined(graph, sizes, parts)
 
     def padded_rows(self, rows: int) -> int:
         """How many rows are computed for nothing in a batch of `rows`."""
@@ -99,8 +127,14 @@ class EngineBase(ABC):
         with ThreadPoolExecutor(available_cores() if self.concurrency else 1) as pool:
             list(pool.map(lambda name: self._check_canary(name, {}), self.bundle.canaries))
             self.padding, self.invariant = self.choose_padding(pool.map)
-        if isinstance(self.padding, Buckets):
-            self._warm_buckets(self.padding)
+        if not isinstance(self.padding, Buckets):
+            return
+        # Every shape that will be met, the largest first: its memory then holds all others. Each
+        # has plans of its own, and gives the known answer too.
+        for operation, graph in self.bundle.manifest.graphs.items():
+            for sizes in self.padding.shapes({str(tensor.shape[0]) for tensor in graph.inputs}):
+                self.run(operation, zeros(graph, sizes))
+                self._check_canary(operation, sizes)
 
     def _check_canary(self, operation: str, shape: Mapping[str, int]) -> None:
         """The known answer, in a batch of so many rows or of no more than its own."""
@@ -132,7 +166,7 @@ class EngineBase(ABC):
         graphs = self.bundle.manifest.graphs
         candidates = self.paddings()
         for padding in candidates:
-            run = partial(self._run, padding=padding)
+            run = partial(self.run, padding=padding)
             if invariant(graphs, run, self.max_rows, each):
                 return padding, True
         logger.warning(
@@ -141,40 +175,6 @@ class EngineBase(ABC):
             self.bundle.manifest.name,
         )
         return candidates[-1], False
-
-    def _warm_buckets(self, buckets: Buckets) -> None:
-        """Every shape that will be met, the largest first: its memory then holds all others. Each
-        has plans of its own, and gives the known answer too."""
-        for operation, graph in self.bundle.manifest.graphs.items():
-            for sizes in buckets.shapes({str(tensor.shape[0]) for tensor in graph.inputs}):
-                self._run(operation, zeros(graph, sizes), buckets)
-                self._check_canary(operation, sizes)
-
-    def _run(self, operation: str, arrays: Mapping[str, NDArray[Any]], padding: Padding) -> Arrays:
-        graph = self.bundle.manifest.graphs[operation]
-        sizes = check(graph, arrays, self.max_rows)
-        shape = padding.shape(sizes)
-        try:
-            if shape == sizes:
-                found = self.compute(operation, dict(arrays), shape)
-                return dict(zip(graph.output_names, found, strict=True))
-            found = self.compute(operation, pad(graph, arrays, shape), shape)
-            return trim(graph, found, sizes)
-        except (IafvaeError, BundleError):
-            raise
-        except Exception as error:  # the runtime's exceptions have no common base
-            fault = self.fault(operation, error)
-            rows = max(sizes.values())
-            shrinks = rows > 1 and padding.size(1) < padding.size(rows)
-            if not (shrinks and isinstance(fault, BatchTooLarge)):
-                raise fault from error
-            logger.warning("%s: computed in halves", fault)
-        # Only here, where the failed try has let go of its memory.
-        parts = [
-            (places, self._run(operation, half, padding))
-            for places, half in halves(graph, arrays, sizes)
-        ]
-        return joined(graph, sizes, parts)
 
     def fault(self, operation: str, error: Exception) -> IafvaeError:
         """What a failure of a run was: a batch that was too large, or rows that cannot be."""

@@ -334,7 +334,8 @@ class BoundedHttp(HttpToolsProtocol):
         while True:
             if self.parser.get_method() == b"CONNECT":
                 raise httptools.HttpParserError("CONNECT is not served")
-            head = [b"%b %b HTTP/%b\r\n" % self._request_line()]
+            version = self.parser.get_http_version().encode("ascii")
+            head = [b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)]
             head += [b"%b: %b\r\n" % h for h in self.headers if h[0] != b"upgrade"]
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -346,10 +347,6 @@ class BoundedHttp(HttpToolsProtocol):
                 end = offer.args[0]
             else:
                 return
-
-    def _request_line(self) -> tuple[bytes, bytes, bytes]:
-        version = self.parser.get_http_version().encode("ascii")
-        return self.parser.get_method(), self.url, version
 
     def _read_on(self) -> None:
         """Read behind a request that is being answered, so that a hang-up is noticed; a little."""
@@ -393,21 +390,17 @@ class BoundedHttp(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        elif self.cycle.more_body:
-            self._drain()
+        elif self.cycle.more_body:  # an early answer: the rest is read, unless it may never come
+            self._drained = 0
+            if self.expect_100_continue:
+                self.transport.close()
+            else:
+                self._deadline = self.loop.time() + DRAIN_SECONDS
         elif not self._reading_head:
             self._idle()
 
     def _idle(self) -> None:
         self._deadline = self.loop.time() + self.timeout_keep_alive
-
-    def _drain(self) -> None:
-        """An early answer: read the rest of the request, unless it may never come."""
-        self._drained = 0
-        if self.expect_100_continue:
-            self.transport.close()
-        else:
-            self._deadline = self.loop.time() + DRAIN_SECONDS
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be framed if it is its turn; nothing after it is read."""
