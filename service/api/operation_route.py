@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -102,16 +101,7 @@ class OperationRoute(APIRoute):
         request.keep_to(time.monotonic() + timeout_of(headers, settings.timeout_seconds))
         data = await request.read()
         options, request.payload = await parse_body(
-            self.options,
-            headers,
-            request.scope["query_string"],
-            data,
-            payload=self.payload,
-            max_items=settings.max_images,
-            optional=self.optional,
-            large_json=partial(
-                self._shared.decoders.parse_json, deadline=request.deadline, caller=request.holder
-            ),
+            request, self.options, data, payload=self.payload, optional=self.optional
         )
         request.parsed = time.perf_counter()
         with self._shared.registry.find(options.model, options.version) as request.model:
@@ -147,11 +137,9 @@ class OperationRoute(APIRoute):
         """Headers that say who answers, made once."""
         headers = self._headers.get(model)
         if headers is None:
-            named = ("model", model.name), ("version", model.version), ("bundle", model.bundle.hash)
-            computed = ("provider", model.provider), ("precision", model.precision)
             headers = self._headers[model] = [
                 (f"x-iafvae-{name}".encode("ascii"), value.encode("latin-1"))
-                for name, value in (*named, *computed)
+                for name, value in model.who.items()
             ]
         return headers
 
@@ -189,28 +177,19 @@ class OperationRoute(APIRoute):
     ) -> None:
         metrics, operation = self._shared.metrics, request.operation
         model = request.model.name if hasattr(request, "model") else ""
-        queue = compute = None
+        times: dict[str, float] = {}
         if answer is not None:
-            queue, compute = answer.result.queue_seconds, answer.result.compute_seconds
+            times["queue_seconds"] = answer.result.queue_seconds
+            times["compute_seconds"] = answer.result.compute_seconds
             if answer.non_finite:
                 metrics.non_finite(operation, model, answer.non_finite)
         tracer = self._shared.tracer
         trace = None if tracer is None else _traced(tracer, request, model, outcome, seconds)
-        metrics.request(
-            operation,
-            model,
-            outcome,
-            seconds=seconds,
-            queue_seconds=queue,
-            compute_seconds=compute,
-            trace=trace,
-        )
+        metrics.request(operation, model, outcome, seconds=seconds, trace=trace, **times)
         log = request.scope["state"].get("log")
         if log is not None:
             log |= {"operation": operation, "model": model, "outcome": outcome}
-            if answer is not None:
-                log["queue_seconds"] = round(answer.result.queue_seconds, 6)
-                log["compute_seconds"] = round(answer.result.compute_seconds, 6)
+            log |= {name: round(value, 6) for name, value in times.items()}
 
 
 def _traced(

@@ -33,6 +33,7 @@ from pyarrow import fs
 
 from service.bundle import BundleError, load_bundle
 from service.cli.help import PLAIN, plain_help
+from service.client.results import NUMBERS
 from service.codecs.images import Fit, PixelLimits, fit_files
 from service.errors import IafvaeError, InvalidInput
 from service.operations.model import Model
@@ -40,10 +41,7 @@ from service.operations.model import Model
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 CALL_IMAGES = 256  # of one call of the model: bounds the memory of a worker
 JOB = "_job.json"
-COLUMNS = (
-    *("log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats"),
-    *("effective_sample_size", "p_value", "anomalous", "status"),
-)
+COLUMNS = (*NUMBERS, "anomalous", "status")
 U8 = NDArray[np.uint8]
 Operation = Literal["score", "encode", "map"]
 

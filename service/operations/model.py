@@ -85,6 +85,9 @@ class Model:
         self.manifest = bundle.manifest
         self.name, self.version = bundle.manifest.name, bundle.manifest.version
         self.provider, self.precision = engine.provider, engine.precision
+        # Who computes, as headers and metrics say it.
+        self.who = {"model": self.name, "version": self.version, "bundle": bundle.hash}
+        self.who |= {"provider": self.provider, "precision": self.precision}
         reference = bundle.reference
         self.drift = None if reference is None else Drift(reference.images)
         spec = bundle.manifest.calibration

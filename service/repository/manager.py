@@ -282,9 +282,9 @@ class ModelManager:
         self, change: str, new: LoadedModel | None = None, gone: Iterable[LoadedModel] = ()
     ) -> None:
         for model in gone:
-            self._metrics.model_gone(**_who(model))
+            self._metrics.model_gone(**model.runtime.who)
         if new is not None:
-            self._metrics.model_info(**_who(new))
+            self._metrics.model_info(**new.runtime.who)
         subject = new or next(iter(gone))
         self._metrics.changes.labels(subject.name, change).inc()
         runtime = subject.runtime
@@ -317,17 +317,6 @@ def _look(ended: asyncio.Future[Any]) -> None:
     """Mark the error of `ended` as seen: where the caller has gone, asyncio would log it."""
     if not ended.cancelled():
         ended.exception()
-
-
-def _who(model: LoadedModel) -> dict[str, str]:
-    runtime = model.runtime
-    return {
-        "model": model.name,
-        "version": model.version,
-        "bundle": runtime.bundle.hash,
-        "provider": runtime.provider,
-        "precision": runtime.precision,
-    }
 
 
 def _change(

@@ -50,7 +50,7 @@ class LoadedModel:
     @property
     def version(self) -> str:
         """As its manifest says."""
-        return self.runtime.bundle.manifest.version
+        return self.runtime.version
 
     @property
     def reference(self) -> str:

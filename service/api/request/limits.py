@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -27,7 +27,6 @@ from service.api.request.compression import (
     content_encoding,
     decompress,
 )
-from service.api.request.parsing import Payload
 from service.api.security.admission import caller_of
 from service.api.state import AppState
 from service.errors import (
@@ -74,7 +73,7 @@ class OperationRequest(Request):
         super().__init__(scope, receive)
         self.shared, self.settings, self.operation = shared, shared.settings, operation
         self.caller, self.holder = caller_of(scope)
-        self.payload: Payload = None
+        self.payload: Any = None
         self.media_type, self.started = "", False
         self.began = self.parsed = time.perf_counter()
         self.parts: tuple[tuple[str, float], ...] = ()
