@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
-from service.api.request.limits import INLINE_BYTES, OperationRequest, timeout_of, while_connected
+from service.api.request.limits import INLINE_BYTES, OperationRequest, while_connected
 from service.api.request.negotiation import negotiate
 from service.api.request.parsing import parse_body
 from service.api.request.schemas import Options
@@ -96,9 +96,9 @@ class OperationRoute(APIRoute):
 
     async def answer(self, request: OperationRequest, send: Send) -> Answer:
         """Negotiate, read, parse, find the model, run the operation, send; raises IafvaeError."""
-        headers, settings = request.headers, request.settings
-        request.media_type = negotiate(", ".join(headers.getlist("accept")), self.offers)
-        request.keep_to(time.monotonic() + timeout_of(headers, settings.timeout_seconds))
+        accept = ", ".join(request.headers.getlist("accept"))
+        request.media_type = negotiate(accept, self.offers)
+        request.set_deadline()
         data = await request.read()
         options, request.payload = await parse_body(
             request, self.options, data, payload=self.payload, optional=self.optional

@@ -13,7 +13,7 @@ from starlette.types import Send
 from service.api.operation_route import OperationRoute
 from service.api.request.compression import accepted_encoding, compress
 from service.api.request.inputs import INLINE_NUMBERS, INLINE_PIXELS, check_json_numbers
-from service.api.request.limits import INLINE_BYTES, OperationRequest, timeout_of, while_connected
+from service.api.request.limits import INLINE_BYTES, OperationRequest, while_connected
 from service.api.response.rendering import Answer
 from service.api.state import AppState
 from service.api.v2.codec import InferRequest, encode_response, parse_request
@@ -43,11 +43,11 @@ class InferRoute(OperationRoute):
 
     async def answer(self, request: OperationRequest, send: Send) -> Answer:
         """Find the model, read, compute, send."""
-        headers, settings, named = request.headers, request.settings, request.path_params
+        named = request.path_params
         loaded, infer = self._models.find(named["model"], named.get("version"))
         request.operation = infer.operation
         with loaded as request.model:
-            request.keep_to(time.monotonic() + timeout_of(headers, settings.timeout_seconds))
+            request.set_deadline()
             body = await request.read()
             async with while_connected(request.receive):
                 return await self.send(await _computed(request, infer, body), request, send)
