@@ -29,6 +29,7 @@ __all__ = [
     "SeedOption",
     "Url",
     "made",
+    "option",
     "path",
     "reported",
     "to_file",
@@ -44,9 +45,14 @@ def path(text: str | Path) -> Path:
     return Path(text)
 
 
-def to_file(text: str) -> Any:
+def option(default: Any, text: str, *names: str, **how: Any) -> Any:
+    """An option: its default, what it is, its names."""
+    return typer.Option(default, *names, help=text, **how)
+
+
+def to_file(default: Any, text: str) -> Any:
     """The option ``--out`` of a command that writes what `text` says."""
-    return typer.Option("-o", "--out", parser=path, help=text)
+    return option(default, text, "-o", "--out", parser=path)
 
 
 Paths = Annotated[
