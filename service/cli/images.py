@@ -150,15 +150,8 @@ def score(
         raise typer.BadParameter("--json and --csv exclude each other")
     with inputs.open_backend(bundle, url, model, provider) as backend:
         fit = inputs.Fit(resize=resize, convert=convert)
-        rows = inputs.score_files(
-            backend,
-            paths,
-            fit,
-            importance_samples=importance_samples,
-            seed=seed,
-            alpha=alpha,
-            fdr=fdr,
-        )
+        how = {"importance_samples": importance_samples, "seed": seed, "alpha": alpha, "fdr": fdr}
+        rows = inputs.score_files(backend, paths, fit, **how)
     reports.print_scores(rows, "json" if as_json else "csv" if as_csv else "table")
     if any("error" in row for row in rows):
         raise typer.Exit(1)

@@ -159,15 +159,8 @@ def _judged(
     options: ReportOptions,
 ) -> Iterator[Row]:
     shape = ImageSpec(**manifest["image"]).shape
-    for part in scored(
-        backend,
-        files,
-        options.fit,
-        importance_samples=options.importance_samples,
-        seed=options.seed,
-        alpha=options.alpha,
-        chunk=CHUNK,
-    ):
+    how = {name: getattr(options, name) for name in ("importance_samples", "seed", "alpha")}
+    for part in scored(backend, files, options.fit, chunk=CHUNK, **how):
         mapped = manifest["calibration"] is not None
         evidence = _evidence(backend, part, options.seed, mapped=mapped)
         for row in part.rows:

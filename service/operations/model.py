@@ -312,6 +312,7 @@ class Model:
         spec = self.manifest.calibration if judged is not None else None
         n = None if spec is None else spec.images
         p_value = np.full(len(images), np.nan) if judged is None else judged.p_value
+        certified = certified_alpha(level, n) if n and spec and spec.folds == 1 else None
         strangers = None if spec is None or spec.fitted else altered
         known = p_value if strangers is None else np.where(strangers, np.nan, p_value)
         anomalous, status = decide(p_value, found.finite, strangers, level, n)
@@ -333,9 +334,7 @@ class Model:
                 "importance_samples": k,
                 "seed": work.seed,
                 "alpha": level,
-                "certified_alpha": certified_alpha(level, n)
-                if n and spec and spec.folds == 1
-                else None,
+                "certified_alpha": certified,
                 "fdr": fdr,
                 "calibration": self._calibration if judged is not None else None,
             },

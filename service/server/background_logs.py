@@ -21,7 +21,10 @@ FLUSH_SECONDS = 1.0  # at the end
 @contextmanager
 def background_logs(max_lines: int = MAX_LINES) -> Iterator[None]:
     """Have a thread write what the loggers' handler would write to standard error."""
-    fd = _descriptor()
+    try:
+        fd = sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        fd = None
     handlers = logging.getLogger(LOGGERS[0]).handlers
     if fd is None or not handlers:
         yield
@@ -84,13 +87,6 @@ class _Writer(logging.Handler):
                 line = line[os.write(self._fd, line) :]
         except OSError:
             pass  # nobody reads any more
-
-
-def _descriptor() -> int | None:
-    try:
-        return sys.stderr.fileno()
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 def _install(handlers: dict[str | None, list[logging.Handler]]) -> None:

@@ -20,12 +20,7 @@ from service.api.request.limits import OperationRequest
 from service.api.request.schemas import Options, OptionsT, parse_options
 from service.codecs import IMAGE_ALIASES, IMAGE_TYPES, JSON, NPY
 from service.codecs.json_body import json_fields, too_many
-from service.errors import (
-    InvalidInput,
-    MalformedBody,
-    PayloadTooLarge,
-    UnsupportedMedia,
-)
+from service.errors import InvalidInput, MalformedBody, PayloadTooLarge, UnsupportedMedia
 
 __all__ = ["Files", "Payload", "parse_body", "query_options"]
 

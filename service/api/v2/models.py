@@ -59,9 +59,8 @@ class InferModels:
         """
         bundle, _, operation = name.rpartition(".")
         if operation not in INFER_OPERATIONS:
-            bundles = dict.fromkeys(
-                model.name for model in self._registry.models
-            )  # whatever its versions
+            # Whatever its versions.
+            bundles = dict.fromkeys(model.name for model in self._registry.models)
             names = (f"{bundle}.{each}" for bundle in bundles for each in INFER_OPERATIONS)
             raise UnknownModel(f"there is no model {name[:80]!r}; there are {', '.join(names)}")
         loaded = self._registry.find(bundle, version)
