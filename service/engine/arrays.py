@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle.graphs import GraphSpec, TensorSpec
 from service.errors import InvalidInput, PayloadTooLarge, WrongDtype, WrongShape
+
+if TYPE_CHECKING:
+    from service.bundle.graphs import GraphSpec, TensorSpec
 
 __all__ = ["Arrays", "check", "halves", "joined", "pad", "trim", "zeros"]
 

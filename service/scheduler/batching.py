@@ -7,16 +7,18 @@ requests pay for one call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import Manifest
-from service.bundle.graphs import GraphSpec
 from service.engine.arrays import Arrays
 from service.noise import Normal, Purpose, image_keys, uniform
 from service.scheduler.work import DecodeWork, EncodeWork, Keys, SampleWork, ScoreWork, image_noise
+
+if TYPE_CHECKING:
+    from service.bundle import Manifest
+    from service.bundle.graphs import GraphSpec
 
 __all__ = ["Batcher", "batchers"]
 

@@ -20,9 +20,8 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from service.engine.base import EngineBase
 from service.errors import (
     DeadlineExceeded,
     DeviceFault,
@@ -35,6 +34,9 @@ from service.scheduler.batching import Batcher
 from service.scheduler.queue import FairQueue
 from service.scheduler.work import Job, Work
 from service.scheduler.workers import Batch, Runner, WorkerPool, as_error
+
+if TYPE_CHECKING:
+    from service.engine.base import EngineBase
 
 __all__ = ["CostModel", "Scheduler", "SchedulerObserver"]
 

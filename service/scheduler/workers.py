@@ -14,12 +14,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from service.engine.arrays import Arrays
-from service.engine.base import EngineBase
 from service.errors import DeviceFault, EngineFailure, IafvaeError
 from service.scheduler.batching import Batcher
 from service.scheduler.work import Piece
+
+if TYPE_CHECKING:
+    from service.engine.base import EngineBase
 
 __all__ = ["Batch", "Runner", "WorkerPool", "as_error"]
 
