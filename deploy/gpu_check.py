@@ -144,7 +144,7 @@ def resident(check: Check, engine: CudaEngine, operation: str, rows: int) -> flo
     """Rows a second of the bare graph on inputs that lie on the device, in batches of `rows`."""
     shape = next(s for s in shapes(engine, operation) if set(s.values()) == {rows})
     ready = bound(engine, operation, shape)
-    return check.rate(lambda: engine._owner.call(ready.compute), rows)
+    return check.rate(lambda: engine._owner.submit(ready.compute).result(), rows)
 
 
 # --- Sections -------------------------------------------------------------------------------------

@@ -48,10 +48,7 @@ DESCRIPTION = (
     "(arXiv:1606.04934). Errors are RFC 9457 problem documents with a stable `type`."
 )
 OPERATIONS = frozenset(
-    {
-        *("sample", "score", "anomaly_map", "encode", "decode", "reconstruct", "interpolate"),
-        "infer",
-    }
+    {*("sample", "score", "anomaly_map", "encode", "decode", "reconstruct", "interpolate"), "infer"}
 )
 
 
@@ -129,10 +126,7 @@ def _add_middleware(app: FastAPI, shared: AppState) -> None:
         watch("keys_file_failed", "1 if its keys are those of before.", lambda: keys.failed)
         watch("keys_age_seconds", "Since the keys in force were read.", lambda: keys.age_seconds)
         app.add_middleware(
-            KeyGuard,
-            keys=keys,
-            open_metrics=settings.open_metrics,
-            metrics=shared.metrics,
+            KeyGuard, keys=keys, open_metrics=settings.open_metrics, metrics=shared.metrics
         )
     if settings.cors_origins:  # outside the keys: a browser's preflight carries none
         app.add_middleware(

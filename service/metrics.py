@@ -46,55 +46,35 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         where: dict[str, Any] = {"namespace": "iafvae", "registry": self.registry}
-        timed: dict[str, Any] = {"labelnames": WHO, "buckets": SECONDS, **where}
-        self._requests = Counter(
-            "requests", "Requests answered or given up.", (*WHO, "outcome"), **where
-        )
-        self._request_seconds = Histogram(
-            "request_seconds", "From a request's headers to its answer.", **timed
-        )
+
+        def count(name: str, text: str, labels: tuple[str, ...] = WHO) -> Counter:
+            return Counter(name, text, labels, **where)
+
+        def timed(name: str, text: str) -> Histogram:
+            return Histogram(name, text, WHO, buckets=SECONDS, **where)
+
+        self._requests = count("requests", "Requests answered or given up.", (*WHO, "outcome"))
+        self._request_seconds = timed("request_seconds", "From a request's headers to its answer.")
         self._failed_seconds = Summary(
             "failed_request_seconds", "The same of requests whose outcome is not ok.", WHO, **where
         )
-        self._queue_seconds = Histogram(
-            "queue_seconds", "Time that a request's rows waited.", **timed
-        )
-        self._compute_seconds = Histogram(
-            "compute_seconds", "Time that a request's batches computed.", **timed
-        )
+        self._queue_seconds = timed("queue_seconds", "Time that a request's rows waited.")
+        self._compute_seconds = timed("compute_seconds", "Time that a request's batches computed.")
         self._batch_rows = Histogram(
             "batch_rows", "Rows computed together.", WHO, buckets=ROWS, **where
         )
-        self._batch_seconds = Histogram("batch_seconds", "Time of one batch.", **timed)
-        self._padded = Counter("padded_rows", "Rows added to fill a batch's shape.", WHO, **where)
-        self.dropped = Counter(
-            "dropped_rows", "Rows never computed, by reason.", (*WHO, "reason"), **where
-        )
-        self.retries = Counter(
-            "batch_retries", "Runs of halves of batches that failed as a whole.", WHO, **where
-        )
-        self._non_finite = Counter(
-            "non_finite_results", "Results with NaN or infinity.", WHO, **where
-        )
+        self._batch_seconds = timed("batch_seconds", "Time of one batch.")
+        self._padded = count("padded_rows", "Rows added to fill a batch's shape.")
+        self.dropped = count("dropped_rows", "Rows never computed, by reason.", (*WHO, "reason"))
+        self.retries = count("batch_retries", "Runs of halves of batches that failed as a whole.")
+        self._non_finite = count("non_finite_results", "Results with NaN or infinity.")
         self._info = Gauge("model_info", "1 for each loaded model.", INFO, **where)
-        self.changes = Counter(
-            "model_changes",
-            "Models loaded, swapped for another bundle, unloaded.",
-            ("model", "change"),
-            **where,
-        )
-        self.load_failures = Counter(
-            "model_load_failures",
-            "Bundles that were refused, by directory.",
-            ("directory",),
-            **where,
-        )
-        self.models = Gauge(
-            "models",
-            "Models by state: loaded, retiring (replaced, but still answering), failed.",
-            ("state",),
-            **where,
-        )
+        changed = "Models loaded, swapped for another bundle, unloaded."
+        self.changes = count("model_changes", changed, ("model", "change"))
+        refused = "Bundles that were refused, by directory."
+        self.load_failures = count("model_load_failures", refused, ("directory",))
+        states = "Models by state: loaded, retiring (replaced, but still answering), failed."
+        self.models = Gauge("models", states, ("state",), **where)
         self.taken: Taken = lambda _caller, _rows: None  # hears of rows that are to be computed
         self._request = lru_cache(maxsize=512)(self._request_children)
         self.batches = lru_cache(maxsize=512)(self._batch_children)

@@ -127,11 +127,7 @@ def _fill(noise: F32, seed: ArrayLike, streams: U64, draws: ArrayLike, purpose: 
 
 
 def uniform(
-    seed: ArrayLike,
-    streams: U64,
-    draws: ArrayLike,
-    dim: int,
-    purpose: ArrayLike = Purpose.SAMPLE,
+    seed: ArrayLike, streams: U64, draws: ArrayLike, dim: int, purpose: ArrayLike = Purpose.SAMPLE
 ) -> F32:
     """Uniform noise, float32 ``[R, dim]``: the top 24 bits of each word, multiples of 2**-24 in
     [0, 1). Arguments as `normal`'s."""

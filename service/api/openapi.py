@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from service.api.request.limits import TIMEOUT_HEADER
@@ -291,7 +290,9 @@ def _fill_examples(document: Document, registry: Registry) -> None:
         manifest = registry.find().runtime.manifest
         model, version = manifest.name, manifest.version
         shape, dim = manifest.image.shape, manifest.latent.dim
-    pixels = _stroke(shape)
+    _, height, width = shape
+    pixels = np.zeros((1, *shape), np.uint8)  # with a vertical line
+    pixels[..., height // 6 : -height // 6 or None, width // 2 - 1 : width // 2 + 1] = 255
     payloads: Document = {"images": png_base64(pixels), "latents": [[0.0] * dim]}
     image = {"datatype": "UINT8", "shape": pixels.shape, "data": pixels.ravel().tolist()}
     inputs = [{"name": "image", **image}]
@@ -313,32 +314,15 @@ def _fill_examples(document: Document, registry: Registry) -> None:
                     content["example"] = _example_of(content.get("schema", {}), schemas)
 
 
-def _stroke(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """One image with a vertical line."""
-    _, height, width = shape
-    pixels = np.zeros((1, *shape), np.uint8)
-    pixels[..., height // 6 : -height // 6 or None, width // 2 - 1 : width // 2 + 1] = 255
-    return pixels
-
-
 def _example_of(schema: Document, schemas: Document) -> Any:
     """A value of a JSON schema: its own example where it has one; `schemas` are the components."""
     if "$ref" in schema:
         return _example_of(schemas[str(schema["$ref"]).rpartition("/")[2]], schemas)
-    if "example" in schema:
-        return schema["example"]
     for key in ("examples", "enum"):
         if key in schema:
             return schema[key][0]
-    if "const" in schema:
-        return schema["const"]
-    for key in ("anyOf", "oneOf", "allOf"):
-        if key in schema:
-            return _example_of(schema[key][0], schemas)
-    return _of_type(schema, schemas)
-
-
-def _of_type(schema: Document, schemas: Document) -> Any:
+    if "anyOf" in schema:
+        return _example_of(schema["anyOf"][0], schemas)
     kind = schema.get("type", "object")
     if kind == "object":
         return {k: _example_of(v, schemas) for k, v in schema.get("properties", {}).items()}
@@ -346,4 +330,4 @@ def _of_type(schema: Document, schemas: Document) -> Any:
         return [_example_of(schema["items"], schemas)] if schema.get("items") else []
     least = schema.get("minimum", 0)
     plain = {"string": "text", "integer": max(1, least), "number": max(0.5, least)}
-    return plain.get(kind, True if kind == "boolean" else None)
+    return {**plain, "boolean": True}.get(kind)

@@ -11,14 +11,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
-from service.api.request.limits import INLINE_BYTES, OperationRequest, timeout_of, while_connected
+from service.api.request.limits import INLINE_BYTES, OperationRequest, while_connected
 from service.api.request.negotiation import negotiate
 from service.api.request.parsing import parse_body
 from service.api.request.schemas import Options
@@ -35,6 +34,7 @@ __all__ = ["OperationRoute"]
 
 logger = logging.getLogger("iafvae")
 Headers = list[tuple[bytes, bytes]]
+PARTS = ("parse", "queue", "compute", "encode")  # of a request, one after another
 
 
 def _let_go(error: BaseException | None) -> None:
@@ -46,16 +46,6 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         error.__traceback__ = None
         error = error.__context__
-
-
-def _told(error: BaseException, scope: Scope) -> IafvaeError:
-    """What the caller learns of `error`."""
-    if isinstance(error, IafvaeError):
-        return error
-    if isinstance(error, Exception):
-        return unexpected(error, scope)
-    # Cancelled by the server or registry, which wait no longer.
-    return ShuttingDown("the model has stopped before the answer: send the request again")
 
 
 class OperationRoute(APIRoute):
@@ -98,7 +88,7 @@ class OperationRoute(APIRoute):
             outcome, failed = problem_of(error).type, error
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - all get an answer
             failed = error
-            outcome = await self._refuse(request, _told(error, scope), send)
+            outcome = await self._refuse(request, error, send)
         finally:
             request.release()
             _let_go(failed)
@@ -106,23 +96,12 @@ class OperationRoute(APIRoute):
 
     async def answer(self, request: OperationRequest, send: Send) -> Answer:
         """Negotiate, read, parse, find the model, run the operation, send; raises IafvaeError."""
-        headers, settings = request.headers, request.settings
-        request.media_type = negotiate(", ".join(headers.getlist("accept")), self.offers)
-        request.keep_to(time.monotonic() + timeout_of(headers, settings.timeout_seconds))
+        accept = ", ".join(request.headers.getlist("accept"))
+        request.media_type = negotiate(accept, self.offers)
+        request.set_deadline()
         data = await request.read()
         options, request.payload = await parse_body(
-            self.options,
-            headers,
-            request.scope["query_string"],
-            data,
-            payload=self.payload,
-            max_items=settings.max_images,
-            optional=self.optional,
-            large_json=partial(
-                self._shared.decoders.parse_json,
-                deadline=request.deadline,
-                caller=request.holder,
-            ),
+            request, self.options, data, payload=self.payload, optional=self.optional
         )
         request.parsed = time.perf_counter()
         with self._shared.registry.find(options.model, options.version) as request.model:
@@ -141,12 +120,7 @@ class OperationRoute(APIRoute):
         queue = min(result.queue_seconds, rest)
         compute = min(result.compute_seconds, rest - queue)
         encode = rest - queue - compute
-        request.parts = (
-            ("parse", parse),
-            ("queue", queue),
-            ("compute", compute),
-            ("encode", encode),
-        )
+        request.parts = tuple(zip(PARTS, (parse, queue, compute, encode), strict=True))
         answer.raw_headers += [
             *self._who(request.model),
             (
@@ -163,15 +137,13 @@ class OperationRoute(APIRoute):
         """Headers that say who answers, made once."""
         headers = self._headers.get(model)
         if headers is None:
-            named = ("model", model.name), ("version", model.version), ("bundle", model.bundle.hash)
-            computed = ("provider", model.provider), ("precision", model.precision)
             headers = self._headers[model] = [
                 (f"x-iafvae-{name}".encode("ascii"), value.encode("latin-1"))
-                for name, value in (*named, *computed)
+                for name, value in model.who.items()
             ]
         return headers
 
-    async def _refuse(self, request: OperationRequest, error: IafvaeError, send: Send) -> str:
+    async def _refuse(self, request: OperationRequest, error: BaseException, send: Send) -> str:
         """Answer with what was wrong; gives the outcome.
 
         Where half an answer has gone out, nothing that is sent now would be understood. An
@@ -179,6 +151,11 @@ class OperationRoute(APIRoute):
         or the last chunk that is missing, tells the client.
         """
         scope = request.scope
+        if not isinstance(error, Exception):
+            # Cancelled by the server or registry, which wait no longer.
+            error = ShuttingDown("the model has stopped before the answer: send the request again")
+        elif not isinstance(error, IafvaeError):
+            error = unexpected(error, scope)
         if request.started:
             logger.warning(
                 "%s: the answer was broken off: %s",
@@ -200,28 +177,19 @@ class OperationRoute(APIRoute):
     ) -> None:
         metrics, operation = self._shared.metrics, request.operation
         model = request.model.name if hasattr(request, "model") else ""
-        queue = compute = None
+        times: dict[str, float] = {}
         if answer is not None:
-            queue, compute = answer.result.queue_seconds, answer.result.compute_seconds
+            times["queue_seconds"] = answer.result.queue_seconds
+            times["compute_seconds"] = answer.result.compute_seconds
             if answer.non_finite:
                 metrics.non_finite(operation, model, answer.non_finite)
         tracer = self._shared.tracer
         trace = None if tracer is None else _traced(tracer, request, model, outcome, seconds)
-        metrics.request(
-            operation,
-            model,
-            outcome,
-            seconds=seconds,
-            queue_seconds=queue,
-            compute_seconds=compute,
-            trace=trace,
-        )
+        metrics.request(operation, model, outcome, seconds=seconds, trace=trace, **times)
         log = request.scope["state"].get("log")
         if log is not None:
             log |= {"operation": operation, "model": model, "outcome": outcome}
-            if answer is not None:
-                log["queue_seconds"] = round(answer.result.queue_seconds, 6)
-                log["compute_seconds"] = round(answer.result.compute_seconds, 6)
+            log |= {name: round(value, 6) for name, value in times.items()}
 
 
 def _traced(

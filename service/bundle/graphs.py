@@ -166,10 +166,7 @@ def graph_contract(
     grey = (_f32("u_image", "N", image.dims),) if likelihood.binary else ()
     rows = (picture, _tensor("owner", "int64", "R"), _f32("eps", "R", d), *grey)
     table = {
-        "sample": (
-            (_f32("eps", "N", d), _f32("temperature", "N", g), _f32("u", "N", u)),
-            rendered,
-        ),
+        "sample": ((_f32("eps", "N", d), _f32("temperature", "N", g), _f32("u", "N", u)), rendered),
         "decode": ((_f32("z", "N", d), _f32("u", "N", u)), rendered),
         "encode": (
             (picture, _f32("eps", "N", d), *grey),

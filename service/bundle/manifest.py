@@ -225,10 +225,8 @@ def _check_graphs(manifest: Manifest) -> None:
         raise ValueError(f"graphs must be {', '.join(contract)}")
     for operation, wanted in contract.items():
         got = manifest.graphs[operation]
-        for side, want, have in (
-            ("inputs", wanted.inputs, got.inputs),
-            ("outputs", wanted.outputs, got.outputs),
-        ):
+        for side in ("inputs", "outputs"):
+            want, have = getattr(wanted, side), getattr(got, side)
             if want != have:
                 raise ValueError(
                     f"graphs.{operation}.{side} must be {_signature(want)}, not {_signature(have)}"

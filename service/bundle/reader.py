@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle.graphs import TensorSpec
-from service.bundle.manifest import FileRecord, Manifest, manifest_from_json
+from service.bundle.manifest import Manifest, manifest_from_json
 from service.verdicts.reference import Reference
 from service.verdicts.statistics import host_names
 
@@ -76,9 +76,15 @@ def load_bundle(path: Path | str) -> Bundle:
     if not path.is_dir():
         raise BundleError(f"{path} is no directory: give the directory that holds {MANIFEST}")
     manifest, digest = read_manifest(path)
-    _check_listing(path, manifest)
+    if extra := sorted(set(_entries(path)) - {MANIFEST, *manifest.files}):
+        what = ", ".join(extra)
+        raise _refuse(path, what, "not listed in the manifest", "remove what is not part")
     for name, record in manifest.files.items():
-        _check_file(path, name, record)
+        file = _inside(path, name)
+        if (size := file.stat().st_size) != record.bytes:
+            raise _refuse(path, name, f"has {size} bytes, the manifest says {record.bytes}")
+        if file_digest(file) != record.sha256:
+            raise _refuse(path, name, "does not have the SHA-256 that the manifest says")
     return Bundle(
         path=path,
         manifest=manifest,
@@ -145,15 +151,6 @@ def _inside(path: Path, name: str) -> Path:
     return file
 
 
-def _check_listing(path: Path, manifest: Manifest) -> None:
-    listed = {MANIFEST, *manifest.files}
-    found = set(_entries(path))
-    if extra := sorted(found - listed):
-        raise _refuse(
-            path, ", ".join(extra), "not listed in the manifest", "remove what is not part"
-        )
-
-
 def _entries(path: Path) -> Iterator[str]:
     """What lies in a bundle, with what lies in its folders of graphs; nothing that is hidden."""
     for entry in path.iterdir():
@@ -162,14 +159,6 @@ def _entries(path: Path) -> Iterator[str]:
             yield from (f"{entry.name}/{name}" for name in inner if not name.startswith("."))
         elif not entry.name.startswith("."):
             yield entry.name
-
-
-def _check_file(path: Path, name: str, record: FileRecord) -> None:
-    file = _inside(path, name)
-    if (size := file.stat().st_size) != record.bytes:
-        raise _refuse(path, name, f"has {size} bytes, the manifest says {record.bytes}")
-    if file_digest(file) != record.sha256:
-        raise _refuse(path, name, "does not have the SHA-256 that the manifest says")
 
 
 def _read_arrays(path: Path, name: str) -> Arrays:
@@ -199,12 +188,9 @@ def _read_calibration(path: Path, manifest: Manifest) -> Reference | None:
         found = Reference.of(arrays, names, samples, size, spec.tail_weight)
     except ValueError as error:
         raise _refuse(path, spec.file, str(error)) from None
-    for name, have, said in (
-        ("usual", found.usual, spec.images),
-        ("fit", found.fit, spec.fit_images),
-    ):
-        if len(have) != said:
-            raise _refuse(path, spec.file, f"{name} has {len(have)} images, not {said}")
+    for name, said in (("usual", spec.images), ("fit", spec.fit_images)):
+        if (have := len(getattr(found, name))) != said:
+            raise _refuse(path, spec.file, f"{name} has {have} images, not {said}")
     return found
 
 

@@ -52,7 +52,13 @@ def write_bundle(
             if not is_file_name(name):
                 raise BundleError(f"{name!r} is no file name for a bundle: use a plain name")
             _write(staging / name, data)
-        _write(staging / MANIFEST, _manifest(manifest_fields, contents))
+        files = {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            for name, data in contents.items()
+        }
+        whole = {**manifest_fields, "files": files}
+        text = json.dumps(whole, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+        _write(staging / MANIFEST, f"{text}\n".encode())
         for folder in {(staging / name).parent for name in contents}:
             _sync(folder)
         _sync(staging)
@@ -83,16 +89,6 @@ def _write(file: Path, data: bytes) -> None:
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(data)
     _sync(file)
-
-
-def _manifest(fields: Mapping[str, Any], contents: Mapping[str, bytes]) -> bytes:
-    files = {
-        name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-        for name, data in contents.items()
-    }
-    whole = {**fields, "files": files}
-    text = json.dumps(whole, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-    return f"{text}\n".encode()
 
 
 def _sync(path: Path) -> None:

@@ -9,7 +9,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from service.cli.output import print_rows
@@ -77,26 +76,18 @@ def _models(settings: Settings) -> Iterator[Finding]:
     except BundleError as error:
         yield Finding("missing", "models", str(error))
         return
-    providers: set[str] = set()
-    for path in paths:
-        yield _model(path, settings, providers)
-    yield from _provider(settings, providers)
-
-
-def _model(path: Path, settings: Settings, providers: set[str]) -> Finding:
     from service.cli.verify import verify_bundle
-
-    check = verify_bundle(path, settings.engine)
-    if check.error is not None:
-        return Finding("missing", "model", check.error)
-    providers.add(str(check.canaries))
-    text = f"{check.model} {check.version} in {path}, sha256 {check.sha256}"
-    return Finding("ok", "model", text)
-
-
-def _provider(settings: Settings, providers: set[str]) -> Iterator[Finding]:
     from service.engine.onnxruntime_engine import gpu_problem
 
+    providers: set[str] = set()
+    for path in paths:
+        check = verify_bundle(path, settings.engine)
+        if check.error is not None:
+            yield Finding("missing", "model", check.error)
+            continue
+        providers.add(str(check.canaries))
+        text = f"{check.model} {check.version} in {path}, sha256 {check.sha256}"
+        yield Finding("ok", "model", text)
     for provider in sorted(providers):
         why = f"IAFVAE_PROVIDER={settings.provider}"
         if provider == "cpu" and settings.provider == "auto":

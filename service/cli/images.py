@@ -25,6 +25,7 @@ from service.cli.options import (
     SeedOption,
     Url,
     made,
+    option,
     path,
     reported,
     to_file,
@@ -38,34 +39,20 @@ __all__ = ["anomaly_map", "encode", "interpolate", "reconstruct", "report", "sam
 
 @reported
 def sample(
-    n: Annotated[
-        int | None,
-        typer.Option(
-            "-n", min=1, help="How many images [default: 64, or one for each row of --prior-eps]."
-        ),
-    ] = None,
+    n: int | None = option(
+        None, "How many images [default: 64, or one for each row of --prior-eps].", "-n", min=1
+    ),
     seed: SeedOption = None,
-    temperature: Annotated[
-        list[float] | None,
-        typer.Option("--temperature", "-t", min=0, help="One number, or one per latent group."),
-    ] = None,
+    temperature: list[float] | None = option(
+        None, "One number, or one per latent group.", "--temperature", "-t", min=0
+    ),
     output: OutputKind = "mean",
-    prior_eps: Annotated[
-        Path | None,
-        typer.Option(
-            parser=path, help="FILE.npy of `iafvae encode --prior-eps`: change these images."
-        ),
-    ] = None,
-    resample: Annotated[
-        list[str] | None, typer.Option(help="Latent group of --prior-eps to draw anew.")
-    ] = None,
-    keep: Annotated[
-        list[str] | None, typer.Option(help="Latent group to keep; all others are drawn anew.")
-    ] = None,
-    out: Annotated[
-        Path,
-        to_file("FILE.png: a sheet; FILE.npy; a directory: n PNG files."),
-    ] = Path("samples.png"),
+    prior_eps: Path | None = option(
+        None, "FILE.npy of `iafvae encode --prior-eps`: change these images.", parser=path
+    ),
+    resample: list[str] | None = option(None, "Latent group of --prior-eps to draw anew."),
+    keep: list[str] | None = option(None, "Latent group to keep; all others are drawn anew."),
+    out: Path = to_file("samples.png", "FILE.png: a sheet; FILE.npy; a directory: n PNG files."),
     as_json: AsJson = False,
     bundle: BundlePath = None,
     url: Url = None,
@@ -90,7 +77,8 @@ def sample(
     files.check(out)
     given = None if prior_eps is None else inputs.read_latents(prior_eps)
     count = n or (None if given is not None else 64)
-    scale = _temperature(temperature)
+    heats = temperature or [1.0]
+    scale = heats[0] if len(heats) == 1 else heats
     with inputs.open_backend(bundle, url, model, provider) as backend:
         is_plain = given is None and not (resample or keep)
         if is_plain and out.suffix == ".npy" and (count or 0) > inputs.STREAMED:
@@ -122,12 +110,6 @@ def _who(drawn: Computed) -> dict[str, Any]:
     return {name: getattr(drawn, name) for name in names}
 
 
-def _temperature(given: list[float] | None) -> float | list[float]:
-    if not given:
-        return 1.0
-    return given[0] if len(given) == 1 else given
-
-
 @reported
 def score(
     paths: Paths,
@@ -137,16 +119,14 @@ def score(
     fdr: Fdr = None,
     resize: Resize = False,
     convert: Convert = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    fail_on_anomalous: Annotated[
-        bool,
-        typer.Option(
-            "--fail-on-anomalous",
-            help="Exit with 3 if an image is anomalous, with 4 if none is known to be, but one "
-            "could not be decided.",
-        ),
-    ] = False,
+    as_json: bool = option(False, "Print JSON.", "--json"),
+    as_csv: bool = option(False, "Print CSV.", "--csv"),
+    fail_on_anomalous: bool = option(
+        False,
+        "Exit with 3 if an image is anomalous, with 4 if none is known to be, but one could not be "
+        "decided.",
+        "--fail-on-anomalous",
+    ),
     bundle: BundlePath = None,
     url: Url = None,
     model: ModelName = None,
@@ -170,15 +150,8 @@ def score(
         raise typer.BadParameter("--json and --csv exclude each other")
     with inputs.open_backend(bundle, url, model, provider) as backend:
         fit = inputs.Fit(resize=resize, convert=convert)
-        rows = inputs.score_files(
-            backend,
-            paths,
-            fit,
-            importance_samples=importance_samples,
-            seed=seed,
-            alpha=alpha,
-            fdr=fdr,
-        )
+        how = {"importance_samples": importance_samples, "seed": seed, "alpha": alpha, "fdr": fdr}
+        rows = inputs.score_files(backend, paths, fit, **how)
     reports.print_scores(rows, "json" if as_json else "csv" if as_csv else "table")
     if any("error" in row for row in rows):
         raise typer.Exit(1)
@@ -191,10 +164,7 @@ def score(
 @reported
 def anomaly_map(
     paths: Paths,
-    out: Annotated[
-        Path,
-        to_file("FILE.png: images under their maps; FILE.npy: numbers."),
-    ] = Path("anomalies.png"),
+    out: Path = to_file("anomalies.png", "FILE.png: images under their maps; FILE.npy: numbers."),
     as_json: AsJson = False,
     seed: SeedOption = None,
     resize: Resize = False,
@@ -238,21 +208,16 @@ def anomaly_map(
 @reported
 def report(
     folder: Annotated[Path, typer.Argument(parser=path, help="A folder of image files.")],
-    out: Annotated[Path, to_file("FILE.html; FILE.csv and FILE.json too.")] = Path("report.html"),
+    out: Path = to_file("report.html", "FILE.html; FILE.csv and FILE.json too."),
     as_json: AsJson = False,
     importance_samples: Samples = None,
     seed: SeedOption = None,
     alpha: Alpha = None,
     fdr: Fdr = None,
-    normal: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Sub-folder of usual images [default: good, normal, ok, ordinary, usual]."
-        ),
-    ] = None,
-    pictures: Annotated[
-        int, typer.Option(min=0, help="Show at most this many images, the most unusual ones.")
-    ] = 2000,
+    normal: list[str] | None = option(
+        None, "Sub-folder of usual images [default: good, normal, ok, ordinary, usual]."
+    ),
+    pictures: int = option(2000, "Show at most this many images, the most unusual ones.", min=0),
     resize: Resize = False,
     convert: Convert = False,
     bundle: BundlePath = None,
@@ -308,13 +273,12 @@ def report(
 @reported
 def encode(
     paths: Paths,
-    out: Annotated[Path, to_file("FILE.npy, float32 [n, D].")] = Path("latents.npy"),
+    out: Path = to_file("latents.npy", "FILE.npy, float32 [n, D]."),
     as_json: AsJson = False,
     seed: SeedOption = None,
-    prior_eps: Annotated[
-        bool,
-        typer.Option("--prior-eps", help="Write the prior's noise that gives the latents instead."),
-    ] = False,
+    prior_eps: bool = option(
+        False, "Write the prior's noise that gives the latents instead.", "--prior-eps"
+    ),
     resize: Resize = False,
     convert: Convert = False,
     bundle: BundlePath = None,
@@ -348,10 +312,9 @@ def encode(
 @reported
 def reconstruct(
     paths: Paths,
-    out: Annotated[
-        Path,
-        to_file("FILE.png: pairs side by side; FILE.npy; directory."),
-    ] = Path("reconstructions.png"),
+    out: Path = to_file(
+        "reconstructions.png", "FILE.png: pairs side by side; FILE.npy; directory."
+    ),
     as_json: AsJson = False,
     seed: SeedOption = None,
     output: OutputKind = "mean",
@@ -387,17 +350,15 @@ def interpolate(
         list[Path] | None,
         typer.Argument(parser=path, metavar="PATH", help="Image files to start and end at."),
     ] = None,
-    seeds: Annotated[
-        list[int] | None,
-        typer.Option("--from-seed", min=0, help="Start or end at the image that this seed draws."),
-    ] = None,
-    n: Annotated[int, typer.Option("-n", min=2, help="How many images, both ends included.")] = 8,
+    seeds: list[int] | None = option(
+        None, "Start or end at the image that this seed draws.", "--from-seed", min=0
+    ),
+    n: int = option(8, "How many images, both ends included.", "-n", min=2),
     seed: SeedOption = None,
     output: OutputKind = "mean",
-    out: Annotated[
-        Path,
-        to_file("FILE.png: a strip; FILE.npy; a directory: n PNG files."),
-    ] = Path("interpolation.png"),
+    out: Path = to_file(
+        "interpolation.png", "FILE.png: a strip; FILE.npy; a directory: n PNG files."
+    ),
     as_json: AsJson = False,
     resize: Resize = False,
     convert: Convert = False,

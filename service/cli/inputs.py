@@ -61,10 +61,7 @@ Row = dict[str, Any]
 
 
 def open_backend(
-    bundle: Path | None,
-    url: str | None,
-    model: str | None,
-    provider: Provider | None,
+    bundle: Path | None, url: str | None, model: str | None, provider: Provider | None
 ) -> Client | LocalClient:
     """The server at `url` (a key in IAFVAE_KEY is sent), or the bundle loaded in this process."""
     if url is not None:

@@ -126,12 +126,10 @@ class LocalClient:
         return found.maps, [[asdict(box) for box in each] for each in found.boxes]
 
     def _computed(self, array: NDArray[Any], result: Result) -> Computed:
+        who: dict[str, Any] = {k: v for k, v in self._model.who.items() if k != "precision"}
         return Computed(
             array=array,
-            model=self._model.name,
-            version=self._model.version,
-            bundle=self._model.bundle.hash,
-            provider=self._model.provider,
+            **who,
             seed=result.seed,
             queue_seconds=result.queue_seconds,
             compute_seconds=result.compute_seconds,

@@ -14,7 +14,7 @@ import typer
 
 from service.cli import images as cli_images
 from service.cli.help import PLAIN, plain_help
-from service.cli.options import AsJson, ProviderName, made, path, reported, to_file
+from service.cli.options import AsJson, ProviderName, made, option, path, reported, to_file
 from service.streams import occupy_standard_streams
 
 __all__ = ["app", "main"]
@@ -36,10 +36,9 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
-    ] = False,
+    version: bool = option(
+        False, "Show the version.", "--version", callback=_show_version, is_eager=True
+    ),
 ) -> None:
     """Density models of images: draw, score, encode, serve.
 
@@ -55,22 +54,13 @@ def _root(
 @app.command()
 @reported
 def serve(
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one [default: 8000].")
-    ] = None,
-    models: Annotated[
-        Path | None,
-        typer.Option(
-            parser=path, help="A bundle, or a directory of bundles [default: those that ship]."
-        ),
-    ] = None,
+    host: str | None = option(None, "Address to listen on [default: 127.0.0.1]."),
+    port: int | None = option(None, "Port; 0 takes a free one [default: 8000].", min=0, max=65535),
+    models: Path | None = option(
+        None, "A bundle, or a directory of bundles [default: those that ship].", parser=path
+    ),
     provider: ProviderName = None,
-    log_format: Annotated[
-        Literal["text", "json"] | None, typer.Option(help="Form of the logs [default: text].")
-    ] = None,
+    log_format: Literal["text", "json"] | None = option(None, "Form of the logs [default: text]."),
 ) -> None:
     """Serve models over HTTP; the page is at /, the API's at /docs.
 
@@ -107,11 +97,10 @@ def key(
     name: Annotated[
         str, typer.Argument(help="Who will hold it; one that ends in @admin may change models.")
     ],
-    file: Annotated[
-        Path | None,
-        typer.Option(parser=path, help="Append the line to this file instead of printing it."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print key and line as JSON.")] = False,
+    file: Path | None = option(
+        None, "Append the line to this file instead of printing it.", parser=path
+    ),
+    as_json: bool = option(False, "Print key and line as JSON.", "--json"),
 ) -> None:
     """Make a key for callers, and the line that lets it in.
 
@@ -145,10 +134,8 @@ def key(
 @app.command()
 @reported
 def settings(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    as_markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print docs/settings.md: the defaults alone.")
-    ] = False,
+    as_json: bool = option(False, "Print JSON.", "--json"),
+    as_markdown: bool = option(False, "Print docs/settings.md: the defaults alone.", "--markdown"),
 ) -> None:
     """Show every setting: in force, default, meaning.
 
@@ -170,12 +157,11 @@ def settings(
 @app.command()
 @reported
 def doctor(
-    models: Annotated[
-        Path | None,
-        typer.Option(parser=path, help="A bundle, or a directory [default: IAFVAE_MODELS]."),
-    ] = None,
+    models: Path | None = option(
+        None, "A bundle, or a directory [default: IAFVAE_MODELS].", parser=path
+    ),
     provider: ProviderName = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: bool = option(False, "Print JSON.", "--json"),
 ) -> None:
     """Say what this machine has, and what is missing.
 
@@ -206,11 +192,9 @@ def verify(
         list[Path],
         typer.Argument(parser=path, metavar="DIR", help="Bundles, or directories of bundles."),
     ],
-    canaries: Annotated[
-        bool, typer.Option(help="Also compute the canaries' answers on this machine.")
-    ] = True,
+    canaries: bool = option(True, "Also compute the canaries' answers on this machine."),
     provider: ProviderName = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: bool = option(False, "Print JSON.", "--json"),
 ) -> None:
     """Check bundles: hashes, shapes, and what this machine computes.
 
@@ -233,7 +217,7 @@ def verify(
 @reported
 def show(
     path: Annotated[Path, typer.Argument(parser=path, help="Directory of the bundle.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
+    as_json: bool = option(False, "Print the manifest.", "--json"),
 ) -> None:
     """Show what a bundle holds: shapes, figures, calibration."""
     from service.cli import output as reports
@@ -245,13 +229,9 @@ def show(
 @reported
 def pull(
     url: Annotated[str, typer.Argument(help="Directory of the bundle: https, s3, gs, az, file.")],
-    sha256: Annotated[
-        str, typer.Option(help="SHA-256 of its manifest, as `iafvae bundle verify` prints it.")
-    ],
-    out: Annotated[Path, to_file("Directory that the bundle becomes.")],
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Only check what is there; fetch nothing.")
-    ] = False,
+    sha256: str = option(..., "SHA-256 of its manifest, as `iafvae bundle verify` prints it."),
+    out: Path = to_file(..., "Directory that the bundle becomes."),
+    offline: bool = option(False, "Only check what is there; fetch nothing.", "--offline"),
     as_json: AsJson = False,
 ) -> None:
     """Fetch a bundle; it appears once all of it is verified.

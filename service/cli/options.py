@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -29,6 +29,7 @@ __all__ = [
     "SeedOption",
     "Url",
     "made",
+    "option",
     "path",
     "reported",
     "to_file",
@@ -44,14 +45,18 @@ def path(text: str | Path) -> Path:
     return Path(text)
 
 
-def to_file(text: str) -> Any:
+def option(default: Any, text: str, *names: str, **how: Any) -> Any:
+    """An option: its default, what it is, its names."""
+    return typer.Option(default, *names, help=text, **how)
+
+
+def to_file(default: Any, text: str) -> Any:
     """The option ``--out`` of a command that writes what `text` says."""
-    return typer.Option("-o", "--out", parser=path, help=text)
+    return option(default, text, "-o", "--out", parser=path)
 
 
 Paths = Annotated[
-    list[Path],
-    typer.Argument(parser=path, metavar="PATH", help="Image files, or folders of them."),
+    list[Path], typer.Argument(parser=path, metavar="PATH", help="Image files, or folders of them.")
 ]
 BundlePath = Annotated[
     Path | None,
@@ -122,14 +127,16 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             sys.stderr.close()
             raise typer.Exit(1) from None
         except Exception as error:
-            if not _is_expected(error):
+            if not isinstance(error, _expected()):
                 raise
-            _fail(str(error))
+            for line in str(error).splitlines() or ["unknown error"]:
+                typer.echo(printable(f"iafvae: error: {line}"), err=True)
+            raise typer.Exit(1) from None
 
     return run
 
 
-def _is_expected(error: Exception) -> bool:
+def _expected() -> tuple[type[Exception], ...]:
     from service.api.security.keys import KeyFileError
     from service.bundle import BundleError
     from service.client import ProblemError, ServiceUnreachable
@@ -137,10 +144,4 @@ def _is_expected(error: Exception) -> bool:
     from service.settings import SettingsError, StartError
 
     ours = (BundleError, IafvaeError, KeyFileError, ProblemError, ServiceUnreachable)
-    return isinstance(error, (*ours, SettingsError, StartError, OSError))
-
-
-def _fail(message: str) -> NoReturn:
-    for line in message.splitlines() or ["unknown error"]:
-        typer.echo(printable(f"iafvae: error: {line}"), err=True)
-    raise typer.Exit(1)
+    return (*ours, SettingsError, StartError, OSError)

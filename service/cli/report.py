@@ -90,7 +90,10 @@ def write_report(
         raise InvalidInput(f"{folder} holds no images but masks")
     manifest = backend.model()["manifest"]
     kept = out.with_suffix(".partial.jsonl")
-    rows = _known(kept, _identity(manifest, folder, options))
+    # What decides the rows; rows of anything else are of no use.
+    asked = json.dumps([manifest, str(folder.resolve()), asdict(options)], sort_keys=True)
+    identity = json.dumps({"report": hashlib.sha256(asked.encode()).hexdigest()}).encode()
+    rows = _known(kept, identity)
     todo = [f for f in files if rows.get(_name(f, folder), {}).get("stamp") != _stamp(f)]
     task = progress.add_task("judging", total=len(files), completed=len(files) - len(todo))
     try:
@@ -112,7 +115,9 @@ def write_report(
         why = f"{found[0]['file']}: {found[0]['error']}"
         raise InvalidInput(f"none of {len(found)} images in {folder} can be judged: {why}")
     document = _document(manifest, folder, found, options)
-    write_text(page(document, _pictures(document, found, options.pictures), words), out)
+    known = {row["file"]: (row["picture"], row["map"]) for row in found if "error" not in row}
+    most = document["results"][: options.pictures]  # the most unusual ones
+    write_text(page(document, {row["file"]: known[row["file"]] for row in most}, words), out)
     write_text(_csv(document), out.with_suffix(".csv"))
     write_text(json.dumps(document, indent=1, ensure_ascii=False), out.with_suffix(".json"))
     kept.unlink(missing_ok=True)
@@ -121,16 +126,6 @@ def write_report(
 
 def _name(file: Path, folder: Path) -> str:
     return file.relative_to(folder).as_posix()
-
-
-# What is kept between calls.
-
-
-def _identity(manifest: Mapping[str, Any], folder: Path, options: ReportOptions) -> bytes:
-    """What decides the rows; rows of anything else are of no use."""
-    what = [manifest, str(folder.resolve()), asdict(options)]
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-    return json.dumps({"report": digest}).encode()
 
 
 def _known(kept: Path, identity: bytes) -> dict[str, Row]:
@@ -159,9 +154,6 @@ def _stamp(file: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-# Rows.
-
-
 def _judged(
     backend: Client | LocalClient,
     manifest: Mapping[str, Any],
@@ -170,15 +162,8 @@ def _judged(
     options: ReportOptions,
 ) -> Iterator[Row]:
     shape = ImageSpec(**manifest["image"]).shape
-    for part in scored(
-        backend,
-        files,
-        options.fit,
-        importance_samples=options.importance_samples,
-        seed=options.seed,
-        alpha=options.alpha,
-        chunk=CHUNK,
-    ):
+    how = {name: getattr(options, name) for name in ("importance_samples", "seed", "alpha")}
+    for part in scored(backend, files, options.fit, chunk=CHUNK, **how):
         mapped = manifest["calibration"] is not None
         evidence = _evidence(backend, part, options.seed, mapped=mapped)
         for row in part.rows:
@@ -233,9 +218,6 @@ def _palette(pixels: NDArray[np.uint8]) -> str:
     picture, file = Image.fromarray(plain), io.BytesIO()
     (picture if picture.mode == "L" else picture.quantize(COLOURS)).save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode("ascii")
-
-
-# What they say together.
 
 
 def _document(
@@ -329,14 +311,6 @@ def _roc(high: NDArray[np.float64], low: NDArray[np.float64]) -> list[list[float
         1 - np.searchsorted(np.sort(each), levels, side="left") / len(each) for each in (low, high)
     ]
     return [[0.0, 0.0], *np.round(np.column_stack(rates), 6).tolist()]
-
-
-def _pictures(
-    document: Mapping[str, Any], rows: Sequence[Row], most: int
-) -> dict[str, tuple[str, str]]:
-    """File -> picture and map, of the most unusual ones."""
-    known = {row["file"]: (row["picture"], row["map"]) for row in rows if "error" not in row}
-    return {row["file"]: known[row["file"]] for row in document["results"][:most]}
 
 
 def _csv(document: Mapping[str, Any]) -> str:

@@ -33,6 +33,8 @@ from pyarrow import fs
 
 from service.bundle import BundleError, load_bundle
 from service.cli.help import PLAIN, plain_help
+from service.cli.options import option
+from service.client.results import NUMBERS
 from service.codecs.images import Fit, PixelLimits, fit_files
 from service.errors import IafvaeError, InvalidInput
 from service.operations.model import Model
@@ -40,10 +42,7 @@ from service.operations.model import Model
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 CALL_IMAGES = 256  # of one call of the model: bounds the memory of a worker
 JOB = "_job.json"
-COLUMNS = (
-    *("log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats"),
-    *("effective_sample_size", "p_value", "anomalous", "status"),
-)
+COLUMNS = (*NUMBERS, "anomalous", "status")
 U8 = NDArray[np.uint8]
 Operation = Literal["score", "encode", "map"]
 
@@ -208,30 +207,20 @@ app = typer.Typer(add_completion=False, **PLAIN)
 @app.command()
 def main(
     source: Annotated[str, typer.Argument(help="Folder, Parquet or tar shards: a path or URI.")],
-    bundle: Annotated[str, typer.Option(help="Directory of the bundle, on every node.")],
-    out: Annotated[str, typer.Option(help="Directory of the results: a path or URI.")],
-    operation: Annotated[
-        Operation, typer.Option(help="score; encode: latents; map: where images are unlike others.")
-    ] = "score",
-    importance_samples: Annotated[
-        int | None, typer.Option(min=1, help="K of a score; default: the bundle's.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the latents; default: the bundle's.")
-    ] = None,
-    resize: Annotated[
-        bool, typer.Option("--resize", help="Take images of another size, scaled.")
-    ] = False,
-    convert: Annotated[
-        bool, typer.Option("--convert", help="Take colour for grey and grey for colour.")
-    ] = False,
-    part_images: Annotated[int, typer.Option(min=1, help="Images of a folder in a part.")] = 1024,
-    workers: Annotated[str, typer.Option(help="Actors, or MIN:MAX of them.")] = "1",
-    cpus: Annotated[float, typer.Option(help="Of each worker.")] = 1,
-    gpus: Annotated[float, typer.Option(help="Of each worker; fractions share one.")] = 0,
-    address: Annotated[
-        str | None, typer.Option(help="Of the cluster, or auto; default: this machine alone.")
-    ] = None,
+    bundle: str = option(..., "Directory of the bundle, on every node."),
+    out: str = option(..., "Directory of the results: a path or URI."),
+    operation: Operation = option(
+        "score", "score; encode: latents; map: where images are unlike others."
+    ),
+    importance_samples: int | None = option(None, "K of a score; default: the bundle's.", min=1),
+    seed: int | None = option(None, "Of the latents; default: the bundle's.", min=0),
+    resize: bool = option(False, "Take images of another size, scaled.", "--resize"),
+    convert: bool = option(False, "Take colour for grey and grey for colour.", "--convert"),
+    part_images: int = option(1024, "Images of a folder in a part.", min=1),
+    workers: str = option("1", "Actors, or MIN:MAX of them."),
+    cpus: float = option(1, "Of each worker."),
+    gpus: float = option(0, "Of each worker; fractions share one."),
+    address: str | None = option(None, "Of the cluster, or auto; default: this machine alone."),
 ) -> None:
     """Score millions of images with Ray, part by part, to Parquet.
 

@@ -65,17 +65,13 @@ def _text(value: Any) -> str:
 
 def markdown_page() -> str:
     """The page docs/settings.md: defaults and meanings, whatever is in force here."""
-    rows = [
-        f"| `{one.variable}` | {_default(one)} | {one.meaning} |\n"
-        for one in settings_in_force(Settings.model_construct())
-    ]
-    return HEAD + "".join(rows)
-
-
-def _default(one: Setting) -> str:
-    if one.default == str(SHIPPED_MODELS):
-        return "the models that ship"
-    return f"`{one.default}`" if one.default else "none"
+    text = HEAD
+    for one in settings_in_force(Settings.model_construct()):
+        default = f"`{one.default}`" if one.default else "none"
+        if one.default == str(SHIPPED_MODELS):
+            default = "the models that ship"
+        text += f"| `{one.variable}` | {default} | {one.meaning} |\n"
+    return text
 
 
 def print_settings(settings: Settings, *, as_json: bool) -> None:

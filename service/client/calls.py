@@ -135,12 +135,11 @@ class Pieces:
 def _read_computed(answer: httpx.Response) -> Computed:
     headers = answer.headers
     seed = headers.get("x-iafvae-seed")
+    names = ("model", "version", "bundle", "provider")
+    who: dict[str, Any] = {name: headers[f"x-iafvae-{name}"] for name in names}
     return Computed(
         array=decode_npy(answer.content, dtypes=("uint8", "float32"), max_items=MAX_ITEMS),
-        model=headers["x-iafvae-model"],
-        version=headers["x-iafvae-version"],
-        bundle=headers["x-iafvae-bundle"],
-        provider=headers["x-iafvae-provider"],
+        **who,
         seed=None if seed is None else int(seed),
         queue_seconds=float(headers["x-iafvae-queue-seconds"]),
         compute_seconds=float(headers["x-iafvae-compute-seconds"]),

@@ -87,17 +87,10 @@ class Client:
         prior_eps: float32 [n, D] or [1, D], as `encode` gives it: draw from it instead, with the
         latent groups to `resample` (or all but those to `keep`) drawn anew.
         """
-        return self._post(
-            "sample",
-            calls.COMPUTED,
-            None if prior_eps is None else np.asarray(prior_eps, np.float32),
-            n=n,
-            seed=seed,
-            temperature=temperature,
-            output=output,
-            resample=resample,
-            keep=keep,
-        )
+        eps = None if prior_eps is None else np.asarray(prior_eps, np.float32)
+        options = {"n": n, "seed": seed, "temperature": temperature, "output": output}
+        groups = {"resample": resample, "keep": keep}
+        return self._post("sample", calls.COMPUTED, eps, **options, **groups)
 
     def stream(
         self,

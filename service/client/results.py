@@ -21,6 +21,7 @@ NUMBERS = (
     *("log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats"),
     *("effective_sample_size", "p_value"),
 )
+OF_ALL = ("estimator", "importance_samples", "seed", "alpha", "model", "version", "notes")
 SHOWN = 64  # images or rows in a notebook
 
 
@@ -147,22 +148,15 @@ def score_table(document: Mapping[str, Any]) -> ScoreTable:
         return np.array(list(values), np.float64)  # None becomes NaN
 
     names = results[0].get("evidence", {}) if results else {}
+    said: dict[str, Any] = {name: column(r[name] for r in results) for name in NUMBERS}
+    said |= {name: document[name] for name in OF_ALL}
+    said |= {name: document.get(name) for name in ("certified_alpha", "fdr", "calibration")}
     return ScoreTable(
-        **{name: column(r[name] for r in results) for name in NUMBERS},
+        **said,
         anomalous=np.array([r["anomalous"] for r in results], np.bool_),
         discovery=np.array([r.get("discovery") for r in results], np.bool_),
         evidence={name: column(r["evidence"][name] for r in results) for name in names},
         altered=np.array([r["altered"] for r in results], np.bool_),
         status=[r["status"] for r in results],
-        estimator=document["estimator"],
-        importance_samples=document["importance_samples"],
-        seed=document["seed"],
-        alpha=document["alpha"],
-        certified_alpha=document.get("certified_alpha"),
-        fdr=document.get("fdr"),
-        calibration=document.get("calibration"),
-        model=document["model"],
-        version=document["version"],
-        notes=document["notes"],
         decided=np.array([None not in (r["anomalous"], r["p_value"]) for r in results], np.bool_),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import httpx
@@ -14,6 +15,7 @@ from service.errors import shown_url
 __all__ = ["Attempts", "no_service", "unreachable"]
 
 AGAIN = (429, 503)  # overloaded, shutting down
+PASSING = (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError)
 FIRST_WAIT_SECONDS = 0.1  # then twice as long each time, where the server names no time
 
 
@@ -39,28 +41,16 @@ class Attempts:
         self.made += 1
         wait: float = FIRST_WAIT_SECONDS * 2 ** (self.made - 1) * random.uniform(1, 2)  # noqa: S311
         if isinstance(outcome, httpx.Response):
-            wait = max(wait, _retry_after(outcome))
-        if self.made <= self.retries and _is_passing(outcome) and wait < self.left:
+            passes = outcome.status_code in AGAIN
+            with suppress(ValueError):  # a date, which this server never sends
+                wait = max(wait, float(outcome.headers.get("retry-after", "0")))
+        else:
+            passes = isinstance(outcome, PASSING)
+        if self.made <= self.retries and passes and wait < self.left:
             return wait
         if isinstance(outcome, httpx.Response):
             raise _refusal(outcome)
         raise unreachable(base_url, outcome) from outcome
-
-
-def _is_passing(outcome: httpx.Response | httpx.HTTPError) -> bool:
-    if isinstance(outcome, httpx.Response):
-        return outcome.status_code in AGAIN
-    return isinstance(
-        outcome, (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError)
-    )
-
-
-def _retry_after(answer: httpx.Response) -> float:
-    """Seconds; 0 where the header is absent, or a date, which this server never sends."""
-    try:
-        return max(0.0, float(answer.headers.get("retry-after", "0")))
-    except ValueError:
-        return 0.0
 
 
 def _refusal(answer: httpx.Response) -> ProblemError:

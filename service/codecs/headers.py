@@ -38,7 +38,7 @@ class TooManyParts(UndecodableImage):
     """A file has more chunks or segments than its reader was to look at."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Header:
     """The file's own size is `width` x `height`; `orientation` (EXIF, 1 to 8) turns it.
 
@@ -148,15 +148,9 @@ def _png(data: bytes, what: str, max_parts: int) -> Header:
         raise broken(what, "it has no palette")
     if b"IDAT" not in kinds:
         raise broken(what, "it ends before its pixels")
-    return Header(
-        kind="PNG",
-        width=width,
-        height=height,
-        channels=1 if colour in PNG_GREY else 3,
-        body=b"".join(body),
-        parts=parts,
-        orientation=orientation,
-    )
+    channels = 1 if colour in PNG_GREY else 3
+    whole = b"".join(body)
+    return Header("PNG", width, height, channels, whole, parts, orientation=orientation)
 
 
 def _scaled(chunk: bytes, depth: int) -> bytes:
@@ -197,16 +191,8 @@ def _jpeg(data: bytes, what: str, max_parts: int) -> Header:
     if channels == 4:
         raise WrongDtype(f"{what} has colour space CMYK: save it as RGB or grey")
     body.append(data[first_scan : end if code == EOI else None])
-    return Header(
-        kind="JPEG",
-        width=width,
-        height=height,
-        channels=1 if channels == 1 else 3,
-        body=b"".join(body),
-        parts=parts,
-        passes=scans,
-        orientation=orientation,
-    )
+    channels = 1 if channels == 1 else 3
+    return Header("JPEG", width, height, channels, b"".join(body), parts, scans, orientation)
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -245,15 +231,7 @@ def _webp(data: bytes, what: str, max_parts: int) -> Header:
     _frames(frames, what)
     if not width:
         raise broken(what, "it has no picture")
-    return Header(
-        kind="WEBP",
-        width=width,
-        height=height,
-        channels=3,
-        body=data,
-        parts=parts,
-        orientation=orientation,
-    )
+    return Header("WEBP", width, height, 3, data, parts, orientation=orientation)
 
 
 def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -53,13 +53,8 @@ Pixels = NDArray[np.uint8]
 SOON_BYTES, SOON_PARTS = 2**17, 2**9
 MAX_WORK = 2**30  # pixels times passes, about a second: each scan of a JPEG goes over all pixels
 TURNS = (  # names of Pillow's transpositions, by EXIF orientation less 2
-    "FLIP_LEFT_RIGHT",
-    "ROTATE_180",
-    "FLIP_TOP_BOTTOM",
-    "TRANSPOSE",
-    "ROTATE_270",
-    "TRANSVERSE",
-    "ROTATE_90",
+    *("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270"),
+    *("TRANSVERSE", "ROTATE_90"),
 )
 
 
@@ -220,7 +215,9 @@ def _fit_file(header: Header, shape: Shape, fit: Fit, what: str) -> tuple[Pixels
     image, converted = _in_colour(image, shape, fit, what)
     if not same_size:
         image = resize(image, *shape[1:], fit.how)
-    return _planes(image), converted or not same_size, note
+    array = np.asarray(image)
+    planes = array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+    return planes, converted or not same_size, note
 
 
 def _decode(
@@ -331,8 +328,3 @@ def _in_colour(image: Image.Image, shape: Shape, fit: Fit, what: str) -> tuple[I
     if shape[0] != 1 or not fit.convert:
         raise wrong_colour(what, 3, shape)
     return image.convert("L"), True
-
-
-def _planes(image: Image.Image) -> Pixels:
-    array = np.asarray(image)
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))

@@ -53,18 +53,13 @@ class EngineBase(ABC):
     provider: str
     concurrency: bool = True
 
-    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
+    def __init__(self, bundle: Bundle, options: EngineOptions, default_rows: int) -> None:
         self.bundle, self.options = bundle, options
         self.precision = bundle.manifest.precision
-        self.max_rows = 0
-        self.padding: Padding = Buckets(())
-        self.invariant = False
-
-    def settle(self, default_rows: int) -> None:
-        """Called by an engine when the rest is known; default_rows: its largest batch."""
-        canaries = [len(a) for c in self.bundle.canaries.values() for a in c["in"].values()]
-        self.max_rows = max(self.options.max_rows or default_rows, *canaries)
+        canaries = [len(a) for c in bundle.canaries.values() for a in c["in"].values()]
+        self.max_rows = max(options.max_rows or default_rows, *canaries)
         self.padding = self.paddings()[0]
+        self.invariant = False
 
     @abstractmethod
     def paddings(self) -> Sequence[Padding]:
@@ -82,14 +77,42 @@ class EngineBase(ABC):
     def close(self) -> None:
         """Free what is held for the bundle; for when nothing runs any more."""
 
-    def run(self, operation: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+    def run(
+        self, operation: str, arrays: Mapping[str, NDArray[Any]], padding: Padding | None = None
+    ) -> Arrays:
         """Outputs of `operation` by name; inputs as the bundle's manifest states them.
+
+        padding: another than that in use.
 
         Thread-safe. A batch that memory does not hold is computed in halves. Raises WrongShape,
         WrongDtype, InvalidInput or PayloadTooLarge for inputs that do not fit the graph,
         EngineFailure where the run fails and DeviceFault where the device does.
         """
-        return self._run(operation, arrays, self.padding)
+        padding = padding or self.padding
+        graph = self.bundle.manifest.graphs[operation]
+        sizes = check(graph, arrays, self.max_rows)
+        shape = padding.shape(sizes)
+        try:
+            if shape == sizes:
+                found = self.compute(operation, dict(arrays), shape)
+                return dict(zip(graph.output_names, found, strict=True))
+            found = self.compute(operation, pad(graph, arrays, shape), shape)
+            return trim(graph, found, sizes)
+        except (IafvaeError, BundleError):
+            raise
+        except Exception as error:  # the runtime's exceptions have no common base
+            fault = self.fault(operation, error)
+            rows = max(sizes.values())
+            shrinks = rows > 1 and padding.size(1) < padding.size(rows)
+            if not (shrinks and isinstance(fault, BatchTooLarge)):
+                raise fault from error
+            logger.warning("%s: computed in halves", fault)
+        # Only here, where the failed try has let go of its memory.
+        parts = [
+            (places, self.run(operation, half, padding))
+            for places, half in halves(graph, arrays, sizes)
+        ]
+        return joined(graph, sizes, parts)
 
     def padded_rows(self, rows: int) -> int:
         """How many rows are computed for nothing in a batch of `rows`."""
@@ -104,8 +127,14 @@ class EngineBase(ABC):
         with ThreadPoolExecutor(available_cores() if self.concurrency else 1) as pool:
             list(pool.map(lambda name: self._check_canary(name, {}), self.bundle.canaries))
             self.padding, self.invariant = self.choose_padding(pool.map)
-        if isinstance(self.padding, Buckets):
-            self._warm_buckets(self.padding)
+        if not isinstance(self.padding, Buckets):
+            return
+        # Every shape that will be met, the largest first: its memory then holds all others. Each
+        # has plans of its own, and gives the known answer too.
+        for operation, graph in self.bundle.manifest.graphs.items():
+            for sizes in self.padding.shapes({str(tensor.shape[0]) for tensor in graph.inputs}):
+                self.run(operation, zeros(graph, sizes))
+                self._check_canary(operation, sizes)
 
     def _check_canary(self, operation: str, shape: Mapping[str, int]) -> None:
         """The known answer, in a batch of so many rows or of no more than its own."""
@@ -137,7 +166,7 @@ class EngineBase(ABC):
         graphs = self.bundle.manifest.graphs
         candidates = self.paddings()
         for padding in candidates:
-            run = partial(self._run, padding=padding)
+            run = partial(self.run, padding=padding)
             if invariant(graphs, run, self.max_rows, each):
                 return padding, True
         logger.warning(
@@ -147,46 +176,8 @@ class EngineBase(ABC):
         )
         return candidates[-1], False
 
-    def _warm_buckets(self, buckets: Buckets) -> None:
-        """Every shape that will be met, the largest first: its memory then holds all others. Each
-        has plans of its own, and gives the known answer too."""
-        for operation, graph in self.bundle.manifest.graphs.items():
-            for sizes in buckets.shapes({str(tensor.shape[0]) for tensor in graph.inputs}):
-                self._run(operation, zeros(graph, sizes), buckets)
-                self._check_canary(operation, sizes)
-
-    def _run(self, operation: str, arrays: Mapping[str, NDArray[Any]], padding: Padding) -> Arrays:
-        graph = self.bundle.manifest.graphs[operation]
-        sizes = check(graph, arrays, self.max_rows)
-        shape = padding.shape(sizes)
-        try:
-            if shape == sizes:
-                found = self.compute(operation, dict(arrays), shape)
-                return dict(zip(graph.output_names, found, strict=True))
-            found = self.compute(operation, pad(graph, arrays, shape), shape)
-            return trim(graph, found, sizes)
-        except (IafvaeError, BundleError):
-            raise
-        except Exception as error:  # the runtime's exceptions have no common base
-            fault = self.fault(operation, error)
-            if not isinstance(fault, BatchTooLarge) or not _shrinks(padding, sizes):
-                raise fault from error
-            logger.warning("%s: computed in halves", fault)
-        # Only here, where the failed try has let go of its memory.
-        parts = [
-            (places, self._run(operation, half, padding))
-            for places, half in halves(graph, arrays, sizes)
-        ]
-        return joined(graph, sizes, parts)
-
     def fault(self, operation: str, error: Exception) -> IafvaeError:
         """What a failure of a run was: a batch that was too large, or rows that cannot be."""
         if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
             return BatchTooLarge(f"out of memory in {operation}: {error}")
         return EngineFailure(f"{operation} failed: {error}")
-
-
-def _shrinks(padding: Padding, sizes: Mapping[str, int]) -> bool:
-    """Whether fewer rows are computed in a smaller shape."""
-    rows = max(sizes.values())
-    return rows > 1 and padding.size(1) < padding.size(rows)

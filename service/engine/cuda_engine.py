@@ -15,10 +15,8 @@ that matters one bucket can be fixed (`EngineOptions.gpu_bucket`). `precision` s
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -26,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import Bundle
-from service.bundle.graphs import GraphSpec
+from service.bundle.graphs import GraphSpec, TensorSpec
 from service.engine.arrays import Arrays, pad, trim
 from service.engine.base import BatchTooLarge, EngineBase
 from service.engine.onnxruntime_engine import Session, Sessions, placed_tensor
@@ -72,12 +70,12 @@ class CudaEngine(EngineBase):
         **changes: Any,
     ) -> None:
         options = replace(options or EngineOptions(), **changes)
-        super().__init__(bundle, replace(options, max_rows=options.gpu_bucket or options.max_rows))
+        options = replace(options, max_rows=options.gpu_bucket or options.max_rows)
+        super().__init__(bundle, options, GPU_ROWS)
         self.provider = self._memory = memory
         self._files = Sessions(bundle)
-        self._owner = _Owner()
+        self._owner = _owner()
         self.bound: dict[Key, _Bound] = {}
-        self.settle(GPU_ROWS)
         self.precision += f"; buckets={','.join(map(str, self._sizes()))}"
 
     def paddings(self) -> Sequence[Padding]:
@@ -97,8 +95,7 @@ class CudaEngine(EngineBase):
 
     def compute(self, operation: str, feed: Arrays, shape: Mapping[str, int]) -> list[NDArray[Any]]:
         """Outputs of `operation`, computed by the thread that owns the device."""
-        outputs: list[NDArray[Any]] = self._owner.call(self._compute, operation, feed, shape)
-        return outputs
+        return self._owner.submit(self._compute, operation, feed, shape).result()
 
     def warm(self) -> None:
         """Make every session, check the canaries, and let go of the bundle's files."""
@@ -117,8 +114,9 @@ class CudaEngine(EngineBase):
 
     def close(self) -> None:
         """Free the sessions; a further run makes them anew."""
-        self._owner.call(self.bound.clear)
-        self._owner.stop()
+        self._owner.submit(self.bound.clear).result()
+        self._owner.shutdown()
+        self._owner = _owner()
         self._files.clear()
 
     def _sizes(self) -> tuple[int, ...]:
@@ -132,23 +130,13 @@ class CudaEngine(EngineBase):
         key = operation, tuple(shape[name] for name in sorted(shape))
         bound = self.bound.get(key)
         if bound is None:
-            bound = self.bound[key] = self._bind(operation, shape)
+            cuda = cuda_options(self.options.device) if self._memory == "cuda" else None
+            form = self.options.form or "portable"
+            session = self._files.make(operation, form, cuda=cuda, shape=shape)
+            place = self._memory, self.options.device if cuda else 0
+            graph = self.bundle.manifest.graphs[operation]
+            bound = self.bound[key] = _Bound(session, graph, shape, place)
         return bound.run(feed)
-
-    def _bind(self, operation: str, shape: Mapping[str, int]) -> _Bound:
-        device = self.options.device
-        cuda = cuda_options(device) if self._memory == "cuda" else None
-        session = self._session(operation, shape, cuda)
-
-        def place(sizes: tuple[int, ...], dtype: str) -> Any:
-            return placed_tensor(sizes, dtype, self._memory, device if cuda else 0)
-
-        return _Bound(session, self.bundle.manifest.graphs[operation], shape, place)
-
-    def _session(
-        self, operation: str, shape: Mapping[str, int], cuda: Mapping[str, str] | None
-    ) -> Session:
-        return self._files.make(operation, self.options.form or "portable", cuda=cuda, shape=shape)
 
     def _device_problem(self, operation: str) -> str | None:
         """Why the canary of `operation` fails now (a lost device fails every run), or None."""
@@ -164,20 +152,21 @@ class CudaEngine(EngineBase):
 
 
 class _Bound:
-    """A session whose inputs and outputs stay where they are: nothing is allocated for a batch."""
+    """A session whose inputs and outputs stay where they are, in the memory `place` of a kind and
+    of a device: nothing is allocated for a batch."""
 
     def __init__(
         self,
         session: Session,
         graph: GraphSpec,
         shape: Mapping[str, int],
-        place: Callable[[tuple[int, ...], str], Any],
+        place: tuple[Memory, int],
     ) -> None:
         self.session, self._binding = session, session.io_binding()
 
-        def placed(tensor: Any) -> Any:
+        def placed(tensor: TensorSpec) -> Any:
             sizes = tuple(shape[d] if isinstance(d, str) else d for d in tensor.shape)
-            return place(sizes, tensor.dtype)
+            return placed_tensor(sizes, tensor.dtype, *place)
 
         self._inputs = {t.name: placed(t) for t in graph.inputs}
         self._outputs = {t.name: placed(t) for t in graph.outputs}
@@ -191,7 +180,9 @@ class _Bound:
         for name, tensor in self._inputs.items():
             tensor.update_inplace(np.ascontiguousarray(feed[name]))
         self.compute()
-        return [_own(tensor.numpy()) for tensor in self._outputs.values()]
+        found = [tensor.numpy() for tensor in self._outputs.values()]
+        # On a CPU they are views, which the next batch would overwrite.
+        return [array if array.flags.owndata else array.copy() for array in found]
 
     def compute(self) -> None:
         """Compute from the inputs that are on the device already."""
@@ -199,43 +190,6 @@ class _Bound:
         self._binding.synchronize_outputs()
 
 
-def _own(array: NDArray[Any]) -> NDArray[Any]:
-    """`array`, copied where it is a view (on a CPU) that the next batch would overwrite."""
-    return array if array.flags.owndata else array.copy()
-
-
-class _Owner:
-    """The one thread that touches the device; started at the first call, and again after `stop`."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] | None = None
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call `function` in the thread; gives what it returns, raises what it raises."""
-        done: Future[Any] = Future()
-        with self._lock:
-            if self._calls is None:
-                self._calls = queue.SimpleQueue()
-                work = threading.Thread(target=_serve, args=(self._calls,), daemon=True)
-                work.name = "gpu-owner"
-                work.start()
-            self._calls.put((done, lambda: function(*arguments)))
-        return done.result()
-
-    def stop(self) -> None:
-        """End the thread after the calls that wait already."""
-        with self._lock:
-            if self._calls is not None:
-                self._calls.put(None)
-            self._calls = None
-
-
-def _serve(calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> None:
-    while (call := calls.get()) is not None:
-        done, function = call
-        try:
-            done.set_result(function())
-        except BaseException as error:  # noqa: BLE001 - it is raised where it was asked
-            done.set_exception(error)
-        del call, done, function  # or a session would live until the next call
+def _owner() -> ThreadPoolExecutor:
+    """The one thread that touches the device; started at the first call."""
+    return ThreadPoolExecutor(1, "gpu-owner")

@@ -26,25 +26,20 @@ def available_cores(cgroup: Path = CGROUP) -> int:
     """Cores that this process may use: its affinity, and its container's CPU quota rounded up."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = _quota_v2(cgroup) or _quota_v1(cgroup)
+    quota = _quota(cgroup)
     return max(1, min(cores, math.ceil(quota))) if quota else cores
 
 
-def _quota_v2(cgroup: Path) -> float | None:
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        return int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):  # absent, "max", or no number
-        return None
-
-
-def _quota_v1(cgroup: Path) -> float | None:
-    try:
-        quota = int((cgroup / "cpu" / "cpu.cfs_quota_us").read_text())
-        period = int((cgroup / "cpu" / "cpu.cfs_period_us").read_text())
-        return quota / period if quota > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
+def _quota(cgroup: Path) -> float | None:
+    """Cores that version 2 of cgroups allows, else version 1, whose -1 is no bound."""
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        try:
+            quota, period = map(int, " ".join((cgroup / f).read_text() for f in files).split())
+            if quota > 0:
+                return quota / period
+        except (OSError, ValueError, ZeroDivisionError):  # absent, "max", or no number
+            continue
+    return None
 
 
 def give_memory_back() -> None:
@@ -78,8 +73,8 @@ def cuda_driver_problem(device: int = 0, cuda: str = "0.0") -> str | None:
         return f"the NVIDIA driver finds no usable device (cuInit gives {status})"
     version, count = ctypes.c_int(0), ctypes.c_int(0)
     driver.cuDriverGetVersion(ctypes.byref(version))
-    has, needed = divmod(version.value // 10, 100), _numbers(cuda)
-    if has < needed:
+    has = divmod(version.value // 10, 100)
+    if has < tuple(map(int, f"{cuda}.0".split(".")[:2])):
         return (
             f"the NVIDIA driver knows CUDA up to {has[0]}.{has[1]} and {cuda} is needed: install a"
             " newer driver"
@@ -87,11 +82,6 @@ def cuda_driver_problem(device: int = 0, cuda: str = "0.0") -> str | None:
     if driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value <= device:
         return f"the NVIDIA driver finds {count.value} devices, and none of number {device}"
     return None
-
-
-def _numbers(version: str) -> tuple[int, int]:
-    major, minor, *_ = *version.split("."), "0"
-    return int(major), int(minor)
 
 
 def library_problem(cuda_major: str) -> str | None:

@@ -129,16 +129,12 @@ class Engine(EngineBase):
     provider = "cpu"
 
     def __init__(
-        self,
-        bundle: Bundle,
-        options: EngineOptions | None = None,
-        **changes: Any,
+        self, bundle: Bundle, options: EngineOptions | None = None, **changes: Any
     ) -> None:
-        super().__init__(bundle, replace(options or EngineOptions(), **changes))
+        super().__init__(bundle, replace(options or EngineOptions(), **changes), CPU_ROWS)
         self._sessions = Sessions(bundle)
         self._locks = {name: threading.Lock() for name in bundle.manifest.graphs}
         self.sessions: dict[str, Session] = {}
-        self.settle(CPU_ROWS)
 
     def paddings(self) -> Sequence[Padding]:
         """Blocks of rows from the manifest's up."""
@@ -155,7 +151,9 @@ class Engine(EngineBase):
         session = self.sessions.get(operation)
         if session is None:
             with self._locks[operation]:
-                session = self.sessions.get(operation) or self._session(operation)
+                session = self.sessions.get(operation) or self._sessions.make(
+                    operation, self.options.form or "cpu", threads=self.options.threads
+                )
                 self.sessions[operation] = session
         names = self.bundle.manifest.graphs[operation].output_names
         outputs: list[NDArray[Any]] = session.run(names, feed)
@@ -170,11 +168,6 @@ class Engine(EngineBase):
         """Free the sessions; a further run makes them anew."""
         self.sessions.clear()
         self._sessions.clear()
-
-    def _session(self, operation: str) -> Session:
-        return self._sessions.make(
-            operation, self.options.form or "cpu", threads=self.options.threads
-        )
 
 
 def placed_tensor(shape: Sequence[int], dtype: str, memory: str, device: int) -> Any:

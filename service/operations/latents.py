@@ -100,9 +100,7 @@ def great_circle(ends: F32, n: int) -> Rows:
     weights[0], weights[-1] = (1.0, 0.0), (0.0, 1.0)
 
     def points(first: int, last: int) -> F32:
-        found: F32 = np.einsum("re,ed->rd", weights[first:last], ends, dtype=np.float64).astype(
-            np.float32
-        )
-        return found
+        way = np.einsum("re,ed->rd", weights[first:last], ends, dtype=np.float64)
+        return np.asarray(way, np.float32)
 
     return points

@@ -85,6 +85,9 @@ class Model:
         self.manifest = bundle.manifest
         self.name, self.version = bundle.manifest.name, bundle.manifest.version
         self.provider, self.precision = engine.provider, engine.precision
+        # Who computes, as headers and metrics say it.
+        self.who = {"model": self.name, "version": self.version, "bundle": bundle.hash}
+        self.who |= {"provider": self.provider, "precision": self.precision}
         reference = bundle.reference
         self.drift = None if reference is None else Drift(reference.images)
         spec = bundle.manifest.calibration
@@ -220,11 +223,7 @@ class Model:
         return await self.draw(self.sampling(n, **options), caller=caller, deadline=deadline)
 
     async def sample_each(
-        self,
-        seeds: Sequence[int],
-        *,
-        temperature: NDArray[Any],
-        **asked: Unpack[Asked],
+        self, seeds: Sequence[int], *, temperature: NDArray[Any], **asked: Unpack[Asked]
     ) -> Rendered:
         """The first image of each seed; temperature: ``[n, G]``. Means, their pixels, and draws."""
         checks.count("the number of seeds", len(seeds))
@@ -253,22 +252,14 @@ class Model:
         return _images(job, {"output": output, "seed": seed})
 
     async def decode_each(
-        self,
-        latents: NDArray[Any],
-        *,
-        seed: int = 0,
-        **asked: Unpack[Asked],
+        self, latents: NDArray[Any], *, seed: int = 0, **asked: Unpack[Asked]
     ) -> Rendered:
         """Means, their pixels, and draws of `latents` float32 ``[n, D]``."""
         work = self._decoding(latents, "both", seed)
         return _rendered(await self.scheduler.submit(work, **asked))
 
     async def encode(
-        self,
-        images: U8,
-        *,
-        seed: int | None = None,
-        **asked: Unpack[Asked],
+        self, images: U8, *, seed: int | None = None, **asked: Unpack[Asked]
     ) -> Latents:
         """Latents of `images` uint8 ``[n, C, H, W]``: drawn with `seed`, or at eps = 0."""
         job = await self._encode(images, seed, **asked)
@@ -321,6 +312,7 @@ class Model:
         spec = self.manifest.calibration if judged is not None else None
         n = None if spec is None else spec.images
         p_value = np.full(len(images), np.nan) if judged is None else judged.p_value
+        certified = certified_alpha(level, n) if n and spec and spec.folds == 1 else None
         strangers = None if spec is None or spec.fitted else altered
         known = p_value if strangers is None else np.where(strangers, np.nan, p_value)
         anomalous, status = decide(p_value, found.finite, strangers, level, n)
@@ -342,9 +334,7 @@ class Model:
                 "importance_samples": k,
                 "seed": work.seed,
                 "alpha": level,
-                "certified_alpha": certified_alpha(level, n)
-                if n and spec and spec.folds == 1
-                else None,
+                "certified_alpha": certified,
                 "fdr": fdr,
                 "calibration": self._calibration if judged is not None else None,
             },
@@ -354,12 +344,7 @@ class Model:
         )
 
     async def anomaly_map(
-        self,
-        images: U8,
-        *,
-        seed: int | None = None,
-        boxes: int = 3,
-        **asked: Unpack[Asked],
+        self, images: U8, *, seed: int | None = None, boxes: int = 3, **asked: Unpack[Asked]
     ) -> AnomalyMaps:
         """Where `images` uint8 ``[n, C, H, W]`` are unlike what the model expects of each.
 

@@ -71,8 +71,6 @@ class ModelManager:
         metrics.models.labels("retiring").set_function(lambda: registry.retiring)
         metrics.models.labels("failed").set_function(lambda: len(registry.failed))
 
-    # ------------------------------------------------------------------ before anything is served
-
     def load_all(self) -> None:
         """Load every bundle; blocks, and only for a registry that is not started.
 
@@ -131,8 +129,6 @@ class ModelManager:
                 f"IAFVAE_DEFAULT_MODEL={wanted!r} is not among the loaded models ({loaded}): "
                 "name one of them, with or without its version"
             ) from None
-
-    # ------------------------------------------------------------------ while requests are served
 
     async def load(self, directory: str, *, again: bool = False) -> ModelChange:
         """Load the bundle in `directory`, in the place of what was loaded from there.
@@ -266,8 +262,6 @@ class ModelManager:
                 "when these have ended"
             )
 
-    # ------------------------------------------------------------------ what is said about it
-
     def _settle(self, directory: str, looks: Fingerprint | None) -> None:
         self.attempted[directory] = looks
         self._registry.failed.pop(directory, None)
@@ -290,9 +284,9 @@ class ModelManager:
         self, change: str, new: LoadedModel | None = None, gone: Iterable[LoadedModel] = ()
     ) -> None:
         for model in gone:
-            self._metrics.model_gone(**_who(model))
+            self._metrics.model_gone(**model.runtime.who)
         if new is not None:
-            self._metrics.model_info(**_who(new))
+            self._metrics.model_info(**new.runtime.who)
         subject = new or next(iter(gone))
         self._metrics.changes.labels(subject.name, change).inc()
         runtime = subject.runtime
@@ -327,22 +321,8 @@ def _look(ended: asyncio.Future[Any]) -> None:
         ended.exception()
 
 
-def _who(model: LoadedModel) -> dict[str, str]:
-    runtime = model.runtime
-    return {
-        "model": model.name,
-        "version": model.version,
-        "bundle": runtime.bundle.hash,
-        "provider": runtime.provider,
-        "precision": runtime.precision,
-    }
-
-
 def _change(
-    change: Kind,
-    model: LoadedModel,
-    gone: Sequence[LoadedModel] = (),
-    began: float | None = None,
+    change: Kind, model: LoadedModel, gone: Sequence[LoadedModel] = (), began: float | None = None
 ) -> ModelChange:
     return ModelChange(
         change=change,

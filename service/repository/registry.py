@@ -50,7 +50,7 @@ class LoadedModel:
     @property
     def version(self) -> str:
         """As its manifest says."""
-        return self.runtime.bundle.manifest.version
+        return self.runtime.version
 
     @property
     def reference(self) -> str:
@@ -91,8 +91,6 @@ class Registry:
         self.default = ""
         self.draining = False
         self.failed: dict[str, str] = {}
-
-    # ------------------------------------------------------------------ what is loaded
 
     def find(self, name: str | None = None, version: str | None = None) -> LoadedModel:
         """The model `name` (also ``name@version``), or the default one.
@@ -161,8 +159,6 @@ class Registry:
                 f"there are {', '.join(self._table[name])}"
             )
         return UnknownModel(f"no model {name[:80]!r} is loaded; there are {', '.join(self._table)}")
-
-    # ------------------------------------------------------------------ changes
 
     def exchange(
         self, old: Iterable[LoadedModel] = (), new: Iterable[LoadedModel] = ()
@@ -238,8 +234,6 @@ class Registry:
         await model.runtime.stop(self._drain_seconds)
         await asyncio.to_thread(give_memory_back)
         logger.info("%s has ended; its memory is freed", model.reference)
-
-    # ------------------------------------------------------------------ life of the process
 
     @property
     def ready(self) -> bool:

@@ -64,10 +64,7 @@ class ModelStore:
             raise UnknownBundle(f"there is no bundle {directory[:80]!r}; there are {shown}")
         path = paths[directory]
         return Found(
-            path=path,
-            looks=_fingerprint(path),
-            hash=_manifest_hash(path),
-            present=frozenset(paths),
+            path=path, looks=_fingerprint(path), hash=_manifest_hash(path), present=frozenset(paths)
         )
 
     def survey(self) -> tuple[dict[str, tuple[Path, Fingerprint | None]], dict[str, str]]:

@@ -14,23 +14,13 @@ from numpy.typing import NDArray
 
 from service.engine.arrays import Arrays
 from service.noise import Normal, Purpose, image_keys, uniform
-from service.scheduler.work import (
-    DecodeWork,
-    EncodeWork,
-    Keys,
-    SampleWork,
-    ScoreWork,
-    image_noise,
-)
+from service.scheduler.work import DecodeWork, EncodeWork, Keys, SampleWork, ScoreWork, image_noise
 
 if TYPE_CHECKING:
     from service.bundle import Manifest
     from service.bundle.graphs import GraphSpec
 
-__all__ = [
-    "Batcher",
-    "batchers",
-]
+__all__ = ["Batcher", "batchers"]
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -111,9 +101,6 @@ class _Sample(_Render):
 
     def assemble(self, pieces: Sequence[Piece[SampleWork]]) -> Arrays:
         temperature = _join([work.temperature[a:b] for work, a, b in pieces])
-        return {"eps": self._eps(pieces), "temperature": temperature, "u": self._u(pieces)}
-
-    def _eps(self, pieces: Sequence[Piece[SampleWork]]) -> F32:
         places = _places(pieces)
         eps = np.empty((places[-1].stop, self._dim), dtype=np.float32)
         seeded: Drawn = []
@@ -122,7 +109,8 @@ class _Sample(_Render):
                 seeded.append((rows, work.keys(start, stop)))
             else:
                 eps[rows] = work.eps(start, stop)
-        return _drawn(self._normal, eps, seeded)
+        eps = _drawn(self._normal, eps, seeded)
+        return {"eps": eps, "temperature": temperature, "u": self._u(pieces)}
 
 
 class _Decode(_Render):

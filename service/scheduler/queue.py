@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Generic, TypeVar
 
@@ -36,28 +37,25 @@ PIECE_ROWS = 16  # of a job that does not end in its share of a batch
 Starts = dict[Job, int]  # the first row of each job that is in a batch; `Job.taken` is its last
 
 
+@dataclass(eq=False)
 class _Caller:
     """Its jobs, in line. had: rows, since it waits."""
 
-    __slots__ = ("had", "jobs")
-
-    def __init__(self, had: int) -> None:
-        self.had = had
-        self.jobs: dict[Job, None] = {}
+    had: int
+    jobs: dict[Job, None] = field(default_factory=dict)
 
 
 MemberT = TypeVar("MemberT", "_Caller", "_Holder")
 
 
+@dataclass(eq=False)
 class _Group(Generic[MemberT]):
-    """Members that share equally. clock: what the one that was chosen last had had; newcomers
-    begin there, without a claim to what others had meanwhile."""
+    """Members that share equally. had: rows, since it waits; clock: what the one that was chosen
+    last had had; newcomers begin there, without a claim to what others had meanwhile."""
 
-    __slots__ = ("clock", "members")
-
-    def __init__(self) -> None:
-        self.clock = 0
-        self.members: dict[str, MemberT] = {}
+    had: int = 0
+    clock: int = 0
+    members: dict[str, MemberT] = field(default_factory=dict)
 
     def first(self, count: int) -> list[MemberT]:
         """At most `count`, who have had least."""
@@ -74,23 +72,16 @@ class _Group(Generic[MemberT]):
 
 
 class _Holder(_Group[_Caller]):
-    """Its callers. had: rows, since it waits."""
-
-    __slots__ = ("had",)
-
-    def __init__(self, had: int) -> None:
-        super().__init__()
-        self.had = had
+    """Its callers."""
 
 
+@dataclass(eq=False)
 class _Line(_Group[_Holder]):
     """What waits for one operation: the holders, and counts. spent: engine seconds."""
 
-    __slots__ = ("images", "rows", "spent")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows, self.images, self.spent = 0, 0.0, 0.0
+    rows: int = 0
+    images: float = 0.0
+    spent: float = 0.0
 
     def push(self, job: Job) -> None:
         """Append `job` to its caller's jobs."""

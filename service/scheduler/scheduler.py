@@ -52,6 +52,7 @@ WEIGHT = 0.05  # of a new batch in the average cost
 # A batch that took so many times what was expected (the machine was busy, or asleep) counts as this
 # many times: costs that really have risen are learnt in a few batches, accidents are not.
 SURPRISE = 3.0
+EXPIRED = DeadlineExceeded("the deadline passed before all rows were computed")
 
 
 class SchedulerObserver(Protocol):
@@ -199,7 +200,9 @@ class Scheduler:
             if is_quick:
                 await asyncio.sleep(0)  # whoever else is ready in this turn shares the batch
             if is_quick and self._is_alone():
-                self._compute_here(job)
+                batch = Batch(job.operation, [(job, 0, job.rows)])
+                self._runner.compute(batch)
+                self._finished(batch)
             else:
                 self._place(job, deadline)
             await job.future
@@ -260,16 +263,11 @@ class Scheduler:
             return False
         return known * (job.rows + job.images) / 2.0 <= self._direct_seconds
 
-    def _compute_here(self, job: Job) -> None:
-        batch = Batch(job.operation, [(job, 0, job.rows)])
-        self._runner.compute(batch)
-        self._finished(batch)
-
     def _place(self, job: Job, deadline: float | None) -> None:
         """Let `job` wait for the workers until `deadline`: in the queue, unless it is alone."""
         loop = asyncio.get_running_loop()
         if deadline is not None:
-            job.expiry = loop.call_at(deadline, self._expire, job)
+            job.expiry = loop.call_at(deadline, self._fail, job, EXPIRED, "expired")
         if self._is_alone():
             self._lone = job
             loop.call_soon(self._spread)
@@ -409,11 +407,6 @@ class Scheduler:
                 self._queue.charge(operation, batch.seconds - batch.expected_seconds)
         if batch.runs == 1 and batch.images:  # failed runs and halves would teach a wrong cost
             self._cost.add(operation, batch.rows, batch.images, batch.seconds)
-
-    def _expire(self, job: Job) -> None:
-        """The deadline of `job` has passed."""
-        error = DeadlineExceeded("the deadline passed before all rows were computed")
-        self._fail(job, error, "expired")
 
     def _fail(self, job: Job, error: IafvaeError, reason: str) -> None:
         """Answer `job` with `error`, and drop its rows for `reason`."""

@@ -189,25 +189,6 @@ class Job:
     of all batches it was in, each in whole; gone: nobody waits for it any more, for `reason`.
     """
 
-    __slots__ = (
-        "arrays",
-        "began",
-        "caller",
-        "compute_seconds",
-        "done",
-        "expiry",
-        "future",
-        "gone",
-        "images",
-        "operation",
-        "parts",
-        "reason",
-        "rows",
-        "submitted",
-        "taken",
-        "work",
-    )
-
     def __init__(self, work: Work, caller: str = "") -> None:
         self.work = work
         self.operation, self.rows, self.images = work.operation, work.rows, work.image_count

@@ -21,7 +21,10 @@ FLUSH_SECONDS = 1.0  # at the end
 @contextmanager
 def background_logs(max_lines: int = MAX_LINES) -> Iterator[None]:
     """Have a thread write what the loggers' handler would write to standard error."""
-    fd = _descriptor()
+    try:
+        fd = sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        fd = None
     handlers = logging.getLogger(LOGGERS[0]).handlers
     if fd is None or not handlers:
         yield
@@ -34,7 +37,11 @@ def background_logs(max_lines: int = MAX_LINES) -> Iterator[None]:
     try:
         yield
     finally:
-        if _written(waiting):
+        with waiting.all_tasks_done:
+            is_written = waiting.all_tasks_done.wait_for(
+                lambda: not waiting.unfinished_tasks, FLUSH_SECONDS
+            )
+        if is_written:
             listener.stop()
             _install(before)
 
@@ -53,18 +60,15 @@ class _Dropping(QueueHandler):
     def enqueue(self, record: logging.LogRecord) -> None:
         """Queue a line if there is room; after an overflow, only once the queue is half empty."""
         if self._dropped and self._waiting.qsize() <= self._half:
-            self._waiting.put(self.prepare(self._note()))
+            text = f"{self._dropped} lines of the log were dropped: they are read more slowly than"
+            text += " written"
+            note = logging.LogRecord("iafvae", logging.WARNING, __file__, 0, text, None, None)
+            self._waiting.put(self.prepare(note))
             self._dropped = 0
         if self._dropped or self._waiting.full():
             self._dropped += 1
         else:
             self._waiting.put(record)
-
-    def _note(self) -> logging.LogRecord:
-        text = "%d lines of the log were dropped: they are read more slowly than written"
-        return logging.LogRecord(
-            "iafvae", logging.WARNING, __file__, 0, text, (self._dropped,), None
-        )
 
 
 class _Writer(logging.Handler):
@@ -85,19 +89,6 @@ class _Writer(logging.Handler):
             pass  # nobody reads any more
 
 
-def _descriptor() -> int | None:
-    try:
-        return sys.stderr.fileno()
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
 def _install(handlers: dict[str | None, list[logging.Handler]]) -> None:
     for name, those in handlers.items():
         logging.getLogger(name).handlers[:] = those
-
-
-def _written(waiting: queue.Queue[logging.LogRecord]) -> bool:
-    """Whether all lines are written, at the latest after FLUSH_SECONDS."""
-    with waiting.all_tasks_done:
-        return waiting.all_tasks_done.wait_for(lambda: not waiting.unfinished_tasks, FLUSH_SECONDS)

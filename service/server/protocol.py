@@ -21,7 +21,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from service.api.security.admission import Admission
 from service.server.cycle import Cycle, head
-from service.server.transport import ClosedByProtocol
 
 __all__ = ["BoundedHttp"]
 
@@ -39,6 +38,10 @@ MAX_PIPELINED = 64  # requests that wait behind one that is being answered
 # once, and after so many seconds of it others come first for so many.
 AT_ONCE, READ_SECONDS, REST_SECONDS = 2**13, 0.004, 0.012
 FRAMING = 16  # bytes that a body's byte may come with: chunks may be small
+PASSED_ON = (
+    *("abort", "get_extra_info", "get_write_buffer_size", "is_closing", "pause_reading"),
+    *("resume_reading", "set_protocol", "set_write_buffer_limits", "write", "writelines"),
+)
 
 
 class _NotReadError(Exception):
@@ -57,6 +60,20 @@ class _Nowhere(list[tuple[bytes, bytes]]):
 
 
 NOWHERE = _Nowhere()
+
+
+class ClosedByProtocol(asyncio.Transport):
+    """`real`, but for `close`, which is what is given."""
+
+    def __init__(self, real: asyncio.Transport, close: Callable[[], None]) -> None:
+        for name in PASSED_ON:  # an instance's attributes cost no call more
+            setattr(self, name, getattr(real, name))
+        self.real, self.close = real, close  # type: ignore[method-assign]
+
+    def end_writing(self) -> None:
+        """Tell the other side that nothing more comes; what it sends is still read."""
+        self.is_closing = lambda: True  # type: ignore[method-assign]
+        self.real.write_eof()
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -83,8 +100,6 @@ class BoundedHttp(HttpToolsProtocol):
     def __init__(self, *args: Any, admission: Admission | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._admission = admission
-
-    # ------------------------------------------------------------------ the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
@@ -232,8 +247,6 @@ class BoundedHttp(HttpToolsProtocol):
             self._deaf = True
             self.transport.abort()
 
-    # ------------------------------------------------------------------ what the parser finds
-
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         if self._deaf or len(self.pipeline) >= MAX_PIPELINED:
@@ -313,7 +326,8 @@ class BoundedHttp(HttpToolsProtocol):
         while True:
             if self.parser.get_method() == b"CONNECT":
                 raise httptools.HttpParserError("CONNECT is not served")
-            head = [b"%b %b HTTP/%b\r\n" % self._request_line()]
+            version = self.parser.get_http_version().encode("ascii")
+            head = [b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)]
             head += [b"%b: %b\r\n" % h for h in self.headers if h[0] != b"upgrade"]
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -326,10 +340,6 @@ class BoundedHttp(HttpToolsProtocol):
             else:
                 return
 
-    def _request_line(self) -> tuple[bytes, bytes, bytes]:
-        version = self.parser.get_http_version().encode("ascii")
-        return self.parser.get_method(), self.url, version
-
     def _read_on(self) -> None:
         """Read behind a request that is being answered, so that a hang-up is noticed; a little."""
         held = sum(len(cycle.body) for cycle, _ in self.pipeline)
@@ -337,8 +347,6 @@ class BoundedHttp(HttpToolsProtocol):
             held += len(self._active.body)
         if len(self.pipeline) < MAX_PIPELINED and held <= HIGH_WATER_LIMIT:
             self.flow.resume_reading()
-
-    # ------------------------------------------------------------------ answers
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Begin with a request, or refuse it here: that takes half of the time, when all of the
@@ -374,21 +382,17 @@ class BoundedHttp(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        elif self.cycle.more_body:
-            self._drain()
+        elif self.cycle.more_body:  # an early answer: the rest is read, unless it may never come
+            self._drained = 0
+            if self.expect_100_continue:
+                self.transport.close()
+            else:
+                self._deadline = self.loop.time() + DRAIN_SECONDS
         elif not self._reading_head:
             self._idle()
 
     def _idle(self) -> None:
         self._deadline = self.loop.time() + self.timeout_keep_alive
-
-    def _drain(self) -> None:
-        """An early answer: read the rest of the request, unless it may never come."""
-        self._drained = 0
-        if self.expect_100_continue:
-            self.transport.close()
-        else:
-            self._deadline = self.loop.time() + DRAIN_SECONDS
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be framed if it is its turn; nothing after it is read."""

@@ -62,9 +62,7 @@ class _DrainingServer(uvicorn.Server):
 
         def connection() -> asyncio.Protocol:
             return self.config.http_protocol_class(  # type: ignore[call-arg]
-                config=self.config,
-                server_state=self.server_state,
-                app_state=self.lifespan.state,
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
             )
 
         self.servers.extend(Acceptor(each, connection) for each in sockets or [])  # type: ignore[misc]
@@ -158,7 +156,10 @@ def serve(settings: Settings) -> None:
         registry = app.state.shared.registry
         app.state.manager.load_all()  # here, so that what is wrong is said in one line
         listen(listener, settings.host)
-        _announce(listener, registry.default)
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        what = "serving on http://%s:%d (%s by default, the API at /docs, Ctrl-C stops)"
+        logger.info(what, shown, port, registry.default)
         _calm_collector()
         config = _config(app, app.state.shared.admission, settings)
         server = _DrainingServer(config, registry.drain, settings.drain_delay_seconds)
@@ -209,10 +210,3 @@ def _calm_collector() -> None:
 def _leave(_number: int = 0, _frame: FrameType | None = None) -> None:
     """End the process at once: a thread that still loads a model would abort the interpreter."""
     os._exit(0)
-
-
-def _announce(listener: socket.socket, model: str) -> None:
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    what = "serving on http://%s:%d (%s by default, the API at /docs, Ctrl-C stops)"
-    logger.info(what, shown, port, model)

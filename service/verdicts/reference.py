@@ -267,18 +267,11 @@ def map_notes(groups: int) -> tuple[str, ...]:
 
 
 def measured_of(
-    log_likelihood: Mapping[int, F64],
-    evidence: Arrays,
-    images: NDArray[np.uint8],
-    *,
-    binary: bool,
+    log_likelihood: Mapping[int, F64], evidence: Arrays, images: NDArray[np.uint8], *, binary: bool
 ) -> Measured:
     """The record of log-likelihoods and of the graph `evidence`'s outputs for `images`."""
     return Measured(
-        log_likelihood,
-        evidence["statistics"],
-        evidence["residual"],
-        None if binary else images,
+        log_likelihood, evidence["statistics"], evidence["residual"], None if binary else images
     )
 
 

@@ -14,9 +14,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Receive, Scope
 
@@ -27,7 +26,6 @@ from service.api.request.compression import (
     content_encoding,
     decompress,
 )
-from service.api.request.parsing import Payload
 from service.api.security.admission import caller_of
 from service.api.state import AppState
 from service.errors import (
@@ -42,7 +40,7 @@ from service.errors import (
 from service.operations.model import Model
 from service.scheduler.work import Asked
 
-__all__ = ["INLINE_BYTES", "TIMEOUT_HEADER", "OperationRequest", "timeout_of", "while_connected"]
+__all__ = ["INLINE_BYTES", "TIMEOUT_HEADER", "OperationRequest", "while_connected"]
 
 INLINE_BYTES = 2**16  # more than this is coded beside the event loop
 # Zeros become a thousand times as many: of so few compressed bytes, no more than INLINE_BYTES.
@@ -74,11 +72,26 @@ class OperationRequest(Request):
         super().__init__(scope, receive)
         self.shared, self.settings, self.operation = shared, shared.settings, operation
         self.caller, self.holder = caller_of(scope)
-        self.payload: Payload = None
+        self.payload: Any = None
         self.media_type, self.started = "", False
         self.began = self.parsed = time.perf_counter()
         self.parts: tuple[tuple[str, float], ...] = ()
         self._held, self._is_in = 0, False
+
+    def set_deadline(self) -> None:
+        """Keep to the caller's wish within the setting. Raises InvalidInput, DeadlineExceeded."""
+        seconds, text = self.settings.timeout_seconds, self.headers.get(TIMEOUT_HEADER)
+        if text is not None:
+            try:
+                wish = float(text)
+            except ValueError:
+                wish = math.nan
+            if not (math.isfinite(wish) and wish >= 0):
+                raise InvalidInput(f"{TIMEOUT_HEADER}: {text[:40]!r} is not a number of seconds")
+            if wish == 0:
+                raise DeadlineExceeded(f"{TIMEOUT_HEADER} is 0: allow the work some time")
+            seconds = min(wish, seconds)
+        self.keep_to(time.monotonic() + seconds)
 
     def keep_to(self, deadline: float) -> None:
         """Set the deadline, on the clock of `time.monotonic`; a later answer is an error."""
@@ -181,25 +194,6 @@ def _too_large(size: str, max_bytes: int) -> str:
         f"the body has {size} bytes, at most {max_bytes} are taken: send fewer images in a "
         "request, or as application/x-npy"
     )
-
-
-def timeout_of(headers: Headers, most: float) -> float:
-    """The seconds that a request may take: the caller's wish within `most`.
-
-    Raises InvalidInput, DeadlineExceeded.
-    """
-    text = headers.get(TIMEOUT_HEADER)
-    if text is None:
-        return most
-    try:
-        wish = float(text)
-    except ValueError:
-        wish = math.nan
-    if not (math.isfinite(wish) and wish >= 0):
-        raise InvalidInput(f"{TIMEOUT_HEADER}: {text[:40]!r} is not a number of seconds")
-    if wish == 0:
-        raise DeadlineExceeded(f"{TIMEOUT_HEADER} is 0: allow the work some time")
-    return min(wish, most)
 
 
 class while_connected:  # noqa: N801 - a context manager, read as words

@@ -6,7 +6,7 @@ What can be counted is, before it is parsed: JSON values, form fields, images.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,22 +16,13 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 
 from service.api.request.forms import Part, parse_form
+from service.api.request.limits import OperationRequest
 from service.api.request.schemas import Options, OptionsT, parse_options
 from service.codecs import IMAGE_ALIASES, IMAGE_TYPES, JSON, NPY
 from service.codecs.json_body import json_fields, too_many
-from service.errors import (
-    InvalidInput,
-    MalformedBody,
-    PayloadTooLarge,
-    UnsupportedMedia,
-)
+from service.errors import InvalidInput, MalformedBody, PayloadTooLarge, UnsupportedMedia
 
-__all__ = [
-    "Files",
-    "Payload",
-    "parse_body",
-    "query_options",
-]
+__all__ = ["Files", "Payload", "parse_body", "query_options"]
 
 MAX_REMEMBERED = 256  # bytes of a query
 MAX_TYPE_BYTES = 2**10  # of a Content-Type
@@ -52,31 +43,28 @@ class Files:
 
 # What a request brings beside its options: an npy file, image files, the value of a JSON field.
 Payload = bytes | Files | Any | None
-LargeJson = Callable[[bytes, int], Awaitable[tuple[dict[str, Any], list[bytes]]]]
 
 
 async def parse_body(
+    request: OperationRequest,
     kind: type[OptionsT],
-    headers: Headers,
-    query: bytes,
     body: bytes,
     *,
     payload: str | None,
-    max_items: int,
-    optional: bool = False,
-    large_json: LargeJson,
+    optional: bool,
 ) -> tuple[OptionsT, Payload]:
-    """The options and the payload in `query` and `body`, by the content type.
+    """The options and the payload in the query and `body`, by the content type.
 
-    payload: its field, "images", "latents", "prior_eps" or None; optional: it may be left out;
-    large_json: parses a body and at most so many images beside the event loop.
+    payload: its field, "images", "latents", "prior_eps" or None; optional: it may be left out.
 
     Raises:
         UnsupportedMedia: a content type that does not carry such a payload.
         MalformedBody: not what its content type says.
         InvalidInput: an option is unknown, bad, given twice or in the wrong place.
-        PayloadTooLarge: more than `max_items` images; none of them has been decoded.
+        PayloadTooLarge: more than `max_images` of the settings; none has been decoded.
     """
+    headers, query = request.headers, request.scope["query_string"]
+    max_items = request.settings.max_images
     given_type = headers.get("content-type", "")
     if len(given_type) > MAX_TYPE_BYTES:
         raise InvalidInput(f"a Content-Type has at most {MAX_TYPE_BYTES} bytes")
@@ -91,7 +79,9 @@ async def parse_body(
             )
         value: Payload
         if payload == "images" and len(body) > INLINE_JSON:
-            fields, contents = await large_json(body, max_items)
+            fields, contents = await request.shared.decoders.parse_json(
+                body, max_items, deadline=request.deadline, caller=request.holder
+            )
             value = Files(contents)
         else:
             fields, value = json_fields(body, payload, max_items)

@@ -26,14 +26,7 @@ from service.codecs.json_numbers import ENCODER, number_list
 from service.codecs.npy import encode_npy
 from service.codecs.overlay import overlay
 from service.codecs.png import contact_sheet, encode_png, png_base64
-from service.operations.results import (
-    AnomalyMaps,
-    Images,
-    Latents,
-    LogLikelihoods,
-    Result,
-    Scores,
-)
+from service.operations.results import AnomalyMaps, Images, Latents, LogLikelihoods, Result, Scores
 
 __all__ = [
     "Answer",
@@ -189,12 +182,8 @@ def render_log_likelihoods(result: LogLikelihoods, *, fitted: Fitted) -> Answer:
 
 
 SCORE_FIELDS = (
-    "log_likelihood_nats",
-    "bits_per_dim",
-    "elbo_nats",
-    "standard_error_nats",
-    "effective_sample_size",
-    "p_value",
+    *("log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats"),
+    *("effective_sample_size", "p_value"),
 )
 SCORE_COLUMNS = attrgetter(*SCORE_FIELDS)
 

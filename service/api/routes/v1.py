@@ -123,11 +123,8 @@ async def score(request: OperationRequest, options: Annotated[ScoreOptions, Quer
         if max(options.altered) >= len(fitted.images):
             raise InvalidInput(f"altered names an image that is none of {len(fitted.images)}")
         fitted.altered[options.altered] = True
-    asked: dict[str, Any] = {
-        "importance_samples": options.importance_samples,
-        "seed": options.seed,
-        **request.asked,
-    }
+    asked: dict[str, Any] = {"importance_samples": options.importance_samples}
+    asked |= {"seed": options.seed, **request.asked}
     if request.media_type == NPY:  # the log-likelihoods alone: nothing else is computed for it
         values = await model.log_likelihood(fitted.images, **asked)
         return render_log_likelihoods(values, fitted=fitted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -16,9 +17,10 @@ from service.api.openapi import (
 )
 from service.api.state import AppState
 from service.api.v2.infer import BINARY, HEADER_LENGTH, InferRoute
-from service.api.v2.models import InferModels
+from service.api.v2.models import InferModel, InferModels
 from service.api.v2.schemas import (
     ConfigTensor,
+    Duration,
     HealthDocument,
     InferDocument,
     InferenceError,
@@ -26,14 +28,16 @@ from service.api.v2.schemas import (
     ModelConfig,
     ModelMetadata,
     ModelReady,
+    ModelStatistics,
     RepositoryEntry,
     ServerMetadata,
+    Statistics,
     StatisticsDocument,
 )
-from service.api.v2.statistics import statistics
 from service.api.v2.tensors import TensorInfo
 from service.codecs import JSON
 from service.errors import ShuttingDown
+from service.metrics import Metrics
 
 __all__ = ["infer_routes", "inference_router"]
 
@@ -48,6 +52,13 @@ NOT_READY: dict[int | str, dict[str, Any]] = {
 }
 STATUSES = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 VERSIONS = "/models/{name}/versions/{version}"
+BATCH = "iafvae_batch_rows"
+DURATIONS = {
+    "success": "iafvae_request_seconds",
+    "fail": "iafvae_failed_request_seconds",
+    "queue": "iafvae_queue_seconds",
+    "compute_infer": "iafvae_compute_seconds",
+}
 
 
 INFER = """Four operations of a bundle are models. `mnist.score`: input `image` UINT8 `[N,C,H,W]`;
@@ -109,10 +120,7 @@ def _documented(name: str) -> dict[str, Any]:
         },
         "openapi_extra": {
             "parameters": [timeout_parameter(), length],
-            "requestBody": {
-                "required": True,
-                "content": {JSON: document, BINARY: BINARY_CONTENT},
-            },
+            "requestBody": {"required": True, "content": {JSON: document, BINARY: BINARY_CONTENT}},
         },
     }
 
@@ -164,7 +172,7 @@ def _add_server(router: APIRouter, shared: AppState, models: InferModels, versio
     @router.get("/models/stats", summary="What all models have done")
     async def all_stats() -> StatisticsDocument:
         return StatisticsDocument(
-            model_stats=statistics(shared.metrics, [infer for _, infer in models])
+            model_stats=_statistics(shared.metrics, [infer for _, infer in models])
         )
 
 
@@ -205,7 +213,7 @@ def _add_models(router: APIRouter, shared: AppState, models: InferModels) -> Non
     @router.get("/models/{name}/stats", summary="What a model has done", responses=UNKNOWN)
     async def stats(name: str, version: str | None = None) -> StatisticsDocument:
         _, infer = models.find(name, version)
-        return StatisticsDocument(model_stats=statistics(shared.metrics, [infer]))
+        return StatisticsDocument(model_stats=_statistics(shared.metrics, [infer]))
 
 
 def _health(good: bool, what: str) -> HealthDocument:
@@ -227,3 +235,36 @@ def _configured(tensors: tuple[TensorInfo, ...]) -> list[ConfigTensor]:
         )
         for info in tensors
     ]
+
+
+def _statistics(metrics: Metrics, models: Iterable[InferModel]) -> list[ModelStatistics]:
+    """What each of `models` has done since the server started, of the metrics: requests of both
+    protocols count together."""
+    values = {
+        (sample.name, sample.labels.get("operation"), sample.labels.get("model")): sample.value
+        for family in metrics.registry.collect()  # once: it asks whatever is watched, too
+        if family.name in (BATCH, *DURATIONS.values())
+        for sample in family.samples
+    }
+    return [_of_model(values, model) for model in models]
+
+
+def _of_model(
+    values: Mapping[tuple[str, str | None, str | None], float], model: InferModel
+) -> ModelStatistics:
+    bundle = model.name.rpartition(".")[0]
+
+    def value(name: str) -> float:
+        return values.get((name, model.operation, bundle), 0.0)
+
+    durations = {
+        name: Duration(count=int(value(f"{metric}_count")), ns=round(1e9 * value(f"{metric}_sum")))
+        for name, metric in DURATIONS.items()
+    }
+    return ModelStatistics(
+        name=model.name,
+        version=model.version,
+        inference_count=int(value(f"{BATCH}_sum")),
+        execution_count=int(value(f"{BATCH}_count")),
+        inference_stats=Statistics(**durations),
+    )

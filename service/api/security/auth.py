@@ -28,24 +28,19 @@ class KeyGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401 without having read its body."""
         app: ASGIApp = self._app
-        if scope["type"] == "http" and not self._is_open(scope["path"]):
+        if scope["type"] == "http" and not (
+            is_open(scope["path"]) or (self._open_metrics and scope["path"] == "/metrics")
+        ):
+            given = [value for name, value in scope["headers"] if name == b"authorization"]
+            key = given[0] if len(given) == 1 else None  # of several, none is one
             try:
-                scope.setdefault("state", {})["caller"] = self._keys.holder(_authorization(scope))
+                scope.setdefault("state", {})["caller"] = self._keys.holder(key)
             except Unauthorized as error:
                 self._metrics.request("", "", problem_of(error).type, seconds=0.0)
                 app = problem_response(error, scope)
         await app(scope, receive, send)
 
-    def _is_open(self, path: str) -> bool:
-        return is_open(path) or (self._open_metrics and path == "/metrics")
-
 
 def is_open(path: str) -> bool:
     """Whether no key is ever needed at `path`."""
     return path in PROBES or path in PAGES or path.startswith(ASSETS)
-
-
-def _authorization(scope: Scope) -> bytes | None:
-    """The one ``Authorization`` header; of several, none is."""
-    values = [value for name, value in scope["headers"] if name == b"authorization"]
-    return values[0] if len(values) == 1 else None

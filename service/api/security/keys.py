@@ -67,22 +67,19 @@ class KeyFile:
         scheme, _, token = authorization.strip().partition(b" ")
         if scheme.lower() != b"bearer":
             raise Unauthorized("keys are taken as 'Authorization: Bearer KEY' alone")
-        token = token.strip()
-        name = self._holder(token) if 0 < len(token) <= MAX_KEY_BYTES else ""
+        token, name = token.strip(), ""
+        if 0 < len(token) <= MAX_KEY_BYTES:
+            self._refresh()
+            digest = hashlib.sha256(token).digest()
+            # All of them: how long it takes says nothing about which it was.
+            for known, holder in self._keys.items():
+                if hmac.compare_digest(known, digest):
+                    name = holder
         if not name:
             raise Unauthorized(
                 "the key is not known here: check it, or ask for a new one",
                 'Bearer error="invalid_token"',
             )
-        return name
-
-    def _holder(self, token: bytes) -> str:
-        self._refresh()
-        digest, name = hashlib.sha256(token).digest(), ""
-        # All of them: how long it takes says nothing about which it was.
-        for known, holder in self._keys.items():
-            if hmac.compare_digest(known, digest):
-                name = holder
         return name
 
     def _refresh(self) -> None:

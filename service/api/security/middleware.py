@@ -89,16 +89,8 @@ class RequestContext:
             await problem_response(unexpected(error, scope), scope)(scope, receive, with_headers)
         finally:
             if self._access_log:
-                _log(scope, status, time.perf_counter() - started)
-
-
-def _log(scope: Scope, status: int, seconds: float) -> None:
-    state = scope["state"]
-    fields = {
-        "status": status,
-        "seconds": round(seconds, 6),
-        "request_id": state["request_id"],
-        **({"caller": state["caller"]} if "caller" in state else {}),
-        **state["log"],
-    }
-    logger.info("%s %s", scope["method"], scope["path"], extra={"fields": fields})
+                seconds = round(time.perf_counter() - started, 6)
+                fields = {"status": status, "seconds": seconds, "request_id": state["request_id"]}
+                fields |= {"caller": state["caller"]} if "caller" in state else {}
+                fields |= state["log"]
+                logger.info("%s %s", scope["method"], scope["path"], extra={"fields": fields})

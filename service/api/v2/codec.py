@@ -12,14 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from service.api.v2.tensors import (
-    TensorInfo,
-    from_binary,
-    from_json,
-    shown,
-    to_binary,
-    to_json,
-)
+from service.api.v2.tensors import TensorInfo, from_binary, from_json, shown, to_binary, to_json
 from service.codecs.json_body import check_values, loads_once
 from service.codecs.json_numbers import ENCODER
 from service.errors import InvalidInput, MalformedBody
@@ -137,8 +130,7 @@ def _read_inputs(
         if info.name in arrays:
             raise InvalidInput(f"input {info.name!r} is given more than once")
         shape = info.check(item.get("datatype"), item.get("shape"))
-        options = _object(item.get("parameters", {}), f"parameters of {info.name}")
-        _refuse_shared_memory(options)
+        options = _parameters(item, info)
         size = options.get("binary_data_size")
         if size is None:
             arrays[info.name] = from_json(info, shape, item.get("data"))
@@ -160,9 +152,11 @@ def _read_inputs(
     return arrays
 
 
-def _refuse_shared_memory(options: Mapping[str, Json]) -> None:
+def _parameters(item: Mapping[str, Json], info: TensorInfo) -> dict[str, Json]:
+    options = _object(item.get("parameters", {}), f"parameters of {info.name}")
     if "shared_memory_region" in options:
         raise InvalidInput("shared memory is not offered: send tensors as binary data")
+    return options
 
 
 def _wanted(given: Json, infos: tuple[TensorInfo, ...], binary: bool) -> list[Wanted]:
@@ -171,8 +165,7 @@ def _wanted(given: Json, infos: tuple[TensorInfo, ...], binary: bool) -> list[Wa
     wanted: dict[str, Wanted] = {}
     for item in _listed(given, "outputs"):
         info = _by_name(item.get("name"), infos, "output")
-        options = _object(item.get("parameters", {}), f"parameters of {info.name}")
-        _refuse_shared_memory(options)
+        options = _parameters(item, info)
         if options.get("classification"):
             raise InvalidInput("classification of outputs is not offered: these are no classes")
         if info.name in wanted:

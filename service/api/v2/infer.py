@@ -12,17 +12,8 @@ from starlette.types import Send
 
 from service.api.operation_route import OperationRoute
 from service.api.request.compression import accepted_encoding, compress
-from service.api.request.inputs import (
-    INLINE_NUMBERS,
-    INLINE_PIXELS,
-    check_json_numbers,
-)
-from service.api.request.limits import (
-    INLINE_BYTES,
-    OperationRequest,
-    timeout_of,
-    while_connected,
-)
+from service.api.request.inputs import INLINE_NUMBERS, INLINE_PIXELS, check_json_numbers
+from service.api.request.limits import INLINE_BYTES, OperationRequest, while_connected
 from service.api.response.rendering import Answer
 from service.api.state import AppState
 from service.api.v2.codec import InferRequest, encode_response, parse_request
@@ -52,11 +43,11 @@ class InferRoute(OperationRoute):
 
     async def answer(self, request: OperationRequest, send: Send) -> Answer:
         """Find the model, read, compute, send."""
-        headers, settings, named = request.headers, request.settings, request.path_params
+        named = request.path_params
         loaded, infer = self._models.find(named["model"], named.get("version"))
         request.operation = infer.operation
         with loaded as request.model:
-            request.keep_to(time.monotonic() + timeout_of(headers, settings.timeout_seconds))
+            request.set_deadline()
             body = await request.read()
             async with while_connected(request.receive):
                 return await self.send(await _computed(request, infer, body), request, send)
@@ -73,7 +64,8 @@ async def _computed(request: OperationRequest, infer: InferModel, body: bytes) -
     )
     request.parsed = time.perf_counter()
     request.keep_to(_sooner(request.deadline, asked))
-    written = _json_numbers(asked, infer)
+    listed = [info.shape[1:] for info, binary in asked.outputs if not binary]
+    written = len(asked.inputs[infer.inputs[0].name]) * sum(map(math.prod, listed))
     check_json_numbers(written, 'outputs with "binary_data": true')
     response = await infer.run(request, request.model, asked)
     encode = partial(encode_response, response, asked, model=infer.name, version=infer.version)
@@ -81,13 +73,6 @@ async def _computed(request: OperationRequest, infer: InferModel, body: bytes) -
     small = written <= INLINE_NUMBERS and numbers <= INLINE_PIXELS
     content, length = encode() if small else await request.beside(encode)
     return await _encoded(content, length, response.result, request)
-
-
-def _json_numbers(request: InferRequest, infer: InferModel) -> int:
-    """How many numbers the answer will have as JSON."""
-    rows = len(request.inputs[infer.inputs[0].name])
-    listed = [info.shape[1:] for info, binary in request.outputs if not binary]
-    return rows * sum(map(math.prod, listed))
 
 
 async def _encoded(

@@ -59,9 +59,8 @@ class InferModels:
         """
         bundle, _, operation = name.rpartition(".")
         if operation not in INFER_OPERATIONS:
-            bundles = dict.fromkeys(
-                model.name for model in self._registry.models
-            )  # whatever its versions
+            # Whatever its versions.
+            bundles = dict.fromkeys(model.name for model in self._registry.models)
             names = (f"{bundle}.{each}" for bundle in bundles for each in INFER_OPERATIONS)
             raise UnknownModel(f"there is no model {name[:80]!r}; there are {', '.join(names)}")
         loaded = self._registry.find(bundle, version)
@@ -126,9 +125,7 @@ async def _sample(request: OperationRequest, model: Model, infer: InferRequest) 
     if len(heats) != len(seeds):
         raise InvalidInput(f"temperature has {len(heats)} numbers for {len(seeds)} seeds")
     drawn = await model.sample_each(
-        seeds.tolist(),
-        temperature=np.repeat(heats[:, None], groups, axis=1),
-        **request.asked,
+        seeds.tolist(), temperature=np.repeat(heats[:, None], groups, axis=1), **request.asked
     )
     outputs: dict[str, NDArray[Any]]
     outputs = {"image": drawn.images, "draw": drawn.draw, "mean": drawn.mean}
