@@ -134,8 +134,14 @@ def _add_middleware(app: FastAPI, shared: AppState) -> None:
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST"),
             allow_headers=(
-                *("authorization", "content-type", "content-encoding", "x-request-id"),
-                *(TIMEOUT_HEADER, HEADER_LENGTH, "traceparent", "tracestate"),
+                "authorization",
+                "content-type",
+                "content-encoding",
+                "x-request-id",
+                TIMEOUT_HEADER,
+                HEADER_LENGTH,
+                "traceparent",
+                "tracestate",
             ),
             expose_headers=(*HEADERS, HEADER_LENGTH, "retry-after"),
         )

@@ -18,8 +18,12 @@ __all__ = ["Computed", "ProblemError", "ScoreTable", "ServiceUnreachable", "scor
 
 # The columns of scores that are numbers.
 NUMBERS = (
-    *("log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats"),
-    *("effective_sample_size", "p_value"),
+    "log_likelihood_nats",
+    "bits_per_dim",
+    "elbo_nats",
+    "standard_error_nats",
+    "effective_sample_size",
+    "p_value",
 )
 OF_ALL = ("estimator", "importance_samples", "seed", "alpha", "model", "version", "notes")
 SHOWN = 64  # images or rows in a notebook

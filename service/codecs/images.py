@@ -53,8 +53,13 @@ Pixels = NDArray[np.uint8]
 SOON_BYTES, SOON_PARTS = 2**17, 2**9
 MAX_WORK = 2**30  # pixels times passes, about a second: each scan of a JPEG goes over all pixels
 TURNS = (  # names of Pillow's transpositions, by EXIF orientation less 2
-    *("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270"),
-    *("TRANSVERSE", "ROTATE_90"),
+    "FLIP_LEFT_RIGHT",
+    "ROTATE_180",
+    "FLIP_TOP_BOTTOM",
+    "TRANSPOSE",
+    "ROTATE_270",
+    "TRANSVERSE",
+    "ROTATE_90",
 )
 
 

@@ -55,7 +55,10 @@ MAX_SAID_BYTES = 2**20  # of JSON
 # What a worker that died, or is not itself any more, comes to.
 STRANGE = (
     *(asyncio.IncompleteReadError, ConnectionError),
-    *(ValueError, KeyError, TypeError, RecursionError),
+    ValueError,
+    KeyError,
+    TypeError,
+    RecursionError,
 )
 PIPE_BYTES, PIECE_BYTES = 2**20, 2**16
 T = TypeVar("T")

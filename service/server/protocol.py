@@ -39,8 +39,16 @@ MAX_PIPELINED = 64  # requests that wait behind one that is being answered
 AT_ONCE, READ_SECONDS, REST_SECONDS = 2**13, 0.004, 0.012
 FRAMING = 16  # bytes that a body's byte may come with: chunks may be small
 PASSED_ON = (
-    *("abort", "get_extra_info", "get_write_buffer_size", "is_closing", "pause_reading"),
-    *("resume_reading", "set_protocol", "set_write_buffer_limits", "write", "writelines"),
+    "abort",
+    "get_extra_info",
+    "get_write_buffer_size",
+    "is_closing",
+    "pause_reading",
+    "resume_reading",
+    "set_protocol",
+    "set_write_buffer_limits",
+    "write",
+    "writelines",
 )
 
 

@@ -182,8 +182,12 @@ def render_log_likelihoods(result: LogLikelihoods, *, fitted: Fitted) -> Answer:
 
 
 SCORE_FIELDS = (
-    *("log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats"),
-    *("effective_sample_size", "p_value"),
+    "log_likelihood_nats",
+    "bits_per_dim",
+    "elbo_nats",
+    "standard_error_nats",
+    "effective_sample_size",
+    "p_value",
 )
 SCORE_COLUMNS = attrgetter(*SCORE_FIELDS)
 

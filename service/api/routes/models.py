@@ -27,7 +27,11 @@ ImportanceSamples = Annotated[
     Query(ge=1, le=MAX_COUNT, description="K of the scores; absent: the model's default."),
 ]
 LIMITS = (
-    *("max_n", "max_stream_n", "max_images", "max_importance_samples", "max_rows"),
+    "max_n",
+    "max_stream_n",
+    "max_images",
+    "max_importance_samples",
+    "max_rows",
     "max_body_bytes",
 )
 

@@ -25,8 +25,14 @@ Wanted = tuple[TensorInfo, bool]  # an output that is asked for, and whether as 
 # What other servers and clients of the protocol may add, which means nothing here.
 IGNORED = frozenset(
     {
-        *("binary_data_output", "sequence_id", "sequence_start", "sequence_end", "priority"),
-        *("timeout", "content_type", "headers"),
+        "binary_data_output",
+        "sequence_id",
+        "sequence_start",
+        "sequence_end",
+        "priority",
+        "timeout",
+        "content_type",
+        "headers",
     }
 )
 
