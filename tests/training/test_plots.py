@@ -1,5 +1,6 @@
 """Sheets show every image where it belongs, and are written whole or not at all."""
 
+import errno
 import io
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_a_failed_write_leaves_the_old_sheet(tmp_path, monkeypatch):
     before = (tmp_path / "a.png").read_bytes()
 
     def full(descriptor):
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
