@@ -114,8 +114,12 @@ def words(facts: Facts) -> Iterator[str]:
 
 def _of_images(facts: Facts) -> str:
     (height, width), each = facts.size, facts.each
-    seen = f"a pixel of the model is {each:.3g} of yours" if each != 1 else "at their own size"
-    text = f"The model sees {height}x{width} pixels: {seen}; what is smaller it cannot see."
+    text = f"The model sees {height}x{width} pixels, as many as your photos have."
+    if each != 1:
+        text = (
+            f"The model sees {height}x{width} pixels: a pixel of the model is {each:.3g} of yours; "
+            "what is smaller it cannot see."
+        )
     usual, most = float(np.median(facts.cut)), max(facts.cut)
     if most >= CUT:
         text += (
