@@ -22,6 +22,7 @@ from training.cli.options import (
     with_options,
 )
 from training.config import RunConfig, overridden, run_preset
+from training.errors import TrainingError
 from training.fit.signals import EXIT_CODES
 from training.overrides import with_settings
 
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from training.fit.fit import FitResult
 
 __all__ = ["FitOptions", "fit"]
+
+DIVERGED = (
+    "the training has diverged: the validation bound is no number. Begin anew with a lower "
+    "--learning-rate"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +230,10 @@ def fit(options: FitOptions) -> None:
         facts = {"run": str(options.out), **asdict(result)}
         # JSON knows no NaN.
         console.print_json(data={k: None if v != v else v for k, v in facts.items()})
-    raise typer.Exit(EXIT_CODES.get(result.reason, 0))
+    stopped = EXIT_CODES.get(result.reason, 0)
+    if not stopped and not math.isfinite(result.elbo_nats):
+        raise TrainingError(DIVERGED)
+    raise typer.Exit(stopped)
 
 
 def _ending(options: FitOptions, result: FitResult) -> list[str]:

@@ -148,6 +148,14 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again(
     assert json.loads((out / "config.json").read_text())["train"]["epochs"] == 2
 
 
+def test_a_training_that_diverges_is_no_success(run: Run, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = run(*fit_arguments(photos, out, "--epochs", "3", "--learning-rate", "1e9"))
+    assert result.returncode == 1
+    assert "diverged" in result.stderr
+    assert "--learning-rate" in result.stderr
+
+
 def test_a_full_disk_is_one_line(
     run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
