@@ -25,7 +25,7 @@ from rich.progress import Progress, track
 from service.cli.inputs import Fit
 from service.cli.local import LocalClient
 from service.cli.report import ReportOptions, write_report
-from service.codecs.fitting import fit_image
+from service.codecs.images import fit_array
 from service.codecs.png import encode_png
 from service.errors import IafvaeError
 from service.verdicts.conformal import expected_rate
@@ -317,7 +317,8 @@ def _plant(out: Path, pixels: Pixels, fine: Pixels) -> None:
     finer = fine.shape[2] // size[0]
 
     def scaled(images: Pixels) -> NDArray[np.int16]:
-        return np.stack([fit_image(image, *size) for image in images]).astype(np.int16)
+        shape = (images.shape[1], *size)
+        return fit_array(images, shape, Fit(resize=True)).images.astype(np.int16)
 
     kinds, plain = {"good": pixels}, scaled(fine)
     for side in SIDES:
