@@ -39,7 +39,7 @@ def test_a_preset_is_a_run_on_data_of_its_shape(name):
 
 @pytest.mark.parametrize(
     ("name", "checkpoint"),
-    [("fashion-mnist", "fashion-mnist-mixture"), ("cifar10-mixture", "cifar10")],
+    [("fashion-mnist", "fashion-mnist-mixture"), ("cifar10-mixture", "cifar10-mixture")],
 )
 def test_a_preset_trains_the_model_of_the_bundle(name, checkpoint):
     shipped = read_config(CHECKPOINTS / checkpoint)
