@@ -22,6 +22,7 @@ from service.errors import InvalidInput
 
 __all__ = [
     "check",
+    "naming",
     "write_array",
     "write_bytes",
     "write_images",
@@ -49,17 +50,25 @@ def check(out: Path, suffixes: Sequence[str] = IMAGES) -> None:
 
 
 @contextmanager
+def naming(out: Path) -> Iterator[None]:
+    """Where `out` is written: an error that names no file, as of a full disk, names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise InvalidInput(f"{out} cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
 def _replacing(out: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `out` when all went well."""
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(out)
-    except OSError as error:  # of a disk that is full it names no file
-        if error.filename is not None:
-            raise
-        raise InvalidInput(f"{out} cannot be written: {error.strerror or error}") from None
+        with naming(out):
+            with part.open("wb") as file:
+                yield file
+            part.replace(out)
     finally:
         part.unlink(missing_ok=True)
 

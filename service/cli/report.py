@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from service.bundle import ImageSpec
-from service.cli.files import check, write_text
+from service.cli.files import check, naming, write_text
 from service.cli.inputs import LIMITS, Fit, Scored, discover, find_images, scored
 from service.cli.output import csv_text
 from service.cli.report_page import page
@@ -97,15 +97,12 @@ def write_report(
     todo = [f for f in files if rows.get(_name(f, folder), {}).get("stamp") != _stamp(f)]
     task = progress.add_task("judging", total=len(files), completed=len(files) - len(todo))
     try:
-        with kept.open("ab") as file:
+        with naming(kept), kept.open("ab") as file:
             for row in _judged(backend, manifest, folder, todo, options):
                 rows[row["file"]] = row
                 file.write(json.dumps(row).encode() + b"\n")
                 file.flush()
                 progress.advance(task)
-    except OSError as error:
-        error.filename = error.filename or str(kept)  # of a disk that is full it names no file
-        raise
     finally:
         if not rows:
             kept.unlink(missing_ok=True)

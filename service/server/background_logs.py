@@ -60,8 +60,10 @@ class _Dropping(QueueHandler):
     def enqueue(self, record: logging.LogRecord) -> None:
         """Queue a line if there is room; after an overflow, only once the queue is half empty."""
         if self._dropped and self._waiting.qsize() <= self._half:
-            text = f"{self._dropped} lines of the log were dropped: they are read more slowly than"
-            text += " written"
+            text = (
+                f"{self._dropped} lines of the log were dropped: they are read more slowly than "
+                "written"
+            )
             note = logging.LogRecord("iafvae", logging.WARNING, __file__, 0, text, None, None)
             self._waiting.put(self.prepare(note))
             self._dropped = 0

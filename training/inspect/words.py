@@ -120,7 +120,8 @@ def _of_images(facts: Facts) -> str:
             f"The model sees {height}x{width} pixels: a pixel of the model is {each:.3g} of yours; "
             "what is smaller it cannot see."
         )
-    usual, most = float(np.median(facts.cut)), max(facts.cut)
+    cut = facts.cut
+    usual, most = float(np.median(cut)), max(cut)
     if most >= CUT:
         text += (
             f" Nor does it see what is cut off around the middle: {usual:.0%} of a photo, "
