@@ -20,6 +20,7 @@ from training.cli.measure import progress_bar
 from training.cli.options import AsJson, DataDir, Run, Weights, console, errors, one_of
 from training.cli.prior import fit_prior
 from training.cli.reproduce import app as reproduce
+from training.cli.widen import widen
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ app = typer.Typer(
 # Commands that have a module of their own.
 app.command()(fit)
 app.command()(fit_prior)
+app.command()(widen)
 app.command()(inspect)
 app.command()(evaluate)
 app.command()(evaluate_anomaly)

@@ -10,23 +10,15 @@ from model import build_model
 from model.config import CouplingPrior, PriorConfig
 from model.contract import DensityModel
 from training.config import RunConfig, Runtime
-from training.files import new_folder
 from training.fit.device import prepare
 from training.fit.distributed import World
 from training.fit.fit import run_images
 from training.fit.optim import PRIOR
 from training.fit.prior import SILENT, PriorObserver, PriorPlan, fit_flow
 from training.fit.validate import validate
-from training.runs.checkpoint import load_run, run_directory, save_checkpoint
-from training.runs.directory import (
-    known_data_dir,
-    read_config,
-    refuse_taken,
-    remember_data_dir,
-    write_config,
-)
-from training.runs.history import read_environment, with_command
-from training.runs.metrics import copy_metrics
+from training.runs.checkpoint import load_run, run_directory
+from training.runs.derive import write_derived
+from training.runs.directory import known_data_dir, read_config, refuse_taken
 
 __all__ = ["PriorResult", "fit_prior"]
 
@@ -88,23 +80,18 @@ def fit_prior(
         flips=config.data.horizontal_flips,
         observer=observer,
     )
-    command = _command(config.model.prior, plan)
-    environment = with_command(read_environment(run_dir), checkpoint.step, command)
     kept = {n: t for n, t in checkpoint.model.items() if not n.startswith(PRIOR)}
     flow = {n: t for n, t in model.state_dict().items() if n.startswith(PRIOR)}
-    with new_folder(out) as folder:
-        path = save_checkpoint(
-            folder,
-            checkpoint.step,
-            model_state={**kept, **flow},
-            ema_state=dict(model.named_parameters()) if checkpoint.ema else {},
-            optim_tensors={},
-            state=checkpoint.state,
-        )
-        write_config(folder, config, environment)
-        remember_data_dir(folder, data_dir)
-        copy_metrics(run_dir, folder, checkpoint.step)
-    return PriorResult(reason, bare, figures(model), out / path.relative_to(folder))
+    path = write_derived(
+        checkpoint,
+        out,
+        config,
+        command=_command(config.model.prior, plan),
+        model_state={**kept, **flow},
+        ema_state=dict(model.named_parameters()) if checkpoint.ema else {},
+        data_dir=data_dir,
+    )
+    return PriorResult(reason, bare, figures(model), path)
 
 
 def _grown(trained: DensityModel, config: RunConfig) -> DensityModel:
