@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -42,31 +45,27 @@ CLIENT = {"allow_http": True, "read_timeout": timedelta(seconds=30), "timeout": 
 def pull(url: str, sha256: str, destination: Path, *, offline: bool = False) -> Bundle:
     """The bundle at `url`, a directory of it, in `destination`, where it appears verified.
 
-    sha256: of its manifest. A bundle of that hash that is there already is not fetched again; what
+    sha256: of its manifest. A sound bundle of that hash that is there is not fetched again; what
     an interrupted call has fetched is kept beside `destination` and gone on with. `offline` fetches
-    nothing. Raises BundleError.
+    nothing. Of several at once that want the same, one fetches it. Raises BundleError.
     """
     if not re.fullmatch("[0-9a-f]{64}", sha256):
         raise BundleError(f"{sha256!r} is no SHA-256 of 64 hexadecimal digits")
     refuse_strangers(destination)
-    if (destination / MANIFEST).is_file() and file_digest(destination / MANIFEST) == sha256:
-        return load_bundle(destination)
+    if there := _whole(destination, sha256):
+        return there
     if offline:
-        raise BundleError(f"{destination}: no bundle of the hash {sha256} is there")
+        raise BundleError(
+            f"{destination}: no bundle of the hash {sha256} is there, or a damaged one"
+        )
     part = destination.with_name(f".{destination.name}.{sha256[:16]}.part")
-    part.mkdir(parents=True, exist_ok=True)
-    store = _store(url)
-    _fetch(store, url, MANIFEST, part / MANIFEST, sha256, MAX_MANIFEST_BYTES)
-    try:
-        files = manifest_from_json(json.loads((part / MANIFEST).read_bytes())).files
-    except ValueError as error:
-        raise BundleError(f"{shown_url(url)}: {MANIFEST}: {error}") from None
-    for name, record in files.items():
-        (part / name).parent.mkdir(exist_ok=True)
-        _fetch(store, url, name, part / name, record.sha256, record.bytes)
-    bundle = load_bundle(part)
-    publish(part, destination)
-    shutil.rmtree(part, ignore_errors=True)  # what was at `destination` lies there now
+    with _turn(part):
+        if there := _whole(destination, sha256):  # by who had the turn before
+            shutil.rmtree(part, ignore_errors=True)
+            return there
+        bundle = _fetch_all(url, sha256, part)
+        publish(part, destination)
+        shutil.rmtree(part, ignore_errors=True)  # what was at `destination` lies there now
     return replace(bundle, path=destination)
 
 
@@ -92,6 +91,60 @@ def push(path: Path, url: str) -> Bundle:
     return bundle
 
 
+def _whole(destination: Path, sha256: str) -> Bundle | None:
+    """The bundle of that hash at `destination`; None where there is none, or a damaged one."""
+    manifest = destination / MANIFEST
+    with suppress(BundleError):
+        if manifest.is_file() and file_digest(manifest) == sha256:
+            return load_bundle(destination)
+    return None
+
+
+@contextmanager
+def _turn(part: Path) -> Iterator[None]:
+    """Make the directory `part`, or wait until nobody else fetches into it."""
+    while (held := _hold(part)) is None:
+        pass
+    try:
+        yield
+    finally:
+        if held >= 0:
+            os.close(held)
+
+
+def _hold(part: Path) -> int | None:
+    """A descriptor that locks the directory `part`; None where it was published meanwhile."""
+    part.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        return -1
+    import fcntl
+
+    try:
+        held = os.open(part, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # a file system that has no locks
+        fcntl.flock(held, fcntl.LOCK_EX)
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(held), part.stat()):
+            return held
+    os.close(held)
+    return None
+
+
+def _fetch_all(url: str, sha256: str, part: Path) -> Bundle:
+    store = _store(url)
+    _fetch(store, url, MANIFEST, part / MANIFEST, sha256, MAX_MANIFEST_BYTES)
+    try:
+        files = manifest_from_json(json.loads((part / MANIFEST).read_bytes())).files
+    except ValueError as error:
+        raise BundleError(f"{shown_url(url)}: {MANIFEST}: {error}") from None
+    for name, record in files.items():
+        (part / name).parent.mkdir(exist_ok=True)
+        _fetch(store, url, name, part / name, record.sha256, record.bytes)
+    return load_bundle(part)
+
+
 def _fetch(store: ObjectStore, url: str, name: str, file: Path, sha256: str, size: int) -> None:
     """`name` into `file`, from where an earlier call has left off; of at most `size` bytes."""
     from obstore.exceptions import BaseError, NotSupportedError
@@ -112,7 +165,11 @@ def _fetch(store: ObjectStore, url: str, name: str, file: Path, sha256: str, siz
                 if have > size:
                     break
                 out.write(chunk)
+            out.flush()
+            os.fsync(out.fileno())  # a machine that stops leaves no bundle of empty files
     except (BaseError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # ours: a full disk
+            raise BundleError(f"{file} cannot be written ({error.strerror})") from None
         raise _failed(url, f"{name} cannot be read", error) from None
     if file_digest(file) != sha256:
         file.unlink()

@@ -262,6 +262,13 @@ def test_monitoring_is_the_files_that_are_tested(chart):
         {"route": {"hostnames": ["iafvae.example.com:443"]}},
         {"budget": {"maxUnavailable": ""}},
         {"replicas": 1_000_000},  # which Helm writes as 1e+06
+        {"resources": {"limits": {"cpu": "two"}}},
+        {"resources": {"requests": {"memory": "2 GB"}}},
+        {"models": {"emptyDirSize": "much"}},
+        {"user": {"runAsUser": 0}},
+        {"env": {"IAFVAE_LOAD_SECONDS": "long"}},
+        {"env": {"IAFVAE_ROOT_PATH": "iafvae"}},
+        {"envSecrets": ["Not A Name"]},
     ],
 )
 def test_wrong_values_are_refused(chart, values):
@@ -297,6 +304,70 @@ def test_a_start_may_take_as_long_as_a_bundle_may(chart):
         probe = each["startupProbe"]
         seconds = probe["periodSeconds"] * probe["failureThreshold"]
         assert seconds > Settings.model_fields["load_seconds"].default
+
+
+def test_a_start_that_may_take_longer_is_given_longer(chart):
+    found = documents(chart, {"env": {"IAFVAE_LOAD_SECONDS": "3600.5"}})
+    probe = container(found)["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] > 3601
+
+
+def test_what_comes_from_outside_is_looked_for_below_the_prefix(chart):
+    """A rule for / would take the host's whole traffic, of which the rest is others'."""
+    values = {
+        "env": {"IAFVAE_ROOT_PATH": "/iafvae"},
+        "ingress": {"enabled": True, "host": "apps.example.com"},
+        "route": {"parentRefs": [{"name": "public"}]},
+    }
+    for given, path in ((values, "/iafvae"), ({**values, "env": {}}, "/")):
+        found = documents(chart, given)
+        assert [rule["path"] for rule in found["Ingress"]["spec"]["rules"][0]["http"]["paths"]] == [
+            path
+        ]
+        (rule,) = found["HTTPRoute"]["spec"]["rules"]
+        assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": path}}]
+        assert not misfits(found["HTTPRoute"])
+        assert container(found)["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+def test_a_cluster_that_chooses_users_itself_may(chart):
+    """OpenShift's default constraints refuse a pod that names its user or group."""
+    names = ("runAsUser", "runAsGroup", "fsGroup")
+    found = documents(chart, {"user": dict.fromkeys(names)})
+    chosen = documents(chart, {"user": {"runAsUser": 1000660000}})  # not 1.00066e+09
+    for kind in ("Deployment", "Test"):
+        spec = found[kind]["spec"]
+        spec = spec["template"]["spec"] if kind == "Deployment" else spec
+        assert not set(names) & spec["securityContext"].keys()
+        assert spec["securityContext"]["runAsNonRoot"]
+    pod = chosen["Deployment"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsUser"] == 1000660000
+
+
+def test_a_cloud_may_know_the_pod_by_its_account_and_labels(chart):
+    """IRSA, GKE's and Azure's workload identity: how buckets are read without a Secret."""
+    pull = {"name": "m", "url": "az://models/m", "sha256": "0" * 64}
+    labels = {"azure.workload.identity/use": "true", "app.kubernetes.io/name": "other"}
+    values = {"serviceAccountName": "puller", "podLabels": labels, "models": {"pull": [pull]}}
+    found = documents(chart, values)["Deployment"]["spec"]
+    pod = found["template"]
+    assert pod["spec"]["serviceAccountName"] == "puller"
+    assert not pod["spec"]["automountServiceAccountToken"]
+    assert pod["metadata"]["labels"]["azure.workload.identity/use"] == "true"
+    assert found["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+
+
+def test_variables_that_are_secret_come_from_secrets(chart):
+    found = documents(chart, {"envSecrets": ["otel"]})
+    assert container(found)["envFrom"] == [{"secretRef": {"name": "otel"}}]
+    kubernetes_validate.validate(found["Deployment"], KUBERNETES, strict=True)
+
+
+def test_quantities_are_numbers_or_texts(chart):
+    values = {"resources": {"requests": {"cpu": 0.5}, "limits": {"cpu": 2, "memory": "1.5Gi"}}}
+    found = documents(chart, values)
+    kubernetes_validate.validate(found["Deployment"], KUBERNETES, strict=True)
+    assert container(found)["resources"]["limits"]["cpu"] == 2
 
 
 def test_a_bundle_does_not_replace_another_unsaid(chart):

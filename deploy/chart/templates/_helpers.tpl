@@ -51,9 +51,9 @@ automountServiceAccountToken: false
 enableServiceLinks: false # no variables for other Services: some would look like settings
 securityContext:
   runAsNonRoot: true
-  runAsUser: 10001
-  runAsGroup: 10001
-  fsGroup: 10001
+  {{- range $name, $number := .Values.user }}
+  {{ $name }}: {{ int64 $number }}
+  {{- end }}
   seccompProfile: {type: RuntimeDefault}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets: {{ toJson . }}

@@ -46,13 +46,13 @@ class KeyFile:
         self._stamp = _stamp(path)  # before it is read: a change in between is seen next time
         self._keys = read_keys(path)
         self._checked = self._read_at = clock()
-        self._failed = False
+        self._problem = ""
 
     @property
     def failed(self) -> bool:
         """Whether the file cannot be read any more, or holds no keys."""
         self._refresh()
-        return self._failed
+        return bool(self._problem)
 
     @property
     def age_seconds(self) -> float:
@@ -88,16 +88,17 @@ class KeyFile:
             return
         self._checked = now
         stamp = _stamp(self._path)
-        if stamp == self._stamp:
+        if stamp == self._stamp and not self._problem:  # which may pass without a change
             return
         self._stamp = stamp
         try:
             self._keys = read_keys(self._path)
         except KeyFileError as error:
-            self._failed = True
-            logger.error("%s; the keys read before stay in force", error)
+            if str(error) != self._problem:
+                logger.error("%s; the keys read before stay in force", error)
+            self._problem = str(error)
         else:
-            self._failed, self._read_at = False, now
+            self._problem, self._read_at = "", now
             logger.info("%s: %d keys", self._path, len(self._keys))
 
 
@@ -106,11 +107,11 @@ def read_keys(path: Path) -> dict[bytes, str]:
 
     Raises KeyFileError naming the line that is wrong.
     """
-    if path.exists() and not path.is_file():  # to open a FIFO would wait for who writes to it
-        raise KeyFileError(
-            f"the keys' file {path} (IAFVAE_KEYS_FILE) cannot be read: it is no regular file"
-        )
     try:
+        if path.exists() and not path.is_file():  # to open a FIFO would wait for who writes to it
+            raise KeyFileError(
+                f"the keys' file {path} (IAFVAE_KEYS_FILE) cannot be read: it is no regular file"
+            )
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
         text = data.decode("utf-8-sig")  # Windows' editors begin with a mark

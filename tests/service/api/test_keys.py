@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -165,6 +168,41 @@ def test_a_change_for_the_worse_keeps_the_last_good_keys(keys, clock, caplog, te
     clock.now = 8.0
     assert (file.failed, file.age_seconds) == (False, 0.0)
     assert file.holder(bearer("fresh")) == "lin"
+
+
+@pytest.fixture
+def nobody():
+    """No longer root, whom no mode keeps out."""
+    if os.geteuid() != 0:
+        yield
+        return
+    codecs.lookup("utf-8-sig")  # a module that only root may be able to read
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no modes of files there")
+def test_what_cannot_be_read_for_a_while_is_read_when_it_can(clock, caplog, nobody):
+    """A mode that was wrong and is put right changes neither the file's time nor its size."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as made:
+        path = Path(made) / "keys.txt"
+        path.write_text(key_line("a", "ada") + "\n")
+        file = KeyFile(path, clock=clock)
+        replace(path, key_line("b", "bob") + "\n")
+        for locked, mode in ((path, 0o600), (path.parent, 0o700)):
+            locked.chmod(0)
+            clock.now += 2.0
+            assert file.holder(bearer("a" if locked == path else "b"))
+            assert file.failed
+            locked.chmod(mode)
+            clock.now += 2.0
+            assert file.holder(bearer("b")) == "bob"
+            assert not file.failed
+    said = [record for record in caplog.records if "stay in force" in record.message]
+    assert len(said) == 2
 
 
 def test_lines_are_appended(tmp_path):

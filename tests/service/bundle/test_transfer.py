@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.server
 import shutil
+import signal
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -180,6 +183,42 @@ def test_errors_are_one_line_without_secrets(site, digest, tmp_path, url):
     assert done.exit_code == 1
     assert len(done.output.splitlines()) == 1
     assert "hunter2" not in done.output
+
+
+def test_of_pulls_at_once_one_fetches(site, digest, tmp_path):
+    """Several pods that share a volume: they would append to the same files."""
+    site.pause = 0.02
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(pull, site.url, digest, tmp_path / "m") for _ in range(4)]
+        assert {call.result().hash for call in calls} == {digest}
+    paths = [path for path, _ in site.asked]
+    assert len(paths) == len(set(paths))
+    assert left(tmp_path) == ["m"]
+
+
+def test_a_damaged_bundle_is_fetched_again(site, digest, tmp_path):
+    pull(site.url, digest, tmp_path / "m")
+    (tmp_path / "m" / "weights.bin").write_bytes(b"")
+    with pytest.raises(BundleError, match="a damaged one"):
+        pull(site.url, digest, tmp_path / "m", offline=True)
+    assert pull(site.url, digest, tmp_path / "m").hash == digest
+    assert left(tmp_path) == ["m"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of files there")
+def test_a_disk_that_is_full_is_no_fault_of_the_server(site, digest, tmp_path):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(BundleError, match=r"manifest\.json cannot be written \(File too large"):
+            pull(site.url, digest, tmp_path / "m")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert pull(site.url, digest, tmp_path / "m").hash == digest
 
 
 def test_push_and_pull_by_s3(tiny_bundle, edition, tmp_path, monkeypatch, digest):

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
 
+from service.api.security.keys import key_line
 from service.logs import configure_logging
 from service.server.background_logs import background_logs
 from service.settings import SHIPPED_BUNDLE
@@ -141,6 +143,18 @@ def test_connections_and_what_is_no_request_are_in_the_metrics(start_server):
     assert found["iafvae_open_connections"] >= 1
     malformed = 'iafvae_requests_total{model="",operation="",outcome="bad-request"}'
     assert found[malformed] == 1
+
+
+def test_every_metric_is_explained_to_operators(start_server, tmp_path):
+    keys = tmp_path / "keys.txt"
+    keys.write_text(key_line("k", "ada") + "\n")
+    running = start_server(IAFVAE_KEYS_FILE=str(keys), IAFVAE_OPEN_METRICS="true")
+    page = httpx.get(f"{running.url}/metrics").text
+    page_of_docs = Path(__file__).resolve().parents[3] / "docs" / "operations.md"
+    text = page_of_docs.read_text(encoding="utf-8").partition("| metric ")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1] for line in text.splitlines()[2:]]
+    said = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(said) == sorted(re.findall(r"^# HELP iafvae_(\w+)", page, re.M))
 
 
 def test_streams_that_are_closed(tiny_bundle):
