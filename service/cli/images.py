@@ -72,6 +72,7 @@ def sample(
       iafvae sample -n 16 --prior-eps one.npy --keep z20 -o variations.png
     """
     from service.cli import files, inputs, progress
+    from service.cli.output import counted
     from service.operations.checks import drawn_seed
 
     files.check(out)
@@ -100,7 +101,7 @@ def sample(
             )
     files.write_images(drawn.images, out)
     count = len(drawn.images)
-    text = f"{out}: {count} images by {drawn.model} {drawn.version}, seed {drawn.seed}"
+    text = f"{out}: {counted(count, 'image')} by {drawn.model} {drawn.version}, seed {drawn.seed}"
     made(text, {"file": str(out), "images": count, **_who(drawn)}, as_json=as_json)
 
 
@@ -185,7 +186,7 @@ def anomaly_map(
       iafvae anomaly-map photos/ --resize -o anomalies.png
     """
     from service.cli import files, inputs
-    from service.cli.output import box_text
+    from service.cli.output import box_text, counted
     from service.codecs.overlay import overlay
     from service.codecs.png import encode_png
 
@@ -202,7 +203,8 @@ def anomaly_map(
     results = [{"file": file, "boxes": each} for file, each in zip(named, boxes, strict=True)]
     facts = {"file": str(out), "images": len(images), "seed": seed, "results": results}
     lines = [f"{file}: {box_text(each[0])}" for file, each in zip(named, boxes, strict=True)]
-    made("\n".join([*lines, f"{out}: maps of {len(images)} images"]), facts, as_json=as_json)
+    lines.append(f"{out}: maps of {counted(len(images), 'image')}")
+    made("\n".join(lines), facts, as_json=as_json)
 
 
 @reported
@@ -241,7 +243,7 @@ def report(
     from rich.progress import Progress
 
     from service.cli import inputs
-    from service.cli.output import fault_text
+    from service.cli.output import counted, fault_text
     from service.cli.report import NORMAL, ReportOptions, write_report
 
     options = ReportOptions(
@@ -262,7 +264,7 @@ def report(
     kinds = ("anomalous", "ordinary", "undecided")
     counts = ", ".join(f"{found[kind]} {kind}" for kind in kinds)
     facts = {"file": str(out), **{kind: found[kind] for kind in ("images", *kinds, "unreadable")}}
-    text = f"{out}: {found['images']} images, {counts}"
+    text = f"{out}: {counted(found['images'], 'image')}, {counts}"
     made(text, facts, as_json=as_json, aside=False)
     inputs.say_undecided(found["results"])
     if faults := found["unreadable"]:
@@ -332,6 +334,7 @@ def reconstruct(
       iafvae reconstruct digits/ -o reconstructions.png
     """
     from service.cli import files, inputs
+    from service.cli.output import counted
 
     files.check(out)
     with inputs.open_backend(bundle, url, model, provider) as backend:
@@ -341,7 +344,7 @@ def reconstruct(
         )
     files.write_pairs(images, again, out)
     facts = {"file": str(out), "images": len(images), "seed": seed}
-    made(f"{out}: {len(images)} reconstructions", facts, as_json=as_json)
+    made(f"{out}: {counted(len(images), 'reconstruction')}", facts, as_json=as_json)
 
 
 @reported
@@ -378,6 +381,7 @@ def interpolate(
       iafvae interpolate --from-seed 1 --from-seed 2 -o way.png
     """
     from service.cli import files, inputs
+    from service.cli.output import counted
 
     files.check(out)
     with inputs.open_backend(bundle, url, model, provider) as backend:
@@ -385,5 +389,5 @@ def interpolate(
         images = inputs.read_all(backend, paths, fit) if paths else None
         way = backend.interpolate(images, n, seeds=tuple(seeds or ()), seed=seed, output=output)
     files.write_images(way.images, out, columns=n)
-    text = f"{out}: {n} images by {way.model} {way.version}"
+    text = f"{out}: {counted(n, 'image')} by {way.model} {way.version}"
     made(text, {"file": str(out), "images": n, **_who(way)}, as_json=as_json)

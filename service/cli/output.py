@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,19 +15,28 @@ from service.bundle import Bundle, load_bundle, manifest_to_json
 from service.codecs.folders import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
 __all__ = [
     "box_text",
+    "counted",
     "csv_text",
     "fault_text",
     "print_rows",
     "print_scores",
+    "print_table",
     "show_bundle",
     "shown",
 ]
 
 Row = dict[str, Any]
+
+HEADS = ("file", "log p(x)", "± s.e.", "bits/dim", "p-value", "verdict")
+SHORT = ("file", "p-value", "verdict")
+NARROW = 60  # columns of a terminal: in fewer there is room for the short table alone
+UNBOUNDED = 10_000  # columns of what is no terminal: a program that reads it wants whole lines
 
 
 def print_scores(rows: list[Row], form: Literal["table", "json", "csv"]) -> None:
@@ -59,18 +69,19 @@ def _flat(row: Row) -> Iterator[tuple[str, Any]]:
 
 
 def _print_table(rows: list[Row]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = _console()
+    heads = SHORT if console.width < NARROW else HEADS
     table = Table()
-    for name in ("file", "log p(x) [nats]", "± s.e.", "bits/dim", "p-value", "verdict"):
+    for name in heads:
         words = name in ("file", "verdict")
         table.add_column(name, justify="left" if words else "right", overflow="fold")
     for row in rows:
-        table.add_row(*_cells(row))
-    console = Console()
-    console.print(table)
+        cells = dict(zip(HEADS, _cells(row), strict=True))
+        table.add_row(*(cells[name] for name in heads))
+    print_table(table)
     for row in rows:
         if "error" in row:
             console.print(Text(printable(fault_text(row)), style="red"))
@@ -80,6 +91,28 @@ def _print_table(rows: list[Row]) -> None:
             console.print(Text(printable(row["note"])))
     if scored:
         console.print(Text(_by(scored[0]), style="dim"), soft_wrap=True)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(width=UNBOUNDED)
+
+
+def print_table(table: Table) -> None:
+    """On standard output, without the blanks that fill its last column."""
+    console = _console()
+    with console.capture() as printed:
+        console.print(table)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in printed.get().splitlines()))
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def fault_text(row: Mapping[str, Any]) -> str:
@@ -149,7 +182,6 @@ def show_bundle(path: Path, *, as_json: bool) -> None:
 
 def print_rows(rows: Sequence[Sequence[str | tuple[str, str]]]) -> None:
     """Columns without heads on standard output; a cell is a text, or a text and its style."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -158,7 +190,7 @@ def print_rows(rows: Sequence[Sequence[str | tuple[str, str]]]) -> None:
         table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*(Text.assemble(cell) for cell in row))
-    Console().print(table)
+    print_table(table)
 
 
 def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:

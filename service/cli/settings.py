@@ -80,9 +80,10 @@ def print_settings(settings: Settings, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps([one._asdict() for one in found], indent=1) + "\n")
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from service.cli.output import print_table
 
     table = Table("variable", "in force", "meaning", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
@@ -94,7 +95,7 @@ def print_settings(settings: Settings, *, as_json: bool) -> None:
             shown += f" (default: {_shown(one.default)})"
         style = "bold" if changed else ""
         table.add_row(Text(one.variable, style), Text(shown, style), Text(one.meaning))
-    Console().print(table)
+    print_table(table)
 
 
 def _shown(value: str) -> str:

@@ -6,7 +6,7 @@ import { chooseChanges, drawChanged, interpolate, resetSliders, showKept, showNo
 import { curl, offer, python } from "./code.js";
 import { drawSamples, newSeed, sampleRequest, saveSheet, temperatureSliders } from "./draws.js";
 import { cannotDo, showExamples } from "./examples.js";
-import { onRow, saveCsv, scoreFiles, showRows, stop } from "./files.js";
+import { dropped, onRow, saveCsv, scoreFiles, showRows, stop } from "./files.js";
 import { alpha, chooseDistances, chooseScoring, look, nothing, rememberScoring, showAlpha } from "./look.js";
 import { Pad, pictureFrom } from "./pad.js";
 import { asked, fromAddress, remember, remembered, state, toAddress } from "./state.js";
@@ -200,7 +200,10 @@ function listen() {
   $("score").onclick = guarded(lookNow);
   $("score-curl").onclick = guarded(() => scoreCode("curl"));
   $("score-python").onclick = guarded(() => scoreCode("python"));
-  $("link").onclick = guarded(() => offer("Link to this page as it stands", location.href));
+  $("link").onclick = guarded(() => {
+    const isWhole = pad.blank || remembered("image");
+    return offer(isWhole ? "Link to this page as it stands" : "Link to this page, without its image", location.href);
+  });
   $("k").onchange = guarded(async () => { rememberScoring(); await chooseDistances(); await lookNow(); });
   $("alpha").oninput = () => { showAlpha(); showRows(); };
   $("alpha").onchange = guarded(lookNow); // the thresholds in words are the service's
@@ -224,7 +227,7 @@ function listen() {
   document.ondrop = guarded(async (event) => {
     if (!isFiles(event)) return;
     event.preventDefault(); // else the browser leaves the page for the file
-    await openAll(event.dataTransfer.files);
+    await openAll(await dropped(event.dataTransfer.items));
   });
   $("drop").ondragover = () => $("drop").classList.add("over");
   $("drop").ondragleave = () => $("drop").classList.remove("over");

@@ -88,6 +88,25 @@ function thumbnail({ file, url }) {
   return button;
 }
 
+// The files that were dropped, and the images in folders that were.
+export async function dropped(items) {
+  const files = [...items].filter((item) => item.kind === "file"); // the list is empty once this waits
+  const found = files.map((item) => { const entry = item.webkitGetAsEntry(); return entry?.isDirectory ? entry : item.getAsFile(); });
+  const images = (await Promise.all(found.map((each) => (each.isDirectory ? imagesIn(each) : each)))).flat();
+  if (!images.length) throw Object.assign(new Error("No PNG, JPEG or WebP files are in what was dropped."), { isOfFile: true });
+  return images;
+}
+
+const promised = (of, name) => new Promise((resolve, reject) => { of[name](resolve, reject); });
+
+async function imagesIn(entry) {
+  if (entry.isFile) return /\.(png|jpe?g|webp)$/i.test(entry.name) ? [await promised(entry, "file")] : [];
+  const reader = entry.createReader();
+  const inside = [];
+  for (let part; (part = await promised(reader, "readEntries")).length;) inside.push(...part); // in parts of 100
+  return (await Promise.all(inside.map(imagesIn))).flat();
+}
+
 const COLUMNS = ["p_value", "log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats", "effective_sample_size", "status", "altered"];
 
 export function saveCsv() {

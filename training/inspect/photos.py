@@ -66,7 +66,9 @@ class Photos:
     def lines(self) -> list[str]:
         """What was found, for people."""
         colour = "grey" if self.channels == 1 else "colour"
-        lines = [f"{len(self.usual)} usual images, {by(self.size)} (height x width), {colour}"]
+        size, several = f"{by(self.size)} (height x width)", len(set(self.sizes))
+        size = f"of {several} sizes, most often {size}" if several > 1 else size
+        lines = [f"{len(self.usual)} usual images, {size}, {colour}"]
         tested = {"good": {**self.usual_test, **self.usual_more}, **self.classes}
         if any(tested.values()):
             counts = [f"{len(files)} {name}" for name, files in tested.items() if files]
@@ -106,6 +108,7 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
         raise DataError(
             f"{len(usual)} different usual images in {shown(folder)} are too few to learn from and "
             f"to compare with: {LEAST} are needed at the least, some hundreds make a start."
+            + "".join(f" ({note})" for note in notes)
         )
     tested, _, told = _readable(tested, known)
     notes += told

@@ -122,6 +122,7 @@ def inspect_folder(
         )
         if result.reason not in ("done", "budget"):
             return Inspection(result.reason, ["stopped and saved: call it again to go on"])
+        say("trained; now it is exported, calibrated and tried, which takes some minutes")
         bare = out / ".uncalibrated"  # what is served never lacks a calibration
         with progress:
             kept = "".join(c if c.isalnum() and c.isascii() else "-" for c in folder.resolve().name)

@@ -144,6 +144,7 @@ def test_a_link_and_both_snippets_give_the_same_verdict(page, two_models, monkey
     assert float(p) == pytest.approx(exact, rel=0.05)
     assert float(printed.getvalue().strip("[]\n")) == pytest.approx(exact, rel=1e-6)
     page.click("#link")
+    assert page.inner_text("#code-head") == "Link to this page as it stands"
     link = page.input_value("#code-text")
     page.goto(f"{two_models.url}/docs")
     page.goto(link)
@@ -173,6 +174,31 @@ def test_many_files_become_a_table_and_a_csv(page, two_models):
         assert float(found[f"{place}.png"]["p_value"]) == scored["results"][0]["p_value"]
     page.locator("#table button").first.click()
     assert float(verdict(page)) == pytest.approx(float(rows[0]["p_value"]), rel=0.05)
+    page.click("#link")
+    assert page.inner_text("#code-head") == "Link to this page, without its image"
+
+
+def test_a_dropped_folder_gives_its_images(page, two_models, tmp_path):
+    opened(page, two_models)
+    images = np.random.default_rng(0).integers(0, 256, (2, 1, 4, 4))
+    for name, file in zip(["one.png", "deep/two.PNG"], files(*images), strict=True):
+        (tmp_path / "parts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "parts" / name).write_bytes(file["buffer"])
+    (tmp_path / "parts" / "notes.txt").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    devtools = page.context.new_cdp_session(page)
+
+    def drop(folder):
+        data = {"items": [], "files": [str(tmp_path / folder)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            event = {"type": kind, "x": 200, "y": 400, "data": data}
+            devtools.send("Input.dispatchDragEvent", event)
+
+    drop("empty")
+    playwright.expect(page.locator("#error")).to_contain_text("No PNG", timeout=PATIENCE)
+    drop("parts")
+    playwright.expect(page.locator("#files-status")).to_contain_text("2 files", timeout=PATIENCE)
+    assert {"one.png", "two.PNG"} <= set(page.locator("#table td").all_inner_texts())
 
 
 def test_latents_move_by_sliders_or_by_groups_and_images_meet_between(page, two_models):

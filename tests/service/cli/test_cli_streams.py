@@ -62,6 +62,25 @@ def test_a_terminal_without_utf8(ran, tiny_bundle, encoding):
     assert ("±" if encoding == "latin-1" else r"\xb1") in shown
 
 
+def test_what_is_no_terminal_gets_whole_lines(ran, tiny_bundle, tmp_path):
+    """A program that reads them finds paths and hashes in one piece, and no blanks at the end."""
+    deep = tmp_path / ("a folder with a long name " * 4).strip()
+    deep.mkdir()
+    (deep / "broken.png").write_bytes(b"nothing")
+    program = "import os; del os.environ['COLUMNS']; " + MAIN
+    for arguments in (["score", deep], ["bundle", "show", tiny_bundle], ["settings"]):
+        code = 1 if arguments[0] == "score" else 0
+        lines = ran(*arguments, program=program, code=code).decode().splitlines()
+        assert [line for line in lines if line != line.rstrip()] == []
+        if arguments[0] == "score":
+            assert sum(f"{deep}/broken.png" in line for line in lines) == 2  # table, and reason
+
+
+def test_a_narrow_terminal_gets_a_short_table(ran, folder):
+    head = ran("score", folder, COLUMNS="40").decode().splitlines()[1]
+    assert re.findall(r"[\w-]+", head) == ["file", "p-value", "verdict"]
+
+
 @pytest.mark.parametrize("number", [1, 2], ids=["output", "error"])
 @pytest.mark.parametrize("form", ["--csv", "--json", None])
 def test_a_stream_that_is_closed_takes_nothing(ran, folder, number, form):

@@ -282,3 +282,17 @@ def test_defects_are_planted_in_the_photos_between_the_model_s_pixels(tmp_path):
     assert (changed.sum(axis=(1, 2)) / (16 * 128)).round(1).tolist() == [1.0] * 60
     whole = (np.abs(changed) > 120).sum(axis=(1, 2))
     assert (whole < 12).mean() > 0.5, "most cover three whole pixels a side, not four"
+
+
+def test_why_images_are_too_few_and_that_sizes_differ(tmp_path):
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    for i in range(41):
+        Image.fromarray(np.full((8, 8), 900 + i, np.uint16)).save(deep / f"{i}.png")
+    with pytest.raises(DataError, match=r"too few .*41 files cannot be read.* 16 bits"):
+        find_photos(deep)
+    for i in range(41):
+        Image.fromarray(np.full((8, 8 + i // 40), 100 + i, np.uint8)).save(deep / f"{i}.png")
+    assert find_photos(deep).lines()[0] == (
+        "41 usual images, of 2 sizes, most often 8x8 (height x width), grey"
+    )
