@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from service.bundle.graphs import TensorSpec
 from service.bundle.manifest import Manifest, manifest_from_json
+from service.codecs.folders import printable
 from service.verdicts.reference import Reference
 from service.verdicts.statistics import host_names
 
@@ -29,6 +30,7 @@ FOLDERS = ("portable", "cpu")
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_MANIFEST_DEPTH = 32
 MAX_ARRAY_FILE_BYTES = 256 << 20
+MAX_SAID = 1000  # characters of what is wrong
 REPLACE = "restore the bundle from where it was exported, or export it again"
 
 Arrays = dict[str, NDArray[Any]]
@@ -95,7 +97,9 @@ def load_bundle(path: Path | str) -> Bundle:
 
 
 def _refuse(path: Path, name: str, problem: str, remedy: str = REPLACE) -> BundleError:
-    return BundleError(f"bundle {path}: {name}: {problem}; {remedy}")
+    said = printable(f"{name}: {problem}")  # in it are names that a stranger chose
+    said = said if len(said) <= MAX_SAID else said[: MAX_SAID - 3] + "..."
+    return BundleError(f"bundle {path}: {said}; {remedy}")
 
 
 def read_manifest(path: Path) -> tuple[Manifest, str]:

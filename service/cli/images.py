@@ -30,6 +30,7 @@ from service.cli.options import (
     reported,
     to_file,
 )
+from service.codecs.folders import printable
 
 if TYPE_CHECKING:
     from service.client import Computed
@@ -202,9 +203,11 @@ def anomaly_map(
     named = [str(file) for file in found]
     results = [{"file": file, "boxes": each} for file, each in zip(named, boxes, strict=True)]
     facts = {"file": str(out), "images": len(images), "seed": seed, "results": results}
-    lines = [f"{file}: {box_text(each[0])}" for file, each in zip(named, boxes, strict=True)]
+    names = map(printable, named)  # a line each, whatever they hold
+    lines = [f"{name}: {box_text(each[0])}" for name, each in zip(names, boxes, strict=True)]
     lines.append(f"{out}: maps of {counted(len(images), 'image')}")
-    made("\n".join(lines), facts, as_json=as_json)
+    made("
+".join(lines), facts, as_json=as_json)
 
 
 @reported
@@ -269,7 +272,8 @@ def report(
     inputs.say_undecided(found["results"])
     if faults := found["unreadable"]:
         count = "1 file was" if len(faults) == 1 else f"{len(faults)} files were"
-        typer.echo(f"{count} not judged, listed there: {fault_text(faults[0])}", err=True)
+        text = f"{count} not judged, listed there: {fault_text(faults[0])}"
+        typer.echo(printable(text), err=True)
 
 
 @reported

@@ -166,7 +166,8 @@ def mapped(
 def read_latents(path: Path) -> NDArray[np.float32]:
     """The npy file at `path`, float32 [n, D]. Raises InvalidInput."""
     try:
-        return decode_npy(path.read_bytes(), dtypes=("float32",), max_items=2**34)
+        data = path.read_bytes() if path.is_file() else read_file(path)  # a device has no end
+        return decode_npy(data, dtypes=("float32",), max_items=2**34)
     except IafvaeError as error:
         raise InvalidInput(f"{path}: {error}") from None
 

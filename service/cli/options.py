@@ -111,7 +111,8 @@ def made(text: str, facts: Mapping[str, Any], *, as_json: bool, aside: bool = Tr
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
     else:
-        typer.echo(text, err=aside)
+        for line in text.split("\n"):
+            typer.echo(printable(line), err=aside)
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:

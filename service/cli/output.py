@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import sys
@@ -53,11 +52,19 @@ def csv_text(rows: list[Row]) -> str:
     """Rows as CSV, what has parts in a column for each; "error" is the last one."""
     rows = [dict(_flat(row)) for row in rows]
     names = list(dict.fromkeys(name for row in rows for name in row if name != "error"))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*names, "error"], restval="", lineterminator="\n")
+    text = _Lines()
+    writer = csv.DictWriter(text, [*names, "error"], restval="", lineterminator="\r\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue()
+    return "".join(text)
+
+
+class _Lines(list[str]):
+    """Where a csv writer whose lines end with CR and LF writes, so that it quotes names that hold
+    either; kept are lines that end as others do here."""
+
+    def write(self, line: str) -> None:
+        self.append(line.removesuffix("\r\n") + "\n")
 
 
 def _flat(row: Row) -> Iterator[tuple[str, Any]]:
@@ -183,14 +190,20 @@ def show_bundle(path: Path, *, as_json: bool) -> None:
 def print_rows(rows: Sequence[Sequence[str | tuple[str, str]]]) -> None:
     """Columns without heads on standard output; a cell is a text, or a text and its style."""
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(show_header=False, box=None, pad_edge=False)
     for _ in rows[0]:
         table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*(Text.assemble(cell) for cell in row))
+        table.add_row(*map(_styled, row))
     print_table(table)
+
+
+def _styled(cell: str | tuple[str, str]) -> Text:
+    from rich.text import Text
+
+    text, style = (cell, "") if isinstance(cell, str) else cell
+    return Text("\n".join(map(printable, text.split("\n"))), style=style)
 
 
 def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:

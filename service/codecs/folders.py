@@ -18,6 +18,7 @@ __all__ = ["EXTENSIONS", "Listing", "list_images", "printable", "read_file"]
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 MAX_FILE_BYTES = 2**29  # more than any picture that is taken has, raw
+MAX_DEPTH = 100  # of folders in each other: each costs as many steps as it lies deep
 NOWHERE = (errno.ENOENT, errno.ELOOP)
 
 
@@ -88,12 +89,20 @@ def _walk(folder: Path, found: Listing) -> Iterator[Path]:
         seen.add(real)
         return not known
 
+    top = len(folder.parts)
     for place, folders, names in os.walk(folder, onerror=found.faults.append, followlinks=True):
         found.hidden += [name for name in sorted(folders + names) if _is_hidden(name)]
         folders[:] = [
             name for name in sorted(folders) if not _is_hidden(name) and fresh(place, name)
         ]
+        if len(Path(place).parts) - top >= MAX_DEPTH:
+            found.faults += [_too_deep(Path(place, name)) for name in folders]
+            folders.clear()
         yield from (Path(place, name) for name in names if not _is_hidden(name))
+
+
+def _too_deep(path: Path) -> OSError:
+    return OSError(errno.ELOOP, f"lies more than {MAX_DEPTH} folders deep", os.fspath(path))
 
 
 def _is_hidden(name: str) -> bool:

@@ -20,9 +20,10 @@ PIECE_BYTES, STEP_BYTES = 2**16, 2**20  # that go in, and come out, at once
 LEVEL = 1  # higher ones cost several times more, and images and floats hardly get smaller
 
 
-@lru_cache(maxsize=256)
 def content_encoding(header: str) -> str:
     """What a ``Content-Encoding`` header names beside "identity"; that where it names nothing."""
+    if len(header) > MAX_ACCEPT_BYTES:
+        return header  # nothing that is known
     names = [name.strip().lower() for name in header.split(",")]
     return ",".join(name for name in names if name not in ("", PLAIN)) or PLAIN
 
@@ -81,9 +82,12 @@ def compress(body: bytes, encoding: str) -> bytes:
 
 @lru_cache(maxsize=256)
 def accepted_encoding(accept: str) -> str | None:
-    """The member of `ENCODINGS` that an ``Accept-Encoding`` header names and likes best."""
+    """The member of `ENCODINGS` that an ``Accept-Encoding`` header names and likes best.
+
+    accept: of at most `MAX_ACCEPT_BYTES`, as headers are remembered.
+    """
     best, best_quality = None, 0.0
-    for part in accept[:MAX_ACCEPT_BYTES].split(","):
+    for part in accept.split(","):
         name, quality = weighted(part)
         if name in ENCODINGS and quality > best_quality:
             best, best_quality = name, quality

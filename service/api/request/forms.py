@@ -19,7 +19,8 @@ from service.errors import MalformedBody
 __all__ = ["Part", "parse_form"]
 
 MAX_HEAD_BYTES = 2**13  # of a part
-MAX_DISPOSITION_BYTES, MAX_PARAMETERS = 2**11, 8  # more take a library quadratic time
+# More take a library quadratic time; a file's name may hold many semicolons.
+MAX_DISPOSITION_BYTES, MAX_SEMICOLONS = 2**11, 2**8
 STEP_BYTES = 2**18  # that are searched at once
 # After so many seconds others come first, for so many times as long. What is much like a boundary
 # takes thirty times as long to be searched as what is not.
@@ -53,7 +54,10 @@ async def parse_form(body: bytes, boundary: bytes, most: int) -> list[Part]:
         else:
             at += STEP_BYTES
             if at >= len(body):
-                raise MalformedBody("the multipart body is cut off: it lacks its closing boundary")
+                raise MalformedBody(
+                    "the multipart body is cut off: it lacks its closing boundary, or its lines "
+                    "do not end with CR LF"
+                )
         if (busy := time.perf_counter() - since) > BUSY_SECONDS:
             await asyncio.sleep(REST * busy)
             since = time.perf_counter()
@@ -73,10 +77,10 @@ def _part(body: bytes, start: int, stop: int) -> Part:
     for line in lines:
         header, _, value = line.partition(b":")
         if header.strip().lower() == b"content-disposition":
-            if len(value) > MAX_DISPOSITION_BYTES or value.count(b";") > MAX_PARAMETERS:
+            if len(value) > MAX_DISPOSITION_BYTES or value.count(b";") > MAX_SEMICOLONS:
                 raise MalformedBody(
                     "the multipart body cannot be parsed: a Content-Disposition has at most "
-                    f"{MAX_DISPOSITION_BYTES} bytes and {MAX_PARAMETERS} parameters"
+                    f"{MAX_DISPOSITION_BYTES} bytes and {MAX_SEMICOLONS} semicolons"
                 )
             if b"filename=" not in value:
                 value = FILENAME_STAR.sub(b"filename=", value)

@@ -130,7 +130,7 @@ class OperationRequest(Request):
                 "Content-Encoding: others are unknown"
             )
         declared, most = self.headers.get("content-length", "0"), self.settings.max_body_bytes
-        if declared.isdecimal() and int(declared) > most:
+        if declared.isdecimal() and int(declared.lstrip("0") or "0") > most:  # int() counts zeros
             raise PayloadTooLarge(_too_large(declared, most))
         body = await self._collect(most)
         if encoding != PLAIN:

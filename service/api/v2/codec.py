@@ -76,7 +76,7 @@ def parse_request(
         PayloadTooLarge: more JSON values than are parsed.
     """
     fields, rest = _split(body, header_length)
-    given = _object(fields.get("parameters", {}), "parameters")
+    given = _parameters(fields, "parameters")
     for name in given:
         if name not in parameters and name not in IGNORED:
             known = ", ".join(sorted(parameters)) or "none"
@@ -136,7 +136,7 @@ def _read_inputs(
         if info.name in arrays:
             raise InvalidInput(f"input {info.name!r} is given more than once")
         shape = info.check(item.get("datatype"), item.get("shape"))
-        options = _parameters(item, info)
+        options = _tensor_parameters(item, info)
         size = options.get("binary_data_size")
         if size is None:
             arrays[info.name] = from_json(info, shape, item.get("data"))
@@ -158,8 +158,14 @@ def _read_inputs(
     return arrays
 
 
-def _parameters(item: Mapping[str, Json], info: TensorInfo) -> dict[str, Json]:
-    options = _object(item.get("parameters", {}), f"parameters of {info.name}")
+def _parameters(item: Mapping[str, Json], what: str) -> dict[str, Json]:
+    """Those of a request or tensor; clients that write every field send null for none."""
+    given = item.get("parameters")
+    return {} if given is None else _object(given, what)
+
+
+def _tensor_parameters(item: Mapping[str, Json], info: TensorInfo) -> dict[str, Json]:
+    options = _parameters(item, f"parameters of {info.name}")
     if "shared_memory_region" in options:
         raise InvalidInput("shared memory is not offered: send tensors as binary data")
     return options
@@ -171,7 +177,7 @@ def _wanted(given: Json, infos: tuple[TensorInfo, ...], binary: bool) -> list[Wa
     wanted: dict[str, Wanted] = {}
     for item in _listed(given, "outputs"):
         info = _by_name(item.get("name"), infos, "output")
-        options = _parameters(item, info)
+        options = _tensor_parameters(item, info)
         if options.get("classification"):
             raise InvalidInput("classification of outputs is not offered: these are no classes")
         if info.name in wanted:

@@ -14,6 +14,7 @@ from service.api.operation_route import OperationRoute
 from service.api.request.compression import accepted_encoding, compress
 from service.api.request.inputs import INLINE_NUMBERS, INLINE_PIXELS, check_json_numbers
 from service.api.request.limits import INLINE_BYTES, OperationRequest, while_connected
+from service.api.request.negotiation import MAX_ACCEPT_BYTES
 from service.api.response.rendering import Answer
 from service.api.state import AppState
 from service.api.v2.codec import InferRequest, encode_response, parse_request
@@ -79,7 +80,8 @@ async def _encoded(
     content: bytes, length: int | None, result: Result, request: OperationRequest
 ) -> Answer:
     """The answer, compressed where the client asks for it and it gains something."""
-    encoding = accepted_encoding(", ".join(request.headers.getlist("accept-encoding")))
+    accept = ", ".join(request.headers.getlist("accept-encoding"))
+    encoding = accepted_encoding(accept[:MAX_ACCEPT_BYTES])
     more = [(b"vary", b"accept-encoding")]
     if encoding is not None and len(content) >= LEAST_COMPRESSED:
         more.append((b"content-encoding", encoding.encode("ascii")))

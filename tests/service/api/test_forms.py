@@ -77,6 +77,7 @@ def test_what_stands_around_the_parts_is_nobodys():
         (b"name=files; filename*=b", "b"),
         (b"name=files", None),
         (b"\r\n name=files;\r\n\tfilename=a.png", "a.png"),
+        (b'name=files; filename="' + 100 * b"a;" + b'.png"', 100 * "a;" + ".png"),
     ],
 )
 def test_files_have_a_name(header, filename):

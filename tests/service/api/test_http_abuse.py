@@ -255,6 +255,14 @@ def exchange(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
     return answer
 
 
+@pytest.mark.parametrize("path", ["/v1/sample?n=1&seed=1", "/v2/models/tiny.sample/infer"])
+def test_a_length_with_many_zeros_is_that_number(running, path):
+    """Python reads no more than 640 digits."""
+    head = f"POST {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-length: "
+    answer = exchange(running.port, head.encode() + 700 * b"0" + b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200" if "v1" in path else b"HTTP/1.1 400")
+
+
 def test_headers_without_end_are_refused(running):
     lines = [b"x-%d: %s\r\n" % (i, b"y" * 30_000) for i in range(200)]
     started = time.perf_counter()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -35,6 +37,27 @@ def test_codings_may_be_named_on_several_lines(server, problem):
     packed = gzip.compress(b'{"n": 2, "seed": 5}')
     assert post(packed, "identity", "gzip").json() == post(packed, "gzip").json()
     problem(post(gzip.compress(packed), "gzip", "gzip"), 415, "unsupported-media-type")
+
+
+@pytest.mark.parametrize(("name", "status"), [("content-encoding", 415), ("accept-encoding", 200)])
+def test_long_headers_are_not_remembered(server, name, status):
+    infer = {"inputs": [{"name": "seed", "datatype": "INT64", "shape": [1], "data": [1]}]}
+
+    def ask(start):
+        for index in range(start, start + 40):
+            headers = {name: f"{index}" + "x" * 60_000}
+            answer = server.post("/v2/models/tiny.sample/infer", json=infer, headers=headers)
+            assert answer.status_code == status
+
+    ask(0)
+    tracemalloc.start()
+    try:
+        ask(40)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2**20
 
 
 @PACKED

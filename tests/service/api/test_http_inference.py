@@ -32,6 +32,18 @@ def test_lists_flat_or_nested(server, digits, image, post_npy):
     assert float(flat.headers["x-iafvae-compute-seconds"]) > 0
 
 
+def test_null_is_what_is_left_out(server, image):
+    """Clients made of data classes, as MLServer's, write every field."""
+    bare = server.post(URL, json={"inputs": [image]}).json()
+    nothing = {"parameters": None, "outputs": None, "id": None}
+    full = server.post(URL, json={"inputs": [{**image, "parameters": None}], **nothing})
+    assert full.json() == bare
+    named = server.post(
+        URL, json={"inputs": [image], "outputs": [{"name": "z", "parameters": None}]}
+    )
+    assert named.json() == bare
+
+
 def test_versions(server, image, refused_v2):
     by_version = server.post(
         "/v2/models/tiny.encode/versions/1.2.3/infer", json={"inputs": [image]}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +156,19 @@ def test_strangers_in_the_directory_are_named_but_hidden_files_are_not(copy):
     (copy / "more.onnx").touch()
     with pytest.raises(BundleError, match=r"more\.onnx: not listed"):
         load_bundle(copy)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names are UTF-8 there")
+def test_a_strangers_name_can_be_printed_and_is_short(copy):
+    (copy / os.fsdecode(b"\xe9\x1b]0;x\x07\n")).touch()
+    with pytest.raises(BundleError, match="not listed") as refused:
+        load_bundle(copy)
+    assert str(refused.value).isprintable()
+    for index in range(1000):
+        (copy / f"{index:0200}").touch()
+    with pytest.raises(BundleError, match="remove what is not part") as refused:
+        load_bundle(copy)
+    assert len(str(refused.value)) < 1500
 
 
 def in_folders(path: Path) -> Path:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -54,6 +56,26 @@ def test_a_name_that_is_no_utf8_is_shown(ran, folder, encoding):
     assert [row["file"] for row in csv.DictReader(io.StringIO(listed))] == [
         f"{folder}/caf\\udce9.png"
     ]
+
+
+def test_names_that_command_a_terminal(ran, folder, digits, tiny_bundle, tmp_path):
+    Image.fromarray(digits[0][0]).save(folder / "\x1b[31m\n.png")
+    out = tmp_path / "maps.npy"
+    program = "import sys; sys.stderr = sys.stdout\n" + MAIN
+    told = ran("anomaly-map", folder, "-o", out, program=program).decode()
+    assert "\x1b" not in told
+    assert rf"{folder}/\x1b[31m\n.png: the largest box" in told
+    strange = tmp_path / "strange"
+    shutil.copytree(tiny_bundle, strange)
+    manifest = strange / "manifest.json"
+    fields = json.loads(manifest.read_text()) | {"license": "MIT\x1b]0;x\x07"}
+    manifest.write_text(json.dumps(fields))
+    assert r"MIT\x1b]0;x\x07" in ran("bundle", "show", strange).decode()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="there is no such device")  # noqa: PTH110
+def test_latents_of_a_device_without_end(ran):
+    ran("sample", "--prior-eps", "/dev/zero", code=1)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

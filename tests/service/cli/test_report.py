@@ -53,6 +53,20 @@ def folder(tmp_path, digits):
 SERVICE = Path(service.__file__).parent
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
+def test_names_that_command_a_terminal_or_break_a_line(cli, tmp_path, digits):
+    folder = tmp_path / "strange"
+    folder.mkdir()
+    names = ["a\rb.png", "c\nd.png", 'e",\n.png', "\x1b]0;f\x07.png"]
+    for name in names:
+        Image.fromarray(digits[0][0]).save(folder / name)
+    (folder / "\x1b[31mbroken\n.png").write_bytes(b"no image")
+    assert "\x1b" not in cli(folder, "-o", "r.html")
+    with (tmp_path / "r.csv").open(newline="") as file:
+        listed = [row["file"] for row in csv.DictReader(file)]
+    assert sorted(listed) == sorted([*names, "\x1b[31mbroken\n.png"])
+
+
 def test_every_image_is_in_all_three_files(cli, folder, tmp_path):
     told = cli(folder, "-o", "r.html", "--fdr", 0.5)
     assert "12 images" in told

@@ -31,6 +31,14 @@ def litter(root, bundle):
     return {"dangling", "loop", "caf\\xe9"}
 
 
+def test_a_file_in_a_bundle_whose_name_is_no_utf8(sites, serve, root, edition):
+    shutil.copytree(edition("1.10.0"), root / "more")
+    (root / "more" / BAD_NAME).touch()
+    site = sites.Site(serve(models=root))
+    assert "caf\\udce9: not listed" in site.failed()["more"]
+    assert site.client.get("/v1/models").status_code == 200
+
+
 def test_at_the_start(sites, serve, root, edition, caplog):
     strange = litter(root, edition("1.10.0"))
     with caplog.at_level(logging.WARNING, "iafvae"):
