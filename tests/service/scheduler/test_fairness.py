@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,6 +136,22 @@ def test_an_operation_that_was_away_does_not_catch_up():
         queue.charge(operation, 1.0)
         order.append(operation)
     assert order.count("g") in {5, 6}
+
+
+@pytest.mark.parametrize(("first", "late"), [("a", "b"), ("lab/1", "lab/2")])
+def test_who_comes_late_does_not_catch_up(first, late):
+    """Neither a holder nor a connection has a claim to what others had before it came."""
+    queue = FairQueue(100_000)
+    queue.push(Queued("f", first, 5000, images=5000))
+    for _ in range(50):
+        queue.take(lambda operation: 32)
+    queue.push(Queued("f", late, 5000, images=5000))
+    got = Counter()
+    for _ in range(10):
+        _, pieces = queue.take(lambda operation: 32)
+        got.update({job.caller: stop - start for job, start, stop in pieces})
+    assert sum(got.values()) == 320
+    assert abs(got[first] - got[late]) <= 2 * 16
 
 
 def test_operations_of_unknown_cost_take_turns():

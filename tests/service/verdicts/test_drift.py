@@ -84,6 +84,17 @@ def test_only_so_many_images_are_remembered():
     assert drift.images == REMEMBERED + 11
 
 
+def test_an_image_that_comes_again_and_again_is_never_forgotten():
+    """A camera that sends the same frame all day is no drift."""
+    drift = Drift(100)
+    for first in range(0, 2 * REMEMBERED, REMEMBERED // 2):
+        drift.add([-1], [1 / 101])
+        drift.add(
+            range(first, first + REMEMBERED // 2), itertools.repeat(math.nan, REMEMBERED // 2)
+        )
+    assert drift.images == 1
+
+
 @pytest.mark.parametrize("calibration", [1, 7, 99, 600, 2500])
 def test_every_p_value_has_its_bucket(calibration):
     drift = Drift(calibration)
