@@ -117,6 +117,16 @@ def test_pixels_are_thresholded_at_128() -> None:
     assert Bernoulli(SHAPE).from_pixels(pixels).tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("edge", [0.0, 1 - 2.0**-24])
+def test_black_and_white_are_certain_at_the_edges_of_u(edge: float) -> None:
+    """u is in [0, 1): a pixel that is never white is black at 0 too."""
+    likelihood, u = Bernoulli((1, 1, 2)), torch.full((1, 2), edge)
+    pixels = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
+    assert likelihood.binarised(pixels, u).flatten().tolist() == [0.0, 1.0]
+    logits = torch.tensor([[[[-200.0, 200.0]]]])
+    assert likelihood.draw(logits, u).flatten().tolist() == [0, 255]
+
+
 def test_densities_stay_float32_under_bfloat16_parameters() -> None:
     params = torch.randn(2, 4, 3, 4).bfloat16()
     x = torch.randint(0, 256, (2, *SHAPE)).float()

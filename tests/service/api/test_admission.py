@@ -265,10 +265,13 @@ def test_who_owes_nothing_is_forgotten(monkeypatch):
     monkeypatch.setattr("service.api.security.admission.MAX_HOLDERS", 10)
     clock = Clock()
     quota = Quota(60, clock)
+    quota.charge("in debt/1", 5000)
     for number in range(100):
         clock.now += 10.0
         quota.charge(f"10.0.0.{number}/1", 30)
     assert len(quota._paid) <= 10
+    with pytest.raises(QuotaExceeded):
+        quota.check("in debt")
 
 
 def test_no_quota_keeps_nothing():

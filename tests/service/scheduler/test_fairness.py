@@ -276,3 +276,24 @@ def test_small_jobs_end_beside_whole_images():
     queue.push(Queued("f", "huge", 400, images=100))
     queue.push(Queued("f", "small", 1))
     assert next(cuts(queue, 32)) == {"huge": (0, 8), "small": (0, 1)}
+
+
+def test_what_goes_on_gives_up_no_more_than_the_small_ones_gain():
+    """A batch of eight rows is as quick as one of fewer: nobody is helped by less."""
+    queue = FairQueue(1000, 8)
+    for caller in "ab":
+        queue.push(Queued("f", caller, 400, images=400))
+    queue.push(Queued("f", "small", 1))
+    _, pieces = queue.take(lambda operation: 21)
+    assert rows_of(pieces) == 8
+    assert {job.caller for job, _, _ in pieces} == {"a", "b", "small"}
+
+
+def test_an_image_that_was_cut_is_ended_before_the_next_begins():
+    """Else every later piece would have parts of two images, each of them computed twice."""
+    queue = FairQueue(1000)
+    for caller in "ab":
+        queue.push(Queued("f", caller, 64, images=4))
+    first, second, *_ = cuts(queue, 24)
+    assert first == {"a": (0, 16), "b": (0, 8)}
+    assert second == {"b": (8, 16), "a": (16, 32)}
