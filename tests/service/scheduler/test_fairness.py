@@ -297,3 +297,13 @@ def test_an_image_that_was_cut_is_ended_before_the_next_begins():
     first, second, *_ = cuts(queue, 24)
     assert first == {"a": (0, 16), "b": (0, 8)}
     assert second == {"b": (8, 16), "a": (16, 32)}
+
+
+def test_a_holder_whose_rows_have_left_has_none():
+    """It may have all that is free again, and nothing is kept of it."""
+    queue = FairQueue(100)
+    queue.push(Queued("f", "a/1", 10))
+    assert queue.refusal("a/2", 81) is not None
+    queue.take(lambda operation: 10)
+    assert queue.refusal("a/2", 100) is None
+    assert not queue._rows_by_holder
