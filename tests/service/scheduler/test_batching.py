@@ -83,6 +83,7 @@ def test_evidence_comes_once_with_an_images_first_sample(loaded, tiny_model, cut
 def test_grey_pixels_are_drawn_alike_in_any_company(loaded, operation):
     """The noise is the seed's and the image's, wherever it stands and however it is split."""
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 4, 4), np.uint8)
+    images[1] = 255 * (images[1] > 127)  # black and white: it takes none, and changes no other's
     batcher = batchers(loaded.bundle.manifest)[operation]
 
     def work(part, seed):
@@ -98,6 +99,7 @@ def test_grey_pixels_are_drawn_alike_in_any_company(loaded, operation):
         uniform(seed, image_keys(images[a:b]), 0, 16, Purpose.PIXELS)
         for seed, a, b in ((7, 1, 3), (9, 2, 5))
     ]
+    expected[0][0] = 0
     assert np.array_equal(got, np.concatenate(expected))
     other = uniform(7, image_keys(images), 0, 16, Purpose.IMAGE)
     assert not np.array_equal(got[:2], other[1:3])  # the noise that draws an image's pixels
