@@ -263,8 +263,6 @@ class FairQueue:
     def _count(self, line: _Line, job: Job, rows: int) -> None:
         line.rows += rows
         line.images += rows * job.images / job.rows
-        if not line.rows:
-            line.images = 0.0  # what rounding has left
         self.rows += rows
         self.rows_by_operation[job.operation] = line.rows
         holder = _holder(job.caller)

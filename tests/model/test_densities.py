@@ -103,6 +103,25 @@ def test_draws_at_the_edges_of_u_are_pixels(kind: str, edge: float) -> None:
     assert drawn.unique().tolist() == ([255] if (kind == "bernoulli") == (edge == 0.0) else [0])
 
 
+def test_the_lowest_u_draws_no_outlier() -> None:
+    """u is a multiple of 2^-24: its 0 stands for no farther than that, not for minus infinity."""
+    params = torch.tensor([0.3, -7.0]).view(1, 2, 1, 1)
+    drawn = DiscretizedLogistic((1, 1, 1)).draw(params, torch.zeros(1, 1)).item()
+    assert abs((drawn + 0.5) / 256 - 0.5 - 0.3) < 20 * math.exp(-7.0)
+
+
+def test_no_scale_is_too_small_for_a_density() -> None:
+    """Below a quarter of a bin narrower ones are the same, and numbers."""
+    likelihood = DiscretizedLogistic((1, 1, 1))
+    x = torch.arange(256.0).view(256, 1, 1, 1)
+    least, beyond = (
+        likelihood.log_prob(torch.tensor([0.3, s]).view(1, 2, 1, 1).expand(256, 2, 1, 1), x)
+        for s in (-7.0, -200.0)
+    )
+    assert torch.equal(least, beyond)
+    assert torch.isfinite(least).all()
+
+
 def test_logistic_mean_names_the_nearest_level() -> None:
     centres = ((torch.arange(256.0) + 0.5) / 256 - 0.5).view(256, 1, 1, 1)
     params = torch.cat([centres, torch.zeros_like(centres)], dim=1)
@@ -115,6 +134,16 @@ def test_logistic_mean_names_the_nearest_level() -> None:
 def test_pixels_are_thresholded_at_128() -> None:
     pixels = torch.tensor([0, 127, 128, 255], dtype=torch.uint8)
     assert Bernoulli(SHAPE).from_pixels(pixels).tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("edge", [0.0, 1 - 2.0**-24])
+def test_black_and_white_are_certain_at_the_edges_of_u(edge: float) -> None:
+    """u is in [0, 1): a pixel that is never white is black at 0 too."""
+    likelihood, u = Bernoulli((1, 1, 2)), torch.full((1, 2), edge)
+    pixels = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
+    assert likelihood.binarised(pixels, u).flatten().tolist() == [0.0, 1.0]
+    logits = torch.tensor([[[[-200.0, 200.0]]]])
+    assert likelihood.draw(logits, u).flatten().tolist() == [0, 255]
 
 
 def test_densities_stay_float32_under_bfloat16_parameters() -> None:

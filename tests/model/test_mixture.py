@@ -106,6 +106,47 @@ def test_draws_at_the_edges_of_u_are_pixels(edge: float) -> None:
     assert drawn.unique().tolist() == [0 if edge == 0 else 255]
 
 
+def test_a_component_without_weight_is_never_drawn() -> None:
+    """Not at u = 0 either; its levels would be black, the other's are white."""
+    likelihood = LogisticMixture((1, 1, 1), 2)
+    params = torch.tensor([-1e4, 0.0, -50.0, 50.0, 0.0, 0.0]).view(1, 6, 1, 1)
+    assert likelihood.draw(params, torch.tensor([[0.0, 0.5]])).item() == 255
+
+
+def test_weights_that_sum_to_less_than_the_highest_u_draw_the_last_component() -> None:
+    """As float32 rounds them: some of so many sums are below 1 - 2^-24."""
+    likelihood = LogisticMixture((1, 40, 40), 10)
+    generator = torch.Generator().manual_seed(0)
+    params = torch.randn(1, likelihood.parameter_channels, 40, 40, generator=generator)
+    highest = 1 - 2.0**-24
+    sums = params[:, :10].log_softmax(dim=1).exp().cumsum(dim=1)[:, -1]
+    assert (sums <= highest).any()
+    assert likelihood.draw(params, torch.full((1, likelihood.uniforms), highest)).shape[1:] == (
+        1,
+        40,
+        40,
+    )
+
+
+def test_a_colour_is_given_the_middle_of_the_earlier_ones_bins() -> None:
+    """One component, written out: its location moves with (r + 1/2) / 256 - 1/2."""
+    mean, scale, slope, r, g = 0.05, math.exp(START_LOG_SCALE - 1.0), 0.8, 40, 130
+    params = torch.tensor([0.0, 0.0, mean, 0.0, -1.0, math.atanh(slope)], dtype=torch.float64)
+    likelihood = LogisticMixture((2, 1, 1), 1)
+    x = torch.tensor([r, g], dtype=torch.float64).view(1, 2, 1, 1)
+
+    def bin_mass(level: int, location: float, width: float) -> float:
+        low, high = level / 256 - 0.5, (level + 1) / 256 - 0.5
+        return 1 / (1 + math.exp((location - high) / width)) - 1 / (
+            1 + math.exp((location - low) / width)
+        )
+
+    first = bin_mass(r, 0.0, math.exp(START_LOG_SCALE))
+    second = bin_mass(g, mean + slope * ((r + 0.5) / 256 - 0.5), scale)
+    found = likelihood.log_prob(params.view(1, 6, 1, 1), x).item()
+    assert found == pytest.approx(math.log(first) + math.log(second), abs=1e-9)
+
+
 def test_the_mean_of_a_grey_mixture_is_the_mean_level() -> None:
     params = random_params(1, 4)
     params[:, 8:] = -2.0  # narrow: hardly any mass beyond the range

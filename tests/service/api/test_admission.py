@@ -135,8 +135,24 @@ def test_an_address_that_has_its_share_is_refused_as_early(admit):
             admission.enter(flood["client"][0])
         assert admission.refuses(flood)
         assert not admission.refuses(other)
+        for _ in range(4):
+            admission.leave(flood["client"][0])
+        for _ in range(3):  # no turn keeps anything of those before
+            await asyncio.sleep(0)
+            assert admission.in_flight == 0
+            assert [admission.refuses(flood) for _ in range(5)] == [False] * 4 + [True]
 
     asyncio.run(arrivals())
+
+
+def test_an_answer_that_waits_for_its_client_counts_however_large_it_is(admit):
+    admission = admit(1, max_bytes=100)
+    taken = admission.unread(scope(), 150)
+    assert admission.bytes.held == 150
+    assert not admission.bytes.take("somebody else", 1)
+    taken()
+    assert admission.bytes.held == 0
+    assert admission.bytes.take("somebody else", 100)
 
 
 def test_where_keys_say_who_somebody_is_an_address_is_not_asked(admit):
@@ -249,10 +265,13 @@ def test_who_owes_nothing_is_forgotten(monkeypatch):
     monkeypatch.setattr("service.api.security.admission.MAX_HOLDERS", 10)
     clock = Clock()
     quota = Quota(60, clock)
+    quota.charge("in debt/1", 5000)
     for number in range(100):
         clock.now += 10.0
         quota.charge(f"10.0.0.{number}/1", 30)
     assert len(quota._paid) <= 10
+    with pytest.raises(QuotaExceeded):
+        quota.check("in debt")
 
 
 def test_no_quota_keeps_nothing():

@@ -27,6 +27,10 @@ OFFERS = (JSON, NPY, PNG)
         ("text/html, image/png;q=0.8, */*;q=0.1", PNG),
         ("*/*, application/json;q=0", NPY),
         ("application/json; charset=utf-8", JSON),
+        ("*/*, application/x-npy", NPY),  # what is named is meant
+        ("image/*, application/x-npy", NPY),
+        ("application/json, image/png;q=7", JSON),  # no quality is above 1
+        ("application/json;q=nan, image/png;q=0.1", PNG),
     ],
 )
 def test_the_best_offer(accept, chosen):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -70,6 +71,24 @@ def test_scores(scores):
     assert binary.non_finite == 2
     got = decode_npy(binary.body, dtypes=("float32",), max_items=3)
     assert np.array_equal(got, np.array([-1.5, -INF, NAN], np.float32), equal_nan=True)
+
+
+def test_scores_without_a_calibration_are_numbers(scores):
+    plain = replace(scores, **{name: np.zeros(3) for name in SCORE_FIELDS if name != "p_value"})
+    answer = render_scores(plain, JSON, {}, fitted=fitted(*[False] * 3), kl_groups=("a", "b"))
+    assert answer.non_finite == 0
+
+
+def test_anomaly_maps():
+    """One pixel that is no number is told of the image, and of its box."""
+    maps = np.zeros((2, 4, 4), np.float32)
+    maps[1, 2, 3] = NAN
+    boxes = [[Box(0, 0, 4, 1.5, 0.25)], [Box(0, 0, 4, NAN, NAN)]]
+    found = AnomalyMaps(maps=maps, boxes=boxes, **TIMING)
+    answer = render_anomaly_maps(found, JSON, {}, fitted=fitted(False, False))
+    results = json.loads(answer.body, parse_constant=pytest.fail)["results"]
+    assert [[b["deviations"], b["p_value"]] for (b,) in results] == [[1.5, 0.25], [None, None]]
+    assert answer.non_finite == 1
 
 
 def test_latents():

@@ -9,6 +9,7 @@ import pytest
 from scipy import special
 
 from service.noise import Purpose, image_keys, normal, uniform
+from service.operations.model import Model
 
 D, PIXELS = 3, 16
 
@@ -139,6 +140,28 @@ def test_an_altered_image_is_decided_and_discovered_alike(perform, tiny_model):
     scores = perform(lambda runtime: runtime.score(images, fdr=0.99, altered=altered))
     assert [one is None for one in scores.anomalous] == altered.tolist()
     assert [one is None for one in scores.discovery] == altered.tolist()
+
+
+def test_where_calibration_was_of_fitted_images_one_is_decided(
+    tiny, tiny_model, model_bench, tmp_path
+):
+    """As after `inspect`: what `resize` fits is what was calibrated on. Crossed, the reference
+    certifies no threshold."""
+    calibration = tiny.tiny_manifest()["calibration"] | {"fitted": True, "folds": 5}
+    bundle = tiny.write_tiny_bundle(tmp_path / "fitted", calibration=calibration)
+    perform = model_bench.performer(Model.load(bundle.path, provider="cpu", workers=1))
+    images, altered = tiny_model.images(4), np.array([True, False, True, False])
+
+    async def use(runtime):
+        plain = await runtime.score(images, alpha=0.1, fdr=0.99)
+        fitted = await runtime.score(images, alpha=0.1, fdr=0.99, altered=altered)
+        return plain, fitted
+
+    plain, fitted = perform(use)
+    assert fitted.status == ["ok"] * 4
+    assert None not in fitted.anomalous
+    assert (fitted.anomalous, fitted.discovery) == (plain.anomalous, plain.discovery)
+    assert fitted.resolved["certified_alpha"] is None
 
 
 def test_scores_tighten_with_importance_samples(perform, tiny_model, model_bench):

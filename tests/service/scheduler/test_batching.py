@@ -83,6 +83,7 @@ def test_evidence_comes_once_with_an_images_first_sample(loaded, tiny_model, cut
 def test_grey_pixels_are_drawn_alike_in_any_company(loaded, operation):
     """The noise is the seed's and the image's, wherever it stands and however it is split."""
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 4, 4), np.uint8)
+    images[1] = 255 * (images[1] > 127)  # black and white: it takes none, and changes no other's
     batcher = batchers(loaded.bundle.manifest)[operation]
 
     def work(part, seed):
@@ -98,6 +99,7 @@ def test_grey_pixels_are_drawn_alike_in_any_company(loaded, operation):
         uniform(seed, image_keys(images[a:b]), 0, 16, Purpose.PIXELS)
         for seed, a, b in ((7, 1, 3), (9, 2, 5))
     ]
+    expected[0][0] = 0
     assert np.array_equal(got, np.concatenate(expected))
     other = uniform(7, image_keys(images), 0, 16, Purpose.IMAGE)
     assert not np.array_equal(got[:2], other[1:3])  # the noise that draws an image's pixels
@@ -114,6 +116,35 @@ def test_means_alone_need_no_uniform_noise(loaded, monkeypatch):
     drawn = DecodeWork(z=LATENTS, keys=keys, output="draw")
     with pytest.raises(ZeroDivisionError):
         batchers(loaded.bundle.manifest)["decode"].assemble([(drawn, 0, 2)])
+
+
+@pytest.mark.parametrize("operation", ["sample", "decode"])
+def test_means_and_draws_of_one_batch_are_told_apart(loaded, operation):
+    """Each work has what it asked for; a mean that is no number is black, and said to be none."""
+    keys, heats = first_images(places(2)), np.ones((2, 1), np.float32)
+    works = [
+        SampleWork(keys=keys, temperature=heats, output=output)
+        if operation == "sample"
+        else DecodeWork(z=LATENTS, keys=keys, output=output)
+        for output in ("mean", "draw", "both")
+    ]
+    mean = np.linspace(0, 1, 96, dtype=np.float32).reshape(6, 1, 4, 4)
+    mean[1, 0, 2, 3] = mean[3, 0, 0, 0] = np.nan
+    draw = np.full((6, 1, 4, 4), 7, np.uint8)
+    pieces = [(work, 0, 2) for work in works]
+    shown = np.rint(255 * np.where(np.isnan(mean), 0, mean))
+    split = batchers(loaded.bundle.manifest)[operation].split
+    means, draws, both = split(pieces, {"mean": mean, "draw": draw})
+    assert np.array_equal(means["images"], shown[:2])
+    assert means["finite"].tolist() == [True, False]
+    assert np.array_equal(draws["images"], draw[2:4])
+    assert draws["finite"].tolist() == [True, False]
+    assert np.array_equal(both["images"], shown[4:])
+    assert np.array_equal(both["draw"], draw[4:])
+    assert np.array_equal(both["mean"], mean[4:])
+    (alone,) = split(pieces[1:2], {"mean": mean[2:4], "draw": draw[2:4]})
+    assert np.array_equal(alone["images"], draws["images"])
+    assert alone["finite"].tolist() == draws["finite"].tolist()
 
 
 def test_single_samples_under_different_seeds_keep_their_own_noise(loaded, tiny_model):

@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -137,6 +138,22 @@ def test_an_operation_that_was_away_does_not_catch_up():
     assert order.count("g") in {5, 6}
 
 
+@pytest.mark.parametrize(("first", "late"), [("a", "b"), ("lab/1", "lab/2")])
+def test_who_comes_late_does_not_catch_up(first, late):
+    """Neither a holder nor a connection has a claim to what others had before it came."""
+    queue = FairQueue(100_000)
+    queue.push(Queued("f", first, 5000, images=5000))
+    for _ in range(50):
+        queue.take(lambda operation: 32)
+    queue.push(Queued("f", late, 5000, images=5000))
+    got = Counter()
+    for _ in range(10):
+        _, pieces = queue.take(lambda operation: 32)
+        got.update({job.caller: stop - start for job, start, stop in pieces})
+    assert sum(got.values()) == 320
+    assert abs(got[first] - got[late]) <= 2 * 16
+
+
 def test_operations_of_unknown_cost_take_turns():
     queue = FairQueue(1000)
     for operation in "fgh":
@@ -259,3 +276,34 @@ def test_small_jobs_end_beside_whole_images():
     queue.push(Queued("f", "huge", 400, images=100))
     queue.push(Queued("f", "small", 1))
     assert next(cuts(queue, 32)) == {"huge": (0, 8), "small": (0, 1)}
+
+
+def test_what_goes_on_gives_up_no_more_than_the_small_ones_gain():
+    """A batch of eight rows is as quick as one of fewer: nobody is helped by less."""
+    queue = FairQueue(1000, 8)
+    for caller in "ab":
+        queue.push(Queued("f", caller, 400, images=400))
+    queue.push(Queued("f", "small", 1))
+    _, pieces = queue.take(lambda operation: 21)
+    assert rows_of(pieces) == 8
+    assert {job.caller for job, _, _ in pieces} == {"a", "b", "small"}
+
+
+def test_an_image_that_was_cut_is_ended_before_the_next_begins():
+    """Else every later piece would have parts of two images, each of them computed twice."""
+    queue = FairQueue(1000)
+    for caller in "ab":
+        queue.push(Queued("f", caller, 64, images=4))
+    first, second, *_ = cuts(queue, 24)
+    assert first == {"a": (0, 16), "b": (0, 8)}
+    assert second == {"b": (8, 16), "a": (16, 32)}
+
+
+def test_a_holder_whose_rows_have_left_has_none():
+    """It may have all that is free again, and nothing is kept of it."""
+    queue = FairQueue(100)
+    queue.push(Queued("f", "a/1", 10))
+    assert queue.refusal("a/2", 81) is not None
+    queue.take(lambda operation: 10)
+    assert queue.refusal("a/2", 100) is None
+    assert not queue._rows_by_holder

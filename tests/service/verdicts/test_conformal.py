@@ -95,6 +95,9 @@ def test_discoveries_are_scipy_s(p, q):
 
 def test_what_has_no_p_value_is_never_discovered():
     assert discoveries(np.array([np.nan, 1e-6]), 0.1).tolist() == [False, True]
+    # It is one of the two all the same, and the other has to be as small as for two.
+    assert discoveries(np.array([np.nan, 0.08]), 0.1).tolist() == [False, False]
+    assert discoveries(np.array([np.nan, 0.04]), 0.1).tolist() == [False, True]
 
 
 def test_one_image_of_250_can_be_discovered_and_of_251_none():

@@ -38,6 +38,18 @@ def test_beyond_the_last_knot_they_go_on_and_end():
     assert np.isfinite(marginals(-rows)).all()
 
 
+def test_a_tail_goes_on_as_the_line_through_its_last_five_knots():
+    knots = np.quantile(USUAL[:, 0], KNOTS)
+    for end, fifth, beyond in ((0, 4, -0.01), (-1, -5, 2.0)):
+        row = USUAL[:1].copy()
+        row[0, 0] = knots[end] + beyond
+        slope = (stats.norm.ppf(KNOTS[fifth]) - stats.norm.ppf(KNOTS[end])) / (
+            knots[fifth] - knots[end]
+        )
+        wanted = stats.norm.ppf(KNOTS[end]) + beyond * slope
+        assert Marginals(USUAL)(row)[0, 0] == pytest.approx(wanted, rel=1e-5)
+
+
 def test_infinite_is_farthest_and_no_number_stays_none():
     row = USUAL[:1].copy()
     row[0, 0] = -np.inf
@@ -47,16 +59,17 @@ def test_infinite_is_farthest_and_no_number_stays_none():
     assert np.isnan(near(row)[0])
 
 
-def test_distances_are_the_mean_of_the_nearest_whitened_rows():
+@pytest.mark.parametrize(("count", "nearest"), [(500, 10), (50, 10), (30, 6), (8, 1)])
+def test_distances_are_the_mean_of_the_nearest_whitened_rows(count, nearest):
+    """Of ten, or of a fifth where there are few."""
     neighbors = pytest.importorskip("sklearn.neighbors")
-    fit, asked = USUAL[:500], USUAL[500:540]
+    fit, asked = USUAL[:count], USUAL[500:540]
     marginals = Marginals(fit)
     z = marginals(fit)
     covariance = np.cov(z.T) + 0.01 * np.eye(4)
     root = np.linalg.cholesky(np.linalg.inv(covariance))  # any root of the inverse gives the same
-    found, _ = (
-        neighbors.NearestNeighbors(n_neighbors=10).fit(z @ root).kneighbors(marginals(asked) @ root)
-    )
+    near = neighbors.NearestNeighbors(n_neighbors=nearest).fit(z @ root)
+    found, _ = near.kneighbors(marginals(asked) @ root)
     np.testing.assert_allclose(Neighbours(fit)(asked), np.square(found).mean(axis=1), rtol=1e-6)
 
 

@@ -84,6 +84,16 @@ def test_only_so_many_images_are_remembered():
     assert drift.images == REMEMBERED + 11
 
 
+def test_an_image_that_comes_again_and_again_is_never_forgotten(monkeypatch):
+    """A camera that sends the same frame all day is no drift."""
+    monkeypatch.setattr("service.verdicts.drift.REMEMBERED", 100)
+    drift = Drift(100)
+    for first in range(0, 400, 50):
+        drift.add([-1], [1 / 101])
+        drift.add(range(first, first + 50), itertools.repeat(0.5, 50))
+    assert drift.images == 1 + 400
+
+
 @pytest.mark.parametrize("calibration", [1, 7, 99, 600, 2500])
 def test_every_p_value_has_its_bucket(calibration):
     drift = Drift(calibration)

@@ -39,3 +39,38 @@ def test_all_images_are_ranked_among_and_none_by_itself():
     assert (np.diff(crossed.distances[1]) >= 0).all()
     far = crossed.judge(1, measured(generator, 20, shift=9.0)).p_value
     assert (far <= 2 / 41).all()  # marginals end: beyond them all are as far
+
+
+def test_boxes_are_where_they_were_planted_and_do_not_overlap():
+    """A darker and a brighter square in an image that is no square, the darker one farther off."""
+    generator = np.random.default_rng(2)
+    usual = [generator.normal(0, 0.02, (200, 12, 20)).astype(np.float32) for _ in range(2)]
+    table = [generator.normal(size=(200, 2)).astype(np.float32) for _ in range(2)]
+    reference = Reference.made(
+        NAMES,
+        *(Measured({1: t.sum(axis=1)}, t, r, None) for t, r in zip(table, usual, strict=True)),
+    )
+    residual = generator.normal(0, 0.02, (1, 12, 20)).astype(np.float32)
+    residual[0, 1:5, 13:17] -= 0.8
+    residual[0, 6:10, 2:6] += 0.4
+    (found,) = reference.largest_boxes(residual, 40)
+    dark, bright = found[:2]
+    assert (dark.left, dark.top, dark.side) == (13, 1, 4)
+    assert (bright.left, bright.top, bright.side) == (2, 6, 4)
+    assert dark.deviations < -5
+    assert bright.deviations > 5
+    assert dark.p_value == bright.p_value == 1 / 201
+    sizes = [abs(box.deviations) for box in found]
+    assert sizes == sorted(sizes, reverse=True)
+    assert [box.p_value for box in found] == sorted(box.p_value for box in found)
+    covered = np.zeros((12, 20), int)
+    for box in found:
+        covered[box.top : box.top + 4, box.left : box.left + 4] += 1
+    assert covered.max() == 1, "no two overlap"
+    assert 4 < len(found) < 16, "nor is there room for one more"
+    assert reference.largest_boxes(residual, 2) == [found[:2]]
+    # Usual images have boxes that are usual, whichever way they are off.
+    boxes = reference.largest_boxes(usual[1], 1)
+    p = np.array([box.p_value for (box,) in boxes])
+    assert 0.4 < p.mean() < 0.6
+    assert {np.sign(box.deviations) for (box,) in boxes} == {-1.0, 1.0}

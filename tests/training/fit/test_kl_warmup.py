@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,10 +25,10 @@ CONFIG = RunConfig(
 EAGER = Runtime(device="cpu", compile="off", bf16="off", threads=1)
 
 
-def trainer() -> Trainer:
+def trainer(config: RunConfig = CONFIG) -> Trainer:
     blobs = np.random.default_rng(0).integers(0, 256, (32, 1, 2, 2), np.uint8)
     pixels = blobs.repeat(4, axis=2).repeat(4, axis=3)
-    return Trainer(CONFIG, EAGER, ImageData(pixels, "blobs", "train"))
+    return Trainer(config, EAGER, ImageData(pixels, "blobs", "train"))
 
 
 def expected_weight(step: int) -> float:
@@ -75,3 +76,13 @@ def test_the_gradient_of_a_step_has_the_kl_at_its_scheduled_weight(number: int) 
         assert torch.allclose(own.grad, other.grad, rtol=1e-4, atol=1e-5), name
     norm = math.sqrt(sum(p.grad.square().sum().item() for p in twin.model.parameters()))
     assert step.norm == pytest.approx(norm, rel=1e-4)
+
+
+def test_the_loss_of_a_step_has_the_free_bits_that_were_asked_for() -> None:
+    """A KL below the minimum costs the minimum, and what is reported is the KL itself."""
+    minimum = 40.0
+    train = replace(CONFIG.train, kl_warmup_epochs=0.0, free_bits_nats=minimum)
+    run = trainer(replace(CONFIG, train=train))
+    step = run.train_step()
+    assert 0.1 < step.kl_nats < minimum
+    assert step.loss == pytest.approx(minimum - step.elbo_nats - step.kl_nats, rel=1e-4)

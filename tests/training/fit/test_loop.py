@@ -187,6 +187,16 @@ def test_a_run_reaches_its_end_and_improves(digits: ImageData) -> None:
     assert last["bits_per_dim"] == pytest.approx(-last["elbo_nats"] / (144 * np.log(2)))
 
 
+def test_it_is_the_averaged_weights_that_are_validated(digits: ImageData) -> None:
+    trainer = Trainer(CONFIG, EAGER, digits)
+    wanted = trainer.validate(digits)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.fill_(float("nan"))
+    assert trainer.validate(digits) == wanted
+    assert np.isfinite(wanted["elbo_nats"])
+
+
 def test_a_stop_is_obeyed_before_the_next_step(digits: ImageData) -> None:
     trainer = Trainer(CONFIG, EAGER, digits)
     reasons = trainer.run(Silent(), lambda: "SIGTERM" if trainer.step == 3 else "", digits)

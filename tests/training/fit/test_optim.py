@@ -57,6 +57,22 @@ def test_the_average_follows_the_parameters() -> None:
     torch.testing.assert_close(average.weight.detach(), 0.9 * start + 0.1 * moved)
 
 
+def test_early_averages_forget_where_they_began() -> None:
+    """The weight of the newest parameters is 9 / (10 + t), until it is as small as 1 - decay."""
+    for done, weight in ((1, 9 / 11), (8, 0.5), (80, 0.1), (81, 0.1)):
+        model, average = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+        model.weight.data.fill_(1.0)
+        average.weight.data.fill_(0.0)
+        Ema(model, average, 0.9).update(done)
+        assert average.weight.item() == pytest.approx(weight, rel=1e-5)
+
+
+def test_a_guard_of_zero_takes_every_finite_step() -> None:
+    guard = StepGuard(0.0)
+    assert all(guard.allows(1.0, 10.0**power) for power in [0] * NORM_SETTLED + [9, 20])
+    assert not guard.allows(1.0, float("inf"))
+
+
 def test_schedules() -> None:
     trapezoid = OptimConfig(
         learning_rate=1.0, warmup_steps=10, schedule="trapezoid", decay_fraction=0.5

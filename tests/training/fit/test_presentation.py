@@ -8,7 +8,10 @@ import torch
 
 from model import build_model
 from model.config import ConvVaeConfig
-from training.fit.batches import noise, presented, step_generator
+from training.config import DataConfig, OptimConfig, RunConfig, Runtime
+from training.data import ImageData
+from training.fit.batches import Batches, noise, presented, step_generator
+from training.fit.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -65,3 +68,38 @@ def test_noise_depends_on_a_rows_place_in_the_whole_batch_alone(grey):
     assert whole.shape == (8, 3)
     assert torch.equal(whole, again)
     assert len(whole.unique()) == 24
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_a_training_mirrors_where_it_is_told_to(grey, flips):
+    half = np.zeros((32, 1, 4, 6), np.uint8)
+    half[..., :3] = 255
+    config = RunConfig(
+        model=grey.config,
+        optim=OptimConfig(batch_size=32, warmup_steps=0),
+        data=DataConfig(name="halves", horizontal_flips=flips),
+    )
+    runtime = Runtime(device="cpu", compile="off", bf16="off", threads=1)
+    run = Trainer(config, runtime, ImageData(half, "halves", "train"))
+    forward, seen = run.forward, []
+    run.forward = lambda x, eps: seen.append(x) or forward(x, eps)
+    run.train_step()
+    mirrored = seen[0][:, 0, 0, 0] == 0
+    assert mirrored.any() == flips
+    assert not mirrored.all()
+
+
+def test_an_epoch_shows_every_image_once_in_an_order_of_its_own():
+    """But for what fills no whole batch."""
+    pixels = torch.arange(23, dtype=torch.uint8).view(23, 1, 1, 1)
+
+    def epoch(batches, number):
+        steps = range(4 * number, 4 * number + 4)
+        return torch.cat([batches.at(step) for step in steps]).flatten().tolist()
+
+    batches = Batches(pixels, 5, seed=3)
+    epochs = [epoch(batches, number) for number in (0, 1, 2)]
+    assert [len(set(shown)) for shown in epochs] == [20, 20, 20]
+    assert len(set(map(tuple, epochs))) == 3
+    assert epoch(batches, 1) == epochs[1]
+    assert epoch(Batches(pixels, 5, seed=4), 0) != epochs[0]

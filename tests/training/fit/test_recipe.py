@@ -78,6 +78,18 @@ def test_a_prior_learns_at_its_own_rate(kind: str) -> None:
     assert of[False] == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["adamax", "adam"])
+def test_weights_decay_each_kind_at_its_own_rate(kind: str) -> None:
+    """The first mean gradient is a tenth of the gradient and the pull towards zero."""
+    run = trainer(kind=kind, weight_decay=0.5, prior_weight_decay=0.25)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    run.train_step()
+    for name, parameter in run.model.named_parameters():
+        pull = (0.25 if name.startswith("prior.") else 0.5) * before[name]
+        mean = run.optimizer.state[parameter]["exp_avg"]
+        torch.testing.assert_close(10 * mean, parameter.grad + pull, rtol=1e-4, atol=1e-5)
+
+
 def test_gradients_are_cut_to_the_norm_but_reported_as_they_were() -> None:
     plain, cut = trainer(), trainer(clip_norm=0.5)
     norms = [run.train_step().norm for run in (plain, cut)]
