@@ -206,8 +206,7 @@ def anomaly_map(
     names = map(printable, named)  # a line each, whatever they hold
     lines = [f"{name}: {box_text(each[0])}" for name, each in zip(names, boxes, strict=True)]
     lines.append(f"{out}: maps of {counted(len(images), 'image')}")
-    made("
-".join(lines), facts, as_json=as_json)
+    made("\n".join(lines), facts, as_json=as_json)
 
 
 @reported
