@@ -73,7 +73,10 @@ class Metrics:
         self.changes = count("model_changes", changed, ("model", "change"))
         refused = "Bundles that were refused, by directory."
         self.load_failures = count("model_load_failures", refused, ("directory",))
-        states = "Models by state: loaded, retiring (replaced, but still answering), failed."
+        states = (
+            "Models by state: loaded, retiring (replaced, but still answering), failed; foreign is "
+            "what a file system puts beside them (lost+found)."
+        )
         self.models = Gauge("models", states, ("state",), **where)
         self.taken: Taken = lambda _caller, _rows: None  # hears of rows that are to be computed
         self._request = lru_cache(maxsize=512)(self._request_children)

@@ -57,7 +57,8 @@ class Tracer:
     ) -> str | None:
         """Export a request that ended now and took `seconds`, its `parts` one after another.
 
-        It belongs to the trace that `headers` name (W3C trace context). Gives the trace's id in
+        It belongs to the trace that `headers` name (W3C trace context); `failed` by a fault of the
+        service. Gives the trace's id in
         hexadecimal, None for one that is not sampled.
         """
         end = time.time_ns()

@@ -21,7 +21,7 @@ from service.api.request.limits import INLINE_BYTES, OperationRequest, while_con
 from service.api.request.negotiation import negotiate
 from service.api.request.parsing import parse_body
 from service.api.request.schemas import Options
-from service.api.response.problems import problem_of, problem_response, unexpected
+from service.api.response.problems import PROBLEMS, problem_of, problem_response, unexpected
 from service.api.response.rendering import Answer
 from service.api.state import AppState
 from service.errors import ClientGone, IafvaeError, ShuttingDown
@@ -34,6 +34,8 @@ __all__ = ["OperationRoute"]
 
 logger = logging.getLogger("iafvae")
 Headers = list[tuple[bytes, bytes]]
+# In a server's span, what is the caller's fault is no error (OpenTelemetry's conventions for HTTP).
+FAULTS = {problem.type for problem in PROBLEMS.values() if problem.status >= 500}
 PARTS = ("parse", "queue", "compute", "encode")  # of a request, one after another
 
 
@@ -204,5 +206,6 @@ def _traced(
         "iafvae.outcome": outcome,
         "iafvae.request_id": request.scope["state"].get("request_id", ""),
     }
-    name, failed = f"{request.operation} {model}".rstrip(), outcome != "ok"
+    name = f"{request.operation} {model}".rstrip()
+    failed = outcome in FAULTS
     return tracer.request(request.headers, name, seconds, request.parts, attributes, failed=failed)

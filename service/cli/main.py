@@ -6,6 +6,8 @@ Only what every command needs is imported here: `iafvae --help` answers at once.
 from __future__ import annotations
 
 import io
+import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +16,16 @@ import typer
 
 from service.cli import images as cli_images
 from service.cli.help import PLAIN, plain_help
-from service.cli.options import AsJson, ProviderName, made, option, path, reported, to_file
+from service.cli.options import (
+    AsJson,
+    ProviderName,
+    is_reported,
+    made,
+    option,
+    path,
+    reported,
+    to_file,
+)
 from service.streams import occupy_standard_streams
 
 __all__ = ["app", "main"]
@@ -72,11 +83,23 @@ def serve(
       iafvae serve --port 9000
       iafvae serve --models runs/bundles --provider cuda --host 0.0.0.0
     """
-    from service.server.run import serve as run
-    from service.settings import load_settings
+    from service.server.signals import follow, leave
 
-    given = {"host": host, "port": port, "models": models, "provider": provider}
-    run(load_settings(**given, log_format=log_format))
+    follow(leave)  # what is imported next takes seconds on a busy machine
+    try:
+        from service.server.run import serve as run
+        from service.settings import load_settings
+
+        given = {"host": host, "port": port, "models": models, "provider": provider}
+        run(load_settings(**given, log_format=log_format))
+    except Exception as error:
+        if (log_format or os.environ.get("IAFVAE_LOG_FORMAT")) != "json":
+            raise
+        from service.logs import configure_logging
+
+        configure_logging("info", "json")
+        logging.getLogger("iafvae").error("%s", error, exc_info=not is_reported(error))
+        raise typer.Exit(1) from None
 
 
 for _command in (

@@ -28,6 +28,7 @@ __all__ = [
     "Samples",
     "SeedOption",
     "Url",
+    "is_reported",
     "made",
     "option",
     "path",
@@ -128,7 +129,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             sys.stderr.close()
             raise typer.Exit(1) from None
         except Exception as error:
-            if not isinstance(error, _expected()):
+            if not is_reported(error):
                 raise
             for line in str(error).splitlines() or ["unknown error"]:
                 typer.echo(printable(f"iafvae: error: {line}"), err=True)
@@ -137,7 +138,8 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _expected() -> tuple[type[Exception], ...]:
+def is_reported(error: Exception) -> bool:
+    """Whether a user can act on `error`; any other is a fault of the program."""
     from service.api.security.keys import KeyFileError
     from service.bundle import BundleError
     from service.client import ProblemError, ServiceUnreachable
@@ -145,4 +147,4 @@ def _expected() -> tuple[type[Exception], ...]:
     from service.settings import SettingsError, StartError
 
     ours = (BundleError, IafvaeError, KeyFileError, ProblemError, ServiceUnreachable)
-    return (*ours, SettingsError, StartError, OSError)
+    return isinstance(error, (*ours, SettingsError, StartError, OSError))

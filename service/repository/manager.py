@@ -29,7 +29,7 @@ from service.errors import (
 from service.metrics import Metrics
 from service.operations.model import Model
 from service.repository.registry import LoadedModel, Registry
-from service.repository.store import Fingerprint, Found, ModelStore, bundle_paths
+from service.repository.store import FOREIGN, Fingerprint, Found, ModelStore, bundle_paths
 from service.repository.versions import split_reference
 from service.settings import Settings
 
@@ -69,7 +69,9 @@ class ModelManager:
         self._task: asyncio.Task[ModelChange] | None = None
         metrics.models.labels("loaded").set_function(lambda: len(registry))
         metrics.models.labels("retiring").set_function(lambda: registry.retiring)
-        metrics.models.labels("failed").set_function(lambda: len(registry.failed))
+        failed = registry.failed.keys
+        metrics.models.labels("failed").set_function(lambda: len(failed() - FOREIGN))
+        metrics.models.labels("foreign").set_function(lambda: len(failed() & FOREIGN))
 
     def load_all(self) -> None:
         """Load every bundle; blocks, and only for a registry that is not started.
@@ -100,6 +102,7 @@ class ModelManager:
                     raise BundleError(f"{path}: {error}") from None
                 self._note(name, path, error)
             except Exception as error:  # noqa: BLE001 - a bundle may fail in any way
+                self._attempt(name, looks, error)
                 self._note(name, path, error)
                 refusal = refusal or _as_bundle_error(path, error)
         if refusal is not None and not self._registry.models:
@@ -194,7 +197,7 @@ class ModelManager:
             new = LoadedModel(await self._open(found.path, directory), directory)
             gone = await self._publish(new, old, found)
         except Exception as error:
-            self.attempted[directory] = found.looks
+            self._attempt(directory, found.looks, error)
             raise self._note(directory, found.path, error) from error
         self._settle(directory, found.looks)
         change = _change("swapped" if gone else "loaded", new, gone, began)
@@ -266,6 +269,10 @@ class ModelManager:
         self.attempted[directory] = looks
         self._registry.failed.pop(directory, None)
 
+    def _attempt(self, directory: str, looks: Fingerprint | None, error: Exception) -> None:
+        """A bundle that was refused needs no new try until it changes, but for what passes."""
+        self.attempted[directory] = None if _passes(error) else looks
+
     def _note(self, directory: str, path: Path, error: Exception) -> IafvaeError:
         """Log and count a failure, and give it as the caller shall see it."""
         reason = str(error)
@@ -273,11 +280,13 @@ class ModelManager:
             reason = reason.replace(f"{root}/", "").replace(str(root), directory)
         if not isinstance(error, BundleError | IafvaeError):
             reason = f"{type(error).__name__}: {reason}"
+        known = self._registry.failed.get(directory)
         self._registry.failed[directory] = reason
         self._metrics.load_failures.labels(directory).inc()
         stays = self._registry.in_directory(directory)
         addition = f"; {stays.reference} stays" if stays else ""
-        logger.error("%s was not loaded: %s%s", path, reason, addition)
+        if reason != known:  # once: what passes is tried again at every look
+            logger.error("%s was not loaded: %s%s", path, reason, addition)
         return error if isinstance(error, Conflict) else BundleRefused(reason)
 
     def _count(
@@ -307,6 +316,13 @@ def _begin(work: Callable[[], Model], name: str) -> Future[Model]:
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return future
+
+
+def _passes(error: BaseException | None) -> bool:
+    """Whether the system failed and not the bundle: a disk, a network, the room in memory."""
+    while error is not None and not isinstance(error, OSError | MemoryError):
+        error = error.__cause__
+    return error is not None
 
 
 def _as_bundle_error(path: Path, error: Exception) -> BundleError:

@@ -10,23 +10,27 @@ import hashlib
 import logging
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from service.bundle import MANIFEST, BundleError
-from service.bundle.reader import MAX_MANIFEST_BYTES
+from service.bundle.reader import FOLDERS, MAX_MANIFEST_BYTES
 from service.errors import UnknownBundle
 from service.metrics import Metrics, ModelMetrics
 from service.operations.model import Model
 from service.settings import Settings
 
-__all__ = ["Fingerprint", "Found", "ModelStore", "bundle_paths"]
+__all__ = ["FOREIGN", "Fingerprint", "Found", "ModelStore", "bundle_paths"]
 
 logger = logging.getLogger("iafvae")
 
 # Name, size, times and inode of every file: what changes when a bundle does.
 Fingerprint = tuple[tuple[str | int, ...], ...]
+
+# What a file system puts into a volume: that it cannot be read is no fault of a bundle.
+FOREIGN = frozenset({"lost+found"})
 
 # What editors and tools that copy call a file or directory that is not finished, or not in use.
 UNFINISHED = ("~", ".tmp", ".temp", ".part", ".partial", ".swp", ".bak", ".old")
@@ -169,10 +173,18 @@ def _holds_manifest(entry: Path) -> bool:
 def _fingerprint(path: Path) -> Fingerprint | None:
     """What the files at `path` look like without reading them; None where they cannot be seen."""
     try:
-        with os.scandir(path) as entries:
-            return tuple(sorted(_stamp(entry) for entry in entries))
+        return tuple(sorted(_stamps(path)))
     except OSError:
         return None
+
+
+def _stamps(path: Path | str) -> Iterator[tuple[str | int, ...]]:
+    """Of all that lies there, and of what lies in a bundle's folders of graphs."""
+    with os.scandir(path) as entries:
+        for entry in entries:
+            yield _stamp(entry)
+            if entry.name in FOLDERS and entry.is_dir():
+                yield from _stamps(entry.path)
 
 
 def _stamp(entry: os.DirEntry[str]) -> tuple[str | int, ...]:

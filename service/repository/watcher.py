@@ -4,7 +4,7 @@ unloaded.
 It is looked at every so often; no notification of the operating system is needed, so network file
 systems and mounted volumes are followed as well. A bundle is touched only when it looks the same
 at two looks in a row, so one that is being copied is left alone, and one that was refused is not
-tried again until it changes.
+tried again until it changes, unless the system failed and not the bundle: a disk, the memory.
 """
 
 from __future__ import annotations

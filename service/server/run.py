@@ -7,7 +7,6 @@ import errno
 import functools
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
@@ -28,6 +27,7 @@ from service.server.acceptor import Acceptor
 from service.server.background_logs import background_logs
 from service.server.protocol import BoundedHttp
 from service.server.proxy import BehindProxy
+from service.server.signals import follow, leave
 from service.settings import Settings, StartError
 from service.streams import occupy_standard_streams
 
@@ -39,7 +39,6 @@ BACKLOG = 2048  # connections that wait to be accepted, as uvicorn has it
 # a worker that joins a batch and a loop that answers forty requests do not wait for each other.
 SWITCH_SECONDS = 0.0005
 COLLECTOR = (20_000, 20, 20)  # new objects before a collection, collections before an older one
-END = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 IGNORED = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 KEEP_ALIVE_SECONDS = 75  # above the 60 s of common load balancers, so that they close first
 
@@ -72,11 +71,11 @@ class _DrainingServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Follow uvicorn's signals and those of END while it serves."""
+        """Follow uvicorn's signals and those that end the process while it serves."""
         with super().capture_signals():
-            _follow(self.handle_exit)
+            follow(self.handle_exit)
             yield
-            _follow(_leave)
+            follow(leave)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Called by the operating system in the main thread, between two bytecodes."""
@@ -148,9 +147,7 @@ def serve(settings: Settings) -> None:
     tune_allocator()
     sys.set_int_max_str_digits(640)  # of numbers in JSON: longer ones take quadratic time
     configure_logging(settings.log_level, settings.log_format)
-    # As a container's first process, a signal without a handler is ignored: while the models
-    # load, SIGTERM ends the process at once; then the server's own handler drains.
-    _follow(_leave)
+    follow(leave)  # while the models load; then the server's own handler drains
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     listener = bind(settings.host, settings.port)
@@ -172,7 +169,7 @@ def serve(settings: Settings) -> None:
         metrics.watch("open_connections", "Of clients.", lambda: len(connections))
         server.run([listener])
     if any(thread.daemon for thread in threading.enumerate()):
-        _leave()  # a model that the watcher was loading, a batch that never ended
+        leave()  # a model that the watcher was loading, a batch that never ended
 
 
 def _config(app: ASGIApp, admission: Admission | None, settings: Settings) -> uvicorn.Config:
@@ -193,13 +190,6 @@ def _config(app: ASGIApp, admission: Admission | None, settings: Settings) -> uv
     )
 
 
-def _follow(handler: Callable[[int, FrameType | None], None]) -> None:
-    """Let `handler` have the signals that end the process, but for what `nohup` turned off."""
-    for number in END:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, handler)
-
-
 def _calm_collector() -> None:
     """Look for garbage less often, and not among what lives as long as the process.
 
@@ -209,8 +199,3 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECTOR)
-
-
-def _leave(_number: int = 0, _frame: FrameType | None = None) -> None:
-    """End the process at once: a thread that still loads a model would abort the interpreter."""
-    os._exit(0)

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("opentelemetry.sdk")
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 
 from service import app as application
 from service import tracing
@@ -47,6 +48,44 @@ def test_a_request_is_a_span_with_its_parts_in_the_callers_trace(exported):
     assert edges[-1] <= span.end_time + 1e6
     assert f'trace_id="{PARENT[3:35]}"' in metrics.text  # the exemplar of its bucket
     assert metrics.text.endswith("# EOF\n")
+
+
+@pytest.mark.parametrize(
+    ("asked", "outcome", "status"),
+    [
+        ({"json": {"n": 0}}, "invalid-input", StatusCode.UNSET),
+        ({"json": {"model": "other"}}, "unknown-model", StatusCode.UNSET),
+        ({"headers": {"x-iafvae-timeout-seconds": "1e-6"}}, "deadline-exceeded", StatusCode.ERROR),
+    ],
+)
+def test_a_span_is_an_error_where_the_service_is_at_fault(exported, asked, outcome, status):
+    """As OpenTelemetry's conventions for HTTP say of 4xx and 5xx on the server's side."""
+    client, exporter = exported
+    assert client.post("/v1/sample", **asked).status_code >= 400
+    client.app.state.shared.tracer.close()
+    span = exporter.get_finished_spans()[-1]
+    assert (span.attributes["iafvae.outcome"], span.status.status_code) == (outcome, status)
+
+
+@pytest.mark.parametrize(
+    "parent",
+    [
+        "nonsense",
+        PARENT.replace("b7ad6b7169203331", "0" * 16),
+        PARENT + "-more",
+        "ff" + PARENT[2:],
+        PARENT.upper(),
+        "x" * 20_000,
+    ],
+)
+def test_a_malformed_parent_begins_a_trace_of_its_own(exported, parent):
+    client, exporter = exported
+    answer = client.post("/v1/sample", json={"n": 1}, headers={"traceparent": parent})
+    assert answer.status_code == 200
+    client.app.state.shared.tracer.close()
+    span = exporter.get_finished_spans()[-1]
+    assert span.parent is None
+    assert f"{span.context.trace_id:032x}" != PARENT[3:35]
 
 
 @pytest.mark.parametrize("operation", ["sample", "score"])  # score: two graphs, at once

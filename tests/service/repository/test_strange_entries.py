@@ -53,6 +53,15 @@ def test_at_the_start(sites, serve, root, edition, caplog):
     assert site.client.get("/readyz").status_code == 200
 
 
+def test_what_file_systems_put_there_is_named_and_does_not_count_as_failed(sites, serve, root):
+    """On every ext4 volume; not readable for who serves (here: root, hence a link)."""
+    (root / "lost+found").symlink_to("lost+found")
+    site = sites.Site(serve(models=root))
+    assert "lost+found" in site.failed()
+    assert site.metric("iafvae_models", state="failed") == 0
+    assert site.metric("iafvae_models", state="foreign") == 1
+
+
 def test_while_it_is_watched(watched, root, edition, put, caplog):
     strange = litter(root, edition("1.10.0"))
     with caplog.at_level(logging.WARNING, "iafvae"):

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.settings import SHIPPED_BUNDLE
+
 
 def test_what_is_there_is_left_alone(watched):
     runtime = watched.registry.find().runtime
@@ -61,6 +63,46 @@ def test_a_copy_that_pauses_is_refused_and_loaded_when_it_is_whole(watched, root
     assert "weights.bin: has 100 bytes" in watched.registry.failed["b"]
     (root / "b" / "weights.bin").write_bytes(weights)
     watched.looks(2)
+    assert watched.loaded == {"a": "1.9.0", "b": "1.10.0"}
+    assert watched.registry.failed == {}
+
+
+def test_weights_that_are_completed_in_place_are_seen(watched, root):
+    """Neither their folder nor anything beside that changes."""
+    shutil.copytree(SHIPPED_BUNDLE, root / "b")
+    weights = root / "b" / "cpu" / "weights.bin"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    watched.looks()
+    weights.write_bytes(whole[:200])
+    watched.looks()
+    assert watched.registry.failed == {}, "it still changes"
+    watched.looks()
+    assert "weights.bin: has 200 bytes" in watched.registry.failed["b"]
+    weights.write_bytes(whole)
+    watched.looks(2)
+    assert watched.loaded.keys() == {"a", "b"}
+    assert watched.registry.failed == {}
+
+
+def test_an_error_that_passes_is_said_once_and_the_bundle_tried_again(
+    watched, root, edition, put, monkeypatch, caplog
+):
+    put(edition("1.10.0"), root / "b")
+    read = Path.read_bytes
+
+    def fails(path):
+        if path.name == "score.onnx" and path.parent.name == "b":
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with caplog.at_level(logging.WARNING, "iafvae"):
+        watched.looks(5)
+    assert "Input/output error" in watched.registry.failed["b"]
+    assert caplog.text.count("Input/output error") == 1
+    monkeypatch.undo()
+    watched.looks()
     assert watched.loaded == {"a": "1.9.0", "b": "1.10.0"}
     assert watched.registry.failed == {}
 

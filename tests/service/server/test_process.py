@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -60,6 +61,49 @@ def test_the_end_while_models_load(tiny_bundle, put, tmp_path, serves):
         _, said = process.communicate(timeout=30)
     assert process.returncode == 0, said
     assert b"the interpreter ends" not in said
+
+
+def test_the_end_while_modules_are_imported(tiny_bundle):
+    """A container's first process does not get a signal that it has no handler for."""
+    code = (
+        "import sys, time\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'service.server.run':\n"
+        "            print('imports', flush=True)\n"
+        "            time.sleep(60)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "from service.cli.main import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", code, "serve"]
+    env = os.environ | {"IAFVAE_MODELS": str(tiny_bundle), "IAFVAE_PORT": "0"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"imports\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"IAFVAE_PORT": "x", "IAFVAE_MAX_N": "0"}, "IAFVAE_PORT='x'.*\nIAFVAE_MAX_N='0'"),
+        ({"IAFVAE_MODELS": "nowhere"}, "there is no bundle at nowhere"),
+        ({"IAFVAE_DEFAULT_MODEL": "other"}, "'other' is not among the loaded models"),
+    ],
+)
+def test_a_start_that_fails_is_one_object_in_a_log_of_json(tiny_bundle, wrong, reason):
+    env = {"IAFVAE_MODELS": str(tiny_bundle), "IAFVAE_PORT": "0", "IAFVAE_LOG_FORMAT": "json"}
+    command = [sys.executable, "-c", "from service.cli.main import main; main()", "serve"]
+    done = subprocess.run(
+        command, env=os.environ | env | wrong, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [line["level"] for line in lines].count("error") == 1
+    assert re.search(reason, lines[-1]["message"])
+    assert "exception" not in lines[-1]
 
 
 def test_the_start_is_said_in_few_lines(tiny_bundle):
