@@ -101,6 +101,9 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
     if passed:
         named = some([shown(name) for name in sorted(passed)])
         notes.append(f"neither train nor test, passed over: {named}")
+    folders = {parts[name][0] for name in usual if not laid_out and parts[name][1:]}
+    if others := sorted(each for each in folders if each.lower() not in NORMAL):
+        notes.append(f"taken as usual images too, by sub-folder: {some([*map(shown, others)])}")
     known: dict[str, Path] = {}
     usual, headers, told = _readable(usual, known)
     notes += told
