@@ -21,8 +21,8 @@ __all__ = ["Estimates", "estimate", "log_likelihoods"]
 
 F64 = NDArray[np.float64]
 ONE_DRAW = (
-    "standard_error_nats means nothing where effective_sample_size is below 2, as one draw has "
-    "most of the weight: ask for more importance_samples"
+    "a standard error means nothing where the effective sample size is below 2, as one draw has "
+    "most of the weight: ask for more importance samples"
 )
 
 

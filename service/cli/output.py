@@ -93,9 +93,8 @@ def _print_table(rows: list[Row]) -> None:
         if "error" in row:
             console.print(Text(printable(fault_text(row)), style="red"))
     scored = [row for row in rows if "error" not in row]
-    for row in scored:
-        if row["note"] is not None:
-            console.print(Text(printable(row["note"])))
+    for note in _notes(scored):
+        console.print(Text(printable(note)))
     if scored:
         console.print(Text(_by(scored[0]), style="dim"), soft_wrap=True)
 
@@ -126,6 +125,17 @@ def fault_text(row: Mapping[str, Any]) -> str:
     """Why a file has no score; most errors begin with its name, which is not said twice."""
     file, error, name = row["file"], row["error"], Path(row["file"]).name
     return file + error.removeprefix(name) if error.startswith(f"{name} ") else f"{file}: {error}"
+
+
+def _notes(rows: Sequence[Row]) -> Iterator[str]:
+    """What is to be known of files: what is alike for many is said once."""
+    alike: dict[str, list[str]] = {}
+    for row in rows:
+        if row["note"] is not None:
+            note = row["note"].removeprefix(Path(row["file"]).name)
+            alike.setdefault(note, []).append(row["file"])
+    for note, files in alike.items():
+        yield files[0] + (f" (and {len(files) - 1} more)" if files[1:] else "") + note
 
 
 def _by(row: Row) -> str:

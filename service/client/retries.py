@@ -66,7 +66,10 @@ def unreachable(base_url: object, error: httpx.HTTPError) -> ServiceUnreachable:
     place = shown_url(str(base_url))
     if isinstance(error, httpx.RemoteProtocolError):
         return ServiceUnreachable(f"{place} broke its answer off ({error}): its log says why")
-    return ServiceUnreachable(f"no answer from {place} ({error}): is `iafvae serve` running there?")
+    if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):  # connected, so it runs there
+        return ServiceUnreachable(f"no answer from {place} in time: ask for less, or wait longer")
+    why = str(error) or type(error).__name__
+    return ServiceUnreachable(f"no answer from {place} ({why}): is `iafvae serve` running there?")
 
 
 def no_service(

@@ -64,5 +64,5 @@ def test_errors_of_one_draw_alone_are_said_to_mean_nothing():
     even, alone = [0.0] * 16, [0.0] + [-50.0] * 15
     assert estimate(np.array([even])).notes == ()
     (note,) = estimate(np.array([even, alone])).notes
-    assert "effective_sample_size is below 2" in note
+    assert "effective sample size is below 2" in note
     assert estimate(np.zeros((1, 1))).notes == (), "where there is none, none is doubtful"

@@ -99,8 +99,11 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
             passed.add(first)
     _refuse_classes(usual, folder)
     if passed:
-        named = some([shown(name) for name in sorted(passed)])
-        notes.append(f"neither train nor test, passed over: {named}")
+        left = some([shown(name) for name in sorted(passed)])
+        notes.append(f"neither train nor test, passed over: {left}")
+    folders = {parts[name][0] for name in usual if not laid_out and parts[name][1:]}
+    if named := sorted(shown(each) for each in folders if each.lower() not in NORMAL):
+        notes.append(f"taken as usual images too, by sub-folder: {some(named)}")
     known: dict[str, Path] = {}
     usual, headers, told = _readable(usual, known)
     notes += told

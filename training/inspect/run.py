@@ -3,6 +3,7 @@
 OUT/inspect.json               the usual images by purpose, and their SHA-256: for ever
 OUT/images/SPLIT/good          links to them
 OUT/run                        the training; called again, `inspect` trains it further
+OUT/.trained                   while that is not judged yet: a call then goes on from there
 OUT/bundle                     what `iafvae serve` and `iafvae score` take
 OUT/test, OUT/planted          links to the images to be tested; planted defects
 OUT/report.html, planted.html  both judged
@@ -54,6 +55,7 @@ FINER = 4  # times the model's size at the most: where the photos have it, defec
 DRAWN = 32  # samples that are looked at
 CHUNK = 64  # images whose maps are made at once
 PLAN = "inspect.json"
+TRAINED = ".trained"
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,12 @@ def inspect_folder(
     _refuse_others(out)
     with locked(out):
         begun = (run / CONFIG_FILE).exists()
+        trained = begun and (out / TRAINED).exists()
         if begun:
             sets = _sets_before(out, photos)
             plan = planned(read_config(run), minutes, runtime)
-            say(f"{run} is trained further, for {plan.minutes:.3g} minutes")
+            further = f"is trained further, for {plan.minutes:.3g} minutes"
+            say(f"{run} {'is trained, but was not judged yet' if trained else further}")
         else:
             share = counts(len(photos.usual), false_alarms, given_test=bool(photos.usual_test))
             sets = divided(photos.usual, share)
@@ -110,18 +114,20 @@ def inspect_folder(
             say(f"the model: {plan.line()}")
         if broken := _prepare(out, sets, photos, plan, console):
             say(f"{len(broken)} broken files are left out: {broken[0]}")
-        data = {"name": f"{FOLDER_PREFIX}{(out / 'images').absolute()}", "size": plan.size}
-        result = fit(
-            overridden(plan.config, {"data": {**data, "channels": photos.channels}}),
-            run,
-            runtime=plan.runtime,
-            data_dir=None,
-            resume=begun,
-            budget_minutes=plan.minutes,
-            console=console,
-        )
-        if result.reason not in ("done", "budget"):
-            return Inspection(result.reason, ["stopped and saved: call it again to go on"])
+        if not trained:
+            data = {"name": f"{FOLDER_PREFIX}{(out / 'images').absolute()}", "size": plan.size}
+            result = fit(
+                overridden(plan.config, {"data": {**data, "channels": photos.channels}}),
+                run,
+                runtime=plan.runtime,
+                data_dir=None,
+                resume=begun,
+                budget_minutes=plan.minutes,
+                console=console,
+            )
+            if result.reason not in ("done", "budget"):
+                return Inspection(result.reason, ["stopped and saved: call it again to go on"])
+            (out / TRAINED).touch()
         say("trained; now it is exported, calibrated and tried, which takes some minutes")
         bare = out / ".uncalibrated"  # what is served never lacks a calibration
         with progress:
@@ -141,6 +147,7 @@ def inspect_folder(
             finally:
                 shutil.rmtree(bare, ignore_errors=True)
             lines = _judge(photos, sets, out, plan, false_alarms, progress)
+        (out / TRAINED).unlink()
         return Inspection("done", lines)
 
 

@@ -183,6 +183,17 @@ def test_discoveries_that_cannot_be_are_told(cli, folder):
     assert all(row["discovery"] is False for row in json.loads(told.stdout))
 
 
+def test_what_is_alike_of_many_files_is_told_once(cli, tmp_path):
+    for name in ("a", "b", "c"):
+        canvas = Image.new("LA", (4, 4), (255, 255))
+        canvas.putpixel((0, 0), (255, 0))
+        canvas.save(tmp_path / f"{name}.png")
+    told = cli("score", tmp_path).output
+    first = tmp_path / "a.png"
+    assert f"{first} (and 2 more) is partly transparent and was put on black" in told
+    assert told.count("transparent") == 1
+
+
 def test_what_was_done_to_an_image_is_told(cli, folder, tmp_path):
     canvas = Image.new("LA", (4, 4), (255, 255))
     canvas.putpixel((0, 0), (255, 0))

@@ -128,3 +128,10 @@ def test_a_stream_is_asked_for_again_before_it_begins(clock, server):
     assert [len(piece) for piece in client.stream(3, seed=1)] == [3]
     assert clock.sleeps == [2]
     assert "x-iafvae-timeout-seconds" not in requests[0].headers  # it may take any time
+
+
+def test_a_busy_server_is_not_said_to_be_missing(clock):
+    client, requests = client_of(httpx.ReadTimeout(""))
+    with pytest.raises(ServiceUnreachable, match="no answer from http://t in time: ask for less"):
+        client.models()
+    assert len(requests) == 1

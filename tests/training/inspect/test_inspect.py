@@ -11,6 +11,7 @@ from PIL import Image
 
 from service.bundle import load_bundle
 from training.cli.main import main
+from training.inspect import run as inspect_run
 
 
 def photo(generator, size=(16, 16)):
@@ -108,3 +109,24 @@ def test_from_a_folder_to_verdicts(call, parts, tmp_path):
     assert code == 1
     assert "other images" in " ".join(error.split())
     assert (out / "inspect.json").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_stopped_after_training_it_is_not_trained_again(call, parts, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    options = ("--minutes", 0.05, "--threads", 1, "--false-alarms", 0.1, "--out", out)
+
+    def stopped(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspect_run, "export_run", stopped)
+    code, _, error = call(parts, *options)
+    assert code == 130
+    assert "call it again to go on" in " ".join(error.split())
+    assert not (out / "bundle").exists()
+    before = (out / "run" / "metrics.jsonl").read_bytes()
+    code, told, _ = call(parts, *options)
+    assert code == 130
+    assert "is trained, but was not judged yet" in " ".join(told.split())
+    assert (out / "run" / "metrics.jsonl").read_bytes() == before

@@ -66,6 +66,16 @@ def test_images_that_are_named_good_and_others_are_not_learned_alike(tmp_path):
     assert "neither train nor test, passed over: val" in photos.notes
 
 
+def test_sub_folders_that_are_learned_from_are_told(tmp_path):
+    fill(tmp_path / "all" / "red", 41)
+    fill(tmp_path / "all" / "back" / "late", 41, seed=2)
+    assert (
+        "taken as usual images too, by sub-folder: back, red" in find_photos(tmp_path / "all").notes
+    )
+    fill(tmp_path / "good" / "good", 41, seed=3)
+    assert not find_photos(tmp_path / "good").notes
+
+
 def test_images_elsewhere_are_more_of_them_and_none_that_were_learned(tmp_path):
     place, back = tmp_path / "bottle", tmp_path / "back"
     fill(place / "train" / "good", 45)
