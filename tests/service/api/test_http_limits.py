@@ -41,6 +41,13 @@ def test_declared_length_is_refused_unread(serve, problem):
     problem(client.post("/v1/score", content=b"x" * 101, headers=NPY), 413, "payload-too-large")
 
 
+def test_a_body_of_just_the_limit_is_taken(serve, digits):
+    body = encode_npy(digits)
+    assert serve(max_body_bytes=len(body)).post("/v1/score", content=body, headers=NPY).is_success
+    smaller = serve(max_body_bytes=len(body) - 1)
+    assert smaller.post("/v1/score", content=body, headers=NPY).status_code == 413
+
+
 def test_streamed_bodies_are_counted(serve):
     client = serve(max_body_bytes=1000)
     chunks = 0

@@ -60,8 +60,9 @@ def test_decode(perform, tiny_model):
     z = np.random.default_rng(0).standard_normal((6, D)).astype(np.float32)
 
     async def use(runtime):
-        mean = await runtime.decode(z)
+        mean = await runtime.decode(z, seed=4)
         draw = await runtime.decode(z, output="draw", seed=4)
+        assert (mean.seed, draw.seed) == (None, 4), "a mean takes no noise"
         return mean.images, draw.images, await runtime.decode_each(z, seed=4)
 
     mean, draw, each = perform(use)
