@@ -6,6 +6,7 @@ import gzip
 import json
 import threading
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +31,22 @@ def test_lists_flat_or_nested(server, digits, image, post_npy):
     assert np.array_equal(np.reshape(document.outputs[0].data, (6, 3)), native)
     assert flat.headers["x-iafvae-model"] == "tiny"
     assert float(flat.headers["x-iafvae-compute-seconds"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "deadline"),
+    [
+        ({}, 160.0),
+        ({"timeout": 0}, 160.0),
+        ({"timeout": 2_500_000}, 102.5),
+        ({"timeout": 10**9}, 160.0),
+    ],
+)
+def test_the_protocols_timeout_shortens_a_deadline(monkeypatch, parameters, deadline):
+    """In microseconds from now; none, and 0, which is none, leave it."""
+    monkeypatch.setattr(infer_module, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    got = infer_module._sooner(160.0, SimpleNamespace(parameters=parameters))
+    assert got == pytest.approx(deadline)
 
 
 def test_null_is_what_is_left_out(server, image):
