@@ -132,6 +132,8 @@ def test_large_arrays_that_fit_have_their_holders_turn(serve, digits, monkeypatc
 def test_deadlines_pass(serve, problem):
     client = serve(timeout_seconds=1e-6)
     problem(client.post("/v1/sample"), 504, "deadline-exceeded")
+    longer = client.post("/v1/sample", headers={"x-iafvae-timeout-seconds": "60"})
+    problem(longer, 504, "deadline-exceeded")  # a wish for more is not heard
 
 
 def test_no_answer_before_the_models_are_loaded(tiny_bundle, problem):
