@@ -88,6 +88,8 @@ def test_binary_one_way_or_both(server, digits, image, as_binary):
     assert np.array_equal(numbers, np.array(plain, np.float32))
     # What is asked of one output wins over what is asked of all.
     given["parameters"] = {"binary_data_output": True}
+    given["outputs"] = [{"name": "z"}]
+    assert server.post(URL, **as_binary(given, digits.tobytes())).content == both.content
     given["outputs"] = [{"name": "z", "parameters": {"binary_data": False}}]
     assert (
         server.post(URL, **as_binary(given, digits.tobytes())).json()["outputs"][0]["data"] == plain
