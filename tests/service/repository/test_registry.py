@@ -299,6 +299,26 @@ def test_readiness_is_the_default_models(load):
     asyncio.run(main())
 
 
+def test_a_fault_of_a_model_that_is_being_replaced_is_the_process_s(load):
+    """What hangs the device hangs it for all: only a new process helps, whoever answers now."""
+
+    async def main():
+        old, new = load("1.9.0"), load("1.10.0")
+        registry = registry_of(old)
+        await registry.start()
+        await new.runtime.start()
+        with registry.find():
+            registry.exchange([old], [new])
+            assert registry.healthy
+            old.runtime.scheduler.healthy = False
+            assert not registry.healthy
+            assert not registry.ready
+            old.runtime.scheduler.healthy = True
+        await registry.stop(1.0)
+
+    asyncio.run(main())
+
+
 def test_the_end_of_the_process_does_not_wait_for_who_holds_a_replaced_model(load):
     async def main():
         old, new = load("1.9.0"), load("1.10.0")
