@@ -239,7 +239,7 @@ def batchers(manifest: Manifest, threads: int = 1) -> dict[str, Batcher]:
 def _as_pixels(mean: F32) -> U8:
     """``round(255 p)``; where p is no number, 0: eight bits cannot say so, `finite` does."""
     pixels: F32 = np.rint(mean * np.float32(255.0))
-    np.nan_to_num(pixels, copy=False)
+    np.nan_to_num(pixels, copy=False, posinf=0.0)
     np.clip(pixels, 0, 255, out=pixels)
     return pixels.astype(np.uint8)
 

@@ -105,11 +105,11 @@ def discoveries(p_values: F64, q: float) -> NDArray[np.bool_]:
     p-values, which depend on each other through the calibration set (Bates, Candes, Lei, Romano
     and Sesia 2023). What has no p-value is counted among the n and never discovered.
     """
-    known = np.where(np.isnan(p_values), 1.0, p_values)
+    known = np.where(np.isnan(p_values), np.inf, p_values)
     n = len(known)
     passed = np.flatnonzero(np.sort(known) <= q * np.arange(1, n + 1) / n)
     limit = q * (passed[-1] + 1) / n if len(passed) else -1.0
-    return np.asarray((known <= limit) & ~np.isnan(p_values))
+    return np.asarray(known <= limit)
 
 
 def possible_discoveries(n: int, q: float, calibration: int) -> int:

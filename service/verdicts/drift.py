@@ -81,7 +81,7 @@ class Drift:
         return known
 
     def _bet(self, p: float) -> None:
-        t, place = self.images, bisect_left(EDGES, p - 1e-9)
+        t, place = self.images, bisect_left(EDGES, p)
         usual = self._cells[place]
         fair = (usual + self.counts[place]) / (self._total + t)
         share = FAITH * usual / self._total

@@ -65,4 +65,7 @@ def test_errors_of_one_draw_alone_are_said_to_mean_nothing():
     assert estimate(np.array([even])).notes == ()
     (note,) = estimate(np.array([even, alone])).notes
     assert "effective sample size is below 2" in note
+    # Of two draws at three to one 16 / 10 counts, of two alike 2.
+    assert estimate(np.log([[3.0, 1.0]])).notes == (note,)
+    assert estimate(np.zeros((1, 2))).notes == ()
     assert estimate(np.zeros((1, 1))).notes == (), "where there is none, none is doubtful"

@@ -73,6 +73,7 @@ BAD = {
     "seed": (lambda i: {"inputs": [i], "parameters": {"seed": -1}}, 422, "seed must be"),
     "parameter": (lambda i: {"inputs": [i], "parameters": {"sed": 1}}, 422, "known are: seed"),
     "timeout": (lambda i: {"inputs": [i], "parameters": {"timeout": "1"}}, 422, "microseconds"),
+    "another shape of as many": (lambda i: changed(i, shape=[6, 1, 2, 8]), 422, "(-1: any size)"),
     "id": (lambda i: {"inputs": [i], "id": 3}, 422, "id must be"),
 }
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import threading
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +31,22 @@ def test_lists_flat_or_nested(server, digits, image, post_npy):
     assert np.array_equal(np.reshape(document.outputs[0].data, (6, 3)), native)
     assert flat.headers["x-iafvae-model"] == "tiny"
     assert float(flat.headers["x-iafvae-compute-seconds"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "deadline"),
+    [
+        ({}, 160.0),
+        ({"timeout": 0}, 160.0),
+        ({"timeout": 2_500_000}, 102.5),
+        ({"timeout": 10**9}, 160.0),
+    ],
+)
+def test_the_protocols_timeout_shortens_a_deadline(monkeypatch, parameters, deadline):
+    """In microseconds from now; none, and 0, which is none, leave it."""
+    monkeypatch.setattr(infer_module, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    got = infer_module._sooner(160.0, SimpleNamespace(parameters=parameters))
+    assert got == pytest.approx(deadline)
 
 
 def test_null_is_what_is_left_out(server, image):
@@ -71,6 +88,8 @@ def test_binary_one_way_or_both(server, digits, image, as_binary):
     assert np.array_equal(numbers, np.array(plain, np.float32))
     # What is asked of one output wins over what is asked of all.
     given["parameters"] = {"binary_data_output": True}
+    given["outputs"] = [{"name": "z"}]
+    assert server.post(URL, **as_binary(given, digits.tobytes())).content == both.content
     given["outputs"] = [{"name": "z", "parameters": {"binary_data": False}}]
     assert (
         server.post(URL, **as_binary(given, digits.tobytes())).json()["outputs"][0]["data"] == plain

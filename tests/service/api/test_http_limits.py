@@ -41,6 +41,13 @@ def test_declared_length_is_refused_unread(serve, problem):
     problem(client.post("/v1/score", content=b"x" * 101, headers=NPY), 413, "payload-too-large")
 
 
+def test_a_body_of_just_the_limit_is_taken(serve, digits):
+    body = encode_npy(digits)
+    assert serve(max_body_bytes=len(body)).post("/v1/score", content=body, headers=NPY).is_success
+    smaller = serve(max_body_bytes=len(body) - 1)
+    assert smaller.post("/v1/score", content=body, headers=NPY).status_code == 413
+
+
 def test_streamed_bodies_are_counted(serve):
     client = serve(max_body_bytes=1000)
     chunks = 0
@@ -125,6 +132,8 @@ def test_large_arrays_that_fit_have_their_holders_turn(serve, digits, monkeypatc
 def test_deadlines_pass(serve, problem):
     client = serve(timeout_seconds=1e-6)
     problem(client.post("/v1/sample"), 504, "deadline-exceeded")
+    longer = client.post("/v1/sample", headers={"x-iafvae-timeout-seconds": "60"})
+    problem(longer, 504, "deadline-exceeded")  # a wish for more is not heard
 
 
 def test_no_answer_before_the_models_are_loaded(tiny_bundle, problem):

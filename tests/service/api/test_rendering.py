@@ -68,6 +68,8 @@ def test_scores(scores):
     assert answer.non_finite == 2
     values = LogLikelihoods(nats=scores.log_likelihood_nats, seed=0, **TIMING)
     binary = render_log_likelihoods(values, fitted=untouched)
+    assert dict(binary.raw_headers)[b"x-iafvae-seed"] == b"0"
+    assert b"x-iafvae-seed" not in dict(answer.raw_headers)
     assert binary.non_finite == 2
     got = decode_npy(binary.body, dtypes=("float32",), max_items=3)
     assert np.array_equal(got, np.array([-1.5, -INF, NAN], np.float32), equal_nan=True)

@@ -57,13 +57,17 @@ def put(value, *keys):
     return change
 
 
-def _two_groups_of_one_name(fields):
+def _two_groups(names, kl_groups):
     sizes = {"height": 1, "width": 1}
-    fields["latent"]["groups"] = [
-        {"name": "z", "channels": 1, **sizes},
-        {"name": "y", "channels": 2, **sizes},
-    ]
-    fields["kl_groups"] = ["z", "z"]
+
+    def change(fields):
+        fields["latent"]["groups"] = [
+            {"name": name, "channels": channels, **sizes}
+            for name, channels in zip(names, (1, 2), strict=True)
+        ]
+        fields["kl_groups"] = kl_groups
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -77,13 +81,15 @@ def _two_groups_of_one_name(fields):
         (put(0, "image", "height"), "at least 1"),
         (put(1, "schema_version"), "schema_version is 1"),
         (put(9, "noise_version"), "noise_version is 9"),
+        (put(1, "noise_version"), "noise_version is 1"),
         (put("../evil", "name"), "name '../evil'"),
         (put(5, "latent", "dim"), "dim must be the sum"),
         (put(["z", "y"], "kl_groups"), "kl_groups"),
         (put("float\u202432", "precision"), "precision"),
         (put("a\r\nx: y", "precision"), "precision"),
         (put([], "latent", "groups"), "dim must be the sum"),
-        (_two_groups_of_one_name, "kl_groups must have different names"),
+        (_two_groups("zy", ["z", "z"]), "kl_groups must have different names"),
+        (_two_groups("zz", ["z", "y"]), "latent: groups must have different names"),
         (put("gaussian", "likelihood", "kind"), "must be one of"),
         (put({"kind": "threshold"}, "preprocessing"), "must be one of"),
         (put({"kind": "none"}, "preprocessing"), "'binarize' for a bernoulli likelihood alone"),
@@ -101,6 +107,7 @@ def _two_groups_of_one_name(fields):
         (put(8, "weights", 0, "length"), "length of prior_mean"),
         (put("b", "weights", 0, "name"), "weights must have different names"),
         (put(0, "weights", 1, "offset"), "prior_scale overlaps"),
+        (put(11, "weights", 1, "offset"), "prior_scale overlaps"),  # the last byte of three floats
         (put(2**40, "weights", 1, "offset"), "behind the end of weights.bin"),
         (put("..", "weights_file"), "must be a plain name"),
         (put("a\\b", "weights_file"), "must be a plain name"),
@@ -145,9 +152,21 @@ def test_truncated_and_corrupt_files_are_named(copy):
     weights.write_bytes(whole[:-1])
     with pytest.raises(BundleError, match=r"weights\.bin: has \d+ bytes"):
         load_bundle(copy)
+    weights.write_bytes(whole + b"\x00")
+    with pytest.raises(BundleError, match=r"weights\.bin: has \d+ bytes"):
+        load_bundle(copy)
     weights.write_bytes(whole[:-1] + b"\x01" if whole[-1] != 1 else whole[:-1] + b"\x02")
     with pytest.raises(BundleError, match=r"weights\.bin: does not have the SHA-256"):
         load_bundle(copy)
+
+
+def test_a_file_that_changes_after_the_check_is_not_read(copy):
+    """As an operator's copy over a bundle that is being loaded would have it."""
+    bundle, weights = load_bundle(copy), (copy / "weights.bin").read_bytes()
+    assert bundle.read("weights.bin") == weights
+    (copy / "weights.bin").write_bytes(bytes(len(weights)))
+    with pytest.raises(BundleError, match=r"weights\.bin: changed while the bundle was loaded"):
+        bundle.read("weights.bin")
 
 
 def test_strangers_in_the_directory_are_named_but_hidden_files_are_not(copy):
@@ -262,6 +281,13 @@ def scores(**changes):
 def test_bad_calibration(copy, content, words):
     replace_file(copy, "calibration.npz", content)
     with pytest.raises(BundleError, match=rf"calibration\.npz: .*{words}"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(("field", "name"), [("images", "usual"), ("fit_images", "fit")])
+def test_another_number_of_images_than_the_manifest_says(copy, field, name):
+    edit(copy, put(9, "calibration", field))
+    with pytest.raises(BundleError, match=rf"calibration\.npz: {name} has \d+ images, not 9"):
         load_bundle(copy)
 
 

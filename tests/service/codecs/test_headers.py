@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import struct
 import zlib
 
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from service.codecs.headers import MAX_PARTS, MAX_SCANS, read_header
-from service.codecs.images import Fit, PixelLimits, fit_files
+from service.codecs.images import SOON_PARTS, Fit, PixelLimits, decoding_work, fit_files
 from service.errors import IafvaeError, PayloadTooLarge, UndecodableImage, WrongDtype
 
 RNG = np.random.default_rng(0)
+ANY = PixelLimits()
 COLOURS = RNG.integers(0, 256, (24, 32, 3), np.uint8)
 
 
@@ -223,6 +225,20 @@ def test_scans_times_pixels_are_bounded():
     limits = PixelLimits(image=2**24, total=2**24)
     with pytest.raises(PayloadTooLarge, match="90 scans of 4096x4096"):
         fit_files([many_scans(90, 4096)], (1, 8, 8), Fit(), limits)
+
+
+def test_the_work_of_files_is_that_of_all_their_scans():
+    work, headers = decoding_work([many_scans(20), many_scans(30)], (1, 256, 256), Fit(), ANY)
+    assert work == (20 + 30) * 256 * 256
+    assert len(headers) == 2
+
+
+def test_the_parts_of_all_files_are_counted_together():
+    """Each is soon read through, both are not: then their headers are read beside the loop."""
+    file = png(4, 4, 8, 0, bytes(20), *[chunk(b"tEXt", b"")] * (2 * SOON_PARTS // 3))
+    one, headers = decoding_work([file], (1, 4, 4), Fit(), ANY)
+    assert (one, len(headers)) == (16, 1)
+    assert decoding_work([file, file], (1, 4, 4), Fit(), ANY) == (math.inf, [])
 
 
 def test_an_end_marker_inside_a_segment_hides_no_scans():

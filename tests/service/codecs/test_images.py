@@ -270,6 +270,16 @@ def test_colour_is_refused_or_converted():
     assert fitted.altered.all()
 
 
+@pytest.mark.parametrize("channel", range(3))
+def test_one_channel_that_differs_is_colour(channel):
+    pixels = np.repeat(PIXELS[:, :, None], 3, axis=2)
+    pixels[2, 3, channel] ^= 1
+    with pytest.raises(WrongShape, match="3 different channels"):
+        fit_files([encoded(Image.fromarray(pixels))], GREY, Fit(), LIMITS)
+    with pytest.raises(WrongShape, match="3 different channels"):
+        fit_array(pixels[None], GREY, Fit())
+
+
 def test_another_size_is_refused_or_resized():
     data = encoded(Image.fromarray(np.full((9, 11), 77, np.uint8)))
     with pytest.raises(WrongShape, match="resize=true"):
@@ -331,6 +341,16 @@ def test_arrays_are_resized_and_converted_on_demand():
     fitted = fit_array(array, GREY, Fit(resize=True, convert=True))
     assert fitted.images.shape == (2, 1, 4, 6)
     assert fitted.altered.all()
+    assert fit_array(array[..., 0], GREY, Fit(resize=True)).altered.all(), "by its size alone"
+
+
+def test_an_arrays_grey_is_pillows():
+    array = RNG.integers(0, 256, (3, 4, 6, 3), np.uint8)
+    array[0] = array[0, :, :, :1]  # one is grey as it is
+    fitted = fit_array(array, GREY, Fit(convert=True))
+    wanted = [np.asarray(Image.fromarray(image).convert("L"))[None] for image in array]
+    assert np.array_equal(fitted.images, wanted)
+    assert fitted.altered.tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -430,7 +450,7 @@ def test_crop_pad_and_none():
 
 @pytest.mark.parametrize("how", ["crop", "pad"])
 def test_an_array_is_fitted_as_a_file_is(how):
-    photo = encoded(Image.fromarray(RNG.integers(0, 256, (60, 90, 3), np.uint8)))
+    photo = encoded(Image.fromarray(RNG.integers(0, 256, (60, 80, 3), np.uint8)))
     array = fit_array(read(photo), RGB, Fit(resize=True, how=how)).images[0]
     assert np.array_equal(array, fitted(photo, RGB, how))
 

@@ -1,4 +1,5 @@
-"""Great circles: equal steps of the angle on the sphere, straight lines where there is none."""
+"""Great circles: equal steps of the angle on the sphere, straight lines where there is none; and
+rows of noise that come out the same in whatever parts a batch asks for them."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.bundle import LatentGroup, LatentSpec
 from service.operations import latents
+from service.scheduler.work import positions
 
 
 def great_circle(ends, n):
@@ -34,3 +37,24 @@ def test_great_circles_that_are_none_are_straight(ends):
     ends = np.array(ends, dtype=np.float32)
     expected = np.linspace(ends[0], ends[1], 5)
     np.testing.assert_allclose(great_circle(ends, 5), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("resample", [[], ["a"], ["b"], ["c"], ["a", "c"], ["a", "b", "c"]])
+def test_rows_of_edited_noise_are_the_same_in_parts(resample):
+    sizes = {"a": 1, "b": 2, "c": 3}
+    groups = tuple(LatentGroup(name=k, channels=n, height=1, width=1) for k, n in sizes.items())
+    prior_eps = np.random.default_rng(0).standard_normal((7, 6)).astype(np.float32)
+    latent = LatentSpec(dim=6, groups=groups)
+    rows = latents.edited(prior_eps, 7, positions(5), latent, resample)
+    parts = [rows(first, last) for first, last in ((0, 2), (2, 3), (3, 7))]
+    assert np.array_equal(np.concatenate(parts), rows(0, 7))
+    kept = [name not in resample for name in "abbccc"]
+    assert (rows(0, 7) == prior_eps).all(axis=0).tolist() == kept
+
+
+def test_points_of_a_way_are_the_same_in_parts():
+    ends = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    points = latents.great_circle(ends, 7)
+    parts = [points(first, last) for first, last in ((0, 2), (2, 3), (3, 7))]
+    assert np.array_equal(np.concatenate(parts), points(0, 7))
+    assert np.array_equal(points(0, 7)[[0, -1]], ends)

@@ -60,8 +60,9 @@ def test_decode(perform, tiny_model):
     z = np.random.default_rng(0).standard_normal((6, D)).astype(np.float32)
 
     async def use(runtime):
-        mean = await runtime.decode(z)
+        mean = await runtime.decode(z, seed=4)
         draw = await runtime.decode(z, output="draw", seed=4)
+        assert (mean.seed, draw.seed) == (None, 4), "a mean takes no noise"
         return mean.images, draw.images, await runtime.decode_each(z, seed=4)
 
     mean, draw, each = perform(use)
@@ -200,3 +201,22 @@ def test_interpolation_ends_at_the_reconstructions(perform, tiny_model):
     pairs = way.images[[0, -1]].astype(int) - ends.images
     assert np.abs(pairs).max() <= 1
     assert way.compute_seconds > 0.0
+
+
+def test_the_time_of_an_answer_is_that_of_all_its_jobs(perform, tiny_model, monkeypatch):
+    images, jobs = tiny_model.images(2, seed=3), []
+
+    async def use(runtime):
+        submit = runtime.scheduler.submit
+
+        async def kept(*args, **kwargs):
+            jobs.append(await submit(*args, **kwargs))
+            return jobs[-1]
+
+        monkeypatch.setattr(runtime.scheduler, "submit", kept)
+        return await runtime.reconstruct(images)
+
+    answer = perform(use)
+    assert len(jobs) == 2
+    assert answer.compute_seconds == sum(job.compute_seconds for job in jobs)
+    assert answer.queue_seconds == sum(job.queue_seconds for job in jobs)

@@ -42,6 +42,8 @@ def score(runtime, images, k=16, alpha=0.01):
         (lambda r: r.sample_each([], temperature=np.ones((0, 1))), InvalidInput, "seeds"),
         (lambda r: r.sample_each([1], temperature=np.ones((2, 1))), InvalidInput, "one row"),
         (lambda r: r.decode(LATENTS[:, :2]), WrongShape, r"\[n, 3\]"),
+        (lambda r: r.decode(LATENTS[0]), WrongShape, r"\[n, 3\]"),
+        (lambda r: r.decode(LATENTS[:, None]), WrongShape, r"\[n, 3\]"),
         (lambda r: r.decode(LATENTS[:0]), InvalidInput, "number of latents"),
         (lambda r: r.decode(LATENTS.astype(np.float64)), WrongDtype, "float32"),
         (lambda r: r.decode(LATENTS + np.float32(np.inf)), NonFiniteInput, "NaN or infinity"),
@@ -53,6 +55,9 @@ def score(runtime, images, k=16, alpha=0.01):
         (lambda r: score(r, PICTURES, 0), InvalidInput, "importance_samples"),
         (lambda r: score(r, PICTURES, alpha=1.5), InvalidInput, "alpha"),
         (lambda r: score(r, PICTURES, alpha=math.nan), InvalidInput, "alpha"),
+        (lambda r: score(r, PICTURES, alpha=0.0), InvalidInput, "alpha"),
+        (lambda r: score(r, PICTURES, alpha=1.0), InvalidInput, "alpha"),
+        (lambda r: r.score(PICTURES, fdr=1.0), InvalidInput, "fdr must be between 0 and 1"),
         (lambda r: r.reconstruct(PICTURES, output="jpeg"), InvalidInput, "output"),
         (lambda r: r.interpolate(PICTURES[:1], n=5), InvalidInput, "two images"),
         (lambda r: r.interpolate(PICTURES, n=1), InvalidInput, "n must be at least 2"),
@@ -61,6 +66,15 @@ def score(runtime, images, k=16, alpha=0.01):
 def test_bad_arguments_are_refused_by_name(perform, use, error, words):
     with pytest.raises(error, match=words):
         perform(use)
+
+
+def test_pixels_of_fewer_levels_are_below_their_number(tiny, tmp_path, model_bench):
+    image = tiny.tiny_manifest()["image"] | {"levels": 16}
+    bundle = tiny.write_tiny_bundle(tmp_path / "levels", image=image)
+    perform = model_bench.performer(Model.load(bundle.path, provider="cpu", workers=1))
+    assert len(perform(lambda r: r.encode(PICTURES + np.uint8(15))).latents) == 2
+    with pytest.raises(InvalidInput, match="pixels must be below 16"):
+        perform(lambda r: r.encode(PICTURES + np.uint8(16)))
 
 
 def test_calls_carry_their_deadline(perform):

@@ -94,7 +94,9 @@ def test_what_is_unknown_is_said_with_what_is_known(load):
 
 
 def test_a_pinned_version_answers_until_it_is_unpinned(load):
-    registry = registry_of(load("1.9.0"), load("1.10.0"))
+    others = [load(version, name="other") for version in ("1", "2")]
+    registry = registry_of(load("1.9.0"), load("1.10.0"), *others)
+    registry.pin("other", "1")
     registry.pin("tiny", "1.9.0")
     assert registry.find("tiny").runtime.bundle.manifest.version == "1.9.0"
     assert registry.pinned("tiny") == "1.9.0"
@@ -105,6 +107,7 @@ def test_a_pinned_version_answers_until_it_is_unpinned(load):
     )
     registry.pin("tiny", None)
     assert registry.find("tiny").runtime.bundle.manifest.version == "1.10.0"
+    assert registry.pinned("other") == registry.find("other").version == "1", "as it was"
 
 
 def test_a_pin_may_name_its_version_in_the_reference(load):
@@ -294,6 +297,26 @@ def test_readiness_is_the_default_models(load):
         assert registry.ready, "whatever the other one does"
         registry.drain()
         assert not registry.ready
+        await registry.stop(1.0)
+
+    asyncio.run(main())
+
+
+def test_a_fault_of_a_model_that_is_being_replaced_is_the_process_s(load):
+    """What hangs the device hangs it for all: only a new process helps, whoever answers now."""
+
+    async def main():
+        old, new = load("1.9.0"), load("1.10.0")
+        registry = registry_of(old)
+        await registry.start()
+        await new.runtime.start()
+        with registry.find():
+            registry.exchange([old], [new])
+            assert registry.healthy
+            old.runtime.scheduler.healthy = False
+            assert not registry.healthy
+            assert not registry.ready
+            old.runtime.scheduler.healthy = True
         await registry.stop(1.0)
 
     asyncio.run(main())

@@ -130,9 +130,10 @@ def test_means_and_draws_of_one_batch_are_told_apart(loaded, operation):
     ]
     mean = np.linspace(0, 1, 96, dtype=np.float32).reshape(6, 1, 4, 4)
     mean[1, 0, 2, 3] = mean[3, 0, 0, 0] = np.nan
+    mean[1, 0, 1, 1], mean[5, 0, 1, 1] = -np.inf, np.inf
     draw = np.full((6, 1, 4, 4), 7, np.uint8)
     pieces = [(work, 0, 2) for work in works]
-    shown = np.rint(255 * np.where(np.isnan(mean), 0, mean))
+    shown = np.rint(255 * np.where(np.isfinite(mean), mean, 0))
     split = batchers(loaded.bundle.manifest)[operation].split
     means, draws, both = split(pieces, {"mean": mean, "draw": draw})
     assert np.array_equal(means["images"], shown[:2])

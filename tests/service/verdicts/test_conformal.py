@@ -110,6 +110,17 @@ def test_one_image_of_250_can_be_discovered_and_of_251_none():
     assert discoveries(p, 0.1).sum() == 2
 
 
+@pytest.mark.parametrize("q", [0.25, 0.5])  # and sizes that are exact in floats
+@pytest.mark.parametrize("calibration", [3, 7, 31])
+def test_so_many_smallest_p_values_are_discovered_and_one_less_is_not(q, calibration):
+    for n in range(1, 20):
+        p = np.full((n + 1, n), 0.99)
+        for least in range(n + 1):
+            p[least, :least] = 1 / (calibration + 1)
+        enough = [least for least in range(n + 1) if discoveries(p[least], q).any()]
+        assert possible_discoveries(n, q, calibration) == min(enough, default=n + 1)
+
+
 @pytest.mark.parametrize("q", [5e-324, 1e-320, 1e-300, 1e-9])
 def test_a_share_that_nothing_reaches_asks_for_more_than_all(q):
     assert possible_discoveries(20, q, 2500) == 21

@@ -26,6 +26,12 @@ def test_figures_are_those_of_scikit_learn(levels):
     assert back == pytest.approx(1 - found["auroc"].value, abs=1e-12)
 
 
+def test_a_recall_of_19_in_20_is_enough():
+    usual = np.array([0.0, 1.5])
+    assert detection(np.arange(1.0, 21.0), usual)["fpr95"].value == 0.0
+    assert detection(np.arange(1.0, 20.0), usual)["fpr95"].value == 0.5  # of 19 all are needed
+
+
 def test_infinite_scores_have_ranks_and_what_is_no_number_has_none():
     usual = np.array([-math.inf, 0.0, 1.0])
     assert detection(np.array([math.inf]), usual)["auroc"].value == 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from service.verdicts.reference import Measured, Reference
@@ -39,6 +41,27 @@ def test_all_images_are_ranked_among_and_none_by_itself():
     assert (np.diff(crossed.distances[1]) >= 0).all()
     far = crossed.judge(1, measured(generator, 20, shift=9.0)).p_value
     assert (far <= 2 / 41).all()  # marginals end: beyond them all are as far
+
+
+def test_an_impossible_image_is_far_off_and_one_beyond_all_numbers_has_no_p_value():
+    generator = np.random.default_rng(3)
+    usual = measured(generator, 40)
+    asked = replace(measured(generator, 3), log_likelihood={1: np.array([-np.inf, np.inf, np.nan])})
+    p = Reference.made(NAMES, usual, usual).judge(1, asked).p_value
+    assert p[0] == 1 / 41
+    assert np.isnan(p[1:]).all()
+
+
+def test_boxes_of_an_image_smaller_than_a_box_are_in_it():
+    generator = np.random.default_rng(4)
+    table = generator.normal(size=(40, 2)).astype(np.float32)
+    residual = generator.normal(0, 0.1, (40, 3, 9)).astype(np.float32)
+    usual = Measured({1: table.sum(axis=1)}, table, residual, None)
+    for found in Reference.made(NAMES, usual, usual).largest_boxes(residual[:5], 3):
+        assert {box.side for box in found} == {3}
+        assert all(box.top == 0 and box.left + 3 <= 9 for box in found)
+        lefts = sorted(box.left for box in found)
+        assert (np.diff(lefts) >= 3).all()
 
 
 def test_boxes_are_where_they_were_planted_and_do_not_overlap():

@@ -64,6 +64,20 @@ def test_the_splits_of_the_sixty_thousand_are_disjoint_whole_and_fixed():
     assert parts["calibration"][:3].tolist() == [37695, 45039, 55519]
 
 
+def test_what_is_set_aside_leaves_something_to_learn():
+    assert len(split_indices(5_001, "train")) == 1
+    with pytest.raises(DataError, match="5000 images are too few"):
+        split_indices(5_000, "train")
+
+
+def test_pixels_are_drawn_with_the_published_uniforms():
+    """In integers: white where 255 times the upper 24 bits of Philox's word is below level 2^24."""
+    grey = np.random.default_rng(0).integers(0, 256, (3, 1, 28, 28)).astype(np.uint8)
+    words = np.random.Philox(key=5 + ((2**64 - 1) << 64)).random_raw(grey.size)
+    white = 255 * (words >> np.uint64(40)) < grey.ravel().astype(np.uint64) << np.uint64(24)
+    assert np.array_equal(drawn_pixels(grey, 5).ravel(), 255 * white)
+
+
 def test_images_are_read_packed_and_unpacked(archive):
     root, images = archive
     data = load_dataset("mnist", "test", root, download=False)

@@ -20,9 +20,11 @@ from model import build_model
 from model.config import ConvVaeConfig
 from model.contract import DensityModel, Inference, LatentGroup, LatentLayout
 from model.densities import gaussian_log_prob, standard_normal_log_prob
+from service.estimators import estimate
 from training.data import ImageData, drawn_pixels
 from training.errors import EvaluationError
-from training.evaluate.evaluate import evaluate_images, evaluate_model
+from training.evaluate.draws import Sums
+from training.evaluate.evaluate import evaluate_images, evaluate_model, image_figures
 
 D, SIDE, NOISE = 3, 2, 0.5
 
@@ -249,6 +251,30 @@ def test_what_does_not_fit_and_what_is_not_finite_are_named(pixels):
         broken.weight[0, 0] = float("nan")
     with pytest.raises(EvaluationError, match="300 of 300 images is not finite"):
         evaluate_model(broken, ImageData(pixels, "gaussian", "test"), importance_samples=2)
+
+
+def test_sums_over_draws_say_what_the_draws_themselves_say():
+    """In two chunks of draws and two parts of images, against the service's estimates of all."""
+    generator = torch.Generator().manual_seed(0)
+    log_px_z = torch.randn(7, 5, generator=generator, dtype=torch.float64)
+    kl = torch.rand(7, 5, 2, generator=generator, dtype=torch.float64)
+
+    def summed(draws, images):
+        z = torch.zeros(len(log_px_z[draws]), len(log_px_z[0, images]), 0)
+        return Sums.of(SimpleNamespace(log_px_z=log_px_z[draws, images], kl=kl[draws, images], z=z))
+
+    parts = [summed(slice(3), p) + summed(slice(3, 7), p) for p in (slice(2), slice(2, 5))]
+    figures = image_figures(parts, 7)
+    log_weight = (log_px_z - kl.sum(dim=2)).numpy().T
+    wanted = estimate(log_weight)
+    for got, known in (
+        (figures.elbo, wanted.elbo_nats),
+        (figures.importance_weighted, wanted.log_likelihood_nats),
+        (figures.importance_weighted_variance, wanted.standard_error_nats**2),
+        (figures.effective_sample_size, wanted.effective_sample_size),
+        (figures.elbo_variance, log_weight.var(axis=1, ddof=1) / 7),
+    ):
+        np.testing.assert_allclose(got, known, rtol=1e-9)
 
 
 def test_drawn_pixels_are_fixed_binary_and_have_the_grey_values_mean():

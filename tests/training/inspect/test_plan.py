@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from service.verdicts.conformal import expected_rate
+from service.verdicts.conformal import certified_alpha, expected_rate
 from training.config import Runtime
 from training.errors import DataError, TrainingError
 from training.inspect import plan as module
@@ -19,6 +19,7 @@ from training.inspect.plan import (
     certified_images,
     configured,
     counts,
+    crossed,
     divided,
     least_images,
     plan_for,
@@ -154,6 +155,12 @@ def test_how_many_images_a_rate_takes(rate, least, certified):
     assert (1 - rate) ** certified <= 0.05 < (1 - rate) ** (certified - 1)
 
 
+@pytest.mark.parametrize("rate", [0.01, 0.05])
+def test_images_are_halved_where_half_of_them_certify_the_rate(rate):
+    for n in range(2, 700):
+        assert crossed(n, rate) == (certified_alpha(rate, n // 2) is None)
+
+
 @pytest.mark.parametrize("n", [40, 300, 600, 1500, 100_000])
 def test_every_image_has_one_purpose(n):
     share = counts(n, 0.01, given_test=False)
@@ -198,6 +205,14 @@ def bits(run, values):
     ]
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     return learned(run)
+
+
+@pytest.mark.parametrize(
+    ("asked", "minutes", "wanted"),
+    [("auto", 29, "off"), ("auto", 31, "auto"), ("on", 29, "on"), ("off", 31, "off")],
+)
+def test_a_long_training_is_compiled_where_nothing_else_is_asked(asked, minutes, wanted):
+    assert module._for_minutes(Runtime(compile=asked), minutes).compile == wanted
 
 
 def test_what_the_validation_says(tmp_path):
