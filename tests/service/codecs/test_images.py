@@ -72,6 +72,17 @@ def test_webp_and_jpeg():
     assert np.abs(read(encoded(Image.fromarray(flat), "JPEG")).astype(int) - 100).max() <= 2
 
 
+def test_a_jpeg_whose_colours_are_not_transformed():
+    """Only Adobe's marker tells, where components are numbered as those of YCbCr are."""
+    red = np.full((16, 16, 3), (200, 30, 0), np.uint8)
+    data = encoded(Image.fromarray(red), "JPEG", keep_rgb=True, quality=95)
+    for name, number in zip(b"RGB", b"\1\2\3", strict=True):  # in SOF and in SOS
+        data = data.replace(bytes([name, 0x11, 0]), bytes([number, 0x11, 0]))
+        data = data.replace(bytes([name, 0x00]), bytes([number, 0x00]))
+    assert b"Adobe" in data
+    assert np.abs(read(data).astype(int) - red.transpose(2, 0, 1)).max() <= 2
+
+
 def test_one_bit_becomes_black_and_white():
     bits = PIXELS > 127
     assert np.array_equal(read(encoded(Image.fromarray(bits))), bits[None] * np.uint8(255))
