@@ -15,13 +15,13 @@ from model.config import config_from_dict
 from model.contract import DensityModel
 
 ROOT = Path(__file__).parents[2]
-RUN = ROOT / "training/checkpoints/mnist-flow"
+RUN = ROOT / "training/checkpoints/mnist-wide"
 
 
 @pytest.fixture(scope="module")
 def shipped() -> DensityModel:
     model = build_model(config_from_dict(json.loads((RUN / "config.json").read_text())["model"]))
-    step = RUN / "checkpoints" / "step-00185328"
+    step = RUN / "checkpoints" / "step-00219648"
     whole = load_file(step / "model.safetensors")
     averaged = load_file(step / "ema.safetensors")  # parameters alone, without buffers
     model.load_state_dict(whole | averaged, strict=True)

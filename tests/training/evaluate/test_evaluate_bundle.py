@@ -26,8 +26,8 @@ from training.runs.checkpoint import load_run
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "service" / "bundles" / "mnist"
-RUN = ROOT / "training" / "checkpoints" / "mnist-flow"
-CHECKPOINT = RUN / "checkpoints" / "step-00185328"
+RUN = ROOT / "training" / "checkpoints" / "mnist-wide"
+CHECKPOINT = RUN / "checkpoints" / "step-00219648"
 DIGITS = np.load(ROOT / "tests" / "data" / "mnist_sample.npz")
 
 
