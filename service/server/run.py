@@ -35,9 +35,6 @@ __all__ = ["bind", "listen", "serve"]
 
 logger = logging.getLogger("iafvae")
 BACKLOG = 2048  # connections that wait to be accepted, as uvicorn has it
-# The event loop and the workers hand Python's lock to each other at most so late (5 ms by default):
-# a worker that joins a batch and a loop that answers forty requests do not wait for each other.
-SWITCH_SECONDS = 0.0005
 COLLECTOR = (20_000, 20, 20)  # new objects before a collection, collections before an older one
 IGNORED = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 KEEP_ALIVE_SECONDS = 75  # above the 60 s of common load balancers, so that they close first
@@ -161,7 +158,6 @@ def serve(settings: Settings) -> None:
         what = "serving on http://%s:%d (%s by default, the API at /docs, Ctrl-C stops)"
         logger.info(what, shown, port, registry.default)
         _calm_collector()
-        sys.setswitchinterval(SWITCH_SECONDS)
         config = _config(app, app.state.shared.admission, settings)
         server = _DrainingServer(config, registry.drain, settings.drain_delay_seconds)
         connections = server.server_state.connections
