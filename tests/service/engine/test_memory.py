@@ -41,7 +41,7 @@ def test_all_models_that_ship_share_their_memory_and_give_it_to_their_successors
     )
     assert done.returncode == 0, done.stderr
     at_first, later = map(float, done.stdout.split())
-    assert at_first < 200, "MiB; 270 where every graph holds the memory of its largest batch"
+    assert at_first < 240, "MiB; 270 to 400 where every graph holds the memory of its largest batch"
     assert later < at_first + 20
 
 
