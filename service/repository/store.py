@@ -183,8 +183,10 @@ def _stamps(path: Path | str) -> Iterator[tuple[str | int, ...]]:
     with os.scandir(path) as entries:
         for entry in entries:
             yield _stamp(entry)
-            if entry.name in FOLDERS and entry.is_dir():
-                yield from _stamps(entry.path)
+            # Links are not followed: one to the folder that it lies in has no end.
+            if entry.name in FOLDERS and entry.is_dir(follow_symlinks=False):
+                with os.scandir(entry.path) as graphs:
+                    yield from map(_stamp, graphs)
 
 
 def _stamp(entry: os.DirEntry[str]) -> tuple[str | int, ...]:

@@ -130,6 +130,16 @@ def test_hidden_and_temporary_names_are_no_bundles(watched, root, edition, name)
     assert watched.registry.failed == {}
 
 
+def test_folders_of_graphs_that_link_to_their_bundle_have_an_end(watched, root):
+    (root / "b").mkdir()
+    (root / "b" / "manifest.json").write_text("{}")
+    for name in ("cpu", "portable"):
+        (root / "b" / name).symlink_to(".", target_is_directory=True)
+    watched.looks(3)
+    assert watched.loaded == {"a": "1.9.0"}
+    assert "b" in watched.registry.failed
+
+
 def test_a_refused_bundle_is_said_once_and_tried_again_when_it_changes(
     watched, root, edition, put, caplog
 ):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from PIL import Image
 from model import build_model
 from model.config import ConvVaeConfig, CouplingPrior, DiagonalPosterior
 from model.densities import standard_normal_log_prob
-from training.cli.main import main
+from tests.training.fit.conftest import Call
 from training.config import Runtime
 from training.data import ImageData
 from training.errors import TrainingError
@@ -107,19 +106,7 @@ def test_there_must_be_something_to_fit() -> None:
         PriorPlan(minutes=float("nan"))
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["iafvae-train", *arguments])
-        patch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as stopped:
-            main()
-    out, err = capsys.readouterr()
-    return int(stopped.value.code or 0), " ".join((out + err).split())
-
-
-def test_a_run_gets_a_flow_and_goes_on_with_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_gets_a_flow_and_goes_on_with_it(tmp_path: Path, call: Call) -> None:
     photos, run, out = tmp_path / "photos", tmp_path / "run", tmp_path / "flow"
     photos.mkdir()
     generator = np.random.default_rng(0)
@@ -127,7 +114,6 @@ def test_a_run_gets_a_flow_and_goes_on_with_it(
         pixels = generator.integers(0, 256, (2, 2), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
         Image.fromarray(pixels).save(photos / f"{i:03d}.png")
     fitted = call(
-        capsys,
         *("fit", "--data", f"folder:{photos}", "--batch-size", "16", "--epochs", "2"),
         *("--kl-warmup-epochs", "0", "--compile", "off", "--out", str(run)),
         *("--set", "model.latent_dim=4", "--set", "model.hidden=16"),
@@ -139,7 +125,7 @@ def test_a_run_gets_a_flow_and_goes_on_with_it(
         file.write(json.dumps({"step": 10**6, "kind": "train"}) + "\n")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     size = ("--couplings", "2", "--width", "8")
-    code, said = call(capsys, "fit-prior", str(run), "--minutes", "0.05", *size, "--out", str(out))
+    code, said = call("fit-prior", str(run), "--minutes", "0.05", *size, "--out", str(out))
     assert code == 0, said
     assert "done: validation ELBO" in said
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
@@ -153,20 +139,18 @@ def test_a_run_gets_a_flow_and_goes_on_with_it(
     assert not checkpoint.optim
     assert read_metrics(out) == records
 
-    taken = call(capsys, "fit-prior", str(run), "--out", str(out))
+    taken = call("fit-prior", str(run), "--out", str(out))
     assert taken[0] == 1
     assert "not empty" in taken[1]
-    resumed = call(
-        capsys, "fit", "--resume", "--epochs", "3", "--compile", "off", "--out", str(out)
-    )
+    resumed = call("fit", "--resume", "--epochs", "3", "--compile", "off", "--out", str(out))
     assert resumed[0] == 0, resumed[1]
     moved = load_checkpoint(out).model
     flow = [n for n in moved if n.startswith("prior.") and not n.endswith("kept")]
     assert flow
     assert all(not torch.equal(moved[n], checkpoint.model[n]) for n in flow)
     again = tmp_path / "again"
-    more = call(capsys, "fit-prior", str(out), "--minutes", "0.02", "--out", str(again))
+    more = call("fit-prior", str(out), "--minutes", "0.02", "--out", str(again))
     assert more[0] == 0, more[1]
     assert load_run(again)[0]["model"] == load_run(out)[0]["model"]
-    measured = call(capsys, "evaluate", str(again), "--importance-samples", "2", "--limit", "4")
+    measured = call("evaluate", str(again), "--importance-samples", "2", "--limit", "4")
     assert measured[0] == 0, measured[1]

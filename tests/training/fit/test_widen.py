@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
-from training.cli.main import main
+from tests.training.fit.conftest import Call
 from training.runs.checkpoint import load_checkpoint, load_run
 from training.runs.metrics import read_metrics
 
@@ -19,17 +17,7 @@ FLAT = ("--set", 'model.posterior={"kind":"iaf","steps":1,"hidden":[8]}', "--set
 LADDER = ("--preset", "cifar10-small", "--set", "model.levels=[1,1]", "--set", "model.channels=8")
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["iafvae-train", *arguments])
-        patch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as stopped:
-            main()
-    out, err = capsys.readouterr()
-    return int(stopped.value.code or 0), " ".join((out + err).split())
-
-
-def fitted(tmp_path: Path, capsys: pytest.CaptureFixture[str], *settings: str) -> Path:
+def fitted(tmp_path: Path, call: Call, *settings: str) -> Path:
     photos, run = tmp_path / "photos", tmp_path / "run"
     photos.mkdir()
     generator = np.random.default_rng(0)
@@ -37,7 +25,6 @@ def fitted(tmp_path: Path, capsys: pytest.CaptureFixture[str], *settings: str) -
         pixels = generator.integers(0, 256, (2, 2), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
         Image.fromarray(pixels).save(photos / f"{i:03d}.png")
     code, said = call(
-        capsys,
         *("fit", "--data", f"folder:{photos}", "--batch-size", "16", "--epochs", "2"),
         *("--kl-warmup-epochs", "0", "--compile", "off", "--out", str(run), *settings),
     )
@@ -45,13 +32,11 @@ def fitted(tmp_path: Path, capsys: pytest.CaptureFixture[str], *settings: str) -
     return run
 
 
-def test_a_wider_run_computes_the_same_and_uses_its_new_units(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wider_run_computes_the_same_and_uses_its_new_units(tmp_path: Path, call: Call) -> None:
     shape = ("model.latent_dim=4", "--set", "model.hidden=16", "--set", "model.channels=[4,6]")
-    run, out = fitted(tmp_path, capsys, *FLAT, *shape), tmp_path / "wide"
+    run, out = fitted(tmp_path, call, *FLAT, *shape), tmp_path / "wide"
     wider = ("--set", "model.channels=[4,8]", "--set", "model.hidden=20")
-    code, said = call(capsys, "widen", str(run), *wider, "--out", str(out))
+    code, said = call("widen", str(run), *wider, "--out", str(out))
     assert code == 0, said
     (_, old, _), (_, new, before) = load_run(run), load_run(out)
     sizes = [sum(p.numel() for p in model.parameters()) for model in (old, new)]
@@ -65,12 +50,12 @@ def test_a_wider_run_computes_the_same_and_uses_its_new_units(
     assert (config["model"]["channels"], config["model"]["hidden"]) == ([4, 8], 20)
     assert "widen RUN --set model.channels=[4,8] --set model" in config["environment"]["command"]
     assert read_metrics(out) == read_metrics(run)
-    taken = call(capsys, "widen", str(run), *wider, "--out", str(out))
+    taken = call("widen", str(run), *wider, "--out", str(out))
     assert taken[0] == 1
     assert "not empty" in taken[1]
 
     more = ("fit", "--resume", "--epochs", "4", "--compile", "off", "--out", str(out))
-    code, said = call(capsys, *more)
+    code, said = call(*more)
     assert code == 0, said
     name = "encoder.blocks.2.first.v"  # the second block that halves the size; [8, 4, 3, 3]
     old_units_of_new = "decoder.project.v"
@@ -84,9 +69,9 @@ def test_a_wider_run_computes_the_same_and_uses_its_new_units(
     assert moved[reads_new][:16, columns:].any()
 
 
-def test_what_is_no_widening_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_widening_is_refused(tmp_path: Path, call: Call) -> None:
     shape = ("model.latent_dim=4", "--set", "model.hidden=16", "--set", "model.channels=[4,6]")
-    run, out = fitted(tmp_path, capsys, *FLAT, *shape), tmp_path / "wide"
+    run, out = fitted(tmp_path, call, *FLAT, *shape), tmp_path / "wide"
     for setting, why in (
         ("model.channels=[4,4]", "only makes weight-normalised layers wider"),
         ("model.channels=[4,6,6]", "other layers"),
@@ -96,17 +81,15 @@ def test_what_is_no_widening_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
         ("model.channels=[4,6]", "wider layers of the model"),  # as it is
         ("model.chanels=[8]", "no such field"),
     ):
-        code, said = call(capsys, "widen", str(run), "--set", setting, "--out", str(out))
+        code, said = call("widen", str(run), "--set", setting, "--out", str(out))
         assert code in (1, 2)
         assert why in said
         assert not out.exists()
 
 
-def test_maps_of_a_ladder_that_are_cut_into_parts_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run, out = fitted(tmp_path, capsys, *LADDER), tmp_path / "wide"
+def test_maps_of_a_ladder_that_are_cut_into_parts_are_refused(tmp_path: Path, call: Call) -> None:
+    run, out = fitted(tmp_path, call, *LADDER), tmp_path / "wide"
     given = ("--set", "model.channels=12", "--out", str(out))
-    code, said = call(capsys, "widen", str(run), *given)
+    code, said = call("widen", str(run), *given)
     assert code == 1
     assert not out.exists(), said
