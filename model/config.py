@@ -36,6 +36,8 @@ from model.validation import (
 
 LikelihoodKind = Literal["bernoulli", "discretized_logistic", "logistic_mixture"]
 LIKELIHOODS: tuple[str, ...] = ("bernoulli", "discretized_logistic", "logistic_mixture")
+# Of pixels that are black or white: a grey one is the chance of white, and is drawn.
+BINARY_LIKELIHOODS: tuple[str, ...] = ("bernoulli",)
 ScaleKind = Literal["scalar", "channel", "pixel"]
 SCALES: tuple[str, ...] = ("scalar", "channel", "pixel")
 Direction = Literal["bidirectional", "bottom_up"]
@@ -275,6 +277,8 @@ def preset(name: str) -> ModelConfig:
 
 
 __all__ = [
+    "BINARY_LIKELIHOODS",
+    "LIKELIHOODS",
     "MODELS",
     "PRESETS",
     "ConfigError",

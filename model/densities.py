@@ -29,6 +29,12 @@ def standard_normal_log_prob(z: Tensor) -> Tensor:
     return -0.5 * LOG_2PI - 0.5 * z.square()
 
 
+def binarised(pixels: Tensor, u: Tensor) -> Tensor:
+    """1 where uint8 pixels / 255 > u, uniform in [0, 1) and as many numbers, else 0: each pixel
+    with its grey level as the chance. Black and white stay what they are."""
+    return (pixels.float() / 255 > u.view_as(pixels)).float()
+
+
 class Likelihood(Protocol):
     """p(x|z) over images: its parameters are a tensor `[B, parameter_channels, H, W]`.
 
@@ -58,7 +64,7 @@ class Likelihood(Protocol):
 class Bernoulli:
     """Independent binary pixels; the parameters are logits.
 
-    x is 0 or 1; as uint8 that is 0 or 255. A grey pixel is a probability, see `binarised`; where
+    x is 0 or 1; as uint8 that is 0 or 255. A grey pixel is a probability (`binarised`); where
     there is no noise to draw it with, it is thresholded at 128.
     """
 
@@ -72,11 +78,6 @@ class Bernoulli:
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """Threshold uint8 pixels at 128."""
         return (pixels >= self.threshold).float()
-
-    def binarised(self, pixels: Tensor, u: Tensor) -> Tensor:
-        """1 where uint8 pixels / 255 > `u [B, CHW]`, uniform in [0, 1): each with its grey level
-        as the chance. Black and white stay what they are."""
-        return (pixels.float() / 255 > u.view_as(pixels)).float()
 
     def network_input(self, x: Tensor) -> Tensor:
         """Move {0, 1} to {-1/2, 1/2}."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from model.densities import (
     Bernoulli,
     DiscretizedLogistic,
+    binarised,
     build_likelihood,
     gaussian_log_prob,
     standard_normal_log_prob,
@@ -141,7 +142,7 @@ def test_black_and_white_are_certain_at_the_edges_of_u(edge: float) -> None:
     """u is in [0, 1): a pixel that is never white is black at 0 too."""
     likelihood, u = Bernoulli((1, 1, 2)), torch.full((1, 2), edge)
     pixels = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
-    assert likelihood.binarised(pixels, u).flatten().tolist() == [0.0, 1.0]
+    assert binarised(pixels, u).flatten().tolist() == [0.0, 1.0]
     logits = torch.tensor([[[[-200.0, 200.0]]]])
     assert likelihood.draw(logits, u).flatten().tolist() == [0, 255]
 

@@ -30,9 +30,9 @@ from training.evaluate.evaluate import (
     monte_carlo_error,
     pieces,
 )
-from training.evaluate.report import AS_THEY_ARE, PROTOCOLS
+from training.evaluate.report import pixels_protocol
 from training.evaluate.resume import Partial, digest
-from training.evaluate.scorers import ModelScorer, Scorer
+from training.evaluate.scorers import Facts, ModelScorer, Scorer
 from training.evaluate.subject import Subject
 
 __all__ = ["BoundPlan", "measure_bound"]
@@ -92,7 +92,7 @@ def measure_bound(
     """
     data = subject.images(plan.split).first(plan.limit)
     facts = subject.scorer.facts
-    binary = facts.likelihood == "bernoulli"
+    binary = facts.binary
     pixels = drawn_pixels(data.pixels, plan.seed) if binary else data.pixels
     check_images(facts, pixels)
     key = {
@@ -192,7 +192,7 @@ def _document(subject: Subject, data: ImageData, plan: BoundPlan, found: Arrays)
         "latents": facts.latents,
         "effective_share": float(found["effective"].mean()),
         **_latents(subject.scorer, found),
-        "protocol": _protocol(data, plan, facts.likelihood, facts.backend),
+        "protocol": _protocol(data, plan, facts),
         "command": f"iafvae-train bound {subject.words} {plan.options}",
         **subject.identity,
     }
@@ -234,13 +234,13 @@ def _latents(scorer: Scorer, found: Arrays) -> dict[str, Any]:
     }
 
 
-def _protocol(data: ImageData, plan: BoundPlan, likelihood: str, backend: str) -> str:
+def _protocol(data: ImageData, plan: BoundPlan, facts: Facts) -> str:
     fewer = ""
     if plan.images is not None and plan.images < len(data):
         fewer = f" K = {plan.ks[-1]} on the first {plan.images} of them alone."
     return (
         f"{len(data)} images of the {data.split} split of {data.name}.{fewer} "
-        f"{PROTOCOLS.get(likelihood, AS_THEY_ARE)} The images are the same for all K, and their "
+        f"{pixels_protocol(facts.likelihood)} The images are the same for all K, and their "
         "draws are nested: the first K of the largest K's, so that the gain from K to K is of the "
-        f"same noise. Seed {plan.seed} for pixels and latents, {backend}."
+        f"same noise. Seed {plan.seed} for pixels and latents, {facts.backend}."
     )

@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from model.config import require
+from model.config import BINARY_LIKELIHOODS, require
 from training.data import public_name
 from training.errors import TrainingError
 from training.plots import PALETTE, rendered
@@ -58,7 +58,7 @@ def run_curve(run_dir: Path, last_step: int | None = None) -> dict[str, Any]:
         "run": run_dir.resolve().name,
         "preset": config.preset,
         "dataset": public_name(config.data.name),
-        "unit": "nats" if config.model.likelihood == "bernoulli" else "bits/dim",
+        "unit": "nats" if config.model.likelihood in BINARY_LIKELIHOODS else "bits/dim",
         "step": last,
         "epochs": _epochs(records, last),
         "minutes": clock(last),

@@ -75,14 +75,14 @@ def evaluate_model(
 ) -> EvaluationReport:
     """The figures of a model, or of a bundle's scorer, on `data`; `options` of `evaluate_images`.
 
-    A Bernoulli model sees the pixels drawn to 0 and 255 by `training.data.drawn_pixels(seed)`,
+    A binary model sees the pixels drawn to 0 and 255 by `training.data.drawn_pixels(seed)`,
     another sees them as they are. Raises `EvaluationError` where an image's bound is not finite or
     the images do not fit the model.
     """
     start = time.monotonic()
     scorer = ModelScorer(model) if isinstance(model, DensityModel) else model
     pixels = data.pixels
-    if scorer.facts.likelihood == "bernoulli":
+    if scorer.facts.binary:
         pixels = drawn_pixels(pixels, seed)
     figures = evaluate_images(
         scorer, pixels, importance_samples=importance_samples, seed=seed, **options

@@ -1,20 +1,25 @@
 """What an evaluation found: figures with their errors, the protocol in words, JSON and a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
 
-__all__ = ["Estimate", "EvaluationReport", "markdown_table", "number"]
+from model.config import BINARY_LIKELIHOODS
+
+__all__ = ["Estimate", "EvaluationReport", "markdown_table", "number", "pixels_protocol"]
 
 AS_THEY_ARE = "The 8-bit pixels as they are."
-PROTOCOLS: Mapping[str, str] = {
-    "bernoulli": (
-        "Each pixel of each image drawn once to 0 or 255 with its grey value as probability, "
-        "uniforms from Philox4x64 keyed by the seed; the bound is of the drawn image."
-    ),
-}
+DRAWN = (
+    "Each pixel of each image drawn once to 0 or 255 with its grey value as probability, "
+    "uniforms from Philox4x64 keyed by the seed; the bound is of the drawn image."
+)
+
+
+def pixels_protocol(likelihood: str) -> str:
+    """What a model with this likelihood was shown of the images, in words."""
+    return DRAWN if likelihood in BINARY_LIKELIHOODS else AS_THEY_ARE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +69,7 @@ class EvaluationReport:
         """How the figures came about, in words."""
         return (
             f"{self.images} images of the {self.split} split of {self.dataset}. "
-            f"{PROTOCOLS.get(self.likelihood, AS_THEY_ARE)} {self.importance_samples} draws of "
+            f"{pixels_protocol(self.likelihood)} {self.importance_samples} draws of "
             f"the latents for each image, seed {self.seed}, {self.backend}."
         )
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from model.config import BINARY_LIKELIHOODS
 from model.contract import DensityModel, Features
-from model.densities import Bernoulli
 from service.bundle import Bundle
 from service.engine.choice import make_engine
 from service.engine.options import EngineOptions, Provider
@@ -52,6 +52,11 @@ class Facts:
     def dim(self) -> int:
         """The number of latents."""
         return sum(self.latents.values())
+
+    @property
+    def binary(self) -> bool:
+        """Whether the pixels are black or white."""
+        return self.likelihood in BINARY_LIKELIHOODS
 
     @property
     def dims(self) -> int:
@@ -187,7 +192,7 @@ class BundleScorer:
         owner = np.tile(np.arange(n, dtype=np.int64), k)
         noise: NDArray[np.float32] = eps.reshape(k * n, dim).numpy()
         arrays: dict[str, NDArray[Any]] = {"image": images, "owner": owner, "eps": noise}
-        if self.facts.likelihood == Bernoulli.kind:
+        if self.facts.binary:
             # Black and white pixels stay what they are whatever it is.
             arrays["u_image"] = np.full((n, self.facts.dims), 0.5, np.float32)
         outputs = self.engine.run("score", arrays)

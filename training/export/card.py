@@ -78,7 +78,7 @@ def model_card(manifest: Manifest, *, reconstructions: bool, findings: Findings 
         "## What it is not for",
         CAVEAT,
         LIMITS,
-        *([BINARY_LIMITS] if manifest.likelihood.kind == "bernoulli" else []),
+        *([BINARY_LIMITS] if manifest.likelihood.binary else []),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from onnxscript import opset20 as op
 from torch import Tensor, nn
 
+from model.config import BINARY_LIKELIHOODS
 from model.contract import DensityModel, Inference
-from model.densities import Bernoulli
+from model.densities import binarised
 from model.objective import ElboTerms
 from service.bundle import WeightSpec
 from training.export.evidence import evidence
@@ -51,7 +52,7 @@ class GraphModule(nn.Module):
     @property
     def dynamic(self) -> dict[str, str]:
         """The first dimension's name of every input, with what a binary model takes besides."""
-        grey = "image" in self.inputs and isinstance(self.model.likelihood, Bernoulli)
+        grey = "image" in self.inputs and self.model.likelihood.kind in BINARY_LIKELIHOODS
         return {**self.inputs, **({"u_image": "N"} if grey else {})}
 
     def example(self) -> tuple[Tensor, ...]:
@@ -71,8 +72,8 @@ class GraphModule(nn.Module):
     def _x(self, image: Tensor, u_image: Tensor | None) -> Tensor:
         """What the likelihood reads: the levels, or for binary pixels draws of them."""
         likelihood = self.model.likelihood
-        if isinstance(likelihood, Bernoulli) and u_image is not None:
-            return likelihood.binarised(image, u_image)
+        if u_image is not None:
+            return binarised(image, u_image)
         return likelihood.from_pixels(image)
 
     def _render(self, params: Tensor, u: Tensor) -> Rendered:

@@ -8,7 +8,9 @@ the whole batch, and takes those of its own rows.
 import torch
 from torch import Tensor
 
+from model.config import BINARY_LIKELIHOODS
 from model.contract import DensityModel
+from model.densities import binarised
 from training.data import epoch_order
 
 __all__ = [
@@ -66,16 +68,16 @@ def presented(
 ) -> Tensor:
     """One presentation of uint8 pixels `[B, C, H, W]`, in the likelihood's units.
 
-    With `flips` each image is mirrored with probability 1/2. For a Bernoulli model each pixel is
-    binarised anew: 1 where u < p.
+    With `flips` each image is mirrored with probability 1/2. For a binary model each pixel is
+    drawn anew (`binarised`).
     """
     if flips:
         mirrored = torch.rand(len(pixels), generator=generator, device=pixels.device) < 0.5
         pixels = torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
-    if model.likelihood.kind != "bernoulli":
+    if model.likelihood.kind not in BINARY_LIKELIHOODS:
         return model.likelihood.from_pixels(pixels)
     u = torch.rand(pixels.shape, generator=generator, device=pixels.device)
-    return (u < pixels.float() / 255).float()
+    return binarised(pixels, u)
 
 
 def noise(model: DensityModel, count: int, generator: torch.Generator) -> Tensor:

@@ -7,8 +7,9 @@ import onnx
 import pytest
 import torch
 
-from model.config import DiagonalPosterior
+from model.config import BINARY_LIKELIHOODS, LIKELIHOODS, DiagonalPosterior
 from service.bundle import load_bundle
+from service.bundle.graphs import LikelihoodSpec
 from service.engine.onnxruntime_engine import Engine
 from training.data import drawn_pixels
 from training.evaluate.evaluate import evaluate_images
@@ -139,6 +140,11 @@ def external(proto):
             assert not tensor.raw_data
             found[tensor.name] = (int(where["offset"]), int(where["length"]))
     return found
+
+
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+def test_bundle_and_model_agree_on_what_is_binary(kind):
+    assert LikelihoodSpec(kind=kind, uniforms=1).binary == (kind in BINARY_LIKELIHOODS)
 
 
 def test_weights_are_written_once_and_aligned(conv):
