@@ -31,7 +31,9 @@ ORIENTATION, SHORT = 0x0112, 3
 # In a scan 0xFF is followed by 0x00, a restart marker or more 0xFF; all else begins a segment.
 JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 EOI, SOS, APP0, APP1, APP14 = 0xD9, 0xDA, 0xE0, 0xE1, 0xEE  # APP14: Adobe's colour transform
-JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Hierarchical frames and lossless arithmetic ones, and JPEG-LS (T.87): no decoder here reads them.
+JPEG_UNREAD = frozenset({0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF, 0xDE, 0xF7})
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | JPEG_UNREAD
 
 
 class TooManyParts(UndecodableImage):
@@ -124,6 +126,14 @@ def _too_deep(depth: int, what: str) -> WrongDtype:
     )
 
 
+def _check_process(code: int, what: str) -> None:
+    if code in JPEG_UNREAD:
+        raise UndecodableImage(
+            f"{what} is a JPEG of a kind that is not read (JPEG-LS, hierarchical or lossless "
+            "arithmetic): save it as a PNG"
+        )
+
+
 def _png(data: bytes, what: str, max_parts: int) -> Header:
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     if data[12:16] != b"IHDR" or data[8:12] != b"\0\0\0\x0d":
@@ -173,6 +183,7 @@ def _jpeg(data: bytes, what: str, max_parts: int) -> Header:
     for parts, (code, start, end) in enumerate(_jpeg_segments(data), 1):
         _count(parts, max_parts, what, "segments")
         if code in JPEG_FRAMES:
+            _check_process(code, what)
             if frame is not None:
                 raise broken(what, "it has two frame headers")
             frame = struct.unpack_from(">BHHB", data, start + 4)

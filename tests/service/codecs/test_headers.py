@@ -111,6 +111,16 @@ def test_a_palette_png_without_its_palette_is_refused():
         read(png(5, 2, 8, 3, rows))
 
 
+# ------------------------------------------------------------------ JPEG
+
+
+@pytest.mark.parametrize("code", [0xC5, 0xC7, 0xCB, 0xCD, 0xCF, 0xDE, 0xF7])
+def test_a_jpeg_of_a_kind_that_no_decoder_here_reads_is_not_called_broken(code):
+    at = PHOTO.index(b"\xff\xc0")
+    with pytest.raises(UndecodableImage, match="of a kind that is not read"):
+        read(PHOTO[:at] + b"\xff%c" % code + PHOTO[at + 2 :])
+
+
 # ------------------------------------------------------------------ EXIF
 
 
