@@ -25,8 +25,9 @@ STEP_BYTES = 2**18  # that are searched at once
 # After so many seconds others come first, for so many times as long. What is much like a boundary
 # takes thirty times as long to be searched as what is not.
 BUSY_SECONDS, REST = 0.0005, 3.0
-# As RFC 5987 has it, which RFC 7578 forbids and older clients send for names beyond ASCII.
+AS_IT_IS = (b"binary", b"8bit", b"7bit")  # what older clients call a part that is not encoded
 FOLD = re.compile(rb"\r\n[ \t]+")  # as mail libraries break a header's line
+# As RFC 5987 has it, which RFC 7578 forbids and older clients send for names beyond ASCII.
 FILENAME_STAR = re.compile(rb"\bfilename\*=(?:[^';\"]*'[^';\"]*')?")
 
 
@@ -76,7 +77,13 @@ def _part(body: bytes, start: int, stop: int) -> Part:
     options: dict[bytes, bytes] = {}
     for line in lines:
         header, _, value = line.partition(b":")
-        if header.strip().lower() == b"content-disposition":
+        header = header.strip().lower()
+        if header == b"content-transfer-encoding" and value.strip().lower() not in AS_IT_IS:
+            raise MalformedBody(
+                "a part of the form is encoded (Content-Transfer-Encoding), which is not undone "
+                "here: send its bytes as they are, without this header"
+            )
+        if header == b"content-disposition" and not options:
             if len(value) > MAX_DISPOSITION_BYTES or value.count(b";") > MAX_SEMICOLONS:
                 raise MalformedBody(
                     "the multipart body cannot be parsed: a Content-Disposition has at most "
@@ -85,7 +92,6 @@ def _part(body: bytes, start: int, stop: int) -> Part:
             if b"filename=" not in value:
                 value = FILENAME_STAR.sub(b"filename=", value)
             _, options = parse_options_header(value)
-            break
     if b"name" not in options:
         raise MalformedBody(
             'the multipart body cannot be parsed: each part needs a Content-Disposition with "name"'

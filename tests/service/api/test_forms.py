@@ -106,5 +106,20 @@ def test_what_is_no_form_is_refused(body):
         parsed(body)
 
 
+@pytest.mark.parametrize("encoding", [b"base64", b"quoted-printable", b" BASE64 ", b"x"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_part_that_is_encoded_for_mail_is_refused_as_such(encoding, first):
+    lines = [HEAD[5:-4], b"Content-Transfer-Encoding:" + encoding]
+    head = b"\r\n".join(reversed(lines) if first else lines)
+    with pytest.raises(MalformedBody, match="Content-Transfer-Encoding"):
+        parsed(b"--b\r\n" + head + b"\r\n\r\nMQ==\r\n--b--")
+
+
+@pytest.mark.parametrize("encoding", [b"binary", b"8bit", b"7BIT"])
+def test_a_part_that_is_said_to_be_as_it_is_is_read(encoding):
+    head = HEAD[:-2] + b"Content-Transfer-Encoding: " + encoding + b"\r\n\r\n"
+    assert [part.content for part in parsed(head + b"1\r\n--b--")] == [b"1"]
+
+
 def test_more_parts_than_are_taken_are_not_looked_at():
     assert len(parsed((HEAD + b"1\r\n") * 50 + b"--b--", most=3)) == 4
