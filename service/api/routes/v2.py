@@ -53,6 +53,8 @@ NOT_READY: dict[int | str, dict[str, Any]] = {
 STATUSES = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 VERSIONS = "/models/{name}/versions/{version}"
 BATCH = "iafvae_batch_rows"
+# Batches are counted by graph, whose name is the operation's but for scores with a verdict.
+GRAPHS = {"score": ("score", "evidence")}
 DURATIONS = {
     "success": "iafvae_request_seconds",
     "fail": "iafvae_failed_request_seconds",
@@ -253,9 +255,10 @@ def _of_model(
     values: Mapping[tuple[str, str | None, str | None], float], model: InferModel
 ) -> ModelStatistics:
     bundle = model.name.rpartition(".")[0]
+    graphs = GRAPHS.get(model.operation, (model.operation,))
 
     def value(name: str) -> float:
-        return values.get((name, model.operation, bundle), 0.0)
+        return sum(values.get((name, graph, bundle), 0.0) for graph in graphs)
 
     durations = {
         name: Duration(count=int(value(f"{metric}_count")), ns=round(1e9 * value(f"{metric}_sum")))

@@ -262,3 +262,17 @@ def test_statistics_count(client, digits):
     client.infer("tiny.decode", [tensor("z", np.zeros((5, 3), np.float32), True)])
     assert rows() == (before[0] + 5, before[1] + 1)
     assert len(client.get_inference_statistics()["model_stats"]) == 4
+
+
+@pytest.mark.parametrize("output", ["p_value", "log_likelihood_nats"])
+def test_scores_count_with_and_without_a_verdict(client, digits, output):
+    def counted():
+        (model,) = client.get_inference_statistics("tiny.score")["model_stats"]
+        return model["inference_count"], model["execution_count"]
+
+    before = counted()
+    wanted = [triton.InferRequestedOutput(output)]
+    client.infer("tiny.score", [tensor("image", digits[:2], True)], outputs=wanted)
+    rows, batches = counted()
+    assert rows >= before[0] + 2
+    assert batches > before[1]
