@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 __all__ = ["page_routes"]
 
@@ -22,6 +23,7 @@ FILE_HEADERS = {
         "base-uri 'none'; form-action 'self'"
     ),
     "cache-control": "no-cache",
+    "accept-ranges": "none",
 }
 
 
@@ -49,7 +51,12 @@ def page_routes(app: FastAPI) -> list[Route | Mount]:
 
 
 class _Files(StaticFiles):
-    """Files that browsers ask about again, so that an upgrade is seen at once."""
+    """Files that browsers ask about again, so that an upgrade is seen at once, and whole ones."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        # They are small, and Starlette answers a wrong Range with plain text.
+        scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
+        return await super().get_response(path, scope)
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)

@@ -29,6 +29,15 @@ def test_what_a_browser_has_is_not_sent_again(server, path):
     assert (again.headers["etag"], again.headers["cache-control"]) == (etag, "no-cache")
 
 
+@pytest.mark.parametrize("given", ["bytes=0-4", "bytes=5-2", "bytes=9999999-", "items=0-1", "x"])
+@pytest.mark.parametrize("path", ["/docs", "/web/api.js"])
+def test_a_range_is_ignored(server, path, given):
+    """As RFC 9110, 14.2, allows, and asks for of units that are not known."""
+    part = server.get(path, headers={"range": given})
+    assert (part.status_code, part.content) == (200, server.get(path).content)
+    assert part.headers["accept-ranges"] == "none"
+
+
 @pytest.mark.parametrize("page", ["index.html", "docs.html"])
 def test_what_a_page_loads_is_there(server, page):
     text = (WEB / page).read_text()
