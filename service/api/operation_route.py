@@ -169,8 +169,6 @@ class OperationRoute(APIRoute):
         response = problem_response(error, scope)
         if hasattr(request, "model"):
             response.raw_headers.extend(self._who(request.model))
-        total = 1e3 * (time.perf_counter() - request.began)
-        response.raw_headers.append((b"server-timing", b"total;dur=%.2f" % total))
         await response(scope, request.receive, send)
         return problem_of(error).type
 

@@ -28,6 +28,7 @@ SECURITY_HEADERS = (
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 )
+SERVER_TIMING = b"server-timing"
 NO_STORE = (b"cache-control", b"no-store")
 
 
@@ -38,6 +39,10 @@ def request_id(scope: Scope) -> bytes:
             return bytes(value)
     # Not os.urandom: no secret, and a system call waits for the interpreter's lock afterwards.
     return b"%024x" % random.getrandbits(96)
+
+
+def _total(started: float) -> tuple[bytes, bytes]:
+    return SERVER_TIMING, b"total;dur=%.2f" % (1e3 * (time.perf_counter() - started))
 
 
 class RequestContext:
@@ -69,7 +74,10 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = message["headers"] = [*message["headers"], *more]
-                if asked["method"] == "GET" and all(key != b"cache-control" for key, _ in headers):
+                names = dict(headers)
+                # What operations compute tells its times in parts.
+                headers += () if SERVER_TIMING in names else (_total(started),)
+                if asked["method"] == "GET" and b"cache-control" not in names:
                     headers.append(NO_STORE)  # caches keep what says nothing
             await send(message)
 
