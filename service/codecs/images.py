@@ -71,6 +71,9 @@ ADAM7 = (  # first column and row of each pass, and the steps from there
 # Of a JPEG's blocks, more than one unit of them takes, and each restart that may be waited for.
 MORE_DATA = b"\x5a" * 2**10 + b"".join(b"\xff%c" % n + b"\x5a" * 64 for n in range(0xD0, 0xD8))
 INFLATED_BYTES = 2**18  # at a time
+# By how much the channels of grey pixels may differ: a lossy WebP has no grey of its own, and the
+# green that libwebp makes of it is one level less here and there.
+ROUNDING = {"WEBP": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +220,7 @@ def _fit_file(header: Header, shape: Shape, fit: Fit, what: str) -> tuple[Pixels
     """Pixels [C, H, W], whether they were altered, and a note."""
     same_size = header.size == shape[1:]
     image, note = _decode(header, what, None if same_size else shape)
-    image, converted = _in_colour(image, shape, fit, what)
+    image, converted = _in_colour(image, shape, fit, what, ROUNDING.get(header.kind, 0))
     if not same_size:
         image = resize(image, *shape[1:], fit.how)
     array = np.asarray(image)
@@ -318,7 +321,9 @@ def _without_alpha(image: Image.Image, what: str) -> tuple[Image.Image, str | No
     return flat, f"{what} is partly transparent and was put on black"
 
 
-def _in_colour(image: Image.Image, shape: Shape, fit: Fit, what: str) -> tuple[Image.Image, bool]:
+def _in_colour(
+    image: Image.Image, shape: Shape, fit: Fit, what: str, rounding: int
+) -> tuple[Image.Image, bool]:
     """`image` with as many channels as `shape`, and whether its colours are lost by that."""
     from PIL import ImageChops
 
@@ -327,8 +332,8 @@ def _in_colour(image: Image.Image, shape: Shape, fit: Fit, what: str) -> tuple[I
     if shape[0] == 3:
         return image, False
     red, green, blue = image.split()
-    others = (green, blue)
-    if shape[0] == 1 and not any(ImageChops.difference(red, other).getbbox() for other in others):
+    apart = (np.asarray(ImageChops.difference(red, other)).max() for other in (green, blue))
+    if shape[0] == 1 and max(apart) <= rounding:
         return red, False
     if shape[0] != 1 or not fit.convert:
         raise wrong_colour(what, 3, shape)

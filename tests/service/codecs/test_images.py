@@ -265,6 +265,27 @@ def test_equal_channels_serve_a_grey_model_unaltered():
     assert not fitted.altered.any()
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_grey_in_a_lossy_webp_serves_a_grey_model_unaltered(mode):
+    """Its channels differ by rounding: 16 x 16 greys have all values."""
+    grey = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    data = encoded(grey.convert(mode), "WEBP")
+    with Image.open(io.BytesIO(data)) as image:
+        red, green, _ = np.moveaxis(np.asarray(image.convert("RGB")), -1, 0)
+    assert (red != green).any()
+    fitted = fit_files([data], (1, 16, 16), Fit(), LIMITS)
+    assert np.array_equal(fitted.images[0, 0], red)
+    assert not fitted.altered.any()
+
+
+def test_colour_in_a_webp_is_colour():
+    pixels = np.full((16, 16, 3), 100, np.uint8)
+    pixels[8, 8] = 102, 100, 100
+    data = encoded(Image.fromarray(pixels), "WEBP", lossless=True)
+    with pytest.raises(WrongShape, match="3 different channels"):
+        fit_files([data], (1, 16, 16), Fit(), LIMITS)
+
+
 def test_grey_serves_a_colour_model_unaltered():
     fitted = fit_files([encoded(Image.fromarray(PIXELS))], RGB, Fit(), LIMITS)
     assert np.array_equal(fitted.images[0], np.stack([PIXELS] * 3))
