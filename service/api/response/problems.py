@@ -171,6 +171,11 @@ def _translate(error: HTTPException, request: Request) -> IafvaeError:
             "KServe's v1 protocol is not spoken here: POST /v2/models/MODEL.score/infer, or "
             "/v1/score; /docs lists what there is"
         )
+    if error.status_code == 404 and path.startswith("/v2/repository/models/"):
+        return errors.NotFound(
+            "an administrator loads and unloads models here: POST /v1/admin/models/NAME/load, or "
+            "/unload"
+        )
     if error.status_code == 404:
         return errors.NotFound(f"there is nothing at {path[:200]}; /docs lists what there is")
     if error.status_code == 405:

@@ -248,6 +248,12 @@ def odd_type():
     return tensor("image", np.zeros((1, 1, 4, 4), np.float32), False)
 
 
+def test_the_clients_calls_that_change_models_say_who_may(client):
+    for call in (client.load_model, client.unload_model):
+        with pytest.raises(InferenceServerException, match="/v1/admin/models/NAME/load"):
+            call("tiny")
+
+
 def test_the_clients_timeout_is_a_deadline(client, digits):
     with pytest.raises(InferenceServerException, match="deadline"):
         client.infer("tiny.score", [tensor("image", digits, True)], timeout=1)  # microseconds
