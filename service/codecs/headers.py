@@ -146,6 +146,8 @@ def _png(data: bytes, what: str, max_parts: int) -> Header:
         kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
         if kind in PNG_PIXELS:
             part = data[at:end]
+            if kind == b"IDAT":
+                _check_sum(part, what)
             body.append(_scaled(part, depth) if kind == b"tRNS" and colour == 0 else part)
             kinds.add(kind)
         elif kind == b"acTL":
@@ -161,6 +163,13 @@ def _png(data: bytes, what: str, max_parts: int) -> Header:
     channels = 1 if colour in PNG_GREY else 3
     whole = b"".join(body)
     return Header("PNG", width, height, channels, whole, parts, orientation=orientation)
+
+
+def _check_sum(chunk: bytes, what: str) -> None:
+    """Of pixels, at whose checksum Pillow does not look; a chunk that is cut off has none."""
+    whole = len(chunk) == 12 + int.from_bytes(chunk[:4], "big")
+    if whole and zlib.crc32(memoryview(chunk)[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+        raise broken(what, "its pixels do not match their checksum")
 
 
 def _scaled(chunk: bytes, depth: int) -> bytes:
