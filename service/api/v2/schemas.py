@@ -106,7 +106,7 @@ class Duration(Document):
 
 
 class Statistics(Document):
-    """Of all requests since the server started."""
+    """Of all requests since the server started, whichever version answered."""
 
     success: Duration
     fail: Duration
@@ -115,7 +115,8 @@ class Statistics(Document):
 
 
 class ModelStatistics(Document):
-    """What one model has done; `inference_count` counts rows, `execution_count` batches."""
+    """What one model has done, all of its versions together; `inference_count` counts rows,
+    `execution_count` batches."""
 
     name: str
     version: str
