@@ -35,6 +35,7 @@ Row = dict[str, Any]
 HEADS = ("file", "log p(x)", "± s.e.", "bits/dim", "p-value", "verdict")
 SHORT = ("file", "p-value", "verdict")
 NARROW = 60  # columns of a terminal: in fewer there is room for the short table alone
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a cell that is computed begins with
 UNBOUNDED = 10_000  # columns of what is no terminal: a program that reads it wants whole lines
 
 
@@ -49,7 +50,11 @@ def print_scores(rows: list[Row], form: Literal["table", "json", "csv"]) -> None
 
 
 def csv_text(rows: list[Row]) -> str:
-    """Rows as CSV, what has parts in a column for each; "error" is the last one."""
+    """Rows as CSV, what has parts in a column for each; "error" is the last one.
+
+    Text that a spreadsheet program would compute, as a file called "=1+1.png", has "./" before it,
+    with which it names the same file.
+    """
     rows = [dict(_flat(row)) for row in rows]
     names = list(dict.fromkeys(name for row in rows for name in row if name != "error"))
     text = _Lines()
@@ -72,7 +77,8 @@ def _flat(row: Row) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
             yield from ((f"{name}/{part}", each) for part, each in value.items())
         else:
-            yield name, value
+            is_formula = isinstance(value, str) and value.startswith(FORMULA)
+            yield name, f"./{value}" if is_formula else value
 
 
 def _print_table(rows: list[Row]) -> None:

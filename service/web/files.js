@@ -109,13 +109,17 @@ async function imagesIn(entry) {
 
 const COLUMNS = ["p_value", "log_likelihood_nats", "bits_per_dim", "elbo_nats", "standard_error_nats", "effective_sample_size", "status", "altered"];
 
+// A cell that begins so would be computed by a spreadsheet program; a name with "./" before it is the same file's.
+const FORMULA = /^[=+\-@\t\r\n]/;
+const text = (value) => (FORMULA.test(value ?? "") ? `./${value}` : value ?? "");
+
 export function saveCsv() {
   const cell = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
   const lines = rows.map((row) => [
-    row.file.name, row.result ? String(verdictOf(row.result, alpha()) ?? "") : "", alpha(),
-    ...COLUMNS.map((name) => row.result?.[name] ?? ""), row.model, row.version ?? "", row.importance_samples, row.error ?? "",
+    text(row.file.name), row.result ? String(verdictOf(row.result, alpha()) ?? "") : "", alpha(),
+    ...COLUMNS.map((name) => row.result?.[name] ?? ""), row.model, row.version ?? "", row.importance_samples, text(row.error),
   ]);
   const heads = ["file", "anomalous", "alpha", ...COLUMNS, "model", "version", "importance_samples", "error"];
-  const text = [heads, ...lines].map((line) => line.map(String).map(cell).join(",")).join("\r\n");
-  save(new Blob([`${text}\r\n`], { type: "text/csv" }), `${rows[0].model}-scores.csv`);
+  const csv = [heads, ...lines].map((line) => line.map(String).map(cell).join(",")).join("\r\n");
+  save(new Blob([`${csv}\r\n`], { type: "text/csv" }), `${rows[0].model}-scores.csv`);
 }

@@ -67,6 +67,26 @@ def test_names_that_command_a_terminal_or_break_a_line(cli, tmp_path, digits):
     assert sorted(listed) == sorted([*names, "\x1b[31mbroken\n.png"])
 
 
+def test_names_that_a_spreadsheet_would_compute(cli, tmp_path, digits, monkeypatch):
+    """In CSV they name the same files; in JSON, and numbers, they are as they are."""
+    (tmp_path / "photos" / "@kind").mkdir(parents=True)
+    names = ["=1+1.png", "+1.png", "-1.png", "@kind/a.png", "plain.png"]
+    for name in names:
+        Image.fromarray(digits[0][0]).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "=bad.png").write_bytes(b"no image")
+    cli("photos", "-o", "r.html")
+    with (tmp_path / "r.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    monkeypatch.chdir("photos")
+    assert {Path(row["file"]).as_posix() for row in rows} == {*names, "=bad.png"}
+    assert all(Path(row["file"]).is_file() for row in rows)
+    texts = [row[name] for row in rows for name in ("file", "class", "note", "error")]
+    assert not [text for text in texts if text.startswith(("=", "+", "-", "@"))]
+    assert all(float(row["log_likelihood_nats"]) < 0 for row in rows if not row["error"])
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert {row["file"] for row in found["results"]} == set(names)
+
+
 def test_every_image_is_in_all_three_files(cli, folder, tmp_path):
     told = cli(folder, "-o", "r.html", "--fdr", 0.5)
     assert "12 images" in told
