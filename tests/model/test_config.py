@@ -42,6 +42,13 @@ def test_presets_round_trip_through_json(name: str) -> None:
         ({"posterior": None}, "posterior"),
         ({"latent_dim": "32"}, "wrong type"),
         ({"image_shape": 28}, "wrong type"),
+        ({"hidden": 450.0}, r"model\.hidden must be a whole number, not 450\.0"),
+        ({"hidden": True}, "whole number"),
+        ({"channels": [16, 32.0]}, r"model\.channels must be a list of whole numbers"),
+        ({"image_shape": [1, 28]}, "a list of 3 whole numbers"),
+        ({"likelihood": 1}, "one of bernoulli, "),
+        ({"posterior": {"kind": "iaf", "gate_bias": "1"}}, r"gate_bias must be a number"),
+        ({"posterior": {"kind": "iaf", "reverse": 1}}, "true or false"),
     ],
 )
 def test_what_is_wrong_is_named(change: dict[str, object], named: str) -> None:
