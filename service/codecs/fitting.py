@@ -180,6 +180,6 @@ def _size_message(what: str, size: Sequence[int], height: int, width: int) -> st
 def wrong_colour(what: str, channels: int, shape: Shape) -> WrongShape:
     """The error of colours that a model does not take."""
     return WrongShape(
-        f"{what} has {channels} different channels, the model takes {shape[0]}: send it in "
+        f"{what} has {channels} different channels, the model takes {shape[0]}: save it in "
         "grey, or set convert=true or --convert (its p-value is then that of an altered image)"
     )

@@ -21,6 +21,7 @@ from service.errors import UndecodableImage, WrongDtype
 __all__ = ["Header", "TooManyParts", "check_kind", "read_header"]
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+NPY_MAGIC = b"\x93NUMPY"
 PNG_PIXELS = (b"PLTE", b"tRNS", b"IDAT", b"IEND")  # and the first IHDR
 PNG_GREY, PNG_PALETTE = (0, 4), 3
 PNG_DEPTHS = (1, 2, 4, 8)  # and 16, which is refused
@@ -98,9 +99,10 @@ def check_kind(data: bytes | memoryview, what: str) -> str:
         return "JPEG"
     if first[:4] == b"RIFF" and first[8:] == b"WEBP":
         return "WEBP"
+    arrays = " (over HTTP an array is a body of application/x-npy)" * first.startswith(NPY_MAGIC)
     raise UndecodableImage(
-        f"{what} is not a PNG, JPEG or WebP file ({len(data)} bytes): send one of these, or "
-        "uint8 arrays as application/x-npy"
+        f"{what} is not a PNG, JPEG or WebP file ({len(data)} bytes): save it as one of these"
+        f"{arrays}"
     )
 
 
@@ -117,7 +119,7 @@ def _count(count: int, most: int, what: str, of: str) -> None:
 
 def _frames(count: int, what: str) -> None:
     if count > 1:
-        raise UndecodableImage(f"{what} has {count} frames; send each frame as an image")
+        raise UndecodableImage(f"{what} has {count} frames: save each as an image of its own")
 
 
 def _too_deep(depth: int, what: str) -> WrongDtype:

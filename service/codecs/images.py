@@ -316,7 +316,7 @@ def _without_alpha(image: Image.Image, what: str) -> tuple[Image.Image, str | No
     if highest and not flat.getbbox():
         return flat, (
             f"{what} is black on transparency and was put on black, so that nothing of it is left: "
-            "put it on white before you send it"
+            "put it on white"
         )
     return flat, f"{what} is partly transparent and was put on black"
 

@@ -223,8 +223,17 @@ def test_animations_are_refused_before_they_are_decoded():
     other = Image.fromarray(255 - COLOURS)
     webp = encoded(Image.fromarray(COLOURS), "WEBP", save_all=True, append_images=[other])
     for data, count in ((animated_png(3), 3), (webp, 2)):
-        with pytest.raises(UndecodableImage, match=f"{count} frames; send each frame"):
+        with pytest.raises(UndecodableImage, match=f"{count} frames: save each as an image of its"):
             read_header(data, "image 0")
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", b"II*\0", b"\x93NUMPY\x01\0"])
+def test_advice_is_right_for_files_too(data):
+    """Who reads it may have no server: only of an array is said how one goes over HTTP."""
+    with pytest.raises(UndecodableImage, match="bytes\\): save it as one of these") as refused:
+        read_header(data, "image 0")
+    assert "send" not in str(refused.value)
+    assert ("x-npy" in str(refused.value)) == (b"NUMPY" in data)
 
 
 # ------------------------------------------------------------------ scans and parts
