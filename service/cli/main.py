@@ -325,3 +325,7 @@ def score_dataset() -> None:
             "-c constraints.txt"
         ) from None
     run()
+
+
+if __name__ == "__main__":
+    main()

@@ -84,6 +84,13 @@ def test_a_terminal_without_utf8(ran, tiny_bundle, encoding):
     assert ("±" if encoding == "latin-1" else r"\xb1") in shown
 
 
+@pytest.mark.parametrize("module", ["service", "training"])
+def test_the_command_line_s_module_is_the_command(module):
+    program = [sys.executable, "-m", f"{module}.cli.main", "--help"]
+    done = subprocess.run(program, capture_output=True, check=True)
+    assert b"Usage: " in done.stdout
+
+
 def test_what_is_no_terminal_gets_whole_lines(ran, tiny_bundle, tmp_path):
     """A program that reads them finds paths and hashes in one piece, and no blanks at the end."""
     deep = tmp_path / ("a folder with a long name " * 4).strip()
