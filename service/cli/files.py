@@ -38,7 +38,7 @@ def check(out: Path, suffixes: Sequence[str] = IMAGES) -> None:
     """Whether `out` can be written, before anything is computed. Raises InvalidInput."""
     if out.suffix not in suffixes:
         named = " or ".join(suffix for suffix in suffixes if suffix)
-        directory = ", or a directory" if "" in suffixes else ""
+        directory = ", or for a directory one without a dot" if "" in suffixes else ""
         raise InvalidInput(f"{out}: use a name that ends in {named}{directory}")
     if out.exists() and out.is_dir() != (not out.suffix):
         raise InvalidInput(f"{out} is a {'directory' if out.suffix else 'file'}: use another name")

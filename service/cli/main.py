@@ -140,7 +140,10 @@ def key(
     fresh = new_key()
     line = key_line(fresh, name)
     if file is not None:
-        append_line(file, line)
+        from service.cli.files import naming
+
+        with naming(file):
+            append_line(file, line)
     if as_json:
         place = None if file is None else str(file)
         made("", {"name": name, "key": fresh, "line": line, "file": place}, as_json=True)

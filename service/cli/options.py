@@ -131,11 +131,19 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if not is_reported(error):
                 raise
-            for line in str(error).splitlines() or ["unknown error"]:
+            for line in _words(error).splitlines() or ["unknown error"]:
                 typer.echo(printable(f"iafvae: error: {line}"), err=True)
             raise typer.Exit(1) from None
 
     return run
+
+
+def _words(error: Exception) -> str:
+    """An error for people: of the system's without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        name = "" if error.filename is None else f"{error.filename}: "
+        return f"{name}{error.strerror}"
+    return str(error)
 
 
 def is_reported(error: Exception) -> bool:

@@ -366,6 +366,8 @@ def test_many_bundles_are_verified_with_their_whole_hashes(cli, root, edition, p
         (("report", ".", "--fdr", 1), 1, "fdr must be between 0 and 1, not 1.0"),
         (("sample", "-n", 0), 2, "n"),
         (("sample", "-o", "a.gif"), 1, ".png or .npy"),
+        (("sample", "-o", "v1.2/"), 1, ".png or .npy, or for a directory one without a dot"),
+        (("sample", "--prior-eps", "no.npy"), 1, "error: no.npy: No such file or directory"),
         (("sample", "--bundle", "nowhere"), 1, "no bundle at nowhere"),
         (("sample", "--model", "other"), 1, "'other'"),
         (("sample", "--url", "http://127.0.0.1:9"), 1, "no answer"),
