@@ -51,7 +51,7 @@ def curve(
     for found in () if as_json else document["runs"]:
         console.print(
             f"{found['run']}: {found['minutes']:.1f} minutes, step {found['step']}, "
-            f"{found['epochs']} epochs",
+            f"{found['epochs']} epoch{'' if found['epochs'] == 1 else 's'}",
             highlight=False,
             soft_wrap=True,
         )

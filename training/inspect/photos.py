@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from service.cli.output import counted
 from service.cli.report import MASKS, NORMAL
 from service.errors import IafvaeError
 from training.data.image_files import (
@@ -187,9 +188,9 @@ def _readable(
         sizes.append(header.size)
     notes = []
     if faults:
-        notes.append(f"{len(faults)} files cannot be read and are left out: {faults[0]}")
+        notes.append(f"left out, {counted(len(faults), 'file')} that cannot be read: {faults[0]}")
     if copies:
-        notes.append(f"{copies} copies of other images are left out")
+        notes.append(f"left out as copies of other images: {copies}")
     return kept, sizes, notes
 
 

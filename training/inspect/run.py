@@ -25,6 +25,7 @@ from rich.progress import Progress, track
 
 from service.cli.inputs import Fit
 from service.cli.local import LocalClient
+from service.cli.output import counted
 from service.cli.report import ReportOptions, write_report
 from service.codecs.images import fit_array
 from service.codecs.png import encode_png
@@ -113,7 +114,7 @@ def inspect_folder(
             )
             say(f"the model: {plan.line()}")
         if broken := _prepare(out, sets, photos, plan, console):
-            say(f"{len(broken)} broken files are left out: {broken[0]}")
+            say(f"left out, {counted(len(broken), 'broken file')}: {broken[0]}")
         if not trained:
             data = {"name": f"{FOLDER_PREFIX}{(out / 'images').absolute()}", "size": plan.size}
             result = fit(

@@ -111,6 +111,8 @@ def test_the_command(tmp_path: Path, monkeypatch, capsys) -> None:
     assert "one: 4.8 minutes, step 230, 2 epochs" in said
     assert (one / "curve.png").is_file()
     assert json.loads((one / "curve.json").read_text())["unit"] == "nats"
+    young = run_of(tmp_path, "young", records=RECORDS[:3])
+    assert "step 100, 1 epoch written" in called(["curve", young], monkeypatch, capsys)[1]
     for words, named in (
         (["curve", one, bits, "--out", tmp_path / "out"], "share no axis"),
         (["curve", one, one], "give --out"),

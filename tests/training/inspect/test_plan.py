@@ -49,8 +49,8 @@ def test_a_plain_folder_and_one_with_tests(tmp_path):
     assert (len(photos.usual_test), len(photos.usual_more)) == (0, 3)
     assert {kind: len(files) for kind, files in photos.classes.items()} == {"scratch": 2}
     told = "\n".join(photos.lines())
-    assert "1 files cannot be read" in told
-    assert "1 copies" in told
+    assert "left out, 1 file that cannot be read: " in told
+    assert "left out as copies of other images: 1" in told
 
 
 def test_images_that_are_named_good_and_others_are_not_learned_alike(tmp_path):
