@@ -106,7 +106,8 @@ class RecipeOptions:
     resume: bool = option(
         False,
         "Go on with the run in --out, as it was configured; only --epochs, "
-        "--decay-fraction and --importance-samples may differ, and the number of processes.",
+        "--decay-fraction and --importance-samples may differ, the number of processes, and with "
+        "--data the place of a folder that was moved.",
         "--resume",
     )
 

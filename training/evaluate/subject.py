@@ -11,8 +11,8 @@ import torch
 from model.config import ConfigError
 from service.bundle import Bundle, BundleError, load_bundle
 from service.codecs.images import FitMode
-from training.data import DATASETS, FOLDER_PREFIX, ImageData, Split, load_dataset
-from training.errors import EvaluationError
+from training.data import DATASETS, FOLDER_PREFIX, ImageData, Split, folder_path, load_dataset
+from training.errors import DataError, EvaluationError
 from training.evaluate.scorers import BundleScorer, ModelScorer, Scorer
 from training.fit.device import choose_device
 from training.runs.checkpoint import Weights, load_run, weights_used
@@ -133,7 +133,16 @@ def run_images(config: Mapping[str, Any], split: Split, data_dir: Path | None) -
     """One split of the images that a run was trained on, at its size."""
     data = config["data"]
     shape = config["model"]["image_shape"]
-    return _images(str(data["name"]), split, data_dir, shape, data.get("fit", "crop"))
+    name = str(data["name"])
+    try:
+        return _images(name, split, data_dir, shape, data.get("fit", "crop"))
+    except DataError as error:
+        if name.startswith(FOLDER_PREFIX) and not os.path.exists(folder_path(name, data_dir)):  # noqa: PTH110
+            raise DataError(
+                f"{error} Where the run's images lie elsewhere now, say so once: iafvae-train fit "
+                "--resume --data folder:PATH --out RUN."
+            ) from None
+        raise
 
 
 def _images(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import RunConfig, run_config_from_dict
+from training.data import FOLDER_PREFIX
 from training.errors import TrainingError
 from training.files import write_bytes, write_json
 from training.overrides import PARTS
@@ -42,7 +43,8 @@ def read_config(run_dir: Path) -> RunConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise TrainingError(
-            f"{run_dir} holds no run ({CONFIG_FILE} is missing); start one without --resume"
+            f"{run_dir} holds no run ({CONFIG_FILE} is missing): name the directory that "
+            "`iafvae-train fit --out` has written, whole"
         ) from None
     except ValueError as error:
         raise TrainingError(f"{path} is not readable JSON: {error}") from error
@@ -96,6 +98,8 @@ def _check_same(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
     if not now.train.free_bits_nats:  # micro-batches then add up to the same step
         may_change.add("optim.accumulate")
     old, new = before.to_dict(), now.to_dict()
+    if all(each.data.name.startswith(FOLDER_PREFIX) for each in (before, now)):
+        may_change.add("data.name")  # a folder that was moved: its images are compared
     changed = [
         f"{part}.{key}: {old[part].get(key)} then, {value} now"
         for part in PARTS
@@ -105,8 +109,8 @@ def _check_same(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
     if changed:
         raise TrainingError(
             f"{run_dir} was started with another configuration ({'; '.join(changed)}); only "
-            "--epochs, --importance-samples and --decay-fraction may change at a resume, and "
-            "--accumulate where there are no free bits"
+            "--epochs, --importance-samples and --decay-fraction may change at a resume, the place "
+            "of a folder's images (--data), and --accumulate where there are no free bits"
         )
 
 

@@ -17,7 +17,7 @@ from model.config import ResnetVaeConfig
 from service.bundle import load_bundle
 from training.cli.main import main
 from training.data import ImageData, drawn_pixels
-from training.errors import EvaluationError
+from training.errors import DataError, EvaluationError
 from training.evaluate import subject as module
 from training.evaluate.evaluate import evaluate_images, evaluate_model, pieces
 from training.evaluate.scorers import BundleScorer, ModelScorer
@@ -202,3 +202,9 @@ def test_the_memory_that_an_evaluation_takes_is_below_what_was_stated():
         grown.append(float(done.stdout))
         assert grown[-1] <= gib
     assert grown[1] > grown[0] + 0.02  # what is allowed is used
+
+
+def test_a_folder_that_was_moved_is_asked_for(tmp_path):
+    config = {"data": {"name": f"folder:{tmp_path / 'gone'}"}, "model": {"image_shape": [1, 4, 4]}}
+    with pytest.raises(DataError, match=r"no folder .*gone.* fit --resume --data folder:"):
+        module.run_images(config, "test", None)

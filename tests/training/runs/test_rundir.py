@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config import run_preset
+from training.config import RunConfig, run_preset
 from training.errors import TrainingError
 from training.files import write_bytes
 from training.runs.directory import locked, open_run, read_config, write_config
@@ -50,6 +50,24 @@ def test_a_configuration_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     changed = replace(CONFIG, optim=replace(CONFIG.optim, batch_size=7))
     with pytest.raises(TrainingError, match=r"optim\.batch_size: 128 then, 7 now"):
         open_run(tmp_path, changed, resume=True)
+
+
+def test_a_folder_of_images_may_have_been_moved(tmp_path: Path) -> None:
+    """Whether they are the same images is seen when the checkpoint is read."""
+
+    def on(name: str) -> RunConfig:
+        return replace(CONFIG, data=replace(CONFIG.data, name=name))
+
+    write_config(tmp_path, on("folder:/old"), {})
+    open_run(tmp_path, on("folder:/new"), resume=True)
+    with pytest.raises(TrainingError, match=r"data\.name: folder:/old then, mnist now"):
+        open_run(tmp_path, on("mnist"), resume=True)
+
+
+def test_what_is_no_run_gets_advice_for_every_command(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="name the directory that") as refused:
+        read_config(tmp_path)
+    assert "--resume" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
