@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 HEADS = ("file", "log p(x)", "± s.e.", "bits/dim", "p-value", "verdict")
 SHORT = ("file", "p-value", "verdict")
-NARROW = 60  # columns of a terminal: in fewer there is room for the short table alone
+NARROW = 72  # columns of a terminal: in fewer there is room for the short table alone
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a cell that is computed begins with
 UNBOUNDED = 10_000  # columns of what is no terminal: a program that reads it wants whole lines
 

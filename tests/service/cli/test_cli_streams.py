@@ -108,6 +108,8 @@ def test_what_is_no_terminal_gets_whole_lines(ran, tiny_bundle, tmp_path):
 def test_a_narrow_terminal_gets_a_short_table(ran, folder):
     head = ran("score", folder, COLUMNS="40").decode().splitlines()[1]
     assert re.findall(r"[\w-]+", head) == ["file", "p-value", "verdict"]
+    table = ran("score", folder, COLUMNS="70").decode()
+    assert "ordinary" in table or "anomalous" in table  # in one piece
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["output", "error"])
