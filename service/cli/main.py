@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Literal
 
 import typer
@@ -26,6 +28,7 @@ from service.cli.options import (
     reported,
     to_file,
 )
+from service.server.signals import follow, leave
 from service.streams import occupy_standard_streams
 
 __all__ = ["app", "main"]
@@ -83,8 +86,6 @@ def serve(
       iafvae serve --port 9000
       iafvae serve --models runs/bundles --provider cuda --host 0.0.0.0
     """
-    from service.server.signals import follow, leave
-
     follow(leave)  # what is imported next takes seconds on a busy machine
     try:
         from service.server.run import serve as run
@@ -306,9 +307,18 @@ def push(
 plain_help(app)
 
 
+def _end(_: int, frame: FrameType | None) -> None:
+    """End a command as Ctrl-C does: what is half written is removed."""
+    interrupt = signal.getsignal(signal.SIGINT)  # asyncio's own while it runs
+    if not callable(interrupt):  # a shell's background jobs ignore it
+        raise KeyboardInterrupt
+    interrupt(signal.SIGINT, frame)
+
+
 def main() -> None:
     """Entry point of the console command."""
     occupy_standard_streams()
+    follow(_end)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file may have any name
             stream.reconfigure(errors="backslashreplace")

@@ -112,6 +112,25 @@ def test_a_narrow_terminal_gets_a_short_table(ran, folder):
     assert "ordinary" in table or "anomalous" in table  # in one piece
 
 
+TERMINATED = """
+import os, signal, numpy as np
+from service.cli.local import LocalClient
+def stream(*_, **__):
+    yield np.zeros((1, 1, 4, 4), np.uint8)
+    os.kill(os.getpid(), signal.SIGTERM)
+    yield np.zeros((1, 1, 4, 4), np.uint8)
+LocalClient.stream = stream
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends a process there at once")
+def test_what_sigterm_ends_leaves_nothing_half_written(ran, tmp_path):
+    out = tmp_path / "here"
+    out.mkdir()
+    ran("sample", "-n", 2000, "-o", out / "a.npy", program=TERMINATED + MAIN, code=130)
+    assert not list(out.iterdir())
+
+
 @pytest.mark.parametrize("number", [1, 2], ids=["output", "error"])
 @pytest.mark.parametrize("form", ["--csv", "--json", None])
 def test_a_stream_that_is_closed_takes_nothing(ran, folder, number, form):
