@@ -154,7 +154,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return _read(path)
     candidates = _candidates(path / FOLDER)
     if not candidates:
-        raise CheckpointError(f"There are no checkpoints in {path}: is it the directory of a run?")
+        raise CheckpointError(
+            f"There are no checkpoints in {path}: it is no run's directory, or its training has "
+            "not saved one yet (it does within minutes, and when it ends)."
+        )
     faults: list[str] = []
     for candidate in candidates:
         try:
