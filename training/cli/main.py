@@ -237,7 +237,10 @@ def main() -> None:
     except SystemExit as end:
         code = end.code
     except (TrainingError, ConfigError, OSError) as error:  # OSError: a disk, a permission
-        code, text = 1, f"error: {_place()}{error}"
+        words = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            words = f"{error.filename}: {error.strerror}"
+        code, text = 1, f"error: {_place()}{words}"
         errors.print(text, style="red", highlight=False, soft_wrap=True)
     if _place():  # Gloo's threads may abort an interpreter that ends in order
         from training.fit.distributed import leave

@@ -24,6 +24,7 @@ from rich.progress import Progress
 
 from model.contract import DensityModel
 from service.bundle import (
+    MANIFEST,
     SCHEMA_VERSION,
     Bundle,
     BundleError,
@@ -152,10 +153,25 @@ def refused(out: Path) -> Iterator[None]:
         raise ExportError(f"No bundle was written at {out}: {error}") from error
 
 
-def check_place(out: Path) -> None:
-    """Raise `ExportError` where `out` is neither free nor a bundle, which would be replaced."""
+def check_place(out: Path, name: str | None = None) -> None:
+    """Raise `ExportError` where `out` is neither free nor a bundle, which would be replaced; with
+    `name` also where it is a bundle of another name."""
     with refused(out):
         refuse_strangers(out)
+        there = _name_at(out)
+        if name is not None and there not in (None, name):
+            raise BundleError(
+                f"the bundle {there} is there, not {name}: give another directory, or remove it "
+                "yourself"
+            )
+
+
+def _name_at(out: Path) -> str | None:
+    """What the bundle at `out` is called, None where there is none or it is broken."""
+    try:
+        return str(json.loads((out / MANIFEST).read_bytes())["name"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _graph_files(fields: dict[str, Any], built: Graphs) -> Contents:

@@ -43,11 +43,11 @@ def export_run(
     `evaluate-anomaly` found of them, and the curve of its training. `calibrate=False` needs no
     images and gives a bundle without p-values.
     """
-    check_place(out)  # before the images are read, and the graphs made
     config, model, checkpoint = load_run(run, weights=weights)
     run_dir = checkpoint.run_dir
     data = public_name(str(config["data"]["name"]))
     name = name or _default_name(run_dir, config)
+    check_place(out, name)  # before the images are read, and the graphs made
     details = BundleDetails(
         name=name,
         version=version,

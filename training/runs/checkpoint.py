@@ -160,10 +160,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     faults: list[str] = []
     for candidate in candidates:
+        if faults:
+            logger.warning("%s Trying the one before it.", faults[-1])
         try:
             found = _read(candidate)
         except CheckpointError as error:
-            logger.warning("%s Trying the one before it.", error)
             faults.append(str(error))
         else:
             return replace(found, faults=tuple(faults))

@@ -142,6 +142,18 @@ def test_a_place_that_is_no_bundle_is_refused_before_any_work(run, tmp_path, mon
         export_run(run, tmp_path / "file")
 
 
+def test_a_bundle_of_another_name_is_not_replaced(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "export_bundle", lambda *arguments, **_: arguments[2].name)
+    manifest = tmp_path / "bundle" / "manifest.json"
+    manifest.parent.mkdir()
+    manifest.write_text('{"name": "other"}')
+    with pytest.raises(ExportError, match="the bundle other is there, not tiny"):
+        export_run(run, manifest.parent, calibrate=False)
+    for own in ('{"name": "tiny"}', "broken"):
+        manifest.write_text(own)
+        assert export_run(run, manifest.parent, calibrate=False) == "tiny"
+
+
 def test_missing_images_name_the_way_without_them(run, tmp_path, monkeypatch):
     def none(*_, **__):
         raise DataError("There are none.")

@@ -115,12 +115,13 @@ def test_a_lost_or_wrong_pointer_does_no_harm(tmp_path):
     assert load_checkpoint(tmp_path).step == 2
 
 
-def test_no_checkpoint_and_no_good_checkpoint_are_told_apart(tmp_path):
+def test_no_checkpoint_and_no_good_checkpoint_are_told_apart(tmp_path, caplog):
     with pytest.raises(CheckpointError, match=r"no checkpoints.* not saved one yet"):
         load_checkpoint(tmp_path)
     flip(save(tmp_path, 1) / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"No checkpoint .* is whole.*model\.safetensors"):
         load_checkpoint(tmp_path)
+    assert "before it" not in caplog.text  # there is none
     with pytest.raises(CheckpointError, match="damaged"):
         load_checkpoint(tmp_path / "checkpoints" / "step-00000001")
 
