@@ -113,9 +113,11 @@ class RecipeOptions:
 
     def config(self) -> RunConfig:
         """What the run was started with, or the preset, with what is given here."""
-        from training.runs.directory import read_config
+        from training.runs.directory import CONFIG_FILE, read_config
 
         begun = self.resume and self.preset is None
+        if begun and not (self.out / CONFIG_FILE).exists():
+            raise ConfigError(f"{self.out} holds no run; start one without --resume")
         base = read_config(self.out) if begun else run_preset(self.preset or "mnist")
         config = with_settings(overridden(base, self._overrides()), self.settings or [])
         falls = config.optim.schedule in ("trapezoid", "budget")

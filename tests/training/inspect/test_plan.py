@@ -314,7 +314,7 @@ def test_why_images_are_too_few_and_that_sizes_differ(tmp_path):
     deep.mkdir()
     for i in range(41):
         Image.fromarray(np.full((8, 8), 900 + i, np.uint16)).save(deep / f"{i}.png")
-    with pytest.raises(DataError, match=r"too few .*41 files cannot be read.* 16 bits"):
+    with pytest.raises(DataError, match=r"too few .*41 files that cannot be read.* 16 bits"):
         find_photos(deep)
     for i in range(41):
         Image.fromarray(np.full((8, 8 + i // 40), 100 + i, np.uint8)).save(deep / f"{i}.png")
