@@ -74,7 +74,9 @@ class Neighbours:
         self._marginals = Marginals(values)
         deviations = self._marginals(values)
         self._centre = deviations.mean(axis=0)
-        covariance = np.atleast_2d(np.cov(deviations.T)) + RIDGE * np.eye(values.shape[1])
+        centred = deviations - self._centre
+        covariance = np.einsum("ms,mt->st", centred, centred) / (len(values) - 1)
+        covariance += RIDGE * np.eye(values.shape[1])
         self._whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T  # [S, S]
         points = self._whitened(deviations)
         self._squares = np.square(points).sum(axis=1)
