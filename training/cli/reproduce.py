@@ -20,7 +20,15 @@ from training.cli.reproduce_options import (
     command_line,
 )
 from training.fit.signals import EXIT_CODES
-from training.reproduce.experiments import Experiment, figure7, selected, table1, table3, table4
+from training.reproduce.experiments import (
+    Experiment,
+    figure7,
+    priors,
+    selected,
+    table1,
+    table3,
+    table4,
+)
 
 if TYPE_CHECKING:
     from training.reproduce.measures import Measurement
@@ -123,6 +131,24 @@ def _table1(options: TableOptions) -> None:
         --budget-minutes 20
     """
     _table(table1(options.overrides()), options, importance_samples=128)
+
+
+@app.command("priors")
+@with_options(TableOptions)
+def _priors(options: TableOptions) -> None:
+    """MNIST: a flow as the posterior, the prior, or both.
+
+    The posterior is a diagonal Gaussian or IAF, the prior a normal or a coupling flow (Real NVP).
+
+    Rows: diagonal, diagonal-coupling, iaf-2x320, iaf-2x320-coupling. In one --out with table1
+    they share runs.
+
+    \b
+    Example:
+      iafvae-train reproduce priors --out runs/table1 --epochs 25 \\
+        --learning-rate 0.006
+    """
+    _table(priors(options.overrides()), options, importance_samples=128)
 
 
 @app.command("table3")

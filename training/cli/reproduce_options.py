@@ -100,7 +100,7 @@ class TableOptions(Options):
 
     split: str = option("test", "Measure on test (final figures) or validation (while you choose).")
     importance_samples: int | None = option(
-        None, "K of the importance-weighted bound (table1: 128, others: 1).", min=1
+        None, "K of the importance-weighted bound (MNIST: 128, CIFAR-10: 1).", min=1
     )
     evaluation_seed: int = option(0, "Of the measurement's binarisation and latents.", min=0)
     limit: int | None = option(None, "Measure on the first N images only.", min=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from model.config import (
@@ -11,7 +13,16 @@ from model.config import (
     IafPosterior,
     ResnetVaeConfig,
 )
-from training.reproduce.experiments import FREE_BITS, figure7, selected, table1, table3, table4
+from model.priors import CouplingPrior, StandardNormalPrior
+from training.reproduce.experiments import (
+    FREE_BITS,
+    figure7,
+    priors,
+    selected,
+    table1,
+    table3,
+    table4,
+)
 
 
 def by_key(experiment):
@@ -41,6 +52,18 @@ def test_table_1_is_the_papers():
             steps, width = key.removeprefix("iaf-").split("x")
             assert posterior == IafPosterior(steps=int(steps), hidden=(int(width), int(width)))
     assert all(row.config.data.name == "mnist" for row in rows.values())
+
+
+def test_priors_and_posteriors_are_crossed_on_table_1s_rows():
+    rows, published = by_key(priors()), by_key(table1())
+    assert list(rows) == ["diagonal", "diagonal-coupling", "iaf-2x320", "iaf-2x320-coupling"]
+    for posterior in ("diagonal", "iaf-2x320"):
+        normal, coupling = rows[posterior], rows[f"{posterior}-coupling"]
+        assert normal.config == published[posterior].config  # in one directory they share the run
+        assert normal.paper == published[posterior].paper
+        assert normal.config.model.prior == StandardNormalPrior()
+        assert coupling.config.model == replace(normal.config.model, prior=CouplingPrior())
+        assert not coupling.paper  # which has no such prior
 
 
 def test_every_table_says_that_expressive_posteriors_are_better():
@@ -120,7 +143,7 @@ def test_figure_7_changes_the_minimum_alone():
     assert some.rows[0].config.model.depth == 3
 
 
-@pytest.mark.parametrize("make", [table1, table3, table4, figure7])
+@pytest.mark.parametrize("make", [table1, priors, table3, table4, figure7])
 def test_keys_are_unique_and_safe_as_directories(make):
     keys = [row.key for row in make().rows]
     assert len(set(keys)) == len(keys)
