@@ -41,8 +41,10 @@ def test_delta_method_agrees_with_the_spread_over_repetitions():
 
 
 def test_one_sample_is_the_elbo_without_an_error():
-    got = estimate(np.array([[-3.0], [np.nan]], dtype=np.float32))
+    one = np.array([[-3.0], [np.nan]], dtype=np.float32)
+    got = estimate(one)
     assert got.log_likelihood_nats[0] == got.elbo_nats[0] == -3.0
+    np.testing.assert_array_equal(log_likelihoods(one), got.log_likelihood_nats)
     assert np.isnan(got.standard_error_nats).all()
     assert got.effective_sample_size.tolist() == [1.0, 1.0]
     assert got.finite.tolist() == [True, False]
