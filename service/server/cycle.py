@@ -59,6 +59,10 @@ class Cycle(RequestResponseCycle):
                 self.keep_alive = False
                 continue  # it is said below, once
             headers.append(header)
+        if self.more_body:
+            # Some proxies (HAProxy 2.6) send another's request where the rest of this one's body
+            # is expected, on a connection that stays open.
+            self.keep_alive = False
         if not self.keep_alive:
             headers.append((b"connection", b"close"))
         if self.chunked_encoding is None and status not in BODILESS:

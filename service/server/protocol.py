@@ -19,7 +19,10 @@ from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.api.response.problems import document_of
 from service.api.security.admission import Admission
+from service.api.security.middleware import SECURITY_HEADERS, request_id
+from service.errors import BadRequest
 from service.server.cycle import Cycle, head
 
 __all__ = ["BoundedHttp"]
@@ -97,6 +100,7 @@ class BoundedHttp(HttpToolsProtocol):
     _unsent, _step = 0, WRITE_BYTES  # bytes that waited for the client then; that it must take
     _taken: Callable[[], None] | None = None  # to be called when it has them
     _timer: asyncio.TimerHandle
+    url = b""  # of the last request, as it stands in its head
     _active: Cycle | None = None  # the last that was begun with
     _reading_head = False
     _outside = 0  # bytes that were read and belong to no body
@@ -169,8 +173,7 @@ class BoundedHttp(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             if not self._deaf:
                 unclear = isinstance(error.__context__, _UnclearError)
-                why = str(error.__context__) if unclear else "Invalid HTTP request received."
-                self.send_400_response(why)
+                self.send_400_response(str(error.__context__) if unclear else _why(error))
             return
         if self._outside > MAX_HEAD_BYTES and not self._deaf:
             self.send_400_response(f"Headers above {MAX_HEAD_BYTES} bytes.")
@@ -234,7 +237,8 @@ class BoundedHttp(HttpToolsProtocol):
         sends = self._deaf or (self.cycle is not None and self.cycle.more_body)
         self._closing = self._deaf = True
         unsent = self.transport.get_write_buffer_size()
-        self._deadline = self.loop.time() + (WRITE_SECONDS if unsent else CLOSE_SECONDS)
+        seconds = DRAIN_SECONDS if sends else CLOSE_SECONDS
+        self._deadline = self.loop.time() + (WRITE_SECONDS if unsent else seconds)
         if sends:
             self.flow.resume_reading()
             self.transport.end_writing()
@@ -270,6 +274,8 @@ class BoundedHttp(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return  # the parser will stop behind it: `_decline`
         self._check_head()
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # such a client knows no 100 (RFC 9110, 10.1.1)
         self._reading_head, self._deadline = False, math.inf
         super().on_headers_complete()
         self.headers = NOWHERE
@@ -371,6 +377,8 @@ class BoundedHttp(HttpToolsProtocol):
     def _refuse(self, cycle: RequestResponseCycle, scope: Scope, admission: Admission) -> None:
         status, headers, body = admission.whole_refusal(scope)
         headers = [*cycle.default_headers, *headers]
+        if self.expect_100_continue or _is_long(scope):
+            cycle.keep_alive = False  # as in Cycle: not all of its body is here
         if not cycle.keep_alive:
             headers.append((b"connection", b"close"))
         self.transport.write(head(status, headers) + b"\r\n" + body)
@@ -390,17 +398,14 @@ class BoundedHttp(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        elif self.cycle.more_body:  # an early answer: the rest is read, unless it may never come
-            self._drained = 0
-            if self.expect_100_continue:
-                self.transport.close()
-            else:
-                self._deadline = self.loop.time() + DRAIN_SECONDS
+        elif self.cycle.more_body:  # a refusal: the rest is on its way
+            self._drained, self._deadline = 0, self.loop.time() + DRAIN_SECONDS
         elif not self._reading_head:
             self._idle()
 
     def _idle(self) -> None:
-        self._deadline = self.loop.time() + self.timeout_keep_alive
+        if not self._closing:
+            self._deadline = self.loop.time() + self.timeout_keep_alive
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be framed if it is its turn; nothing after it is read."""
@@ -410,7 +415,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._deaf = True
         active = self._active
         if active is None or active.response_complete:
-            super().send_400_response(msg)
+            self._say_400(msg)
         elif active is not self.cycle or not active.more_body:  # it stands behind others
             if self.cycle.more_body:
                 self.pipeline.popleft()
@@ -420,4 +425,37 @@ class BoundedHttp(HttpToolsProtocol):
             self.transport.close()
         else:
             self._abandon()
-            super().send_400_response(msg)
+            self._say_400(msg)
+
+    def _say_400(self, why: str) -> None:
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        scope: Scope = {"path": path, "headers": []}
+        name = request_id(scope)
+        scope["state"] = {"request_id": name.decode("ascii")}
+        body, media_type = document_of(BadRequest(why), scope)
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", media_type.encode("ascii")),
+            (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", name),
+            *SECURITY_HEADERS,
+            (b"connection", b"close"),
+        ]
+        self.transport.write(head(400, headers) + b"\r\n" + body)
+        self.transport.close()
+
+
+def _is_long(scope: Scope) -> bool:
+    """Whether the request has a body that hardly came with its head."""
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) > AT_ONCE
+        if name == b"transfer-encoding":
+            return True
+    return False
+
+
+def _why(error: httptools.HttpParserError) -> str:
+    """What the parser says, where it is about the request and not about our callbacks."""
+    is_ours = isinstance(error, httptools.HttpParserCallbackError)
+    return "The request is not valid HTTP/1.1" + ("." if is_ours else f": {error}.")

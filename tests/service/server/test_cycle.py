@@ -36,7 +36,7 @@ def body(data=b"", *, more=False):
     return {"type": "http.response.body", "body": data, "more_body": more}
 
 
-def sent(*messages, method="GET", keep_alive=True):
+def sent(*messages, method="GET", keep_alive=True, more_body=False):
     async def main():
         wire = Wire()
         cycle = Cycle(
@@ -52,6 +52,7 @@ def sent(*messages, method="GET", keep_alive=True):
             keep_alive=keep_alive,
             on_response=lambda: wire.sent.append("next"),
         )
+        cycle.more_body = more_body
         for message in messages:
             await cycle.send(message)
         return wire.sent
@@ -142,3 +143,8 @@ def test_no_header_holds_another(value, place):
     header[place] = value
     with pytest.raises(RuntimeError, match="line break"):
         head(200, [(b"a", b"b"), tuple(header)])
+
+
+def test_an_answer_before_the_end_of_the_body_is_the_last():
+    answer = sent(start(LENGTH), body(b"good"), more_body=True)
+    assert b"connection: close" in answer[0]

@@ -16,6 +16,19 @@ EARLY = b"POST /early HTTP/1.1\r\nhost: t\r\ncontent-length: %d\r\n\r\n"
 CHUNKED = b"POST /early HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
+class Full:
+    """Refuses every request before it is a task."""
+
+    def refuses(self, scope):
+        return True
+
+    def whole_refusal(self, scope):
+        return 429, [(b"content-length", b"0")], b""
+
+    def unread(self, scope, size):
+        return None
+
+
 def run(work):
     return uvloop.run(work())
 
@@ -44,15 +57,48 @@ def test_no_state_lasts_for_ever(line, parts, status):
 
 
 def test_what_follows_an_early_answer_is_read_within_bounds(line, monkeypatch):
-    """A client that reads nothing before it has sent all gets its answer, and may go on."""
+    """A client that reads nothing before it has sent all gets its answer."""
     monkeypatch.setattr(protocol, "DRAIN_SECONDS", 5.0)
 
     async def work():
         async with line() as server:
             whole = EARLY % 1_000_000 + b"x" * 1_000_000
-            answer, closed = await server.talk(whole[:100_000], whole[100_000:], GET)
+            answer, closed = await server.talk(whole[:100_000], whole[100_000:])
             assert answer.startswith(b"HTTP/1.1 401")
-            assert answer.count(b"HTTP/1.1 200") == 1
+            assert closed
+
+    run(work)
+
+
+@pytest.mark.parametrize("admission", [None, Full()])
+@pytest.mark.parametrize(
+    ("head", "part"),
+    [
+        (EARLY % 100_000, b"x" * 50_000),
+        (CHUNKED, b"5\r\nab"),
+        (EARLY.replace(b"host", b"expect: 100-continue\r\nhost") % 9, b""),
+    ],
+)
+def test_behind_half_a_body_nobody_elses_request_is_taken(line, admission, head, part):
+    """HAProxy 2.6 with HTTP/2 sends one there, where the connection stays open: it was lost."""
+
+    async def work():
+        async with line(admission=admission) as server:
+            answer, closed = await server.talk(head + part)
+            assert answer.startswith(b"HTTP/1.1 429" if admission else b"HTTP/1.1 401")
+            assert b"connection: close" in answer
+            assert closed
+
+    run(work)
+
+
+@pytest.mark.parametrize("admission", [None, Full()])
+def test_behind_an_early_answer_and_its_whole_body_the_next_is(line, admission):
+    async def work():
+        async with line(admission=admission) as server:
+            answer, closed = await server.talk(EARLY % 4 + b"body", EARLY % 4 + b"body")
+            assert answer.count(b"HTTP/1.1 4") == 2
+            assert b"connection: close" not in answer
             assert not closed
 
     run(work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 import uvloop
@@ -110,6 +111,12 @@ def test_what_cannot_be_framed_waits_for_its_turn(line, bad, wait_until):
         (b"GET / HTTP/1.1\r\nHost: a\r\nhost: a\r\n\r\n", b"400", b"A request names one Host."),
         (b"GET / HTTP/1.0\r\nhost: a\r\nhost: b\r\n\r\n", b"400", b"A request names one Host."),
         (b"GET / HTTP/1.0\r\n\r\n", b"200", b"bytes"),
+        (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", b"400", b"The request is not valid HTTP/1.1: I"),
+        (
+            b"GET a://:x HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"400",
+            b"The request is not valid HTTP/1.1",
+        ),
         (
             b"POST / HTTP/1.1\r\nhost: t\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
             *(b"400", b"Transfer-Encoding may only be chunked."),
@@ -126,7 +133,17 @@ def test_what_cannot_be_framed_waits_for_its_turn(line, bad, wait_until):
             *(b"400", b"A request has at most 256 headers."),
         ),
     ],
-    ids=["no host", "a host twice", "two hosts, 1.0", "no host, 1.0", "gzip", "chunked", "many"],
+    ids=[
+        "no host",
+        "a host twice",
+        "two hosts, 1.0",
+        "no host, 1.0",
+        "space",
+        "no port",
+        "gzip",
+        "chunked",
+        "many",
+    ],
 )
 def test_what_a_proxy_could_read_otherwise_is_not_answered(line, head, status, why):
     async def work():
@@ -136,8 +153,35 @@ def test_what_a_proxy_could_read_otherwise_is_not_answered(line, head, status, w
             writer.write(head)
             answer = await reader.read()
             assert answer.split(b" ", 2)[1] == status
-            assert answer.endswith(why)
+            assert why in answer
+            if status == b"400":
+                assert b"content-type: application/problem+json" in answer
+                problem = json.loads(answer.partition(b"\r\n\r\n")[2])
+                assert problem["detail"].encode("ascii").startswith(why)
+                assert b"x-request-id: " + problem["request_id"].encode("ascii") in answer
             assert len(server.asked) == (status == b"200")
+
+    run(work)
+
+
+def test_under_v2_what_is_no_http_is_told_in_its_form(line):
+    async def work():
+        async with line() as server:
+            answer, closed = await server.talk(b"POST /v2/models HTTP/1.1\r\nhost : t\r\n\r\n")
+            assert list(json.loads(answer.partition(b"\r\n\r\n")[2])) == ["error"]
+            assert closed
+
+    run(work)
+
+
+@pytest.mark.parametrize(("version", "interim"), [(b"1.0", 0), (b"1.1", 1)])
+def test_only_who_knows_100_continue_gets_it(line, version, interim):
+    async def work():
+        async with line() as server:
+            head = b"POST / HTTP/%b\r\nhost: t\r\nexpect: 100-continue\r\ncontent-length: 1\r\n\r\n"
+            answer, _ = await server.talk(head % version, b"x")
+            assert answer.count(b"100 Continue") == interim
+            assert answer.count(b"HTTP/1.1 200") == 1
 
     run(work)
 
