@@ -136,10 +136,31 @@ def _check_process(code: int, what: str) -> None:
         )
 
 
-def _png(data: bytes, what: str, max_parts: int) -> Header:
-    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+def _check_frame(depth: int, height: int, channels: int, what: str) -> None:
+    if depth != 8:
+        raise _too_deep(depth, what)
+    if channels == 4:
+        raise WrongDtype(f"{what} has colour space CMYK: save it as RGB or grey")
+    if not height:  # B.2.2
+        raise UndecodableImage(
+            f"{what} is a JPEG that says its height behind its pixels (DNL), if at all, which is "
+            "not read: save it again"
+        )
+
+
+def _check_first_chunk(data: bytes, what: str) -> None:
+    if data[12:16] == b"CgBI":
+        raise UndecodableImage(
+            f"{what} is a PNG as Xcode alters it for iOS (CgBI), which is not read: send the PNG "
+            "that it was made of, or save it again"
+        )
     if data[12:16] != b"IHDR" or data[8:12] != b"\0\0\0\x0d":
         raise broken(what, "its first chunk is not IHDR")
+
+
+def _png(data: bytes, what: str, max_parts: int) -> Header:
+    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    _check_first_chunk(data, what)
     if depth == 16:
         raise _too_deep(depth, what)
     at, orientation, parts, kind = 33, 1, 0, b""
@@ -208,10 +229,7 @@ def _jpeg(data: bytes, what: str, max_parts: int) -> Header:
     if frame is None or not first_scan:
         raise broken(what, "it ends before its pixels")
     depth, height, width, channels = frame
-    if depth != 8:
-        raise _too_deep(depth, what)
-    if channels == 4:
-        raise WrongDtype(f"{what} has colour space CMYK: save it as RGB or grey")
+    _check_frame(depth, height, channels, what)
     body.append(data[first_scan : end if code == EOI else None])
     channels = 1 if channels == 1 else 3
     return Header("JPEG", width, height, channels, b"".join(body), parts, scans, orientation)

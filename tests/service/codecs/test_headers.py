@@ -116,6 +116,20 @@ def test_no_flipped_bit_in_the_data_of_a_png_gives_other_pixels():
             read(flipped)
 
 
+def test_a_png_that_xcode_altered_is_told_so():
+    data = PNG[:8] + chunk(b"CgBI", b"\x50\0\x20\x02") + PNG[8:]
+    with pytest.raises(UndecodableImage, match="Xcode"):
+        read(data)
+
+
+def test_a_jpeg_that_says_its_height_late_is_told_so():
+    at = PHOTO.index(b"\xff\xc0") + 5
+    height, end = PHOTO[at : at + 2], PHOTO.rindex(b"\xff\xd9")
+    late = PHOTO[:at] + b"\0\0" + PHOTO[at + 2 : end] + b"\xff\xdc\0\x04" + height + PHOTO[end:]
+    with pytest.raises(UndecodableImage, match="DNL"):
+        read(late)
+
+
 def test_a_palette_png_without_its_palette_is_refused():
     rows = b"\0\0\1\0\1\0" * 2
     colours = chunk(b"PLTE", bytes(range(6)))
