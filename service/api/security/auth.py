@@ -32,8 +32,10 @@ class KeyGuard:
             is_open(scope["path"]) or (self._open_metrics and scope["path"] == "/metrics")
         ):
             given = [value for name, value in scope["headers"] if name == b"authorization"]
-            key = given[0] if len(given) == 1 else None  # of several, none is one
             try:
+                if len(given) > 1:
+                    raise Unauthorized("there are several Authorization headers: send one")
+                key = given[0] if given else None
                 scope.setdefault("state", {})["caller"] = self._keys.holder(key)
             except Unauthorized as error:
                 self._metrics.request("", "", problem_of(error).type, seconds=0.0)
