@@ -53,8 +53,9 @@ def json_fields(body: bytes, payload: str | None, max_items: int) -> tuple[dict[
     for name, option in fields.items():
         if isinstance(option, list | str) and len(option) > MAX_JSON_OPTIONS:
             unit = "characters" if isinstance(option, str) else "entries"
+            instead = f" of an option; {payload} are the field {payload!r}" if payload else ""
             raise InvalidInput(
-                f"{name[:60]!r} has {len(option)} {unit}, {MAX_JSON_OPTIONS} are taken"
+                f"{name[:60]!r} has {len(option)} {unit}, {MAX_JSON_OPTIONS} are taken{instead}"
             )
         parts = option if isinstance(option, list) else (option,)
         if not {list, dict}.isdisjoint(map(type, parts)):  # however deep: nothing follows it

@@ -83,7 +83,7 @@ class OperationRequest(Request):
         seconds, text = self.settings.timeout_seconds, self.headers.get(TIMEOUT_HEADER)
         if text is not None:
             try:
-                wish = float(text)
+                wish = math.nan if "_" in text else float(text)  # 1_0 is 10 in Python alone
             except ValueError:
                 wish = math.nan
             if not (math.isfinite(wish) and wish >= 0):

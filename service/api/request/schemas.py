@@ -6,6 +6,7 @@ and form fields).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,6 +19,7 @@ from pydantic import (
     Tag,
     ValidationError,
 )
+from pydantic_core import PydanticCustomError
 
 from service.errors import InvalidInput
 from service.operations.checks import MAX_SEED
@@ -25,6 +27,7 @@ from service.operations.model import Output
 
 __all__ = [
     "MAX_COUNT",
+    "WHOLE",
     "AnomalyMapOptions",
     "DecodeOptions",
     "EncodeOptions",
@@ -38,11 +41,30 @@ __all__ = [
     "parse_options",
 ]
 
+MAX_EXACT = 2**53  # above it a float may stand for another integer than was written
 MAX_COUNT = 2**63 - 1  # a query may hold more digits than Python writes in an error
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-Place = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _plain(value: object) -> object:
+    """Refuse ``1_0``, which is 10 in Python alone."""
+    if isinstance(value, str) and "_" in value:
+        raise PydanticCustomError("underscore", "Input should be a number, without '_'")
+    return value
+
+
+def _whole(value: object) -> object:
+    """4.0 is an integer in JSON (JSON Schema 2020-12, 6.1.1); some languages write all so."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT:
+        return int(value)
+    return _plain(value)
+
+
+WHOLE, REAL = BeforeValidator(_whole), BeforeValidator(_plain)
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT), WHOLE]
+Place = Annotated[int, Field(ge=0, le=MAX_COUNT), WHOLE]
+Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False), REAL]
+Share = Annotated[float, Field(gt=0, lt=1), REAL]
 # Discriminated, so that errors speak of what was meant alone.
 Temperatures = Annotated[
     Annotated[Temperature, Tag("number")] | Annotated[list[Temperature], Tag("list")],
@@ -116,9 +138,9 @@ class ScoreOptions(ImageOptions):
     """K of the importance-weighted bound; absent: the model's default."""
     seed: Seed | None = None
     """Absent: the model's default, 0."""
-    alpha: Annotated[float | None, Field(gt=0, lt=1)] = None
+    alpha: Share | None = None
     """An image is anomalous if its p-value is at most alpha."""
-    fdr: Annotated[float | None, Field(gt=0, lt=1)] = None
+    fdr: Share | None = None
     """Also say which images of this request are discoveries: at most about this share of them is
     false (Benjamini and Hochberg)."""
     altered: Annotated[list[Place], BeforeValidator(_listed)] = []
@@ -131,7 +153,7 @@ class AnomalyMapOptions(ImageOptions):
 
     seed: Seed | None = None
     """Of a binary model's pixels; absent: the default, 0."""
-    boxes: Annotated[int, Field(ge=0, le=16)] = 3
+    boxes: Annotated[int, Field(ge=0, le=16), WHOLE] = 3
     """How many of the largest boxes JSON lists."""
     maps: bool = False
     """JSON also has the maps, as the base64 of an npy file."""
@@ -161,7 +183,7 @@ class ReconstructOptions(PosteriorOptions):
 class InterpolateOptions(ReconstructOptions):
     """``POST /v1/interpolate``"""
 
-    n: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 8
+    n: Annotated[int, Field(ge=2, le=MAX_COUNT), WHOLE] = 8
     """Images from one end to the other, with both."""
     seeds: Annotated[list[Seed], BeforeValidator(_listed), Field(max_length=2)] = []
     """Ends that are no images: the first image that each of these seeds draws. Images come first,
@@ -180,13 +202,13 @@ def parse_options(kind: type[OptionsT], values: Mapping[str, Any], *, text: bool
     try:
         return kind.model_validate(values, strict=not text)
     except ValidationError as error:
-        lines = [_line(item, kind) for item in error.errors(include_url=False)]
+        lines = [_line(item, kind, text=text) for item in error.errors(include_url=False)]
         raise InvalidInput("; ".join(dict.fromkeys(lines))) from None
 
 
-def _line(item: Any, kind: type[Options]) -> str:
+def _line(item: Any, kind: type[Options], *, text: bool) -> str:
     name = str(item["loc"][0] if item["loc"] else item["input"])  # of no place: a field's own
     if item["type"] == "extra_forbidden" or not item["loc"]:
         return f"there is no field {name[:60]!r}; known are {', '.join(kind.model_fields)}"
-    given = repr(item["input"])
+    given = repr(item["input"]) if text else json.dumps(item["input"], ensure_ascii=False)
     return f"{name}={given if len(given) <= 60 else given[:57] + '...'}: {item['msg']}"

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from service.api.openapi import documented
-from service.api.request.schemas import MAX_COUNT
+from service.api.request.schemas import MAX_COUNT, WHOLE
 from service.api.response.schemas import (
     CalibrationDistances,
     FailedBundle,
@@ -25,6 +25,7 @@ __all__ = ["model_router"]
 ImportanceSamples = Annotated[
     int | None,
     Query(ge=1, le=MAX_COUNT, description="K of the scores; absent: the model's default."),
+    WHOLE,
 ]
 LIMITS = (
     "max_n",

@@ -292,6 +292,20 @@ BAD = {
         "invalid-input",
         "seconds",
     ),
+    "timeout in python's digits": (
+        "/v1/sample",
+        {"headers": {"x-iafvae-timeout-seconds": "1_0"}},
+        422,
+        "invalid-input",
+        "seconds",
+    ),
+    "images by another name": (
+        "/v1/score",
+        {"json": {"image": "A" * 2000}},
+        422,
+        "invalid-input",
+        "images are the field 'images'",
+    ),
     "timeout negative": (
         "/v1/sample",
         {"headers": {"x-iafvae-timeout-seconds": "-1"}},

@@ -34,7 +34,8 @@ def test_temperature_lists_as_text(given):
         {"n": -1},
         {"seed": -1},
         {"seed": 2**63},
-        {"seed": 0.0},
+        {"seed": 0.5},
+        {"seed": 2.0**60},
         {"temperature": -0.1},
         {"temperature": float("nan")},
         {"temperature": float("inf")},
@@ -73,3 +74,33 @@ def test_bounds_of_scoring(fields):
 def test_an_interpolation_has_two_ends():
     with pytest.raises(InvalidInput, match="n=1"):
         parse_options(InterpolateOptions, {"n": 1}, text=False)
+
+
+@pytest.mark.parametrize(("value", "seed"), [(4.0, 4), (0.0, 0), (1e15, 10**15), (2.0**53, 2**53)])
+def test_a_number_without_a_fraction_is_an_integer(value, seed):
+    """So JSON Schema has it, and so some languages write all numbers."""
+    assert parse_options(SampleOptions, {"seed": value}, text=False).seed == seed
+    assert parse_options(InterpolateOptions, {"seeds": [value]}, text=False).seeds == [seed]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (SampleOptions, "n"),
+        (SampleOptions, "seed"),
+        (SampleOptions, "temperature"),
+        (ScoreOptions, "alpha"),
+        (ScoreOptions, "altered"),
+        (InterpolateOptions, "n"),
+        (InterpolateOptions, "seeds"),
+    ],
+)
+@pytest.mark.parametrize("value", ["1_0", "0_1"])
+def test_numbers_in_text_are_not_pythons(kind, name, value):
+    with pytest.raises(InvalidInput, match=f"{name}=.*without '_'"):
+        parse_options(kind, {name: value}, text=True)
+
+
+def test_values_of_json_are_named_as_json():
+    with pytest.raises(InvalidInput, match=r"temperature=null: .*; output=true: "):
+        parse_options(SampleOptions, {"temperature": None, "output": True}, text=False)
