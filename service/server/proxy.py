@@ -34,17 +34,18 @@ class BehindProxy:
         self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on without its prefix; redirects get it again."""
+        """Pass a request on without its prefix; redirects get it again, and name no host: which
+        one callers see, and by which scheme, a proxy need not tell."""
         if scope.get("client"):  # of a socket for IPv4 and IPv6, the first come as ::ffff:10.0.0.1
             host, port = scope["client"]
             scope["client"] = host.removeprefix(MAPPED), port
-        prefix = self._prefix(scope) if scope["type"] == "http" else ""
-        if not prefix:
-            await self._app(scope, receive, send)  # type: ignore[arg-type]
-        elif scope["path"] == prefix:  # what a page loads is relative to the slash
-            await RedirectResponse(f"{prefix}/", 308)(scope, receive, send)
-        else:
-            await self._app(_without(prefix, scope), receive, _Redirects(prefix, send))  # type: ignore[arg-type]
+        if scope["type"] == "http":
+            prefix = self._prefix(scope)
+            if prefix and scope["path"] == prefix:  # what a page loads is relative to the slash
+                await RedirectResponse(f"{prefix}/", 308)(scope, receive, send)
+                return
+            scope, send = _without(prefix, scope), _Redirects(prefix, send)
+        await self._app(scope, receive, send)  # type: ignore[arg-type]
 
     def _prefix(self, scope: Scope) -> str:
         client = scope.get("client")
@@ -78,6 +79,8 @@ class _Redirects:
 
 
 def _without(prefix: str, scope: Scope) -> Scope:
+    if not prefix:
+        return scope
     path, raw = scope["path"], scope.get("raw_path", b"")
     if path.startswith(f"{prefix}/"):
         path, raw = path[len(prefix) :], raw[len(prefix) :]

@@ -164,7 +164,7 @@ async def test_a_stated_proxy_is_believed(trusted, client):
 async def test_others_are_not(trusted):
     seen, location = await ask(trusted, **FORWARDED)
     assert (seen["client"][0], seen["scheme"]) == ("10.0.0.1", "http")
-    assert location == "http://inner/v1/x?y=1"
+    assert location == "/v1/x?y=1"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ async def test_others_are_not(trusted):
 @pytest.mark.anyio
 async def test_a_forwarded_prefix_is_a_path(prefix):
     _, location = await ask(("*",), x_forwarded_prefix=prefix)
-    assert location == "http://inner/v1/x?y=1"
+    assert location == "/v1/x?y=1"
 
 
 @pytest.mark.anyio
