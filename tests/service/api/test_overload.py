@@ -91,14 +91,22 @@ def test_a_client_that_wants_the_connection_closed_has_it_closed(full):
         assert connection.recv(1) == b""
 
 
-def test_a_body_that_comes_after_its_refusal_is_passed_over(full):
+@pytest.mark.parametrize(("size", "last"), [(8_000, False), (300_000, True)])
+def test_a_body_that_comes_after_its_refusal_is_passed_over(full, size, last):
+    """After a long one the connection ends: a proxy could take it for free while it comes."""
     running, _ = full
     with connected(running.port) as connection:
-        head = b"POST /v1/score HTTP/1.1\r\nhost: t\r\ncontent-length: 300000\r\n\r\n"
-        connection.sendall(head)
-        assert answer(connection)[0] == 429
-        connection.sendall(b"x" * 300_000 + b"GET /readyz HTTP/1.1\r\nhost: t\r\n\r\n")
-        assert answer(connection)[0] == 200
+        head = b"POST /v1/score HTTP/1.1\r\nhost: t\r\ncontent-length: %d\r\n\r\n"
+        connection.sendall(head % size)
+        status, headers, _ = answer(connection)
+        assert status == 429
+        assert (headers.get("connection") == "close") == last
+        connection.sendall(b"x" * size)
+        if last:
+            assert connection.recv(1) == b""
+        else:
+            connection.sendall(b"GET /readyz HTTP/1.1\r\nhost: t\r\n\r\n")
+            assert answer(connection)[0] == 200
 
 
 def test_v2_has_its_own_form_and_metrics_count(full):
