@@ -4,7 +4,14 @@ Every message names the file or value at fault and says what to do. Programming 
 them: they stay `TypeError`s, `ValueError`s and `AssertionError`s with a traceback.
 """
 
-__all__ = ["CheckpointError", "DataError", "EvaluationError", "ExportError", "TrainingError"]
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "EvaluationError",
+    "ExportError",
+    "TrainingError",
+    "in_words",
+]
 
 
 class TrainingError(Exception):
@@ -25,3 +32,11 @@ class EvaluationError(TrainingError):
 
 class ExportError(TrainingError):
     """A model cannot become a bundle, or the graphs disagree with the model they came from."""
+
+
+def in_words(error: Exception) -> str:
+    """An error for people: of the system's the file and the reason, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        name = "" if error.filename is None else f"{error.filename}: "
+        return f"{name}{error.strerror}"
+    return str(error)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "TEMPORARY",
     "new_folder",
     "publish_folder",
     "read_lines",
@@ -32,6 +33,9 @@ def write_bytes(path: Path, data: bytes) -> None:
         _write(temporary, data)
         temporary.replace(path)
         _sync(path.parent)
+    except OSError as error:
+        error.filename = str(path)  # the name that people know
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

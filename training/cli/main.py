@@ -21,7 +21,7 @@ from training.cli.options import AsJson, DataDir, Run, Weights, console, errors,
 from training.cli.prior import fit_prior
 from training.cli.reproduce import app as reproduce
 from training.cli.widen import widen
-from training.errors import TrainingError
+from training.errors import TrainingError, in_words
 
 if TYPE_CHECKING:
     from service.bundle import Bundle
@@ -237,10 +237,7 @@ def main() -> None:
     except SystemExit as end:
         code = end.code
     except (TrainingError, ConfigError, OSError) as error:  # OSError: a disk, a permission
-        words = str(error)
-        if isinstance(error, OSError) and error.filename is not None:
-            words = f"{error.filename}: {error.strerror}"
-        code, text = 1, f"error: {_place()}{words}"
+        code, text = 1, f"error: {_place()}{in_words(error)}"
         errors.print(text, style="red", highlight=False, soft_wrap=True)
     if _place():  # Gloo's threads may abort an interpreter that ends in order
         from training.fit.distributed import leave

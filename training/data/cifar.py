@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.download import fetch, first_file, roots
-from training.errors import DataError
+from training.errors import DataError, in_words
 
 __all__ = ["IMAGE_SHAPE", "read_cifar10"]
 
@@ -113,7 +113,7 @@ def _tarball_images(path: Path, part: str) -> Pixels:
             return _images(read, layout, part, str(path))
     except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
         raise DataError(
-            f"{path} cannot be read ({error}): delete it, so that it is fetched again."
+            f"{path} cannot be read ({in_words(error)}): delete it, so that it is fetched again."
         ) from error
 
 

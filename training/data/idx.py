@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.download import fetch, first_file, roots
-from training.errors import DataError
+from training.errors import DataError, in_words
 
 __all__ = ["ARCHIVES", "read_images"]
 
@@ -111,5 +111,5 @@ def _unpacked(path: Path) -> bytes:
         return gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
-            f"{path} cannot be read ({error}): delete it, so that it is fetched again."
+            f"{path} cannot be read ({in_words(error)}): delete it, so that it is fetched again."
         ) from error

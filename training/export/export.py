@@ -42,7 +42,7 @@ from service.codecs.images import FitMode
 from service.engine.onnxruntime_engine import Engine
 from service.noise import NOISE_VERSION
 from training.data import ImageData
-from training.errors import ExportError
+from training.errors import ExportError, in_words
 from training.export.calibrate import FOLDS, IMPORTANCE_SAMPLES, SEED, halves, reference_of
 from training.export.card import model_card
 from training.export.evidence import statistic_names
@@ -150,7 +150,7 @@ def refused(out: Path) -> Iterator[None]:
     try:
         yield
     except (BundleError, ValueError, OSError) as error:
-        raise ExportError(f"No bundle was written at {out}: {error}") from error
+        raise ExportError(f"No bundle was written at {out}: {in_words(error)}") from error
 
 
 def check_place(out: Path, name: str | None = None) -> None:

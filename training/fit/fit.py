@@ -12,7 +12,7 @@ from rich.console import Console
 from training.config import RunConfig, Runtime, for_images
 from training.data import ImageData, load_splits
 from training.data.folder import FolderOptions
-from training.errors import TrainingError
+from training.errors import TrainingError, in_words
 from training.fit.distributed import World
 from training.fit.progress import Budget
 from training.fit.session import Session
@@ -181,7 +181,8 @@ def _writable(run_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise TrainingError(
-            f"{run_dir} cannot be written to ({error}): make room there, or give another --out"
+            f"{run_dir} cannot be written to ({in_words(error)}): make room there, or give another "
+            "--out"
         ) from error
 
 

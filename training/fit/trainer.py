@@ -296,6 +296,7 @@ class Trainer:
                 f"the training images are not those that the run was started with "
                 f"({before['count']} then, {now['count']} now): put them back, or start a new run"
             )
+        checkpoint.check_fits(self.model)
         self.model.load_state_dict(checkpoint.model)
         self.average.load_state_dict({**checkpoint.model, **checkpoint.ema})
         load_optimizer_tensors(self.optimizer, self.model, checkpoint.optim)

@@ -23,10 +23,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from model import build_model
-from model.config import config_from_dict
 from model.contract import DensityModel
-from training.errors import CheckpointError
+from training.errors import CheckpointError, in_words
 from training.files import publish_folder, write_text
+from training.runs.directory import read_model
 
 __all__ = [
     "Checkpoint",
@@ -73,6 +73,18 @@ class Checkpoint:
         """The directory of its run."""
         return run_directory(self.path)
 
+    def check_fits(self, model: DensityModel) -> None:
+        """Raise `CheckpointError` where its weights are those of another model."""
+        held = {name: list(tensor.shape) for name, tensor in {**self.model, **self.ema}.items()}
+        wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+        if held != wanted:
+            other = [name for name in held | wanted if held.get(name) != wanted.get(name)]
+            raise CheckpointError(
+                f"{self.path} holds the weights of another model than config.json describes "
+                f"({len(other)} of {len(held | wanted)} tensors differ, the first is {other[0]}): "
+                "put back the config.json that it was trained with."
+            )
+
 
 def run_directory(path: Path) -> Path:
     """The run that `path` is, or whose checkpoint it is."""
@@ -106,10 +118,11 @@ def save_checkpoint(
         publish_folder(path, contents)
         write_text(folder / POINTER, f"{path.name}\n")
     except OSError as error:
-        kept = ", ".join(other.name for other in _newest_first(folder)) or "there are none"
+        earlier = ", ".join(other.name for other in _newest_first(folder))
+        kept = f"Earlier ones are untouched ({earlier})" if earlier else "There is no earlier one"
         raise CheckpointError(
-            f"The checkpoint of step {step} could not be written to {folder} ({error}). Earlier "
-            f"checkpoints are untouched ({kept}): make room there and use --resume."
+            f"The checkpoint of step {step} could not be written to {folder} ({in_words(error)}). "
+            f"{kept}: make room there and use --resume."
         ) from error
     older = [other for other in _newest_first(folder) if _step(other) < step]
     for other in set(_newest_first(folder)) - {path, *older[: keep - 1]}:
@@ -168,7 +181,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
             faults.append(str(error))
         else:
             return replace(found, faults=tuple(faults))
-    raise CheckpointError(f"No checkpoint in {path} is whole. {' '.join(faults)}")
+    raise CheckpointError(
+        f"No checkpoint in {path} is whole. {' '.join(faults)} Put back a copy, or remove "
+        f"{path / FOLDER}: --resume then starts the run again."
+    )
 
 
 def load_run(
@@ -180,21 +196,16 @@ def load_run(
     `path` is a run directory or one checkpoint in it. `weights` chooses the averaged ("ema") or the
     last ("raw") parameters; buffers are always the last. Raises `CheckpointError`.
     """
-    config = _run_config(run_directory(path) / "config.json")
+    configured, config = read_model(run_directory(path))
     checkpoint = load_checkpoint(path)
     if weights == "raw" and checkpoint.state.get(AVERAGED_ONLY):
         raise CheckpointError(
             f"{checkpoint.path} holds the averaged weights alone: use --weights ema."
         )
-    model = build_model(config_from_dict(config["model"]))
-    try:
-        model.load_state_dict(checkpoint.model)
-        if weights == "ema":
-            model.load_state_dict({**checkpoint.model, **checkpoint.ema})
-    except RuntimeError as error:  # torch's word for names and shapes that do not fit
-        raise CheckpointError(
-            f"{checkpoint.path} does not fit the model that config.json describes: {error}"
-        ) from error
+    model = build_model(configured)
+    checkpoint.check_fits(model)
+    averaged = checkpoint.ema if weights == "ema" else {}
+    model.load_state_dict({**checkpoint.model, **averaged})
     return config, model.eval(), checkpoint
 
 
@@ -203,18 +214,6 @@ def weights_used(checkpoint: Checkpoint, weights: Weights) -> dict[str, Any]:
     name = "ema" if weights == "ema" and checkpoint.ema else "model"
     digest = hashlib.sha256((checkpoint.path / f"{name}.safetensors").read_bytes()).hexdigest()
     return {"step": checkpoint.step, "weights": weights, "weights_sha256": digest}
-
-
-def _run_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}): is this the directory of a run?"
-        ) from error
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise CheckpointError(f"{path} describes no model: it has no object called 'model'.")
-    return config
 
 
 def _candidates(folder: Path) -> list[Path]:
@@ -245,7 +244,7 @@ def _read(path: Path) -> Checkpoint:
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
-            f"The checkpoint {path} is damaged or incomplete: {error}."
+            f"The checkpoint {path} is damaged or incomplete: {in_words(error)}."
         ) from error
     return Checkpoint(content["step"], model, ema, optim, content["state"], path)
 

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from model.config import ConfigError, ModelConfig, config_from_dict
 from training.config import RunConfig, run_config_from_dict
 from training.data import FOLDER_PREFIX
 from training.errors import TrainingError
-from training.files import write_bytes, write_json
+from training.files import TEMPORARY, write_bytes, write_json
 from training.overrides import PARTS
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "locked",
     "open_run",
     "read_config",
+    "read_model",
     "refuse_taken",
     "remember_data_dir",
     "write_config",
@@ -25,6 +27,7 @@ __all__ = [
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
+PUT_BACK = "put back the one that `fit` wrote, or give another --out"
 DATA_DIR_FILE = ".data-dir"  # of this machine alone: no copy or bundle of the run has it
 # How long a run is, when its rate falls and how tight its bound is may be thought over while it
 # goes on.
@@ -38,6 +41,29 @@ def write_config(run_dir: Path, config: RunConfig, environment: Mapping[str, Any
 
 def read_config(run_dir: Path) -> RunConfig:
     """Read a run's `config.json`; raises `TrainingError` saying what to do where it cannot."""
+    values = read_values(run_dir)
+    values.pop("environment", None)
+    with _named(run_dir):
+        return run_config_from_dict(values)
+
+
+def read_model(run_dir: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """The model of a run's `config.json`, and all of it as JSON has it; likewise."""
+    values = read_values(run_dir)
+    with _named(run_dir):
+        return config_from_dict(values.get("model", {})), values
+
+
+@contextmanager
+def _named(run_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise TrainingError(f"{run_dir / CONFIG_FILE}: {error}") from error
+
+
+def read_values(run_dir: Path) -> dict[str, Any]:
+    """A run's `config.json` as it stands there."""
     path = run_dir / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -47,11 +73,10 @@ def read_config(run_dir: Path) -> RunConfig:
             "`iafvae-train fit --out` has written, whole"
         ) from None
     except ValueError as error:
-        raise TrainingError(f"{path} is not readable JSON: {error}") from error
+        raise TrainingError(f"{path} is not readable JSON ({error}): {PUT_BACK}") from error
     if not isinstance(values, dict):
-        raise TrainingError(f"{path} is no run's configuration: it holds no JSON object")
-    values.pop("environment", None)
-    return run_config_from_dict(values)
+        raise TrainingError(f"{path} holds no JSON object: {PUT_BACK}")
+    return values
 
 
 def remember_data_dir(run_dir: Path, data_dir: Path | None) -> None:
@@ -83,8 +108,13 @@ def open_run(run_dir: Path, config: RunConfig, *, resume: bool) -> None:
         _check_same(run_dir, read_config(run_dir), config)
     elif resume:
         raise TrainingError(f"{run_dir} holds no run; start one without --resume")
-    elif run_dir.exists() and any(path.name != LOCK_FILE for path in run_dir.iterdir()):
+    elif run_dir.exists() and any(not _is_left(path) for path in run_dir.iterdir()):
         raise TrainingError(f"{run_dir} is not empty and not a run; give another --out")
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a call that was killed at its very start may have left this."""
+    return path.name == LOCK_FILE or path.name.startswith(TEMPORARY)
 
 
 def refuse_taken(out: Path) -> None:
@@ -132,6 +162,8 @@ def locked(run_dir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
+        for left in run_dir.glob(f"{TEMPORARY}*"):  # half a file, of a process that was killed
+            left.unlink(missing_ok=True)
         yield
 
 

@@ -51,8 +51,18 @@ class Recorder:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The records of a run, in the order written; none where it kept none."""
-    return [record for record in read_lines(run_dir / METRICS_FILE) if "kind" in record]
+    """The records of a run, in the order written; none where it kept none.
+
+    One whose figures are no numbers, as an edit by hand leaves it, is passed over.
+    """
+    return [record for record in read_lines(run_dir / METRICS_FILE) if _is_record(record)]
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    figures = (value for name, value in record.items() if name != "kind")
+    return isinstance(record.get("kind"), str) and all(
+        value is None or isinstance(value, int | float) for value in figures
+    )
 
 
 def copy_metrics(run_dir: Path, folder: Path, step: int) -> None:

@@ -105,6 +105,14 @@ def test_a_damaged_newest_is_passed_over_for_the_one_before(tmp_path, fault, cap
     assert "Trying the one before it" in caplog.text
 
 
+def test_with_no_whole_one_it_says_what_to_do(tmp_path):
+    (save(tmp_path, 2) / "optim.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"optim\.safetensors: No such file") as refused:
+        load_checkpoint(tmp_path)
+    assert "Errno" not in str(refused.value)
+    assert f"remove {tmp_path / 'checkpoints'}" in str(refused.value)
+
+
 def test_a_lost_or_wrong_pointer_does_no_harm(tmp_path):
     save(tmp_path, 1)
     save(tmp_path, 2)

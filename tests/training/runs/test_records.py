@@ -8,11 +8,12 @@ from pathlib import Path
 from training.runs.metrics import METRICS_FILE, Recorder, read_metrics
 
 SPOILT = b'{"step": 3, "kind": "tr' + b'{"step": 4, "kind": "train"}\n' + b"\xff\x00[]\nnull\n7\n\n"
+BY_HAND = b'{"step": 1, "kind": "train", "images_per_second": "fast"}\n{"step": 1, "kind": 5}\n'
 
 
 def test_what_a_crash_spoilt_is_passed_over_and_no_step_stands_twice(tmp_path: Path) -> None:
     lines = [json.dumps({"step": s, "kind": "train", "elbo_nats": -s}) for s in (1, 2, 9)]
-    (tmp_path / METRICS_FILE).write_bytes("\n".join(lines).encode() + b"\n" + SPOILT)
+    (tmp_path / METRICS_FILE).write_bytes("\n".join(lines).encode() + b"\n" + BY_HAND + SPOILT)
     assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 9]
     recorder = Recorder(tmp_path, 2)
     recorder.write(3, "train", {"elbo_nats": -3.0})
