@@ -2,6 +2,8 @@
 
 import sys
 
+from service.server.signals import importing
+
 # What the extra `train` brings and the service does not have.
 EXTRA = {"torch", "onnx", "onnxscript", "pooch", "safetensors", "matplotlib", "tensorboard"}
 
@@ -9,8 +11,8 @@ EXTRA = {"torch", "onnx", "onnxscript", "pooch", "safetensors", "matplotlib", "t
 def main() -> None:
     """Run `training.cli`, with one line instead of a traceback where the extra is not installed."""
     try:
-        from training.cli.main import main as command_line
-
+        with importing():
+            from training.cli.main import main as command_line
         command_line()
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:

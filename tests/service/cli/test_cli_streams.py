@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -148,6 +149,30 @@ def test_every_command_has_an_output_that_is_closed(ran, tiny_bundle, arguments)
     assert ran(MAIN, *arguments, *where, program=CLOSED % 1) == b""
 
 
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+sys.meta_path.insert(0, Interrupt())
+from %s.__main__ import main
+main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT of another kind")
+@pytest.mark.parametrize("package", ["service", "training"])
+def test_an_interrupt_while_modules_are_imported_ends_it_silently(package):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED % package], capture_output=True, check=False, text=True
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
 FULL = (
     "import os, sys; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
     "from %s import main; sys.argv[0] = 'program'; main()"
@@ -158,7 +183,7 @@ FULL = (
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
-        ("service.cli.main", ["--help"]),
+        ("service.__main__", ["--help"]),
         ("service.cli.main", ["--version"]),
         ("service.cli.main", ["bundle", "show", "--help"]),
         ("training.__main__", ["--help"]),
