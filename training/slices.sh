@@ -56,6 +56,7 @@ fi
 slice=(--out "$run" --epochs "$epochs" --budget-minutes "$minutes" "${data[@]}" "$@")
 if [ ! -e "$run" ] && [ -d "training/checkpoints/$model" ]; then
   do_ mkdir -p runs
+  do_ rm -rf "$run.part" # of a copy that was interrupted: cp would put the next one into it
   do_ cp -r "training/checkpoints/$model" "$run.part"
   do_ mv "$run.part" "$run"
   do_ "$train" fit --resume "${slice[@]}"

@@ -80,8 +80,8 @@ def temperature(given: float | Sequence[float], latent: LatentSpec) -> list[floa
         numbers = [float(value) for value in given]
     if len(numbers) != len(names):
         raise InvalidInput(
-            f"temperature has {len(numbers)} numbers, the model has {len(names)} latent groups "
-            f"({', '.join(names)}): give one for each, or a single number"
+            f"temperature is a single number or one for each latent group ({', '.join(names)}), "
+            f"not {len(numbers)} of them"
         )
     for number in numbers:
         if not math.isfinite(number):

@@ -88,24 +88,21 @@ def _widened(old: DensityModel, config: RunConfig, train: ImageData, threads: in
     if kept.keys() != fresh.keys():
         raise TrainingError("widen changes widths alone: with these settings other layers come")
     new.load_state_dict(
-        {name: _inside(name, kept[name], fresh[name], outputs.get(name)) for name in fresh}
+        {name: _inside(kept[name], fresh[name], outputs.get(name)) for name in fresh}
     )
     return new
 
 
-def _inside(name: str, kept: Tensor, fresh: Tensor, outputs: int | None) -> Tensor:
+def _inside(kept: Tensor, fresh: Tensor, outputs: int | None) -> Tensor:
     """`fresh` with `kept` in its first places, and zero where a kept unit would read a new one;
     outputs: the axis of units, of a weight."""
     if kept.shape == fresh.shape:
         return kept
-    grows = kept.dim() == fresh.dim() and all(
-        a <= b for a, b in zip(kept.shape, fresh.shape, strict=True)
-    )
-    if not grows or (outputs is None and kept.dim() > 1):
-        raise TrainingError(
-            f"{name} cannot go from {list(kept.shape)} to {list(fresh.shape)}: widen only makes "
-            "weight-normalised layers wider"
-        )
+    same_axes = kept.dim() == fresh.dim()
+    if same_axes and any(a > b for a, b in zip(kept.shape, fresh.shape, strict=True)):
+        raise TrainingError("these settings make a layer narrower: widen only makes layers wider")
+    if not same_axes or (outputs is None and kept.dim() > 1):
+        raise TrainingError("these settings change more than the widths of weight-normalised layers")
     wide = fresh.clone()
     if outputs is not None:
         wide.narrow(outputs, 0, kept.shape[outputs]).zero_()

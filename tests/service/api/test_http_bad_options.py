@@ -57,7 +57,7 @@ BAD = {
         {"json": {"temperature": [1, 1]}},
         422,
         "invalid-input",
-        "1 latent groups",
+        "one for each latent group (z), not 2",
     ),
     "temperatures none": (
         "/v1/sample",

@@ -147,7 +147,7 @@ BAD = {
     "no npy": ({"prior_eps": "AAAA"}, 400, "malformed-body", "npy"),
     "wrong width": ({"prior_eps": [[1, 2]]}, 422, "wrong-shape", "takes 3"),
     "no rows": ({"prior_eps": []}, 422, "invalid-input", "at least 1"),
-    "temperatures": ({"temperature": [1]}, 422, "invalid-input", "2 latent groups (top, low)"),
+    "temperatures": ({"temperature": [1]}, 422, "invalid-input", "latent group (top, low), not 1"),
     "nothing to keep of": ({"prior_eps": None, "keep": ["top"]}, 422, "invalid-input", "send it"),
     "too many rows": ({"prior_eps": [[0, 0, 0]] * 1025}, 413, "payload-too-large", "1024"),
 }

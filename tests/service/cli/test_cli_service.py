@@ -89,7 +89,7 @@ def test_temperatures(cli, tmp_path):
     array = np.load(tmp_path / "a.npy")
     assert np.array_equal(array[0], array[1])
     text = cli("sample", "-t", 1, "-t", 1, "-o", tmp_path / "b.npy", code=1).output
-    assert "1 latent groups" in text
+    assert "one for each latent group (z)" in text
 
 
 def test_score_as_a_table_json_and_csv(cli, folder):

@@ -76,13 +76,21 @@ def test_a_fresh_model_is_trained_and_finished(tree, model):
 
 def test_slices_go_on_from_what_ships_and_then_from_themselves(tree):
     _, commands = slices(tree, "mnist", "20")
-    assert [command[0] for command in commands] == ["mkdir", "cp", "mv", "iafvae-train"]
+    assert [command[0] for command in commands] == ["mkdir", "rm", "cp", "mv", "iafvae-train"]
     assert parsed(commands[-1])[1]["resume"] is True
     done, _ = slices(tree, "mnist", "20", dry="", train="true")
     assert done.returncode == 0, done.stderr
     assert (tree / "runs" / "mnist" / "config.json").read_text() == "{}"
     _, again = slices(tree, "mnist", "20")
     assert again == commands[-1:]
+
+
+def test_a_copy_that_was_interrupted_is_made_anew(tree):
+    (tree / "runs" / "mnist.part" / "checkpoints").mkdir(parents=True)
+    done, _ = slices(tree, "mnist", "20", dry="", train="true")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tree / "runs").iterdir()] == ["mnist"]
+    assert [path.name for path in (tree / "runs" / "mnist").iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize(

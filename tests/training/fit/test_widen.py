@@ -73,7 +73,7 @@ def test_what_is_no_widening_is_refused(tmp_path: Path, call: Call) -> None:
     shape = ("model.latent_dim=4", "--set", "model.hidden=16", "--set", "model.channels=[4,6]")
     run, out = fitted(tmp_path, call, *FLAT, *shape), tmp_path / "wide"
     for setting, why in (
-        ("model.channels=[4,4]", "only makes weight-normalised layers wider"),
+        ("model.channels=[4,4]", "a layer narrower: widen only makes layers wider"),
         ("model.channels=[4,6,6]", "other layers"),
         ('model.posterior={"kind":"iaf","steps":1,"hidden":[12]}', "something else"),  # its masks
         ("model.latent_dim=6", "leaves the latents"),
