@@ -38,6 +38,7 @@ __all__ = [
     "Fit",
     "Scored",
     "discover",
+    "fault",
     "find_images",
     "in_chunks",
     "mapped",
@@ -267,7 +268,12 @@ def _read_one(path: Path, shape: Shape, fit: Fit) -> Fitted | str:
     try:
         return fit_files([read_file(path)], shape, fit, LIMITS, [path.name])
     except (IafvaeError, OSError) as error:
-        return str(error)
+        return fault(error)
+
+
+def fault(error: Exception) -> str:
+    """What is wrong with a file that is named beside it: of the system's the reason alone."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _rows(table: ScoreTable, read: Sequence[Fitted]) -> Iterator[Row]:

@@ -22,7 +22,7 @@ from rich.progress import Progress
 
 from service.bundle import ImageSpec
 from service.cli.files import check, naming, write_text
-from service.cli.inputs import LIMITS, Fit, Scored, discover, find_images, scored
+from service.cli.inputs import LIMITS, Fit, Scored, discover, fault, find_images, scored
 from service.cli.output import csv_text
 from service.cli.report_page import page
 from service.client import Client
@@ -177,7 +177,7 @@ def _judged(
             try:
                 picture = _thumbnail(file, shape, manifest["fit"])
             except (OSError, IafvaeError) as error:  # gone, or another, since it was scored
-                yield {**named, "error": str(error)}
+                yield {**named, "error": fault(error)}
                 continue
             yield {**row, **named, "picture": picture, **found}
 

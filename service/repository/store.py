@@ -109,15 +109,17 @@ class ModelStore:
         )
 
 
+NAME_ONE = (
+    "name a bundle's directory, or a directory of bundles, by --models, --bundle or IAFVAE_MODELS"
+)
+
+
 def bundle_paths(path: Path) -> list[Path]:
     """`path` itself if it is a bundle, else the bundles in it, by name. Raises BundleError."""
     if (path / MANIFEST).exists():
         return [path]
     if not path.is_dir():
-        raise BundleError(
-            f"there is no bundle at {path}: name a bundle's directory, or a directory of bundles, "
-            "by --models, --bundle or IAFVAE_MODELS"
-        )
+        raise BundleError(f"there is no bundle at {path}: {NAME_ONE}")
     try:
         found, strange = _survey(path)
     except OSError as error:
@@ -128,7 +130,7 @@ def bundle_paths(path: Path) -> list[Path]:
         reasons = "".join(f"; {name} {why}" for name, why in strange.items())
         raise BundleError(
             f"{path} is no bundle and holds none (no {MANIFEST} in it or one level below{reasons}):"
-            " set IAFVAE_MODELS, or --models, to another directory"
+            f" {NAME_ONE}"
         )
     return found
 

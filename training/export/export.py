@@ -120,6 +120,8 @@ def export_bundle(
     trained = sum(p.numel() for name, p in model.named_parameters() if not name.endswith(".g"))
     fields = _manifest_fields(folded, details, trained)
     _checked_manifest(fields)  # a name that no manifest takes is said before the work, not after it
+    progress = progress or Progress(disable=True)
+    task = progress.add_task("making and comparing the graphs", total=None)
     modules = graph_modules(folded)
     contents = _graph_files(fields, build_graphs(modules))
     images = _sampled_pixels(folded, max(PARITY_ROWS))
@@ -132,6 +134,7 @@ def export_bundle(
             engine = _engine(draft)
             for each in (engine, Engine(draft, provider="cpu", form="portable")):
                 check_parity(each, draft.manifest, modules, images)
+            progress.remove_task(task)
             if calibration is not None:
                 contents[CALIBRATION_FILE] = calibrated(fields, engine, calibration, fit, progress)
         contents |= _pictures(folded, examples) | dict(details.findings.pictures)

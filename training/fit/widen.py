@@ -102,7 +102,9 @@ def _inside(kept: Tensor, fresh: Tensor, outputs: int | None) -> Tensor:
     if same_axes and any(a > b for a, b in zip(kept.shape, fresh.shape, strict=True)):
         raise TrainingError("these settings make a layer narrower: widen only makes layers wider")
     if not same_axes or (outputs is None and kept.dim() > 1):
-        raise TrainingError("these settings change more than the widths of weight-normalised layers")
+        raise TrainingError(
+            "these settings change more than the widths of weight-normalised layers"
+        )
     wide = fresh.clone()
     if outputs is not None:
         wide.narrow(outputs, 0, kept.shape[outputs]).zero_()

@@ -34,7 +34,7 @@ from service.verdicts.conformal import expected_rate
 from service.verdicts.ranks import Figure, pooled_detection
 from training.config import Runtime, overridden
 from training.data import FOLDER_PREFIX
-from training.data.image_files import Files, read_fitted, shown
+from training.data.image_files import Files, fault, read_fitted, shown
 from training.errors import DataError
 from training.evaluate.anomaly_sets import planted_defects
 from training.export.revise import recalibrate
@@ -195,7 +195,7 @@ def _prepare(
         try:
             read_fitted(path, photos.channels, plan.size)
         except (OSError, IafvaeError) as error:
-            faults.append(str(error))
+            faults.append(fault(path, error))
             continue
         _link(out / "images" / purpose / "good", path)
     return faults

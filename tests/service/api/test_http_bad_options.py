@@ -64,7 +64,7 @@ BAD = {
         {"json": {"temperature": []}},
         422,
         "invalid-input",
-        "groups",
+        "one for each latent group",
     ),
     "seed negative": ("/v1/sample", {"json": {"seed": -1}}, 422, "invalid-input", "seed"),
     "seed too large": ("/v1/sample", {"json": {"seed": 2**63}}, 422, "invalid-input", "seed"),

@@ -290,6 +290,7 @@ def test_folders_are_read_as_training_reads_them(cli, folder, tmp_path):
     rows = json.loads(cli("score", folder, "--json", code=1).stdout)
     new = {row["file"]: "error" in row for row in rows if row["file"] not in before}
     assert new == {f"{folder}/linked/one.png": False, f"{folder}/gone.png": True}
+    assert {row["error"] for row in rows if "error" in row} == {"No such file or directory"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such names")

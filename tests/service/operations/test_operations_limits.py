@@ -37,7 +37,11 @@ def score(runtime, images, k=16, alpha=0.01):
         (lambda r: r.sample(1, seed=0, temperature=[-0.1]), InvalidInput, "negative"),
         (lambda r: r.sample(1, seed=0, temperature=[1e39]), InvalidInput, "beyond float32"),
         (lambda r: r.sample(1, seed=0, temperature=[math.nan]), NonFiniteInput, "finite"),
-        (lambda r: r.sample(1, seed=0, temperature=[1, 1]), InvalidInput, r"latent group \(z\), not 2"),
+        (
+            lambda r: r.sample(1, seed=0, temperature=[1, 1]),
+            InvalidInput,
+            r"latent group \(z\), not 2",
+        ),
         (lambda r: r.sample(1, seed=0, temperature=[1], output="png"), InvalidInput, "output"),
         (lambda r: r.sample_each([], temperature=np.ones((0, 1))), InvalidInput, "seeds"),
         (lambda r: r.sample_each([1], temperature=np.ones((2, 1))), InvalidInput, "one row"),

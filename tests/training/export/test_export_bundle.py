@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.progress import Progress, TaskID
 
 from service.bundle import load_bundle
 from service.engine.onnxruntime_engine import Engine
@@ -57,7 +58,13 @@ def test_without_images_there_is_a_bundle_without_p_values(convs, conv, tmp_path
         "command": "iafvae-train evaluate RUN",
     }
     details = replace(convs.DETAILS, evaluation=(figure,), fit="pad")
-    bundle = export_bundle(conv.model, tmp_path / "plain", details, calibration=None)
+    said = []
+    progress = Progress(disable=True)
+    monkeypatch.setattr(progress, "add_task", lambda text, **_: said.append(text) or TaskID(0))
+    monkeypatch.setattr(progress, "remove_task", said.append)
+    out = tmp_path / "plain"
+    bundle = export_bundle(conv.model, out, details, calibration=None, progress=progress)
+    assert said == ["making and comparing the graphs", 0]  # minutes, for a large model
     assert (bundle.manifest.fit, conv.bundle.manifest.fit) == ("pad", "crop")
     assert bundle.manifest.calibration is None
     assert not (bundle.path / "reconstructions.png").exists()
