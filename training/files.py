@@ -14,6 +14,7 @@ from typing import Any
 
 __all__ = [
     "TEMPORARY",
+    "named",
     "new_folder",
     "publish_folder",
     "read_lines",
@@ -26,16 +27,24 @@ __all__ = [
 TEMPORARY = ".writing-"
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an `OSError` inside name `path`: of a disk that is full it names no file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file; what stood there before goes only when all of it is on the disk."""
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
-        _write(temporary, data)
-        temporary.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        error.filename = str(path)  # the name that people know
-        raise
+        with named(path):
+            _write(temporary, data)
+            temporary.replace(path)
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -116,14 +125,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    try:
-        with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        error.filename = error.filename or str(path)  # of a disk that is full it names no file
-        raise
+    with named(path), path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync(folder: Path) -> None:

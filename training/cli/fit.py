@@ -16,6 +16,7 @@ from training.cli.options import (
     DataDir,
     RuntimeOptions,
     console,
+    data_name,
     errors,
     option,
     stopping,
@@ -133,20 +134,12 @@ class RecipeOptions:
         from training.runs.provenance import OPTIONS
 
         given: dict[str, dict[str, Any]] = {
-            "data": {"name": self._data(), "horizontal_flips": self.flips}
+            "data": {"name": data_name(self.data, self.data_dir), "horizontal_flips": self.flips}
         }
         for name, (part, key) in OPTIONS.items():
             value = getattr(self, name.removeprefix("--").replace("-", "_"))
             given.setdefault(part, {})[key] = _size(value) if name == "--size" else value
         return given
-
-    def _data(self) -> str | None:
-        """A folder's path is made absolute: later commands may be started elsewhere."""
-        from training.data import FOLDER_PREFIX, folder_path
-
-        if self.data is None or self.data_dir or not self.data.startswith(FOLDER_PREFIX):
-            return self.data
-        return f"{FOLDER_PREFIX}{folder_path(self.data).absolute()}"
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -34,6 +34,7 @@ __all__ = [
     "Weights",
     "argument",
     "console",
+    "data_name",
     "errors",
     "numbers",
     "one_of",
@@ -143,6 +144,15 @@ def one_of(option: str, value: str, choices: tuple[str, ...]) -> Any:
     if value not in choices:
         raise ConfigError(f"{option} is one of {', '.join(choices)}, not {value!r}")
     return value
+
+
+def data_name(given: str | None, data_dir: Path | None) -> str | None:
+    """A folder's path is made absolute: later commands may be started elsewhere."""
+    from training.data import FOLDER_PREFIX, folder_path
+
+    if given is None or data_dir or not given.startswith(FOLDER_PREFIX):
+        return given
+    return f"{FOLDER_PREFIX}{folder_path(given).absolute()}"
 
 
 def words(values: list[str] | None) -> list[str]:

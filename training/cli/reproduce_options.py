@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from training.cli.options import AsJson, DataDir, RuntimeOptions, option
+from training.cli.options import AsJson, DataDir, RuntimeOptions, data_name, option
 from training.reproduce.experiments import FREE_BITS, SIZES
 from training.reproduce.plan import Plan
 
@@ -91,7 +91,7 @@ class Options(RuntimeOptions, ReportOptions):
             "learning_rate": self.learning_rate,
             "warmup_steps": self.warmup_steps,
         }
-        return {"data": {"name": self.data}, "optim": optim}
+        return {"data": {"name": data_name(self.data, self.data_dir)}, "optim": optim}
 
 
 @dataclass(frozen=True, kw_only=True)

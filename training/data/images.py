@@ -1,6 +1,8 @@
 """Images of one split in memory, and their pixels drawn to black and white."""
 
+import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from training.errors import DataError
 
 FOLDER_NAME = "a folder of images"
 
-__all__ = ["FOLDER_NAME", "ImageData", "drawn_pixels"]
+__all__ = ["FOLDER_NAME", "ImageData", "drawn_pixels", "identity"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class ImageData:
     def first(self, count: int | None) -> "ImageData":
         """The first `count` images (all of them where it is None), for quick looks."""
         return self if count is None else replace(self, pixels=self.pixels[:count])
+
+
+def identity(pixels: NDArray[np.uint8]) -> dict[str, Any]:
+    """What tells these images from others."""
+    return {"count": len(pixels), "sha256": hashlib.sha256(pixels.tobytes()).hexdigest()}
 
 
 def drawn_pixels(pixels: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:

@@ -19,9 +19,10 @@ from rich.progress import Progress
 
 from training.config import RunConfig, Runtime, for_images
 from training.data import public_name
+from training.data.images import identity
 from training.errors import TrainingError
 from training.fit.device import choose_device
-from training.fit.fit import FitResult, fit
+from training.fit.fit import FitResult, fit, run_images
 from training.fit.signals import SIGNALS
 from training.reproduce.experiments import Experiment, Row
 from training.reproduce.measures import Measurement
@@ -34,7 +35,8 @@ from training.reproduce.state import (
     read_slices,
     record_slice,
 )
-from training.runs.directory import CONFIG_FILE, open_run, read_config
+from training.runs.checkpoint import has_checkpoint, load_checkpoint
+from training.runs.directory import CONFIG_FILE, known_data_dir, open_run, read_config
 from training.runs.metrics import minutes_clock, read_metrics
 from training.runs.provenance import git_revision, machine
 
@@ -126,12 +128,23 @@ class Reproduction:
                 open_run(run.folder, config, resume=True)
             except TrainingError as error:
                 raise TrainingError(f"{error}. {SHARED}") from error
+            if before.data.name != config.data.name:
+                self._check_images(run)
             done = progressed(run.folder, config.optim.batch_size).done_epochs
             if done > config.train.epochs:
                 raise TrainingError(
                     f"{run.folder} has been trained for {done} epochs, more than --epochs "
                     f"{config.train.epochs}. {SHARED}"
                 )
+
+    def _check_images(self, run: Run) -> None:
+        """Refuse another folder than a row was trained on; it may have been moved."""
+        if not has_checkpoint(run.folder):
+            return
+        data_dir = known_data_dir(run.folder, self.data_dir)
+        images, _ = run_images(run.config, data_dir, lambda _: None)
+        if identity(images.pixels) != load_checkpoint(run.folder).state["images"]:
+            raise TrainingError(f"{run.folder} was trained on other images. {SHARED}")
 
     def _standing(self, run: Run) -> Standing:
         if not run.exists:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.files import read_lines, write_lines
+from training.files import named, read_lines, write_lines
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -34,8 +34,9 @@ class Recorder:
         """Record `figures` under `kind` ("train", "validation", "skipped"); null if not finite."""
         finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}
         record = {"step": step, "kind": kind, **finite}
-        self.file.write(json.dumps(record, allow_nan=False) + "\n")
-        self.file.flush()
+        with named(self.path):
+            self.file.write(json.dumps(record, allow_nan=False) + "\n")
+            self.file.flush()
         for name, value in figures.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
 
@@ -46,7 +47,8 @@ class Recorder:
 
     def close(self) -> None:
         """Flush and close both files."""
-        self.file.close()
+        with named(self.path):
+            self.file.close()
         self.board.close()
 
 

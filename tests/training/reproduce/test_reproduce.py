@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 
 import training.reproduce.reproduction as driver
 from training.cli.main import main
+from training.cli.reproduce_options import TableOptions
 from training.runs.metrics import read_metrics
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
@@ -136,6 +138,23 @@ def test_nothing_is_trained_or_measured_twice(run, straight, photos):
     assert "done:" in result.stdout
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert {p: p.stat().st_mtime_ns for p in straight.rglob("evaluation-*.json")} == evaluated
+
+
+def test_a_folder_may_have_moved_and_other_images_are_refused(run, straight, photos, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(photos, moved)
+    arguments = table1(moved, straight, *ROWS, "--epochs", "2")
+    assert run(*arguments).returncode == 0
+    for path in sorted(moved.iterdir())[::2]:
+        Image.new("L", (8, 8)).save(path)
+    refused = run(*arguments)
+    assert refused.returncode == 1
+    assert "was trained on other images. The rows of a table share" in refused.stderr
+
+
+def test_a_row_knows_its_folder_wherever_later_commands_are_started(tmp_path):
+    given = TableOptions(out=tmp_path, data="folder:photos").overrides()
+    assert given["data"]["name"] == f"folder:{Path('photos').absolute()}"
 
 
 def test_the_report_is_drawn_again_from_its_json_alone(run, straight, tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from training.runs.metrics import METRICS_FILE, Recorder, read_metrics
 
 SPOILT = b'{"step": 3, "kind": "tr' + b'{"step": 4, "kind": "train"}\n' + b"\xff\x00[]\nnull\n7\n\n"
@@ -36,6 +38,17 @@ def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
 
     text = (tmp_path / METRICS_FILE).read_text()
     assert json.loads(text, parse_constant=refuse)["gradient_norm"] is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+def test_a_full_disk_is_told_with_the_file_s_name(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, 0)
+    recorder.file.close()
+    recorder.file = Path("/dev/full").open("a")  # noqa: SIM115
+    for attempt in (lambda: recorder.write(1, "train", {}), recorder.close):
+        with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
+            attempt()
+    recorder.board.close()
 
 
 def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
