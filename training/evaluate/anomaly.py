@@ -133,11 +133,14 @@ def measure_anomaly(
 
 def _check_calibrated(model: Model, k: int) -> None:
     samples = model.manifest.scoring.calibrated_importance_samples
-    if k not in samples:
-        known = f"it is for K = {', '.join(map(str, samples))}" if samples else "it has none"
+    if not samples:
         raise EvaluationError(
-            f"{model.name} gives no verdict at K = {k} without a calibration, and {known}: choose "
-            "another --importance-samples, or run iafvae-train calibrate."
+            f"{model.name} has no calibration, and so no verdicts: run iafvae-train calibrate."
+        )
+    if k not in samples:
+        raise EvaluationError(
+            f"{model.name} is calibrated for K = {', '.join(map(str, samples))}: give one of these "
+            f"as --importance-samples, not {k}."
         )
 
 

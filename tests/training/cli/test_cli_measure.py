@@ -162,7 +162,7 @@ def test_what_is_wrong_is_one_line(run, call, words, named) -> None:
         (("--bundle", "BUNDLE", "--split", "train"), "--split is one of test, validation"),
         (("--bundle", "BUNDLE"), "say which images to use with --data"),
         (("--bundle", "BUNDLE", "--data", "mnist", "--against", "svhn"), "is none of mnist"),
-        (("--bundle", "BUNDLE", "--importance-samples", "5"), "no verdict at K = 5"),
+        (("--bundle", "BUNDLE", "--importance-samples", "5"), "as --importance-samples, not 5"),
     ],
 )
 def test_what_is_wrong_with_a_bundle_is_one_line(
