@@ -91,7 +91,9 @@ def anomaly_table(document: Document) -> Table:
     table.padding = (0, 1, 0, 0)
     for heading in header:
         first = not table.columns
-        table.add_column(heading, justify="left" if first else "right", no_wrap=first)
+        table.add_column(
+            heading, justify="left" if first else "right", no_wrap=first, overflow="fold"
+        )
     for row in rows:
         table.add_row(*(escape(cell.partition(" [")[0]) for cell in row))
     return table

@@ -190,11 +190,15 @@ def planted_defects(images: Pixels, seed: int, side: int = 4) -> tuple[Pixels, M
 
 @dataclass(frozen=True)
 class _Kind:
-    """`make(images, strength, seed)`; `strength` by default, None where there is only one."""
+    """`make(images, strength, seed)`; `strength` by default, None where there is only one.
+
+    Of a square, which is cut down until it `fits` so often into an image's shorter side.
+    """
 
     words: str
     make: Callable[[Pixels, Any, int], Pixels]
     strength: float | None = None
+    fits: int = 0
 
 
 MADE: Mapping[str, _Kind] = {
@@ -223,11 +227,12 @@ MADE: Mapping[str, _Kind] = {
         "the model's own images, 255 from level 128 on, else 0",
         lambda x, *_: np.where(x < 128, 0, 255).astype(np.uint8),
     ),
-    "shuffled": _Kind("the model's own images, squares of {} pixels shuffled", shuffled, 7),
+    "shuffled": _Kind("the model's own images, squares of {} pixels shuffled", shuffled, 7, 2),
     "defects": _Kind(
         "the model's own images, each with a square of {} pixels of one level, 128 off its mean",
         lambda images, side, seed: planted_defects(images, seed, side)[0],
         4,
+        1,
     ),
 }
 
@@ -243,6 +248,8 @@ def made_anomalies(images: Pixels, name: str, seed: int) -> tuple[Pixels, str]:
         raise ConfigError(f"{name!r} is none of {', '.join(MADE)}")
     made = MADE[kind]
     strength = _strength(name, given, made.strength) if given else made.strength
+    if made.fits and strength is not None:
+        strength = min(strength, min(images.shape[2:]) // made.fits)
     return made.make(images, strength, seed), made.words.format(strength)
 
 

@@ -238,7 +238,9 @@ def test_mirrors_and_shuffles_keep_what_they_should():
     assert all(squares(a) == squares(b) for a, b in zip(mixed, pixels, strict=True))
     moved = [not np.array_equal(a, b) for a, b in zip(mixed, pixels, strict=True)]
     assert np.mean(moved) > 0.9
-    assert not np.array_equal(made_anomalies(pixels, "shuffled:100", 0)[0], pixels)  # halves
+    halves, words = made_anomalies(pixels, "shuffled:100", 0)
+    assert not np.array_equal(halves, pixels)
+    assert f"squares of {min(pixels.shape[2:]) // 2} pixels" in words
 
 
 def test_defects_lie_where_their_masks_say():
