@@ -205,3 +205,19 @@ def test_another_format_is_refused_by_number(tmp_path):
     path.write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match="format is 99"):
         load_checkpoint(tmp_path)
+
+
+def test_weights_of_another_model_are_told_in_one_line(tmp_path):
+    layer = torch.nn.Linear(4, 3)
+    save_checkpoint(
+        tmp_path,
+        1,
+        model_state=layer.state_dict(),
+        ema_state=dict(layer.named_parameters()),
+        optim_tensors={},
+        state={},
+    )
+    loaded = load_checkpoint(tmp_path)
+    loaded.check_fits(layer)
+    with pytest.raises(CheckpointError, match=r"1 of 2 tensors differ, the first is weight\)"):
+        loaded.check_fits(torch.nn.Linear(5, 3))
