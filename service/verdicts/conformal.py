@@ -23,6 +23,8 @@ __all__ = [
 ]
 
 F64 = NDArray[np.float64]
+# p-values and q r / n are often equal, as 1 / 100 and 0.01 * 29 / 29: rounding must not part them.
+ROUNDED_UP = 1.0 + 1e-12
 
 
 def upper(values: F64, reference: NDArray[np.float32]) -> F64:
@@ -107,12 +109,13 @@ def discoveries(p_values: F64, q: float) -> NDArray[np.bool_]:
     """
     known = np.where(np.isnan(p_values), np.inf, p_values)
     n = len(known)
-    passed = np.flatnonzero(np.sort(known) <= q * np.arange(1, n + 1) / n)
-    limit = q * (passed[-1] + 1) / n if len(passed) else -1.0
+    limits = q * np.arange(1, n + 1) / n * ROUNDED_UP
+    passed = np.flatnonzero(np.sort(known) <= limits)
+    limit = limits[passed[-1]] if len(passed) else -1.0
     return np.asarray(known <= limit)
 
 
 def possible_discoveries(n: int, q: float, calibration: int) -> int:
     """How many of a batch of `n` have to have the smallest p-value for one to be discovered;
     n + 1 where not even all of them suffice."""
-    return max(1, math.ceil(min(n / (q * (calibration + 1)), n + 1)))
+    return max(1, math.ceil(min(n / (q * (calibration + 1)) / ROUNDED_UP, n + 1)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -91,6 +94,19 @@ def test_discoveries_are_scipy_s(p, q):
     clear = np.abs(adjusted - q) > 1e-9
     got = discoveries(np.array(p), q)
     assert got[clear].tolist() == (adjusted <= q)[clear].tolist()
+
+
+@pytest.mark.parametrize("q", ["0.001", "0.01", "0.05", "0.07", "0.1", "0.3"])
+@pytest.mark.parametrize("calibration", [99, 149, 499, 2499])
+def test_discoveries_at_the_limit_are_those_of_fractions(q, calibration):
+    """p-values and q r / n are often equal, and rounded apart."""
+    for n in range(1, 250):
+        least = max(1, math.ceil(n / (Fraction(q) * (calibration + 1))))
+        assert possible_discoveries(n, float(q), calibration) == min(least, n + 1)
+        for r in range(max(1, least - 1), min(n, least) + 1):
+            p = np.ones(n)
+            p[:r] = 1 / (calibration + 1)
+            assert discoveries(p, float(q)).sum() == (r if r >= least else 0)
 
 
 def test_what_has_no_p_value_is_never_discovered():
