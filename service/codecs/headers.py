@@ -210,7 +210,7 @@ def _scaled(chunk: bytes, depth: int) -> bytes:
 
 
 def _jpeg(data: bytes, what: str, max_parts: int) -> Header:
-    body, frame, orientation, scans, first_scan = [b"\xff\xd8"], None, 1, 0, 0
+    body, frame, exif, scans, first_scan = [b"\xff\xd8"], None, b"", 0, 0
     parts = 0
     for parts, (code, start, end) in enumerate(_jpeg_segments(data), 1):
         _count(parts, max_parts, what, "segments")
@@ -222,8 +222,8 @@ def _jpeg(data: bytes, what: str, max_parts: int) -> Header:
         elif code == SOS:
             scans, first_scan = scans + 1, first_scan or start
             _count(scans, MAX_SCANS, what, "scans")
-        elif code == APP1 and data[start + 4 : start + 8] == b"Exif":
-            orientation = _orientation(data[start + 4 : end])
+        elif code == APP1 and not exif and data[start + 4 : start + 8] == b"Exif":
+            exif = data[start + 4 : end]  # what is longer than a segment goes on in the next ones
         if not first_scan and (code < APP0 or code in (APP0, APP14)):
             body.append(data[start:end])
     if frame is None or not first_scan:
@@ -232,7 +232,8 @@ def _jpeg(data: bytes, what: str, max_parts: int) -> Header:
     _check_frame(depth, height, channels, what)
     body.append(data[first_scan : end if code == EOI else None])
     channels = 1 if channels == 1 else 3
-    return Header("JPEG", width, height, channels, b"".join(body), parts, scans, orientation)
+    whole, orientation = b"".join(body), _orientation(exif)
+    return Header("JPEG", width, height, channels, whole, parts, scans, orientation)
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:

@@ -219,6 +219,19 @@ def test_every_orientation_is_what_pillow_makes_of_it(orientation):
     assert np.array_equal(read(data), expected.transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("second", [b"Exif\0\0" + bytes(9), b"Exif\0\0II*\0\x08\0\0\0\1\0"])
+def test_exif_in_several_segments_has_the_orientation_of_the_first(second):
+    """What is longer than 64 KiB is cut, and every piece begins with the same word."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(COLOURS), "JPEG", exif=exif)
+    end = 20 + 2 + int.from_bytes(data[22:24], "big")  # of JFIF's segment, and of EXIF's
+    assert data[20:22] == b"\xff\xe1"
+    cut = data[:end] + b"\xff\xe1" + struct.pack(">H", 2 + len(second)) + second + data[end:]
+    assert np.array_equal(read(cut), read(data))
+    assert read(cut).shape == (3, 32, 24)
+
+
 # ------------------------------------------------------------------ frames
 
 
