@@ -38,7 +38,7 @@ from service.verdicts.reference import map_notes
 if TYPE_CHECKING:
     from service.cli.local import LocalClient
 
-__all__ = ["MASKS", "NORMAL", "ReportOptions", "write_report"]
+__all__ = ["MASKS", "NORMAL", "ReportOptions", "is_usual", "write_report"]
 
 Row = dict[str, Any]
 CHUNK = 64  # images between two looks of the progress bar, and lost by an interruption
@@ -167,7 +167,7 @@ def _judged(
             file = Path(row["file"])
             named = {
                 "file": _name(file, folder),
-                "class": file.parent.name if file.parent != folder else "",
+                "class": _name(file.parent, folder).removeprefix("."),
                 "stamp": _stamp(file),
             }
             if "error" in row:
@@ -250,6 +250,12 @@ def _document(
     }
 
 
+def is_usual(folder: str, normal: Sequence[str] = NORMAL) -> bool:
+    """Whether one of `normal` is, or encloses, sub-folder `folder` ("good/monday")."""
+    names = {name.lower() for name in normal}
+    return not names.isdisjoint((folder.lower(), *folder.lower().split("/")))
+
+
 def _or(value: float | None, instead: float) -> float:
     return instead if value is None else value
 
@@ -259,12 +265,12 @@ def _classes(rows: Sequence[Row], normal: Sequence[str]) -> list[dict[str, Any]]
     by_class: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_class[row["class"]].append(row)
-    names = {name.lower() for name in normal}
-    usual = [row for name, each in by_class.items() for row in each if name.lower() in names]
-    odd = {name: each for name, each in sorted(by_class.items()) if name.lower() not in names}
+    groups = {name: by_class[name] for name in sorted(by_class) if is_usual(name, normal)}
+    usual = [row for each in groups.values() for row in each]
+    odd = {name: each for name, each in sorted(by_class.items()) if name not in groups}
     if usual and len(odd) > 1:
         odd["all of these"] = [row for each in odd.values() for row in each]
-    groups = {name: each for name, each in by_class.items() if name.lower() in names} | odd
+    groups |= odd
     if list(groups) == [""]:
         return []  # no sub-folders
     return [

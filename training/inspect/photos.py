@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from service.cli.output import counted
-from service.cli.report import MASKS, NORMAL
+from service.cli.report import MASKS, NORMAL, is_usual
 from service.errors import IafvaeError
 from training.data.image_files import (
     Files,
@@ -126,8 +126,12 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
         outside, _, told = _readable(outside, known)
         notes += told
         own = test.resolve().name
-        others = _by_class({f"{own}/{name}": path for name, path in outside.items()}, own)
+        others = _by_class(outside, own)
         masks |= _masks(others, (test.parent if test.name == "test" else test) / MASKS)
+        others = {
+            kind: {f"{own}/{name}": path for name, path in found.items()}
+            for kind, found in others.items()
+        }
         usual_more = others.pop(GOOD, {})
         for kind, found in others.items():
             classes[kind] = {**classes.get(kind, {}), **found}
@@ -158,11 +162,13 @@ def _refuse_classes(usual: Files, folder: Path) -> None:
 
 
 def _by_class(files: Files, own: str) -> dict[str, Files]:
-    """By the sub-folder that a file lies in, `own` for none; usual ones are `GOOD`."""
+    """By the sub-folder of folder `own` that a file lies in, `own` for none; usual ones, and what
+    is in them, are `GOOD`."""
     found: dict[str, Files] = {}
     for name, path in files.items():
-        kind = name.split("/")[-2] if "/" in name else own
-        found.setdefault(GOOD if kind.lower() in NORMAL else kind, {})[name] = path
+        kind = name.rpartition("/")[0]
+        kind = GOOD if is_usual(f"{own}/{kind}") else kind or own
+        found.setdefault(kind, {})[name] = path
     return found
 
 

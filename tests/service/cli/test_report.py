@@ -132,6 +132,27 @@ def test_classes_are_told_apart_as_another_library_says(cli, folder, tmp_path):
         assert np.trapezoid(corners[:, 1], corners[:, 0]) == pytest.approx(figure["value"])
 
 
+def test_sub_folders_of_one_name_are_classes_of_their_own(cli, tmp_path, digits):
+    """What lies anywhere in a folder called good is usual, and is not mixed with what does not."""
+    kinds = {"good/monday": 0, "good/tuesday": 0, "bad/monday": 255, "bad": 255}
+    for kind, off in kinds.items():
+        (tmp_path / "photos" / kind).mkdir(parents=True, exist_ok=True)
+        for i, digit in enumerate(digits):
+            Image.fromarray(digit[0] ^ np.uint8(off)).save(tmp_path / "photos" / kind / f"{i}.png")
+    cli("photos", "-o", "r.html")
+    found = json.loads((tmp_path / "r.json").read_text())
+    normal = {each["class"]: each["normal"] for each in found["classes"]}
+    assert normal == {kind: kind.startswith("good") for kind in (*kinds, "all of these")}
+    odd = next(each for each in found["classes"] if each["class"] == "all of these")
+    labels = [row["class"].startswith("bad") for row in found["results"]]
+    scores = [-row["log_likelihood_nats"] for row in found["results"]]
+    figure = odd["detection"]["likelihood alone"]["auroc"]
+    assert figure["value"] == pytest.approx(roc_auc_score(labels, scores))
+    cli("photos", "-o", "r.html", "--normal", "bad/monday")
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert [each["class"] for each in found["classes"] if each["normal"]] == ["bad/monday"]
+
+
 def test_what_was_interrupted_goes_on(cli, folder, tmp_path, monkeypatch):
     cli(folder, "-o", "whole.html")
     monkeypatch.setattr(module, "CHUNK", 4)

@@ -91,6 +91,20 @@ def test_images_elsewhere_are_more_of_them_and_none_that_were_learned(tmp_path):
     assert "19 good, 8 scratch" in "\n".join(photos.lines())
 
 
+def test_what_lies_deeper_is_good_where_a_folder_around_it_is(tmp_path):
+    fill(tmp_path / "good", 41)
+    fill(tmp_path / "back" / "good" / "monday", 3, seed=1)
+    fill(tmp_path / "back" / "bad" / "monday", 2, seed=2)
+    fill(tmp_path / "back" / "bad" / "friday", 2, seed=3)
+    mask = tmp_path / "back" / "ground_truth" / "bad" / "monday"
+    fill(mask, 1, seed=4)
+    photos = find_photos(tmp_path / "good", tmp_path / "back")
+    assert len(photos.usual_more) == 3
+    counts = {kind: len(files) for kind, files in photos.classes.items()}
+    assert counts == {"bad/monday": 2, "bad/friday": 2}
+    assert photos.masks == {tmp_path / "back/bad/monday/0.png": mask / "0.png"}
+
+
 def test_what_is_written_among_the_images_is_refused(tmp_path):
     fill(tmp_path / "good", 45)
     with pytest.raises(DataError, match="whose images it would become"):
