@@ -104,8 +104,11 @@ def _inside(folder: Path) -> list[Path]:
     listing = list_images(folder)
     unreadable = [folder / name for name in listing.dangling]
     unreadable += [Path(fault.filename) for fault in listing.faults]
-    others = [f"{count} {kind}" for kind, count in listing.others.most_common()]
-    say([f"{folder}: other files, passed over: {', '.join(others)}"] if others else [])
+    told = {
+        "other files": [f"{count} {kind}" for kind, count in listing.others.most_common()],
+        "pipes and devices": listing.endless,
+    }
+    say(f"{folder}: {what}, passed over: {', '.join(each)}" for what, each in told.items() if each)
     if not (listing.files or unreadable):
         raise InvalidInput(f"{folder} holds no {', '.join(sorted(EXTENSIONS))} files")
     return sorted([*listing.files.values(), *unreadable])

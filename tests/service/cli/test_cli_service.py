@@ -281,7 +281,9 @@ def test_folders_are_read_as_training_reads_them(cli, folder, tmp_path):
     (folder / ".0.png").write_bytes(b"junk")
     os.mkfifo(folder / "pipe.png")
     (folder / "dir.png").mkdir()
-    assert {row["file"] for row in json.loads(cli("score", folder, "--json").stdout)} == before
+    told = cli("score", folder, "--json")
+    assert {row["file"] for row in json.loads(told.stdout)} == before
+    assert f"note: {folder}: pipes and devices, passed over: pipe.png" in told.stderr
     more = tmp_path / "more"
     more.mkdir()
     Image.new("L", (4, 4)).save(more / "one.png")
