@@ -16,7 +16,7 @@ from pathlib import Path
 
 __all__ = ["EXTENSIONS", "Listing", "list_images", "printable", "read_file"]
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp"})  # jfif: of Windows browsers
 MAX_FILE_BYTES = 2**29  # more than any picture that is taken has, raw
 MAX_DEPTH = 100  # of folders in each other: each costs as many steps as it lies deep
 NOWHERE = (errno.ENOENT, errno.ELOOP)

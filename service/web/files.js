@@ -100,7 +100,7 @@ export async function dropped(items) {
 const promised = (of, name) => new Promise((resolve, reject) => { of[name](resolve, reject); });
 
 async function imagesIn(entry) {
-  if (entry.isFile) return /\.(png|jpe?g|webp)$/i.test(entry.name) ? [await promised(entry, "file")] : [];
+  if (entry.isFile) return /\.(png|jpe?g|jfif|webp)$/i.test(entry.name) ? [await promised(entry, "file")] : [];
   const reader = entry.createReader();
   const inside = [];
   for (let part; (part = await promised(reader, "readEntries")).length;) inside.push(...part); // in parts of 100

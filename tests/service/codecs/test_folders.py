@@ -19,3 +19,12 @@ def test_what_lies_too_deep_is_named_and_the_rest_is_found(tmp_path):
     (fault,) = found.faults
     assert fault.filename == os.fspath(place.parents[1])
     assert "folders deep" in fault.strerror
+
+
+def test_images_are_known_by_their_names_in_any_case(tmp_path):
+    names = ["a.PNG", "b.jpg", "c.JPeG", "d.jfif", "e.webp"]
+    for name in (*names, "f.bmp", "png"):
+        (tmp_path / name).touch()
+    found = list_images(tmp_path)
+    assert list(found.files) == names
+    assert found.others == {".bmp": 1, "without extension": 1}
