@@ -52,11 +52,6 @@ def image_files(folder: Path) -> tuple[Files, list[str]]:
     found = list_images(folder)
     faults = [f"{shown(fault.filename)}: {fault.strerror}" for fault in found.faults]
     refuse(faults, len(found.files))
-    if not found.files:
-        raise DataError(
-            f"There are no images in {shown(folder)}: PNG, JPEG and WebP files are read, at any "
-            "depth."
-        )
     told = {
         "hidden, passed over": found.hidden,
         "links to nothing, passed over": found.dangling,
@@ -64,6 +59,11 @@ def image_files(folder: Path) -> tuple[Files, list[str]]:
         "other files, passed over": [f"{n} {kind}" for kind, n in found.others.most_common()],
     }
     notes = [f"{what}: {some([shown(n) for n in names])}" for what, names in told.items() if names]
+    if not found.files:
+        raise DataError(
+            f"There are no images in {shown(folder)}: PNG, JPEG and WebP files are read, at any "
+            "depth." + "".join(f" ({note})" for note in notes)
+        )
     return found.files, notes
 
 

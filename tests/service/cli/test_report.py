@@ -97,7 +97,9 @@ def test_every_image_is_in_all_three_files(cli, folder, tmp_path):
     rows = list(csv.DictReader(io.StringIO((tmp_path / "r.csv").read_text())))
     broken = {"broken & co.png", "gone.png"}
     assert {row["file"] for row in rows} == names | broken
-    assert {row["file"] for row in found["unreadable"]} == broken
+    why = {row["file"]: row["error"] for row in found["unreadable"]}
+    assert set(why) == broken
+    assert why["gone.png"] == "No such file or directory"
     page = (tmp_path / "r.html").read_text()
     assert page.count("<tr class=") == 12
     assert "&lt;odd&gt;/3.png" in page

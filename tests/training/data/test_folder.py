@@ -169,6 +169,13 @@ def test_what_is_hidden_is_passed_over_and_named(folder):
     assert "1 .txt" in told
 
 
+def test_a_folder_without_images_says_what_it_has(tmp_path):
+    for name in ("1.tif", "2.TIF", "notes.txt", ".hidden.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"no images .*hidden.png.*2 \.tif, 1 \.txt"):
+        survey(tmp_path, FolderOptions())
+
+
 def test_links_are_followed_but_not_round_and_round(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     photo(elsewhere / "one.png", 1)
