@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -33,13 +33,14 @@ from pyarrow import fs
 
 from service.bundle import BundleError, load_bundle
 from service.cli.help import PLAIN, plain_help
+from service.cli.inputs import LIMITS
 from service.cli.options import option
 from service.client.results import NUMBERS
-from service.codecs.images import Fit, PixelLimits, fit_files
+from service.codecs.folders import EXTENSIONS, is_hidden
+from service.codecs.images import Fit, fit_files
 from service.errors import IafvaeError, InvalidInput
 from service.operations.model import Model
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 CALL_IMAGES = 256  # of one call of the model: bounds the memory of a worker
 JOB = "_job.json"
 COLUMNS = (*NUMBERS, "anomalous", "status")
@@ -66,12 +67,18 @@ def place(uri: str) -> tuple[fs.FileSystem, str]:
     return found[0], found[1]
 
 
+def is_picture(name: str) -> bool:
+    """Whether a path below a source is that of an image; what is hidden is passed over."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in EXTENSIONS and not any(map(is_hidden, path.parts))
+
+
 def parts_of(source: str, images: int) -> list[dict[str, Any]]:
     """The source in parts: a Parquet row group, a tar shard, or so many `images` of a folder."""
     system, root = place(source)
     info = system.get_file_info(root)
     if info.is_file:
-        files = [root]
+        files, root = [root], posixpath.dirname(root)
     else:
         found = system.get_file_info(fs.FileSelector(root, recursive=True))
         files = sorted(each.path for each in found if each.is_file)
@@ -84,7 +91,7 @@ def parts_of(source: str, images: int) -> list[dict[str, Any]]:
         ]
     if by_end[".tar"]:
         return [{"tar": file} for file in by_end[".tar"]]
-    pictures = [file for file in files if file.lower().endswith(IMAGES)]
+    pictures = [file for file in files if is_picture(posixpath.relpath(file, root))]
     return [{"files": pictures[at : at + images]} for at in range(0, len(pictures), images)]
 
 
@@ -100,7 +107,7 @@ def read_part(system: fs.FileSystem, part: dict[str, Any]) -> Iterator[tuple[str
     elif "tar" in part:
         with system.open_input_file(part["tar"]) as stream, tarfile.open(fileobj=stream) as shard:
             for member in shard:
-                if member.isfile() and member.name.lower().endswith(IMAGES):
+                if member.isfile() and is_picture(member.name):
                     content = shard.extractfile(member)
                     yield f"{part['tar']}/{member.name}", content.read() if content else b""
     else:
@@ -132,7 +139,7 @@ class Worker:
         for name, content in read_part(self.source, json.loads(row["part"])):
             names.append(name)
             try:
-                fitted = fit_files([content], self.shape, self.fit, PixelLimits(), [name])
+                fitted = fit_files([content], self.shape, self.fit, LIMITS, [name])
                 images.append(fitted.images[0])
                 errors.append(None)
             except IafvaeError as error:
@@ -247,7 +254,8 @@ def main(
         raise InvalidInput(f"--workers is a number or MIN:MAX, not {workers!r}")
     parts = parts_of(source, part_images)
     if not parts:
-        raise InvalidInput(f"{source} holds no images ({', '.join(IMAGES)}), Parquet or tar shards")
+        ends = ", ".join(sorted(EXTENSIONS))
+        raise InvalidInput(f"{source} holds no images ({ends}), Parquet or tar shards")
     rows = unfinished(parts, options, out)
     typer.echo(f"{len(parts)} parts, {len(parts) - len(rows)} of them done before", err=True)
     if not rows:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["EXTENSIONS", "Listing", "list_images", "printable", "read_file"]
+__all__ = ["EXTENSIONS", "Listing", "is_hidden", "list_images", "printable", "read_file"]
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp"})  # jfif: of Windows browsers
 MAX_FILE_BYTES = 2**29  # more than any picture that is taken has, raw
@@ -91,19 +91,20 @@ def _walk(folder: Path, found: Listing) -> Iterator[Path]:
 
     top = len(folder.parts)
     for place, folders, names in os.walk(folder, onerror=found.faults.append, followlinks=True):
-        found.hidden += [name for name in sorted(folders + names) if _is_hidden(name)]
+        found.hidden += [name for name in sorted(folders + names) if is_hidden(name)]
         folders[:] = [
-            name for name in sorted(folders) if not _is_hidden(name) and fresh(place, name)
+            name for name in sorted(folders) if not is_hidden(name) and fresh(place, name)
         ]
         if len(Path(place).parts) - top >= MAX_DEPTH:
             found.faults += [_too_deep(Path(place, name)) for name in folders]
             folders.clear()
-        yield from (Path(place, name) for name in names if not _is_hidden(name))
+        yield from (Path(place, name) for name in names if not is_hidden(name))
 
 
 def _too_deep(path: Path) -> OSError:
     return OSError(errno.ELOOP, f"lies more than {MAX_DEPTH} folders deep", os.fspath(path))
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is passed over."""
     return name.startswith(".") or name == "__MACOSX"

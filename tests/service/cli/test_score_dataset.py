@@ -136,6 +136,23 @@ def test_folders_tar_shards_and_parquet_give_the_same(pictures, tiny_bundle, exp
         program.unfinished([{"tar": "x"}], options, str(out))
 
 
+def test_folders_and_shards_have_the_images_that_the_command_line_sees(tmp_path):
+    """What is hidden is passed over, as macOS's companions of files are; the source may be."""
+    root = tmp_path / ".cache"
+    names = ["a.png", "b.jfif", "sub/c.JPG"]
+    for name in (*names, ".d.png", "._a.png", "__MACOSX/e.png", "sub/.f/g.png", "h.txt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    (part,) = program.parts_of(str(root), 100)
+    assert part["files"] == [f"{root}/{name}" for name in names]
+    assert program.parts_of(f"{root}/a.png", 100) == [{"files": [f"{root}/a.png"]}]
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        shard.add(root, ".")
+    (part,) = program.parts_of(str(tmp_path / "shard.tar"), 100)
+    found = program.read_part(program.place(str(tmp_path))[0], part)
+    assert {name.partition(".tar/")[2].removeprefix("./") for name, _ in found} == set(names)
+
+
 def test_maps_are_those_of_one_machine(pictures, tiny_bundle, model_bench, tmp_path):
     from service.operations.model import Model
 
