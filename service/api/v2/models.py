@@ -27,7 +27,8 @@ __all__ = ["INFER_OPERATIONS", "InferModel", "InferModels"]
 
 INFER_OPERATIONS = ("score", "sample", "encode", "decode")
 ESTIMATES = ("log_likelihood_nats", "elbo_nats", "bits_per_dim")
-VERDICT = frozenset({"p_value", "anomalous", "discovery", "status", "evidence"})
+NUMBERS, DECISIONS = (*ESTIMATES, "p_value"), ("anomalous", "discovery")
+VERDICT = frozenset({"p_value", *DECISIONS, "status", "evidence"})
 UNDECIDED = -1  # where JSON has null; else 1 or 0
 Run = Callable[[OperationRequest, Model, InferRequest], Awaitable[InferResponse]]
 
@@ -85,33 +86,36 @@ async def _score(request: OperationRequest, model: Model, infer: InferRequest) -
     at_most("importance_samples", samples, settings.max_importance_samples)
     at_most("images", len(images), settings.max_images)
     at_most("images times importance_samples", len(images) * samples, settings.max_rows)
+    asked = {info.name for info, _ in infer.outputs}
     scores = await model.score(
         images,
         importance_samples=samples,
         seed=_integer(infer, "seed", scoring.default_seed),
         alpha=_share(infer, "alpha"),
         fdr=_share(infer, "fdr"),
-        verdict=any(info.name in VERDICT for info, _ in infer.outputs),
+        verdict=not asked.isdisjoint(VERDICT),
         **request.asked,
     )
     outputs: dict[str, NDArray[Any]] = {
-        name: getattr(scores, name).astype(np.float32) for name in (*ESTIMATES, "p_value")
+        name: getattr(scores, name).astype(np.float32) for name in asked.intersection(NUMBERS)
     }
-    for name in ("anomalous", "discovery"):
+    for name in asked.intersection(DECISIONS):
         decided = getattr(scores, name)
         outputs[name] = np.array([UNDECIDED if one is None else one for one in decided], np.int8)
-    outputs["status"] = np.array(scores.status, object)
-    names = _parts(model.manifest)
-    nothing = np.full(len(images), np.nan)
-    columns = [scores.evidence.get(name, nothing) for name in names]
-    outputs["evidence"] = np.column_stack(columns).astype(np.float32)
+    if "status" in asked:
+        outputs["status"] = np.array(scores.status, object)
     calibration = scores.resolved["calibration"] or {}
     said = scores.resolved | {f"calibration_{key}": value for key, value in calibration.items()}
     # The protocol has no other parameters.
     parameters = {
         name: value for name, value in said.items() if isinstance(value, str | int | float)
     }
-    parameters["evidence_names"] = ",".join(names)
+    if "evidence" in asked:
+        names = _parts(model.manifest)
+        nothing = np.full(len(images), np.nan)
+        columns = [scores.evidence.get(name, nothing) for name in names]
+        outputs["evidence"] = np.column_stack(columns).astype(np.float32)
+        parameters["evidence_names"] = ",".join(names)
     if scores.notes:
         parameters["notes"] = "; ".join(scores.notes)
     return InferResponse(outputs=outputs, parameters=parameters, result=scores)
@@ -180,8 +184,8 @@ def _infer_models(manifest: Manifest) -> dict[str, InferModel]:
     image, z = _tensor("image", "UINT8", *pixels), _tensor("z", "FP32", dim)
     mean = _tensor("mean", "FP32", *pixels)
     scores = (
-        *(_tensor(name, "FP32") for name in (*ESTIMATES, "p_value")),
-        *(_tensor(name, "INT8") for name in ("anomalous", "discovery")),
+        *(_tensor(name, "FP32") for name in NUMBERS),
+        *(_tensor(name, "INT8") for name in DECISIONS),
         _tensor("status", "BYTES"),
         _tensor("evidence", "FP32", len(_parts(manifest))),
     )
