@@ -34,6 +34,7 @@ from service.scheduler.work import Job, Piece
 __all__ = ["FairQueue"]
 
 PIECE_ROWS = 16  # of a job that does not end in its share of a batch
+QUICK_BATCHES = 16  # after one in which a small job ended: the next one may come meanwhile
 Starts = dict[Job, int]  # the first row of each job that is in a batch; `Job.taken` is its last
 
 
@@ -77,11 +78,13 @@ class _Holder(_Group[_Caller]):
 
 @dataclass(eq=False)
 class _Line(_Group[_Holder]):
-    """What waits for one operation: the holders, and counts. spent: engine seconds."""
+    """What waits for one operation: the holders, and counts. spent: engine seconds; quick: how
+    many batches more leave room for small jobs."""
 
     rows: int = 0
     images: float = 0.0
     spent: float = 0.0
+    quick: int = 0
 
     def push(self, job: Job) -> None:
         """Append `job` to its caller's jobs."""
@@ -123,14 +126,17 @@ class _Line(_Group[_Holder]):
         return starts
 
     def quicken(self, starts: Starts, quick: int) -> None:
-        """Take back most rows of jobs that go on, where small jobs would end with the batch.
+        """Take back most rows of jobs that go on, where small jobs would end with the batch, or
+        with one of the next.
 
         quick: rows at which a batch has nearly all that batching gains, while a full one takes
         several times as long: who asks for so little does not wait for what fills it up. Jobs that
         go on keep a quarter of their share, so that no flood of small ones stops them.
         """
         rows = sum(job.taken - start for job, start in starts.items())
-        if rows <= quick or not any(job.taken == job.rows <= quick for job in starts):
+        ends = any(job.taken == job.rows <= quick for job in starts)
+        self.quick = QUICK_BATCHES if ends else max(0, self.quick - 1)
+        if rows <= quick or not self.quick:
             return
         for job, start in starts.items():
             if job.taken == job.rows:

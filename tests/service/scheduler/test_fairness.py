@@ -289,6 +289,19 @@ def test_what_goes_on_gives_up_no_more_than_the_small_ones_gain():
     assert {job.caller for job, _, _ in pieces} == {"a", "b", "small"}
 
 
+def test_batches_after_a_small_job_leave_room_for_the_next_one():
+    """It may come while a batch is computed, and waits for the end of that."""
+    queue = FairQueue(10_000, 8)
+    queue.push(Queued("f", "huge", 2000, images=2000))
+    alone = next(cuts(queue, 32))
+    assert alone == {"huge": (0, 32)}
+    queue.push(Queued("f", "small", 1))
+    batches = list(itertools.islice(cuts(queue, 32), 18))
+    rows = [stop - start for batch in batches for start, stop in [batch["huge"]]]
+    assert "small" in batches[0]
+    assert rows == [8] * 16 + [32] * 2
+
+
 def test_an_image_that_was_cut_is_ended_before_the_next_begins():
     """Else every later piece would have parts of two images, each of them computed twice."""
     queue = FairQueue(1000)
