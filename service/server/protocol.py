@@ -102,6 +102,7 @@ class BoundedHttp(HttpToolsProtocol):
     _timer: asyncio.TimerHandle
     url = b""  # of the last request, as it stands in its head
     _active: Cycle | None = None  # the last that was begun with
+    _refusing: Admission | None = None  # by whom it is refused, once its body is here
     _reading_head = False
     _outside = 0  # bytes that were read and belong to no body
     _unread = b""  # came already, and is read after the others had their turn
@@ -206,7 +207,9 @@ class BoundedHttp(HttpToolsProtocol):
         if now >= self._write_deadline or (late and self._closing):
             self.transport.abort()
             return
-        if late and self._answering():
+        if late and self._refusing is not None:
+            self._refuse()
+        elif late and self._answering():
             self._end_after_answers()
         elif late:
             self.transport.close()
@@ -327,6 +330,8 @@ class BoundedHttp(HttpToolsProtocol):
                 return
         if cycle.response_complete:
             self._idle()
+        elif self._refusing is not None and cycle is self._active:
+            self._refuse()
         else:
             cycle.message_event.set()
 
@@ -371,14 +376,22 @@ class BoundedHttp(HttpToolsProtocol):
         scope = cast("Scope", cycle.scope)
         if admission is None or self.flow.write_paused or not admission.refuses(scope):
             super()._start_asgi_task(cycle, app)
+            return
+        self._refusing = admission
+        if cycle.more_body and not cycle.waiting_for_100_continue and _is_short(scope):
+            # Answered before its body is here, the connection could not stay open.
+            self._deadline = self.loop.time() + DRAIN_SECONDS
         else:
-            self._refuse(cycle, scope, admission)
+            self._refuse()
 
-    def _refuse(self, cycle: RequestResponseCycle, scope: Scope, admission: Admission) -> None:
-        status, headers, body = admission.whole_refusal(scope)
+    def _refuse(self) -> None:
+        cycle, admission, self._refusing = self._active, self._refusing, None
+        assert cycle is not None  # noqa: S101 - it is what is refused
+        assert admission is not None  # noqa: S101 - which refuses
+        status, headers, body = admission.whole_refusal(cast("Scope", cycle.scope))
         headers = [*cycle.default_headers, *headers]
-        if self.expect_100_continue or _is_long(scope):
-            cycle.keep_alive = False  # as in Cycle: not all of its body is here
+        if cycle.more_body:
+            cycle.keep_alive = False  # as in Cycle
         if not cycle.keep_alive:
             headers.append((b"connection", b"close"))
         self.transport.write(head(status, headers) + b"\r\n" + body)
@@ -445,14 +458,10 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.close()
 
 
-def _is_long(scope: Scope) -> bool:
-    """Whether the request has a body that hardly came with its head."""
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            return int(value) > AT_ONCE
-        if name == b"transfer-encoding":
-            return True
-    return False
+def _is_short(scope: Scope) -> bool:
+    """Whether all of the request's body comes at once, or nearly so."""
+    headers = dict(scope["headers"])
+    return b"transfer-encoding" not in headers and int(headers.get(b"content-length", 0)) <= AT_ONCE
 
 
 def _why(error: httptools.HttpParserError) -> str:

@@ -104,6 +104,32 @@ def test_behind_an_early_answer_and_its_whole_body_the_next_is(line, admission):
     run(work)
 
 
+@pytest.mark.parametrize("sent", [b"", b"1234"])
+def test_a_short_body_of_a_refused_request_is_not_awaited_for_ever(line, sent):
+    async def work():
+        async with line(admission=Full()) as server:
+            answer, closed = await server.talk(EARLY % 5 + sent, seconds=2.0)
+            assert answer.startswith(b"HTTP/1.1 429")
+            assert b"connection: close" in answer
+            assert closed
+
+    run(work)
+
+
+def test_an_offer_behind_a_refused_request_is_its_own(line):
+    """What is awaited of the last request's body says nothing of those before it."""
+
+    async def work():
+        async with line(admission=Full()) as server:
+            last = EARLY.replace(b"host", b"expect: 100-continue\r\nhost") % 9
+            answer, closed = await server.talk(EARLY % 4 + b"body" + GET + last)
+            assert answer.count(b"HTTP/1.1 429") == 3
+            assert answer.count(b"connection: close") == 1
+            assert closed
+
+    run(work)
+
+
 async def send_for_ever(writer):
     while True:
         writer.write(bytes(65536))
