@@ -13,7 +13,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["MASKS", "NORMAL", "ReportOptions", "is_usual", "write_report"]
 
 Row = dict[str, Any]
+ROWS = 2  # how they are written; of another program's none is taken up
 CHUNK = 64  # images between two looks of the progress bar, and lost by an interruption
 THUMBNAIL = 96  # pixels: longest side
 COLOURS = 64  # of a picture in the page: a few kilobytes each
@@ -91,7 +92,7 @@ def write_report(
     manifest = backend.model()["manifest"]
     kept = out.with_suffix(".partial.jsonl")
     # What decides the rows; rows of anything else are of no use.
-    asked = json.dumps([manifest, str(folder.resolve()), asdict(options)], sort_keys=True)
+    asked = json.dumps([ROWS, manifest, str(folder.resolve()), asdict(options)], sort_keys=True)
     identity = json.dumps({"report": hashlib.sha256(asked.encode()).hexdigest()}).encode()
     rows = _known(kept, identity)
     todo = [f for f in files if rows.get(_name(f, folder), {}).get("stamp") != _stamp(f)]
@@ -251,9 +252,11 @@ def _document(
 
 
 def is_usual(folder: str, normal: Sequence[str] = NORMAL) -> bool:
-    """Whether one of `normal` is, or encloses, sub-folder `folder` ("good/monday")."""
-    names = {name.lower() for name in normal}
-    return not names.isdisjoint((folder.lower(), *folder.lower().split("/")))
+    """Whether sub-folder `folder` ("good/monday") is, or lies in, one of `normal`, by its name or
+    by its path."""
+    path = PurePosixPath(folder.lower())
+    names = {*path.parts, str(path), *map(str, path.parents)}
+    return not names.isdisjoint(name.lower() for name in normal)
 
 
 def _or(value: float | None, instead: float) -> float:

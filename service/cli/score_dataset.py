@@ -68,9 +68,13 @@ def place(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a path below a source is that of an image; what is hidden is passed over."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in EXTENSIONS and not any(map(is_hidden, path.parts))
+    """Whether a path is that of an image."""
+    return PurePosixPath(name).suffix.lower() in EXTENSIONS
+
+
+def is_shown(name: str) -> bool:
+    """Whether nothing in a path below a source is hidden."""
+    return not any(map(is_hidden, PurePosixPath(name).parts))
 
 
 def parts_of(source: str, images: int) -> list[dict[str, Any]]:
@@ -78,10 +82,14 @@ def parts_of(source: str, images: int) -> list[dict[str, Any]]:
     system, root = place(source)
     info = system.get_file_info(root)
     if info.is_file:
-        files, root = [root], posixpath.dirname(root)
+        files = [root]
     else:
         found = system.get_file_info(fs.FileSelector(root, recursive=True))
-        files = sorted(each.path for each in found if each.is_file)
+        files = sorted(
+            each.path
+            for each in found
+            if each.is_file and is_shown(posixpath.relpath(each.path, root))
+        )
     by_end = {end: [f for f in files if f.lower().endswith(end)] for end in (".parquet", ".tar")}
     if by_end[".parquet"]:
         return [
@@ -91,7 +99,7 @@ def parts_of(source: str, images: int) -> list[dict[str, Any]]:
         ]
     if by_end[".tar"]:
         return [{"tar": file} for file in by_end[".tar"]]
-    pictures = [file for file in files if is_picture(posixpath.relpath(file, root))]
+    pictures = list(filter(is_picture, files))
     return [{"files": pictures[at : at + images]} for at in range(0, len(pictures), images)]
 
 
@@ -107,7 +115,7 @@ def read_part(system: fs.FileSystem, part: dict[str, Any]) -> Iterator[tuple[str
     elif "tar" in part:
         with system.open_input_file(part["tar"]) as stream, tarfile.open(fileobj=stream) as shard:
             for member in shard:
-                if member.isfile() and is_picture(member.name):
+                if member.isfile() and is_picture(member.name) and is_shown(member.name):
                     content = shard.extractfile(member)
                     yield f"{part['tar']}/{member.name}", content.read() if content else b""
     else:
@@ -134,17 +142,18 @@ class Worker:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Compute the part of `row` and write its file."""
         began = time.process_time()
-        names, images = list[str](), list[U8]()
+        names, images, altered = list[str](), list[U8](), list[bool]()
         errors = list[str | None]()
         for name, content in read_part(self.source, json.loads(row["part"])):
             names.append(name)
             try:
                 fitted = fit_files([content], self.shape, self.fit, LIMITS, [name])
                 images.append(fitted.images[0])
+                altered.append(bool(fitted.altered[0]))
                 errors.append(None)
             except IafvaeError as error:
                 errors.append(str(error))
-        columns = self.computed(np.array(images, np.uint8)) if images else {}
+        columns = self.computed(np.array(images, np.uint8), np.array(altered)) if images else {}
         good = np.flatnonzero([error is None for error in errors])
         table = {"id": pa.array(names, pa.string()), "error": pa.array(errors, pa.string())}
         for name, values in columns.items():
@@ -156,8 +165,9 @@ class Worker:
         seconds = time.process_time() - began
         return {"images": len(names), "errors": len(names) - len(images), "seconds": seconds}
 
-    def computed(self, images: U8) -> dict[str, list[Any]]:
-        """Columns of results for `images` uint8 [n, C, H, W]."""
+    def computed(self, images: U8, altered: NDArray[np.bool_]) -> dict[str, list[Any]]:
+        """Columns of results for `images` uint8 [n, C, H, W]; altered: which were resized or
+        converted."""
         options, columns = self.options, dict[str, list[Any]]()
         for at in range(0, len(images), CALL_IMAGES):
             some = images[at : at + CALL_IMAGES]
@@ -173,7 +183,10 @@ class Worker:
             else:
                 scores = self.loop.run(
                     self.model.score(
-                        some, importance_samples=options.importance_samples, seed=options.seed
+                        some,
+                        importance_samples=options.importance_samples,
+                        seed=options.seed,
+                        altered=altered[at : at + CALL_IMAGES],
                     )
                 )
                 found = {name: list(getattr(scores, name)) for name in COLUMNS}

@@ -192,7 +192,8 @@ class FairQueue:
     """Jobs that wait. Not thread-safe.
 
     rows: that wait; rows_by_operation: of each operation that was ever met; capacity: of rows, as
-    `refusal` sees it; quick_rows: of a batch in which small jobs end (0: as many as others have).
+    `refusal` sees it; quick_rows: of a batch in which small jobs end, and of the next ones (0: as
+    many as others have).
     """
 
     def __init__(self, capacity: int, quick_rows: int = 0) -> None:

@@ -167,7 +167,8 @@ def _by_class(files: Files, own: str) -> dict[str, Files]:
     found: dict[str, Files] = {}
     for name, path in files.items():
         kind = name.rpartition("/")[0]
-        kind = GOOD if is_usual(f"{own}/{kind}") else kind or own
+        kind = kind or own
+        kind = GOOD if is_usual(kind) else kind
         found.setdefault(kind, {})[name] = path
     return found
 

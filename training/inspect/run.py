@@ -44,7 +44,7 @@ from training.fit.fit import fit
 from training.inspect.photos import Photos, find_photos
 from training.inspect.plan import Plan, counts, crossed, divided, plan_for, planned
 from training.inspect.words import Facts, learned, words
-from training.runs.directory import CONFIG_FILE, LOCK_FILE, locked, read_config
+from training.runs.directory import CONFIG_FILE, is_left, locked, read_config
 
 __all__ = ["Inspection", "inspect_folder"]
 
@@ -157,9 +157,7 @@ def inspect_folder(
 
 def _refuse_others(out: Path) -> None:
     """`out` is new, empty, or an inspection."""
-    new = not out.exists() or (
-        out.is_dir() and {path.name for path in out.iterdir()} <= {LOCK_FILE}
-    )
+    new = not out.exists() or (out.is_dir() and all(map(is_left, out.iterdir())))
     if not new and not (out / PLAN).is_file():
         raise DataError(f"{out} exists and is no inspection: give another --out.")
 

@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from training.config import RunConfig, Runtime, for_images
-from training.data import public_name
+from training.config import DataConfig, RunConfig, Runtime, for_images
+from training.data import FOLDER_PREFIX, public_name
 from training.data.images import identity
 from training.errors import TrainingError
 from training.fit.device import choose_device
@@ -121,6 +121,7 @@ class Reproduction:
 
     def _check(self) -> None:
         """Refuse a directory whose rows have other settings: the table would mix them."""
+        found: dict[DataConfig, dict[str, Any]] = {}
         for run in (run for row in self.experiment.rows for run in self._found(row)):
             before = read_config(run.folder)
             config = for_images(run.config, before.model.image_shape)
@@ -128,8 +129,8 @@ class Reproduction:
                 open_run(run.folder, config, resume=True)
             except TrainingError as error:
                 raise TrainingError(f"{error}. {SHARED}") from error
-            if before.data.name != config.data.name:
-                self._check_images(run)
+            if config.data.name.startswith(FOLDER_PREFIX):
+                self._check_images(run, found)
             done = progressed(run.folder, config.optim.batch_size).done_epochs
             if done > config.train.epochs:
                 raise TrainingError(
@@ -137,13 +138,18 @@ class Reproduction:
                     f"{config.train.epochs}. {SHARED}"
                 )
 
-    def _check_images(self, run: Run) -> None:
-        """Refuse another folder than a row was trained on; it may have been moved."""
+    def _check_images(self, run: Run, found: dict[DataConfig, dict[str, Any]]) -> None:
+        """Refuse other images than a row was trained on; their folder may have been moved.
+
+        found: what is there now, which this adds to.
+        """
         if not has_checkpoint(run.folder):
             return
-        data_dir = known_data_dir(run.folder, self.data_dir)
-        images, _ = run_images(run.config, data_dir, lambda _: None)
-        if identity(images.pixels) != load_checkpoint(run.folder).state["images"]:
+        data, data_dir = run.config.data, known_data_dir(run.folder, self.data_dir)
+        if data not in found:
+            images, _ = run_images(run.config, data_dir, lambda _: None)
+            found[data] = identity(images.pixels)
+        if found[data] != load_checkpoint(run.folder).state["images"]:
             raise TrainingError(f"{run.folder} was trained on other images. {SHARED}")
 
     def _standing(self, run: Run) -> Standing:

@@ -182,8 +182,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         else:
             return replace(found, faults=tuple(faults))
     raise CheckpointError(
-        f"No checkpoint in {path} is whole. {' '.join(faults)} Put back a copy, or remove "
-        f"{path / FOLDER}: --resume then starts the run again."
+        f"No checkpoint in {path} is whole. {' '.join(faults)} Put back a copy, or train "
+        "again into another --out."
     )
 
 
@@ -194,7 +194,7 @@ def load_run(
     from.
 
     `path` is a run directory or one checkpoint in it. `weights` chooses the averaged ("ema") or the
-    last ("raw") parameters; buffers are always the last. Raises `CheckpointError`.
+    last ("raw") parameters; buffers are always the last. Raises `TrainingError`.
     """
     configured, config = read_model(run_directory(path))
     checkpoint = load_checkpoint(path)

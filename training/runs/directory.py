@@ -15,6 +15,7 @@ from training.files import TEMPORARY, write_bytes, write_json
 from training.overrides import PARTS
 
 __all__ = [
+    "is_left",
     "known_data_dir",
     "locked",
     "open_run",
@@ -27,7 +28,7 @@ __all__ = [
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
-PUT_BACK = "put back the one that `fit` wrote, or give another --out"
+PUT_BACK = "put back the one that `fit` wrote"
 DATA_DIR_FILE = ".data-dir"  # of this machine alone: no copy or bundle of the run has it
 # How long a run is, when its rate falls and how tight its bound is may be thought over while it
 # goes on.
@@ -108,11 +109,11 @@ def open_run(run_dir: Path, config: RunConfig, *, resume: bool) -> None:
         _check_same(run_dir, read_config(run_dir), config)
     elif resume:
         raise TrainingError(f"{run_dir} holds no run; start one without --resume")
-    elif run_dir.exists() and any(not _is_left(path) for path in run_dir.iterdir()):
+    elif run_dir.exists() and any(not is_left(path) for path in run_dir.iterdir()):
         raise TrainingError(f"{run_dir} is not empty and not a run; give another --out")
 
 
-def _is_left(path: Path) -> bool:
+def is_left(path: Path) -> bool:
     """Whether a call that was killed at its very start may have left this."""
     return path.name == LOCK_FILE or path.name.startswith(TEMPORARY)
 
@@ -162,8 +163,9 @@ def locked(run_dir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        for left in run_dir.glob(f"{TEMPORARY}*"):  # half a file, of a process that was killed
-            left.unlink(missing_ok=True)
+        for left in run_dir.glob(f"{TEMPORARY}*"):  # of a process that was killed
+            if left.is_file():
+                left.unlink(missing_ok=True)
         yield
 
 

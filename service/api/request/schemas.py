@@ -41,7 +41,7 @@ __all__ = [
     "parse_options",
 ]
 
-MAX_EXACT = 2**53  # above it a float may stand for another integer than was written
+MAX_EXACT = 2**53  # from it on a float may stand for another integer than was written
 MAX_COUNT = 2**63 - 1  # a query may hold more digits than Python writes in an error
 
 
@@ -54,7 +54,7 @@ def _plain(value: object) -> object:
 
 def _whole(value: object) -> object:
     """4.0 is an integer in JSON (JSON Schema 2020-12, 6.1.1); some languages write all so."""
-    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT:
+    if isinstance(value, float) and value.is_integer() and abs(value) < MAX_EXACT:
         return int(value)
     return _plain(value)
 

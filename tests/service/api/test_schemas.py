@@ -76,7 +76,9 @@ def test_an_interpolation_has_two_ends():
         parse_options(InterpolateOptions, {"n": 1}, text=False)
 
 
-@pytest.mark.parametrize(("value", "seed"), [(4.0, 4), (0.0, 0), (1e15, 10**15), (2.0**53, 2**53)])
+@pytest.mark.parametrize(
+    ("value", "seed"), [(4.0, 4), (0.0, 0), (1e15, 10**15), (2.0**53 - 1, 2**53 - 1)]
+)
 def test_a_number_without_a_fraction_is_an_integer(value, seed):
     """So JSON Schema has it, and so some languages write all numbers."""
     assert parse_options(SampleOptions, {"seed": value}, text=False).seed == seed

@@ -155,6 +155,21 @@ def test_sub_folders_of_one_name_are_classes_of_their_own(cli, tmp_path, digits)
     assert [each["class"] for each in found["classes"] if each["normal"]] == ["bad/monday"]
 
 
+@pytest.mark.parametrize(
+    ("folder", "normal", "usual"),
+    [
+        ("Good/monday", ("good",), True),
+        ("bad/monday/am", ("bad/monday",), True),
+        ("bad/monday", ("monday",), True),
+        ("bad/mondays", ("bad/monday", "monday"), False),
+        ("bad", ("bad/monday",), False),
+        ("", ("good",), False),
+    ],
+)
+def test_a_folder_is_usual_by_its_name_its_path_or_what_it_lies_in(folder, normal, usual):
+    assert module.is_usual(folder, normal) == usual
+
+
 def test_what_was_interrupted_goes_on(cli, folder, tmp_path, monkeypatch):
     cli(folder, "-o", "whole.html")
     monkeypatch.setattr(module, "CHUNK", 4)

@@ -140,7 +140,16 @@ def test_folders_and_shards_have_the_images_that_the_command_line_sees(tmp_path)
     """What is hidden is passed over, as macOS's companions of files are; the source may be."""
     root = tmp_path / ".cache"
     names = ["a.png", "b.jfif", "sub/c.JPG"]
-    for name in (*names, ".d.png", "._a.png", "__MACOSX/e.png", "sub/.f/g.png", "h.txt"):
+    for name in (
+        *names,
+        ".d.png",
+        "._a.png",
+        "__MACOSX/e.png",
+        "sub/.f/g.png",
+        "h.txt",
+        ".c/x.parquet",
+        "._s.tar",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"x")
     (part,) = program.parts_of(str(root), 100)

@@ -102,6 +102,10 @@ def test_what_lies_deeper_is_good_where_a_folder_around_it_is(tmp_path):
     assert len(photos.usual_more) == 3
     counts = {kind: len(files) for kind, files in photos.classes.items()}
     assert counts == {"bad/monday": 2, "bad/friday": 2}
+    (tmp_path / "back").rename(tmp_path / "normal")
+    renamed = find_photos(tmp_path / "good", tmp_path / "normal")
+    assert renamed.classes.keys() == photos.classes.keys()  # the folder's own name says nothing
+    (tmp_path / "normal").rename(tmp_path / "back")
     assert photos.masks == {tmp_path / "back/bad/monday/0.png": mask / "0.png"}
 
 

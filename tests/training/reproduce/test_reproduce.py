@@ -152,6 +152,21 @@ def test_a_folder_may_have_moved_and_other_images_are_refused(run, straight, pho
     assert "was trained on other images. The rows of a table share" in refused.stderr
 
 
+def test_images_that_were_changed_where_they_lie_are_refused(run, straight, photos, tmp_path):
+    place, out = tmp_path / "photos", tmp_path / "out"
+    shutil.copytree(photos, place)
+    shutil.copytree(straight, out)
+    for config in out.glob("runs/*/config.json"):
+        config.write_text(config.read_text().replace(f'"folder:{photos}"', f'"folder:{place}"'))
+    arguments = table1(place, out, *ROWS, "--epochs", "2")
+    assert run(*arguments).returncode == 0
+    for path in sorted(place.iterdir())[::2]:
+        Image.new("L", (8, 8)).save(path)
+    refused = run(*arguments)
+    assert refused.returncode == 1
+    assert "was trained on other images" in refused.stderr
+
+
 def test_a_row_knows_its_folder_wherever_later_commands_are_started(tmp_path):
     given = TableOptions(out=tmp_path, data="folder:photos").overrides()
     assert given["data"]["name"] == f"folder:{Path('photos').absolute()}"
