@@ -174,8 +174,9 @@ class Settings(BaseModel):
     max_in_flight: Count = 4096
     """requests to operations at once; above it: 429, with the body unread"""
     quota_rows_per_minute: Count | None = None
-    """rows (an image has one for each importance sample, and one for its verdict) that the holder
-    of a key, or an address without keys, may have in a minute; above it: 429; absent: no quota"""
+    """rows (of a scored image one for each importance sample, of any other one for each operation)
+    that the holder of a key, or an address without keys, may have in a minute; above it: 429;
+    absent: no quota"""
     max_batch_rows: Count = 256
     """rows computed at once, if the engine takes so many"""
 

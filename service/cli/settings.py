@@ -21,7 +21,8 @@ names it. Durations are in seconds, a year at most, sizes in bytes, lists have c
 programs.
 
 `IAFVAE_KEY` and `IAFVAE_DATA_DIR` are no settings of the service: the first is the key that the
-command line sends with `--url`, the second says where training finds data sets.
+command line sends with `--url`, the second says where `training/slices.sh` and the tests find data
+sets.
 
 This page is written by `iafvae settings --markdown > docs/settings.md`.
 

@@ -63,14 +63,16 @@ class RecipeOptions:
         None, "bernoulli (binary), discretized_logistic or logistic_mixture (8-bit)."
     )
     epochs: int | None = option(None, "How many epochs in all.")
-    batch_size: int | None = option(None, "Images a step, over all processes (128; cifar10: 256).")
+    batch_size: int | None = option(None, "Images a step, over all processes (the preset's).")
     accumulate: int | None = option(
         None,
         "Compute a step's batch as this many micro-batches, one after another, for less "
         "memory (1). Their gradients add up to the batch's, but not under free bits: each "
         "micro-batch then has its own mean, which is another objective.",
     )
-    learning_rate: float | None = option(None, "Its highest value, after the warm-up (0.002).")
+    learning_rate: float | None = option(
+        None, "Its highest value, after the warm-up (the preset's)."
+    )
     warmup_steps: int | None = option(
         None, "Steps over which the learning rate rises (400, or a tenth of the run)."
     )

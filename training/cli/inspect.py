@@ -33,7 +33,9 @@ class InspectOptions(RuntimeOptions):
         None, "Images to be judged; their sub-folders name classes (good: usual)."
     )
     false_alarms: float = option(0.01, "How many usual images may be called anomalous, in 1.")
-    minutes: float = option(15.0, "For all of it; about two thirds train the model.")
+    minutes: float = option(
+        15.0, "For about all of it, at least some minutes; two thirds train the model."
+    )
     as_json: AsJson = False
 
 

@@ -98,9 +98,9 @@ class Quota:
         wait = self._paid.get(holder, 0.0) - self._clock() - MINUTE
         if wait > 0:
             raise QuotaExceeded(
-                f"{round(MINUTE / self._seconds_each)} rows (an image has one for each importance "
-                "sample, and one for its verdict) may be had in a minute, and more were: send the "
-                "request again later",
+                f"{round(MINUTE / self._seconds_each)} rows (a scored image has one for each "
+                "importance sample) may be had in a minute, and more were: send the request again "
+                "later",
                 wait,
             )
 
