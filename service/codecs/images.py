@@ -237,6 +237,7 @@ def _decode(
     """
     from PIL import Image, WebPImagePlugin  # noqa: F401 - else Pillow loads all of its plugins
 
+    Image.MAX_IMAGE_PIXELS = None  # `_check_work` has bounded them, as the settings say
     try:
         with Image.open(io.BytesIO(header.body), formats=[header.kind]) as image:
             if image.size != (header.width, header.height):

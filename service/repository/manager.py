@@ -276,7 +276,8 @@ class ModelManager:
     def _note(self, directory: str, path: Path, error: Exception) -> IafvaeError:
         """Log and count a failure, and give it as the caller shall see it."""
         reason = str(error)
-        for root in (self.store.root.resolve(), self.store.root):  # where it lies is nobody's
+        # Where it lies is nobody's; "." would be everywhere.
+        for root in (self.store.root.resolve(), self.store.root.absolute()):
             reason = reason.replace(f"{root}/", "").replace(str(root), directory)
         if not isinstance(error, BundleError | IafvaeError):
             reason = f"{type(error).__name__}: {reason}"

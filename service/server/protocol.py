@@ -47,7 +47,6 @@ PASSED_ON = (
     "get_write_buffer_size",
     "is_closing",
     "pause_reading",
-    "resume_reading",
     "set_protocol",
     "set_write_buffer_limits",
     "write",
@@ -74,12 +73,15 @@ NOWHERE = _Nowhere()
 
 
 class ClosedByProtocol(asyncio.Transport):
-    """`real`, but for `close`, which is what is given."""
+    """`real`, but for `close` and `resume_reading`, which are what is given."""
 
-    def __init__(self, real: asyncio.Transport, close: Callable[[], None]) -> None:
+    def __init__(
+        self, real: asyncio.Transport, close: Callable[[], None], resume: Callable[[], None]
+    ) -> None:
         for name in PASSED_ON:  # an instance's attributes cost no call more
             setattr(self, name, getattr(real, name))
         self.real, self.close = real, close  # type: ignore[method-assign]
+        self.resume_reading = resume  # type: ignore[method-assign]
 
     def end_writing(self) -> None:
         """Tell the other side that nothing more comes; what it sends is still read."""
@@ -116,7 +118,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
-        super().connection_made(ClosedByProtocol(transport, self._close))
+        super().connection_made(ClosedByProtocol(transport, self._close, self._resume))
         self._deadline = self.loop.time() + HEAD_SECONDS
         self._timer = self.loop.call_later(TICK_SECONDS, self._tick)
 
@@ -135,8 +137,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._deaf:
             self._throw_away(len(data))
         elif self._unread:
-            self._unread += data
-            self.flow.pause_reading()  # whoever resumed it did not know
+            self._unread += data  # came with what was read before the pause
         elif len(data) <= AT_ONCE:
             self._feed(data)
         else:
@@ -162,7 +163,13 @@ class BoundedHttp(HttpToolsProtocol):
             return  # the connection is lost
         self._read_in_pieces(data)
         if not self._unread and not self.transport.is_closing():
+            self.flow.read_paused = True  # whoever resumed it did so for nothing
             self.flow.resume_reading()
+
+    def _resume(self) -> None:
+        """Let more come, but where what came before is not read yet: it would have no end."""
+        if not self._unread:
+            self.transport.real.resume_reading()
 
     def _feed(self, data: bytes) -> None:
         self._outside += len(data)

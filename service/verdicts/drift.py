@@ -64,13 +64,13 @@ class Drift:
 
     def add(self, keys: Iterable[int], p_values: Iterable[float]) -> bool:
         """Count images by their key, each once, and say whether M reaches `ALARM` for the first
-        time. What has no p-value is left out."""
+        time, with any of them. What has no p-value is left out."""
+        alarmed = self._alarmed
         for key, p in zip(keys, p_values, strict=True):
             if not math.isnan(p) and not self._known(key):
                 self._bet(p)
-        alarm = not self._alarmed and self.log_martingale >= math.log(ALARM)
-        self._alarmed |= alarm
-        return alarm
+                self._alarmed = self._alarmed or self.log_martingale >= math.log(ALARM)
+        return self._alarmed and not alarmed
 
     def _known(self, key: int) -> bool:
         known = key in self._seen

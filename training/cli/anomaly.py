@@ -1,5 +1,6 @@
 """`iafvae-train evaluate-anomaly`: does a bundle tell other images from its own?"""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +80,10 @@ def evaluate_anomaly(options: AnomalyOptions) -> None:
             progress=progress,
         )
     model = "-".join(document["model"].split())
-    name = f"verdicts-{plan.split}-k{document['importance_samples']}-{model}"
+    # Sets that were chosen take no whole table's place.
+    chosen = "".join(re.findall(r"[\w.-]+", f"-{'-'.join(plan.against)}"))[:60]
+    some = chosen if plan.against else ""
+    name = f"verdicts-{plan.split}-k{document['importance_samples']}-{model}{some}"
     text, picture = anomaly_markdown(document), anomaly_picture(document)
     keep(folder, name, document, text, picture)
     for partial in partials:

@@ -57,7 +57,8 @@ def bound(options: BoundOptions) -> None:
         document, partial = measure_bound(
             subject, plan, folder, memory_gib=options.memory_gib, progress=progress
         )
-    name = f"bound-{options.split}-k{plan.ks[-1]}-{subject.stem}"
+    some = "" if options.limit is None else f"-first{options.limit}"
+    name = f"bound-{options.split}-k{plan.ks[-1]}-{subject.stem}{some}"
     keep(folder, name, document, bound_markdown(document), bound_picture(document))
     partial.remove()
     show(document, bound_table, as_json=options.as_json)

@@ -190,7 +190,8 @@ def _document(subject: Subject, data: ImageData, plan: BoundPlan, found: Arrays)
         "log_px_z_nats": float(found["log_px_z"].mean()),
         "kl_nats": dict(zip(facts.kl_groups, found["kl"].mean(axis=0).tolist(), strict=True)),
         "latents": facts.latents,
-        "effective_share": float(found["effective"].mean()),
+        # Of those that have the largest K.
+        "effective_share": float(found["effective"][np.isfinite(iw[:, -1])].mean()),
         **_latents(subject.scorer, found),
         "protocol": _protocol(data, plan, facts),
         "command": f"iafvae-train bound {subject.words} {plan.options}",

@@ -35,7 +35,8 @@ def evaluate_subject(
     """Measure a model as `evaluate_model` does, with its options, and write the report of a run.
 
     `limit` takes the first so many images alone. Returns the report and the JSON file in the run's
-    directory (None for a bundle); the same evaluation of the same weights replaces it.
+    directory (None for a bundle); the same evaluation of the same weights replaces it, one of fewer
+    images does not.
     """
     if subject.home is not None:
         subject.place_for_results(None)  # said before the work, not after it
@@ -52,7 +53,8 @@ def evaluate_subject(
         "manifest": report.manifest_entries(command),
         **subject.identity,
     }
-    name = f"evaluation-{split}-k{report.importance_samples}-{subject.stem}.json"
+    some = "" if limit is None else f"-first{limit}"
+    name = f"evaluation-{split}-k{report.importance_samples}-{subject.stem}{some}.json"
     path = subject.home / name
     write_json(path, content)
     return report, path

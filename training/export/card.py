@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from service.bundle import Manifest
-from service.verdicts.conformal import certified_alpha
+from service.verdicts.conformal import certified_alpha, expected_rate
 from training.data.licences import data_note
 from training.export.findings import Findings
 
@@ -164,15 +164,16 @@ def calibration_text(manifest: Manifest) -> str:
     )
     if smallest > alpha:
         return text + ", which so few cannot tell: no decision ever is. Calibrate on more."
+    rate = expected_rate(alpha, spec.images)
     if crossed:
-        return text + f": about {alpha:.1%} of usual images are."
+        return text + f": about {rate:.1%} of usual images are."
     if certified is None:
         return text + (
             "; over calibration sets of so few images, no threshold holds that rate of false "
             "alarms with 95% confidence."
         )
     return text + (
-        f": about {alpha:.1%} of usual images are, and at p <= {certified:.4f} at most so many, "
+        f": about {rate:.1%} of usual images are, and at p <= {certified:.4f} at most so many, "
         "with 95% confidence over calibration sets."
     )
 

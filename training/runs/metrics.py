@@ -28,7 +28,7 @@ class Recorder:
         self.file = self.path.open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter  # slow to import, wanted only here
 
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
+        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, kind: str, figures: dict[str, float]) -> None:
         """Record `figures` under `kind` ("train", "validation", "skipped"); null if not finite."""

@@ -62,11 +62,19 @@ def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
                 )
             made.write(some)
         at -= len(stream.unused_data)
-        if bits == 31 and body.startswith(b"\0", at):  # padding
-            at = len(body) - len(body[at:].lstrip(b"\0"))
+        if bits == 31:
+            at = _behind_padding(body, at)
     if at < len(body):
         raise MalformedBody(f"the {encoding} body has bytes after its end")
     return made.getvalue()
+
+
+def _behind_padding(body: bytes, at: int) -> int:
+    """Where the zeros from `at` on end; in pieces, between which others have their turn."""
+    while body.startswith(b"\0", at):
+        piece = body[at : at + PIECE_BYTES]
+        at += len(piece) - len(piece.lstrip(b"\0"))
+    return at
 
 
 def _is_zlib(body: bytes) -> bool:

@@ -115,7 +115,11 @@ def test_members_of_gzip_follow_each_other():
     body = gzip.compress(TEXT) + gzip.compress(b"and more")
     assert decompress(body, "gzip", 10**6) == TEXT + b"and more"
     assert decompress(body, "x-gzip", 10**6) == TEXT + b"and more"
-    assert decompress(body + bytes(512), "gzip", 10**6) == TEXT + b"and more"  # of blocks, as tar's
+    padded = body + bytes(200_000)  # of blocks, as tar's; more than a piece
+    assert decompress(padded, "gzip", 10**6) == TEXT + b"and more"
+    assert decompress(padded + body, "gzip", 10**6) == 2 * (TEXT + b"and more")
+    with pytest.raises(MalformedBody):
+        decompress(padded + b"x", "gzip", 10**6)
     with pytest.raises(PayloadTooLarge):
         decompress(body, "gzip", len(TEXT) + 7)
     with pytest.raises(MalformedBody, match="members"):

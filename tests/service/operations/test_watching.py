@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import pytest
 
+from service.operations.model import Model
 from service.verdicts.drift import Drift
 
 
@@ -32,6 +34,16 @@ def test_scores_with_the_bundles_own_options_count_once(perform, tiny_model):
         ]
 
     assert perform(use) == [0, 0, 0, 0, 0, len(images), 0]
+
+
+@pytest.mark.parametrize(("folds", "watches"), [(1, True), (5, False)])
+def test_a_crossed_calibration_watches_nothing(tiny, tmp_path, folds, watches):
+    """Its images were ranked by densities of the others, and what comes is not."""
+    whole = tiny.write_tiny_bundle(tmp_path / "whole").manifest.calibration
+    spec = whole.model_dump(mode="json") | {"folds": folds}
+    tiny.write_tiny_bundle(tmp_path / "tiny", calibration=spec)
+    model = Model.load(tmp_path / "tiny", provider="cpu")
+    assert (model.drift is not None) == watches
 
 
 def test_drift_is_logged_once(perform, caplog):

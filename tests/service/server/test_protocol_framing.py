@@ -414,3 +414,23 @@ def test_refusals_one_after_the_other(line):
             assert not closed
 
     run(work)
+
+
+def test_what_is_not_read_yet_has_an_end(line, monkeypatch):
+    """An application that asks for more gets what came, before the client may send more."""
+    monkeypatch.setattr(protocol, "READ_SECONDS", 0.0)
+    monkeypatch.setattr(protocol, "REST_SECONDS", 0.05)
+    monkeypatch.setattr(protocol, "AT_ONCE", 2**12)
+
+    async def work():
+        async with line() as server:
+            _, writer = await server.connect()
+            writer.write(b"POST /slow HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n")
+            most = 0
+            for _ in range(100):
+                writer.write(b"1\r\nx\r\n" * 50_000)
+                await asyncio.sleep(0.005)
+                most = max(most, *(len(made._unread) for made in server.made))
+            assert 0 < most <= 2**20
+
+    run(work)

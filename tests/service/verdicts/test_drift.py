@@ -58,6 +58,16 @@ def test_drift_is_noticed_whenever_it_begins(shift, before, within):
     assert drift.log_martingale > math.log(ALARM)
 
 
+def test_the_alarm_is_of_any_image_of_a_request():
+    """Images that follow in the same one do not hide it."""
+    usual = np.random.default_rng(2).permutation(np.arange(1, 401) / 400)
+    values = [0.001] * 10 + usual.tolist()
+    drift = Drift(999)
+    assert drift.add(range(len(values)), values)
+    assert drift.log_martingale < math.log(ALARM)
+    assert not drift.add([1000], [0.001])  # said once
+
+
 def test_too_usual_is_drift_as_well():
     drift = Drift(2500)
     assert first_alarm(drift, [0.97 + 0.0001 * i for i in range(300)]) < 100

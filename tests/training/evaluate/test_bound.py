@@ -90,6 +90,8 @@ def test_the_bound_rises_with_k_and_its_gain_is_of_the_same_images(subject, tmp_
     assert rows[2]["gain"]["value_nats"] == pytest.approx(common[2] - common[1], abs=1e-9)
     assert rows[2]["gain"]["standard_error_nats"] < rows[2]["standard_error_nats"]
     assert "K = 48 on the first 12 of them alone" in document["protocol"]
+    alone, _ = measure_bound(subject, BoundPlan(ks=(48,), limit=12, seed=3), tmp_path)
+    assert document["effective_share"] == pytest.approx(alone["effective_share"], rel=1e-6)
 
 
 def test_nats_of_each_latent_are_the_divergence_in_closed_form(tmp_path):
