@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import ipaddress
 import time
 from collections.abc import Callable
 
@@ -35,11 +36,22 @@ NAME = b"{request id}"  # stands where it will
 
 def caller_of(scope: Scope) -> tuple[str, str]:
     """Whose turn a request is counted as, "holder/connection", and whose share it takes from: the
-    holder's of its key; without keys, its address.
+    holder's of its key; without keys, its address, or of IPv6 its network of 64 bits.
     """
     host, port = scope.get("client") or ("", 0)
-    holder = scope["state"].get("caller", host)
+    holder = scope["state"].get("caller") or (_network(host) if ":" in host else host)
     return f"{holder}/{host}:{port}", holder
+
+
+@functools.lru_cache(1024)
+def _network(host: str) -> str:
+    """What of an IPv6 address tells whose it is: one customer has 2^64 of them or more (RFC 6177,
+    2)."""
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        return host
+    return str(address.ipv4_mapped or ipaddress.IPv6Address(int(address) >> 64 << 64))
 
 
 class Shares:
@@ -163,6 +175,7 @@ class Admission:
         if not self._by_address:
             return self._slots.held >= self._slots.capacity
         host = (scope.get("client") or ("",))[0]
+        host = _network(host) if ":" in host else host
         if not self._slots.take(host):
             return True
         # Its task enters after all that came in this turn of the event loop.

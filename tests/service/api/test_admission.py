@@ -183,6 +183,24 @@ def test_turns_are_by_connection_and_shares_by_address():
     assert caller_of({**scope(), "client": None}) == ("/:0", "")
 
 
+@pytest.mark.parametrize(
+    ("host", "holder"),
+    [
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::"),
+        ("2001:db8:1:3::9", "2001:db8:1:3::"),
+        ("::1", "::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("unix:", "unix:"),
+    ],
+)
+def test_an_ipv6_network_is_one_caller(host, holder):
+    """Whoever has one has 2^64 addresses."""
+    asking = {**scope(), "client": (host, 5000)}
+    assert caller_of(asking) == (f"{holder}/{host}:5000", holder)
+
+
 def test_a_place_is_left_however_a_request_ends(serve, monkeypatch):
     """Answered, refused, broken, or cancelled: nothing stays counted."""
     client = serve(max_in_flight=2)
