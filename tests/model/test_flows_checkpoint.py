@@ -21,7 +21,7 @@ RUN = ROOT / "training/checkpoints/mnist-wide"
 @pytest.fixture(scope="module")
 def shipped() -> DensityModel:
     model = build_model(config_from_dict(json.loads((RUN / "config.json").read_text())["model"]))
-    step = RUN / "checkpoints" / "step-00272844"
+    step = RUN / "checkpoints" / "step-00338052"
     whole = load_file(step / "model.safetensors")
     averaged = load_file(step / "ema.safetensors")  # parameters alone, without buffers
     model.load_state_dict(whole | averaged, strict=True)

@@ -27,7 +27,7 @@ from training.runs.checkpoint import load_run
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "service" / "bundles" / "mnist"
 RUN = ROOT / "training" / "checkpoints" / "mnist-wide"
-CHECKPOINT = RUN / "checkpoints" / "step-00272844"
+CHECKPOINT = RUN / "checkpoints" / "step-00338052"
 DIGITS = np.load(ROOT / "tests" / "data" / "mnist_sample.npz")
 
 
