@@ -56,7 +56,7 @@ def _whole(value: object) -> object:
     """4.0 is an integer in JSON (JSON Schema 2020-12, 6.1.1); some languages write all so."""
     if isinstance(value, float) and value.is_integer() and abs(value) < MAX_EXACT:
         return int(value)
-    return _plain(value)
+    return _plain(value) if isinstance(value, str) else value
 
 
 WHOLE, REAL = BeforeValidator(_whole), BeforeValidator(_plain)
