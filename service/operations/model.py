@@ -92,8 +92,9 @@ class Model:
         spec = bundle.manifest.calibration
         # Where each calibration image was ranked by a density of the others, what comes is not
         # ranked as they were: bets on it would be no martingale.
-        alike = reference is not None and spec is not None and spec.folds == 1
-        self.drift = Drift(reference.images) if reference is not None and alike else None
+        self.drift = None
+        if reference is not None and spec is not None and spec.folds == 1:
+            self.drift = Drift(reference.images)
         # What an answer says of the images that it compares with.
         self._calibration = spec and {"name": spec.split, "images": spec.images, "date": spec.date}
         # K -> what small requests wait to be judged in this turn of the event loop.

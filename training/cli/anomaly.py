@@ -81,8 +81,7 @@ def evaluate_anomaly(options: AnomalyOptions) -> None:
         )
     model = "-".join(document["model"].split())
     # Sets that were chosen take no whole table's place.
-    chosen = "".join(re.findall(r"[\w.-]+", f"-{'-'.join(plan.against)}"))[:60]
-    some = chosen if plan.against else ""
+    some = re.sub(r"[^\w.-]", "", "".join(f"-{each}" for each in plan.against))[:60]
     name = f"verdicts-{plan.split}-k{document['importance_samples']}-{model}{some}"
     text, picture = anomaly_markdown(document), anomaly_picture(document)
     keep(folder, name, document, text, picture)

@@ -166,10 +166,8 @@ def _by_class(files: Files, own: str) -> dict[str, Files]:
     is in them, are `GOOD`."""
     found: dict[str, Files] = {}
     for name, path in files.items():
-        kind = name.rpartition("/")[0]
-        kind = kind or own
-        kind = GOOD if is_usual(kind) else kind
-        found.setdefault(kind, {})[name] = path
+        kind = name.rpartition("/")[0] or own
+        found.setdefault(GOOD if is_usual(kind) else kind, {})[name] = path
     return found
 
 
