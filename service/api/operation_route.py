@@ -23,6 +23,7 @@ from service.api.request.parsing import parse_body
 from service.api.request.schemas import Options
 from service.api.response.problems import PROBLEMS, problem_of, problem_response, unexpected
 from service.api.response.rendering import Answer
+from service.api.response.streaming import StreamedAnswer
 from service.api.state import AppState
 from service.errors import ClientGone, IafvaeError, ShuttingDown
 from service.operations.model import Model
@@ -113,7 +114,11 @@ class OperationRoute(APIRoute):
 
     async def send(self, answer: Answer, request: OperationRequest, send: Send) -> Answer:
         """Send `answer`, with who computed it. Raises Overloaded where too many are not read."""
-        if len(answer.body) > INLINE_BYTES:
+        if isinstance(answer, StreamedAnswer):
+            # A piece that is sent and one that is made, until the client has the last.
+            request.hold(2 * len(answer.body))
+            request.scope["state"]["counted"] = len(answer.body)
+        elif len(answer.body) > INLINE_BYTES:
             # Until the server's transport counts it, or the client has it.
             request.hold(len(answer.body))
         now, result = time.perf_counter(), answer.result

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from service.bundle import BundleError
 from service.errors import (
@@ -29,7 +29,14 @@ from service.errors import (
 from service.metrics import Metrics
 from service.operations.model import Model
 from service.repository.registry import LoadedModel, Registry
-from service.repository.store import FOREIGN, Fingerprint, Found, ModelStore, bundle_paths
+from service.repository.store import (
+    FOREIGN,
+    Fingerprint,
+    Found,
+    ModelStore,
+    Survey,
+    bundle_paths,
+)
 from service.repository.versions import split_reference
 from service.settings import Settings
 
@@ -37,7 +44,7 @@ __all__ = ["ModelChange", "ModelManager"]
 
 logger = logging.getLogger("iafvae")
 
-
+T = TypeVar("T")
 Kind = Literal["loaded", "swapped", "unchanged", "unloaded", "chosen"]
 
 
@@ -133,6 +140,10 @@ class ModelManager:
                 "name one of them, with or without its version"
             ) from None
 
+    def survey(self) -> asyncio.Future[Survey]:
+        """What `ModelStore.survey` will give, or raise; no end waits for it."""
+        return asyncio.wrap_future(_begin(self.store.survey, "look at the models"))
+
     async def load(self, directory: str, *, again: bool = False) -> ModelChange:
         """Load the bundle in `directory`, in the place of what was loaded from there.
 
@@ -187,7 +198,13 @@ class ModelManager:
 
     async def _load(self, directory: str, again: bool) -> ModelChange:
         began = time.monotonic()
-        found = await asyncio.to_thread(self.store.look, directory)
+        try:
+            found = await self._in_time(lambda: self.store.look(directory), f"look at {directory}")
+        except TimeoutError:
+            raise BundleRefused(
+                f"{directory} could not be looked at within IAFVAE_LOAD_SECONDS="
+                f"{self._settings.load_seconds:g}: does the disk or network that it lies on answer?"
+            ) from None
         old = self._registry.in_directory(directory)
         if old is not None and not again and found.hash == old.runtime.bundle.hash:
             self._settle(directory, found.looks)
@@ -205,12 +222,18 @@ class ModelManager:
         return change
 
     async def _open(self, path: Path, directory: str) -> Model:
-        opening = asyncio.wrap_future(_begin(lambda: self.store.open(path), f"load {directory}"))
-        done, _ = await asyncio.wait([opening], timeout=self._settings.load_seconds)
-        if not done:
-            opening.add_done_callback(_look)
-            raise self._too_slow(path)
-        return await opening
+        try:
+            return await self._in_time(lambda: self.store.open(path), f"load {directory}")
+        except TimeoutError:
+            raise self._too_slow(path) from None
+
+    async def _in_time(self, work: Callable[[], T], name: str) -> T:
+        """What `work` gives. Raises TimeoutError, and leaves it behind."""
+        done = asyncio.wrap_future(_begin(work, name))
+        if not (await asyncio.wait([done], timeout=self._settings.load_seconds))[0]:
+            done.add_done_callback(_look)
+            raise TimeoutError
+        return await done
 
     def _too_slow(self, path: Path) -> BundleError:
         return BundleError(
@@ -304,9 +327,9 @@ class ModelManager:
         logger.info("%s %s on %s (bundle %s)", change, subject.reference, place, digest)
 
 
-def _begin(work: Callable[[], Model], name: str) -> Future[Model]:
+def _begin(work: Callable[[], T], name: str) -> Future[T]:
     """Run `work` in a thread of its own, which keeps no process alive: who waits may give up."""
-    future: Future[Model] = Future()
+    future: Future[T] = Future()
     future.set_running_or_notify_cancel()
 
     def run() -> None:

@@ -22,12 +22,16 @@ from service.metrics import Metrics, ModelMetrics
 from service.operations.model import Model
 from service.settings import Settings
 
-__all__ = ["FOREIGN", "Fingerprint", "Found", "ModelStore", "bundle_paths"]
+__all__ = ["FOREIGN", "Fingerprint", "Found", "ModelStore", "Survey", "bundle_paths"]
 
 logger = logging.getLogger("iafvae")
 
 # Name, size, times and inode of every file: what changes when a bundle does.
 Fingerprint = tuple[tuple[str | int, ...], ...]
+
+# By name, in order, where each bundle lies and what it looks like now, None where it changes
+# meanwhile; and why entries that may be bundles cannot be looked at.
+Survey = tuple[dict[str, tuple[Path, Fingerprint | None]], dict[str, str]]
 
 # What a file system puts into a volume: that it cannot be read is no fault of a bundle.
 FOREIGN = frozenset({"lost+found"})
@@ -71,12 +75,8 @@ class ModelStore:
             path=path, looks=_fingerprint(path), hash=_manifest_hash(path), present=frozenset(paths)
         )
 
-    def survey(self) -> tuple[dict[str, tuple[Path, Fingerprint | None]], dict[str, str]]:
-        """By name, in order, where each bundle lies and what it looks like now, None where it
-        changes meanwhile; and why entries that may be bundles cannot be looked at.
-
-        Raises OSError where the directory cannot be listed.
-        """
+    def survey(self) -> Survey:
+        """What is there now. Raises OSError where the directory cannot be listed."""
         paths, strange = self._entries()
         return {name: (path, _fingerprint(path)) for name, path in paths.items()}, strange
 

@@ -20,6 +20,7 @@ from service.repository.store import Fingerprint
 __all__ = ["Watcher"]
 
 logger = logging.getLogger("iafvae")
+SLOW_SECONDS = 30.0  # of a listing that it is said of
 
 
 class Watcher:
@@ -51,7 +52,10 @@ class Watcher:
         """Do what the difference to the last look asks for."""
         self._said_before, self._said = self._said, {}
         try:
-            found, strange = await asyncio.to_thread(self._manager.store.survey)
+            survey = self._manager.survey()
+            if not (await asyncio.wait([survey], timeout=SLOW_SECONDS))[0]:
+                self._say("", "the models are not listed yet (a disk or network does not answer?)")
+            found, strange = await survey
         except OSError as error:
             self._say("", f"the models cannot be listed ({error.strerror}); what is loaded stays")
             return

@@ -107,6 +107,7 @@ class BoundedHttp(HttpToolsProtocol):
     _refusing: Admission | None = None  # by whom it is refused, once its body is here
     _reading_head = False
     _outside = 0  # bytes that were read and belong to no body
+    _heads = 0  # bytes of heads that came since the first that waits
     _unread = b""  # came already, and is read after the others had their turn
     _drained = 0  # bytes that were read for nobody
     _deaf = False  # what comes is thrown away
@@ -287,9 +288,13 @@ class BoundedHttp(HttpToolsProtocol):
         if self.parser.get_http_version() == "1.0":
             self.expect_100_continue = False  # such a client knows no 100 (RFC 9110, 10.1.1)
         self._reading_head, self._deadline = False, math.inf
+        headers = self.headers
         super().on_headers_complete()
         self.headers = NOWHERE
         if self.pipeline:
+            if len(self.pipeline) == 1:
+                self._heads = 0
+            self._heads += sum(len(name) + len(value) for name, value in headers)
             self._read_on()
 
     def _check_head(self) -> None:
@@ -368,7 +373,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _read_on(self) -> None:
         """Read behind a request that is being answered, so that a hang-up is noticed; a little."""
-        held = sum(len(cycle.body) for cycle, _ in self.pipeline)
+        held = self._heads + sum(len(cycle.body) for cycle, _ in self.pipeline)
         if self._active is not None:
             held += len(self._active.body)
         if len(self.pipeline) < MAX_PIPELINED and held <= HIGH_WATER_LIMIT:

@@ -56,6 +56,8 @@ class AppTransport(httpx.BaseTransport):
         return httpx.Response(answer.status_code, headers=answer.headers, content=raw)
 
     def close(self) -> None:
+        if self.loop.is_closed():
+            return
         self.run(self._lifespan.__aexit__(None, None, None))
         self._end_loop()
 

@@ -139,6 +139,8 @@ class OperationRequest(Request):
             else:
                 body = await self.beside(decompress, body, encoding, most)
             self.hold(len(body))
+        if not body:
+            self.hold(0)
         self.shared.admission.enter(self.holder)
         self._is_in = True
         return body

@@ -63,10 +63,13 @@ class Shares:
 
     def take(self, holder: str, amount: int = 1, *, anyway: bool = False) -> bool:
         """Whether `holder` may have `amount` more, which it then holds; anyway: it has it already,
-        so that it and others may have less more."""
+        so that it and others may have less more. Of nothing: whether it has no more than its share.
+        """
         free, own = self.capacity - self.held, self._by_holder.get(holder, 0)
         if not anyway and (amount > free or (own and own + amount > free)):
             return False
+        if not amount:
+            return True
         self.held += amount
         self._by_holder[holder] = own + amount
         return True
@@ -191,9 +194,10 @@ class Admission:
         self._promised.clear()
 
     def unread(self, scope: Scope, size: int) -> Callable[[], None]:
-        """`size` bytes of an answer to `scope` wait for its client; what this gives says that they
-        do no more."""
+        """`size` bytes of an answer to `scope` wait for its client, of which some may be counted
+        already; what this gives says that they do no more."""
         _, holder = caller_of(scope)
+        size = max(0, size - scope["state"].get("counted", 0))
         self.bytes.take(holder, size, anyway=True)
         return functools.partial(self.bytes.give, holder, size)
 

@@ -233,6 +233,24 @@ def test_a_place_is_left_however_a_request_ends(serve, monkeypatch):
     assert (admission.in_flight, admission.bytes.held) == (0, 0)
 
 
+def test_who_leaves_answers_unread_gets_none_in_addition(serve, problem):
+    """However small an answer is: a thousand that nobody reads are many bytes."""
+    client = serve(max_buffered_bytes=2**20, max_body_bytes=2**18)
+    admission = client.app.state.shared.admission
+    host = {"client": ("127.0.0.1", 9)}  # as httpx says
+    taken = [admission.unread(scope() | host, 2**16) for _ in range(9)]
+    detail = problem(client.post("/v1/sample?n=1"), 429, "overloaded")
+    assert "read your answers" in detail
+    taken.pop()()
+    assert client.post("/v1/sample?n=1").status_code == 200
+    other = scope() | {"client": ("192.0.2.7", 9)}
+    taken.append(admission.unread(other, 2**16))
+    assert client.post("/v1/sample?n=1").status_code == 429, "less is free, so its share is less"
+    for done in taken:
+        done()
+    assert admission.bytes.held == 0
+
+
 async def nothing():
     return {"type": "http.request", "body": b"", "more_body": False}
 

@@ -136,6 +136,33 @@ def test_a_client_that_reads_slowly_holds_the_computation_up(serve):
     assert client.metric("iafvae_queue_rows", operation="sample", model="tiny") == 0
 
 
+def test_both_pieces_of_a_stream_are_counted_while_it_lasts(serve):
+    client = serve(max_n=10)
+    admission = client.app.state.shared.admission
+    piece = MAX_PIECE_ROWS * 16
+
+    async def read():
+        reader = Reader(1)  # the head
+        scope = scope_of("/v1/sample", "n=100000&seed=0")
+        task = asyncio.create_task(client.app(scope, reader.receive, reader.send))
+        async with asyncio.timeout(60):
+            while not admission.bytes.held:  # noqa: ASYNC110 - a counter wakes nobody
+                await asyncio.sleep(0.01)
+        found = [admission.bytes.held]
+        for waits in (piece, piece + 2**16):  # in the transport
+            taken = admission.unread(scope, waits)
+            found.append(admission.bytes.held)
+            taken()
+        reader.gone.set()
+        await task
+        return [*found, admission.bytes.held]
+
+    two, both, more, none = client.run(read())
+    assert two == both == pytest.approx(2 * piece, rel=0.02), "what is sent, and what is made"
+    assert more == pytest.approx(two + 2**16, abs=200)
+    assert none == 0
+
+
 def test_memory_does_not_grow_with_the_answer(serve):
     client = serve(max_n=10)
 

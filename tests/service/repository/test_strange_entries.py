@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import pytest
 from service.bundle import BundleError
 from service.bundle.reader import MAX_MANIFEST_BYTES
 from service.errors import BundleRefused
+from service.repository import watcher
 
 BAD_NAME = os.fsdecode(b"caf\xe9")
 
@@ -189,6 +191,56 @@ def test_one_that_never_ends_does_not_stop_the_start(sites, serve, root, edition
     release.set()
     assert site.versions() == ["1.9.0"]
     assert "IAFVAE_LOAD_SECONDS" in site.failed()["b"]
+
+
+# ------------------------------------------------------------------ a disk that does not answer
+
+
+@pytest.fixture
+def hung():
+    """A function that does not return before the test ends; `entered` when it was called."""
+
+    def wait(*_):
+        wait.entered.set()
+        wait.release.wait(20)
+        wait.returned.set()
+        raise OSError(5, "it hung")
+
+    wait.entered, wait.release, wait.returned = (threading.Event() for _ in range(3))
+    yield wait
+    wait.release.set()
+
+
+@pytest.mark.parametrize("begin", ["look", "survey"])
+def test_the_end_does_not_wait_for_a_disk(serve, root, hung, monkeypatch, begin):
+    client = serve(models=root, watch_seconds=0.02 if begin == "survey" else 0.0)
+    manager = client.app.state.manager
+    monkeypatch.setattr(manager.store, begin, hung)
+    if begin == "look":
+        asyncio.run_coroutine_threadsafe(manager.load("a"), client.transport.loop)
+    assert hung.entered.wait(60)
+    client.close()
+    assert not hung.returned.is_set()
+
+
+def test_models_are_changed_again_when_a_disk_did_not_answer(site, hung, monkeypatch):
+    patient = site.manager._settings
+    site.manager._settings = patient.model_copy(update={"load_seconds": 0.2})
+    with monkeypatch.context() as patched:
+        patched.setattr(site.manager.store, "look", hung)
+        with pytest.raises(BundleRefused, match="does the disk or network that it lies on answer"):
+            site.load("a")
+    site.manager._settings = patient
+    assert site.load("a").change == "unchanged"
+
+
+def test_a_listing_that_takes_long_is_said_once(watched, hung, monkeypatch, caplog):
+    monkeypatch.setattr(watcher, "SLOW_SECONDS", 0.05)
+    monkeypatch.setattr(watched.manager.store, "survey", hung)
+    threading.Timer(0.3, hung.release.set).start()
+    watched.looks()
+    assert [r.message for r in caplog.records if "not listed yet" in r.message]
+    assert watched.loaded == {"a": "1.9.0"}
 
 
 def deep(manifest):

@@ -405,6 +405,31 @@ def test_a_pipeline_is_bounded_and_nothing_recurses(line, admission, body, wait_
     run(work)
 
 
+def test_heads_behind_a_request_are_few_when_they_are_large(line, wait_until):
+    """They wait in memory, each with up to 64 KiB of headers."""
+
+    async def work():
+        async with line() as server:
+            reader, writer = await server.connect()
+            one = b"GET /p HTTP/1.1\r\nhost: t\r\nx: %b\r\n\r\n" % (b"x" * 50_000)
+            writer.write(SLOW)
+            await wait_until(lambda: server.asked)
+            for _ in range(40):
+                writer.write(one)
+                await asyncio.sleep(0.01)
+            held = server.made[0].pipeline
+            assert (
+                sum(len(value) for cycle, _ in held for _, value in cycle.scope["headers"]) < 2**19
+            )
+            server.release.set()
+            answers = 0
+            while answers < 41:
+                await reader.readuntil(b"HTTP/1.1 200")
+                answers += 1
+
+    run(work)
+
+
 def test_refusals_one_after_the_other(line):
     async def work():
         async with line(admission=Limit()) as server:
