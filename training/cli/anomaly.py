@@ -88,5 +88,6 @@ def evaluate_anomaly(options: AnomalyOptions) -> None:
     for partial in partials:
         partial.remove()
     if options.into_card:
-        say(f"written into the card of {into_card(options.bundle, text, picture).path}")
+        made = into_card(options.bundle, document["sha256"], text, picture)
+        say(f"written into the card of {made.path}")
     show(document, anomaly_table, as_json=options.as_json)

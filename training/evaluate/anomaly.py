@@ -256,6 +256,7 @@ def _document(
         "seed": plan.seed,
         "unit": "nats" if manifest.likelihood.binary else "bits/dim",
         "calibration_images": usual,
+        "calibration": calibration and manifest.files[calibration.file].sha256,
         "scores": {
             name: dict(zip(("anomalous", "meaning"), _direction(name), strict=True))
             for name in values[0]

@@ -24,7 +24,7 @@ FIGURES = (
     ("verdict AUROC", "auroc", "verdict"),
     ("AUPR", "aupr", "verdict"),
     ("FPR at 95% TPR", "fpr95", "verdict"),
-    ("likelihood alone AUROC", "auroc", "log_likelihood"),
+    ("log p alone AUROC", "auroc", "log_likelihood"),
     ("largest box AUROC", "auroc", "largest_box"),
 )
 WEAK = 0.9  # AUROC: what lies below is named as missed

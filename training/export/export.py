@@ -137,11 +137,12 @@ def export_bundle(
             progress.remove_task(task)
             if calibration is not None:
                 contents[CALIBRATION_FILE] = calibrated(fields, engine, calibration, fit, progress)
-        contents |= _pictures(folded, examples) | dict(details.findings.pictures)
+        findings = details.findings.of_calibration(contents.get(CALIBRATION_FILE))
+        contents |= _pictures(folded, examples) | dict(findings.pictures)
         card = model_card(
             draft_manifest(fields, contents),
             reconstructions=examples is not None,
-            findings=details.findings,
+            findings=findings,
         )
         contents["MODEL_CARD.md"] = card.encode()
         return write_bundle(out, fields, contents, check=lambda bundle: _engine(bundle).close())

@@ -4,31 +4,44 @@ RUN/bound-*.json, RUN/verdicts-*.json    of `iafvae-train bound` and `evaluate-a
 RUN/metrics.jsonl                        for the curve, which is drawn anew
 
 Only figures of exactly the exported weights, on test images, are taken; of several bounds the one
-of the most images, then of the largest K, of several verdicts the newest. Pictures are drawn from
-them again, under the bundle's name.
+of the most images, then of the largest K, of several verdicts the newest, where the bundle has the
+calibration that they were measured with. Pictures are drawn from them again, under the bundle's
+name.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from training.errors import TrainingError
 
-__all__ = ["Findings", "gather"]
+__all__ = ["VERDICTS_PICTURE", "Findings", "gather"]
+
+VERDICTS_PICTURE = "anomaly.png"
 
 Document = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Sections of a card in Markdown, "" where nothing was measured; file name -> PNG."""
+    """Sections of a card in Markdown, "" where nothing was measured; file name -> PNG;
+    calibration: the hash of that with which the verdicts were measured."""
 
     bound: str = ""
     verdicts: str = ""
+    calibration: str | None = None
     curve: str = ""
     pictures: Mapping[str, bytes] = field(default_factory=dict)
+
+    def of_calibration(self, content: bytes | None) -> "Findings":
+        """Without verdicts of another calibration than the file `content`; None: of any."""
+        if content is not None and self.calibration == hashlib.sha256(content).hexdigest():
+            return self
+        pictures = {name: png for name, png in self.pictures.items() if name != VERDICTS_PICTURE}
+        return replace(self, verdicts="", calibration=None, pictures=pictures)
 
 
 def gather(run_dir: Path, identity: Mapping[str, Any], name: str) -> Findings:
@@ -36,7 +49,7 @@ def gather(run_dir: Path, identity: Mapping[str, Any], name: str) -> Findings:
 
     Raises `TrainingError` naming a result that cannot be read.
     """
-    sections: dict[str, str] = {}
+    sections: dict[str, Any] = {}
     pictures: dict[str, bytes] = {}
     bounds = _results(run_dir, "bound", identity)
     if bound := max(
@@ -53,7 +66,8 @@ def gather(run_dir: Path, identity: Mapping[str, Any], name: str) -> Findings:
         from training.evaluate.anomaly_report import anomaly_markdown, anomaly_picture
 
         sections["verdicts"] = anomaly_markdown(verdicts).strip()
-        pictures["anomaly.png"] = anomaly_picture({**verdicts, "model": name})
+        sections["calibration"] = verdicts.get("calibration")
+        pictures[VERDICTS_PICTURE] = anomaly_picture({**verdicts, "model": name})
     if (drawn := _curve(run_dir, int(identity["step"]), name)) is not None:
         sections["curve"], pictures["curve.png"] = drawn
     return Findings(**sections, pictures=pictures)

@@ -31,10 +31,10 @@ from training.export.export import (
     draft_manifest,
     refused,
 )
+from training.export.findings import VERDICTS_PICTURE
 
 __all__ = ["into_card", "next_version", "recalibrate"]
 
-PICTURE = "anomaly.png"
 
 
 def recalibrate(
@@ -70,17 +70,23 @@ def recalibrate(
         if CARD in contents:
             card = contents[CARD].decode()
             contents[CARD] = _recalibrated(card, draft_manifest(fields, contents)).encode()
-            contents.pop(PICTURE, None)
+            contents.pop(VERDICTS_PICTURE, None)
         return write_bundle(out, fields, contents)
 
 
-def into_card(path: Path, verdicts: str, picture: bytes) -> Bundle:
-    """Give the bundle at `path` a card with the section "Verdicts" anew, and its picture."""
+def into_card(path: Path, measured: str, verdicts: str, picture: bytes) -> Bundle:
+    """Give the bundle at `path` a card with the section "Verdicts" anew, and its picture.
+
+    Raises `ExportError` where it is no more the one whose hash is `measured`.
+    """
     with refused(path):
-        fields, contents = _parts(load_bundle(path))
+        bundle = load_bundle(path)
+        if bundle.hash != measured:
+            raise ValueError("another one is there than the one that was measured: measure it")
+        fields, contents = _parts(bundle)
         card = contents.get(CARD, f"# {fields['name']} {fields['version']}\n".encode()).decode()
-        card = with_section(card, VERDICTS, f"![anomaly]({PICTURE})\n\n{verdicts}")
-        contents |= {CARD: card.encode(), PICTURE: picture}
+        card = with_section(card, VERDICTS, f"![anomaly]({VERDICTS_PICTURE})\n\n{verdicts}")
+        contents |= {CARD: card.encode(), VERDICTS_PICTURE: picture}
         return write_bundle(path, fields, contents)
 
 

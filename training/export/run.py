@@ -17,6 +17,7 @@ from training.export.findings import gather
 from training.runs.checkpoint import Checkpoint, Weights, load_run, weights_used
 from training.runs.directory import known_data_dir
 from training.runs.metrics import minutes_clock, read_metrics
+from training.runs.history import until_step
 from training.runs.provenance import git_revision, processor
 
 __all__ = ["export_run", "training_facts"]
@@ -94,7 +95,8 @@ def training_facts(
     weights: Weights,
 ) -> dict[str, Any]:
     """What made the weights, for the manifest: numbers and words, no path of this machine."""
-    environment = {"processor": processor(), **config.get("environment", {})}
+    made = until_step(config.get("environment", {}), checkpoint.step)
+    environment = {"processor": processor(), **made}
     recorded = environment.pop("command", "")  # said once, above
     calls = environment.pop("calls", [])
     batch = int(config.get("optim", {}).get("batch_size", 0))

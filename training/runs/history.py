@@ -15,9 +15,11 @@ from training.runs.directory import CONFIG_FILE
 from training.runs.provenance import resume_command
 from training.schedules import learning_rate_at
 
-__all__ = ["one_line", "rate_note", "read_environment", "with_call", "with_command"]
+__all__ = ["one_line", "rate_note", "read_environment", "until_step", "with_call", "with_command"]
 
 Environment = Mapping[str, Any]
+FIT = "iafvae-train fit "
+PLAIN = f"{FIT}--resume --out RUN"
 
 
 def read_environment(run_dir: Path) -> dict[str, Any]:
@@ -65,6 +67,22 @@ def with_command(previous: Environment, step: int, command: str) -> dict[str, An
     return {**previous, "command": one_line(calls), "calls": calls}
 
 
+def until_step(environment: Environment, step: int) -> dict[str, Any]:
+    """`environment` as it was when the weights of `step` were made: a call of `fit` that began
+    there has not changed them yet."""
+    first, *later = _calls(environment)
+    calls, known = [first], dict(first)
+    for call in later:
+        began = call["step"] == step and FIT in call.get("command", PLAIN)
+        if call["step"] <= step and not began:
+            calls.append(call)
+            known |= call
+    if len(calls) > len(later):
+        return dict(environment)
+    del known["step"]
+    return {**known, "command": one_line(calls), "calls": calls}
+
+
 def _calls(previous: Environment) -> list[dict[str, Any]]:
     """The list; of a run from before there was one, its environment as the first call."""
     listed = previous.get("calls")
@@ -75,12 +93,11 @@ def _calls(previous: Environment) -> list[dict[str, Any]]:
 
 def one_line(calls: Sequence[Mapping[str, Any]]) -> str:
     """The commands of all calls whose settings were new, one after another."""
-    plain = "iafvae-train fit --resume --out RUN"
     words = [str(calls[0].get("command", "iafvae-train fit --out RUN"))]
     words += [
         f"from step {call['step']}: {call['command']}"
         for call in calls[1:]
-        if call.get("command", plain) != plain
+        if call.get("command", PLAIN) != PLAIN
     ]
     return "; ".join(words)
 

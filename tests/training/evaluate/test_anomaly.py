@@ -142,7 +142,7 @@ def test_an_interruption_loses_nothing_and_changes_nothing(
 def test_the_report_says_what_is_missed_and_how_it_was_measured(document):
     document = json.loads(json.dumps(document, allow_nan=False))
     text = anomaly_markdown(document)
-    for word in ("verdict AUROC", "likelihood alone", "| own | 15 |", "inverted", "nats", "seed 0"):
+    for word in ("verdict AUROC", "log p alone", "| own | 15 |", "inverted", "nats", "seed 0"):
         assert word in text
     for name in document["scores"]:
         assert not name.startswith("p/") or f"| {name.removeprefix('p/')} |" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,19 @@ def test_the_results_of_these_weights_on_test_images_are_taken(run: Path) -> Non
     assert all(len(picture) < 60_000 for picture in findings.pictures.values())
     nothing = gather(run, {**IDENTITY, "step": 199, "weights_sha256": "new"}, "mnist 1.0.0")
     assert nothing == Findings()
+
+
+def test_verdicts_belong_to_the_calibration_that_gave_them(run: Path) -> None:
+    write(run, "bound-test-k16-a", bound())
+    write(run, "verdicts-test-k16-a", verdicts(calibration=hashlib.sha256(b"ranks").hexdigest()))
+    findings = gather(run, IDENTITY, "mnist 1.0.0")
+    assert findings.of_calibration(b"ranks") == findings
+    for other in (b"of other images", None):
+        kept = findings.of_calibration(other)
+        assert (kept.verdicts, set(kept.pictures)) == ("", {"bound.png"})
+        assert kept.bound == findings.bound
+    write(run, "verdicts-test-k16-b", verdicts(day=2))  # of before it was noted
+    assert gather(run, IDENTITY, "mnist 1.0.0").of_calibration(b"ranks").verdicts == ""
 
 
 def test_the_curve_ends_where_the_weights_are_from(run: Path) -> None:

@@ -14,7 +14,7 @@ from scipy import stats
 from service.bundle import load_bundle
 from service.cli.local import LocalClient
 from training.cli.main import main
-from training.errors import TrainingError
+from training.errors import ExportError, TrainingError
 from training.export.card import with_section
 from training.export.revise import into_card, next_version, recalibrate
 
@@ -187,7 +187,7 @@ def test_verdicts_go_into_a_card_once(bundle, tmp_path):
     first = load_bundle(bundle)
     fields = first.manifest.model_dump(mode="json")
     for text in ("| a table |\n\n    a command", "of another day"):
-        made = into_card(bundle, text, b"\x89PNG picture")
+        made = into_card(bundle, load_bundle(bundle).hash, text, b"\x89PNG picture")
         card = made.read("MODEL_CARD.md").decode()
         assert card.startswith("# tiny\n\n## Verdicts\n\n![anomaly](anomaly.png)\n\n" + text)
         assert card.count("## Verdicts") == 1
@@ -196,6 +196,13 @@ def test_verdicts_go_into_a_card_once(bundle, tmp_path):
     files, before = again.pop("files"), fields.pop("files")
     assert again == fields
     assert {n for n in files if files[n] != before.get(n)} == {"MODEL_CARD.md", "anomaly.png"}
+
+
+def test_verdicts_of_another_bundle_stay_out_of_a_card(bundle):
+    before = load_bundle(bundle).hash
+    with pytest.raises(ExportError, match="another one is there than the one that was measured"):
+        into_card(bundle, "0" * 64, "| a table |", b"\x89PNG picture")
+    assert load_bundle(bundle).hash == before
 
 
 def test_a_section_has_its_place():

@@ -21,7 +21,13 @@ from training.errors import TrainingError
 from training.fit.progress import Budget, Scale, shown
 from training.runs.checkpoint import load_checkpoint
 from training.runs.directory import open_run, write_config
-from training.runs.history import rate_note, read_environment, with_call
+from training.runs.history import (
+    rate_note,
+    read_environment,
+    until_step,
+    with_call,
+    with_command,
+)
 from training.runs.provenance import fit_command
 from training.schedules import learning_rate_at
 
@@ -55,6 +61,20 @@ def test_a_call_is_listed_where_anything_is_new() -> None:
     assert longer["calls"][2] == {"step": 700, "command": resumed}
     assert longer["command"] == f"{fit_command(CONFIG)}; from step 700: {resumed}"
     assert len(with_call(longer, LONGER, LONGER, environment(threads=2), 800)["calls"]) == 3
+
+
+def test_a_call_has_not_made_the_weights_that_it_began_with() -> None:
+    """`export` of a run that was taken up again, before that saved anything."""
+    first = with_call({}, None, CONFIG, environment(), 0)
+    fitted = with_command(first, 700, "iafvae-train fit-prior RUN --minutes 4")
+    longer = with_call(fitted, CONFIG, LONGER, environment(LONGER, threads=2), 700)
+    begun = until_step(longer, 700)
+    assert begun["command"] == fitted["command"]
+    assert (begun["calls"], begun["threads"]) == (fitted["calls"], 1)
+    assert until_step(longer, 600) == first
+    assert until_step(longer, 701) == longer
+    assert until_step(first, 0) == first
+    assert until_step({}, 5) == {}
 
 
 def test_calls_of_steps_that_were_lost_count_from_where_it_goes_on() -> None:
