@@ -108,7 +108,7 @@ class RecipeOptions:
     )
     resume: bool = option(
         False,
-        "Go on with the run in --out, as it was configured; only --epochs, "
+        "Go on with the run in --out, as it was configured; only --epochs, --learning-rate, "
         "--decay-fraction and --importance-samples may differ, the number of processes, and with "
         "--data the place of a folder that was moved.",
         "--resume",

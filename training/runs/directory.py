@@ -30,9 +30,14 @@ CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
 PUT_BACK = "put back the one that `fit` wrote"
 DATA_DIR_FILE = ".data-dir"  # of this machine alone: no copy or bundle of the run has it
-# How long a run is, when its rate falls and how tight its bound is may be thought over while it
-# goes on.
-MAY_CHANGE = {"train.epochs", "train.importance_samples", "optim.decay_fraction"}
+# How long a run is, how high its rate and when it falls, and how tight its bound is may be thought
+# over while it goes on.
+MAY_CHANGE = {
+    "train.epochs",
+    "train.importance_samples",
+    "optim.learning_rate",
+    "optim.decay_fraction",
+}
 
 
 def write_config(run_dir: Path, config: RunConfig, environment: Mapping[str, Any]) -> None:
@@ -140,8 +145,9 @@ def _check_same(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
     if changed:
         raise TrainingError(
             f"{run_dir} was started with another configuration ({'; '.join(changed)}); only "
-            "--epochs, --importance-samples and --decay-fraction may change at a resume, the place "
-            "of a folder's images (--data), and --accumulate where there are no free bits"
+            "--epochs, --learning-rate, --decay-fraction and --importance-samples may change at a "
+            "resume, the place of a folder's images (--data), and --accumulate where there are no "
+            "free bits"
         )
 
 

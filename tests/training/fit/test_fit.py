@@ -106,12 +106,18 @@ def test_a_folder_of_images_becomes_a_run(run: Run, photos: Path, tmp_path: Path
     assert again.returncode == 1
     assert "--resume" in again.stderr
     assert "Traceback" not in again.stderr
-    other = run(*fit_arguments(photos, out, "--epochs", "4", "--learning-rate", "1", "--resume"))
+    other = run(*fit_arguments(photos, out, "--epochs", "4", "--weight-decay", "1", "--resume"))
     assert other.returncode == 1
-    assert "learning_rate" in other.stderr
-    longer = run("fit", "--resume", "--epochs", "3", "--compile", "off", "--out", str(out))
+    assert "weight_decay" in other.stderr
+    longer = run(
+        *("fit", "--resume", "--epochs", "3", "--learning-rate", "0.0001"),
+        *("--compile", "off", "--out", str(out)),
+    )
     assert longer.returncode == 0, longer.stderr
-    assert len([m for m in (out / "metrics.jsonl").read_text().splitlines() if "valid" in m]) == 3
+    assert "the learning rate goes on at" in longer.stderr + longer.stdout
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [m["kind"] for m in metrics].count("validation") == 3
+    assert [m["learning_rate"] for m in metrics if m["kind"] == "train"][-1] <= 0.0001
 
 
 def test_an_epoch_is_one_line_where_nobody_watches(photos: Path, tmp_path: Path) -> None:

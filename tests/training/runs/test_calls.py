@@ -103,13 +103,18 @@ def test_what_the_directory_says_is_read_or_passed_over(tmp_path: Path) -> None:
     assert read_environment(tmp_path) == {}
 
 
-def test_the_fall_may_be_thought_over_and_nothing_else(tmp_path: Path) -> None:
+def test_the_rate_may_be_thought_over_and_nothing_else(tmp_path: Path) -> None:
     write_config(tmp_path, CONFIG, {})
-    open_run(tmp_path, LONGER, resume=True)
-    faster = replace(LONGER, optim=replace(LONGER.optim, learning_rate=1.0))
-    with pytest.raises(TrainingError, match=r"learning_rate.*--decay-fraction may change") as told:
-        open_run(tmp_path, faster, resume=True)
+    faster = replace(LONGER, optim=replace(LONGER.optim, learning_rate=0.004))
+    open_run(tmp_path, faster, resume=True)
+    first = with_call({}, None, CONFIG, environment(), 0)
+    called = with_call(first, CONFIG, faster, environment(faster), 700)["calls"][1]["command"]
+    assert "--epochs 300 --learning-rate 0.004 --decay-fraction 0.15" in called
+    decayed = replace(faster, optim=replace(faster.optim, weight_decay=1.0))
+    with pytest.raises(TrainingError, match=r"weight_decay.*--decay-fraction and") as told:
+        open_run(tmp_path, decayed, resume=True)
     assert "decay_fraction:" not in str(told.value)
+    assert "learning_rate:" not in str(told.value)
 
 
 def test_a_jump_of_the_rate_is_told() -> None:
