@@ -63,8 +63,13 @@ def export(
         str | None, typer.Option(help="A sentence on what the model is, for the service's pages.")
     ] = None,
     license_name: Annotated[
-        str, typer.Option("--license", help="Under which the model may be used.")
-    ] = "MIT",
+        str | None,
+        typer.Option(
+            "--license",
+            help="Under which the model may be used; default: MIT, of a folder's images that "
+            "none is stated.",
+        ),
+    ] = None,
     weights: Weights = "ema",
     data_dir: DataDir = None,
     calibration: Annotated[

@@ -36,7 +36,6 @@ from training.export.findings import VERDICTS_PICTURE
 __all__ = ["into_card", "next_version", "recalibrate"]
 
 
-
 def recalibrate(
     path: Path,
     out: Path,

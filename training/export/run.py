@@ -10,18 +10,20 @@ from rich.progress import Progress
 
 from service.bundle import Bundle
 from training.data import FOLDER_PREFIX, ImageData, Split, public_name
+from training.data.images import FOLDER_NAME
 from training.errors import DataError, ExportError, TrainingError
 from training.evaluate.subject import run_images
 from training.export.export import BundleDetails, check_place, export_bundle
 from training.export.findings import gather
 from training.runs.checkpoint import Checkpoint, Weights, load_run, weights_used
 from training.runs.directory import known_data_dir
-from training.runs.metrics import minutes_clock, read_metrics
 from training.runs.history import until_step
+from training.runs.metrics import minutes_clock, read_metrics
 from training.runs.provenance import git_revision, processor
 
 __all__ = ["export_run", "training_facts"]
 
+UNSTATED = "none stated"  # whoever took the images may say
 SHOWN: tuple[Split, ...] = ("validation", "calibration", "test")
 
 
@@ -32,7 +34,7 @@ def export_run(
     name: str | None = None,
     version: str = "1.0.0",
     description: str | None = None,
-    license_name: str = "MIT",
+    license_name: str | None = None,
     weights: Weights = "ema",
     data_dir: Path | None = None,
     calibrate: bool = True,
@@ -53,7 +55,7 @@ def export_run(
         name=name,
         version=version,
         description=description or f"An IAF-VAE (arXiv:1606.04934) trained on {data}.",
-        license=license_name,
+        license=license_name or (UNSTATED if data == FOLDER_NAME else "MIT"),
         fit=config["data"].get("fit", "crop"),
         evaluation=tuple(_figures(run_dir, checkpoint, weights)),
         training=training_facts(run_dir, config, checkpoint, weights),

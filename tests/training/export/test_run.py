@@ -175,6 +175,9 @@ def test_a_model_of_ones_own_images_is_named_after_its_run(run, tmp_path, monkey
     details = export_run(mine, tmp_path / "bundle", calibrate=False)
     assert details.name == "My-photos-2"
     assert "a folder of images" in details.description
+    assert details.license == "none stated"
+    mine_to_state = export_run(mine, tmp_path / "bundle", calibrate=False, license_name="CC0-1.0")
+    assert mine_to_state.license == "CC0-1.0"
 
 
 def test_the_program_that_trained_is_named_not_the_one_that_exports(run):
