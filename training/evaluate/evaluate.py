@@ -42,6 +42,7 @@ __all__ = [
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5: a unit is active above it
 MEMORY_GIB = 2.0
+LIBRARY_BYTES = 2**25  # that torch's kernels take for themselves
 MOMENTS = ("mean", "mean2", "noise")  # of a latent, see `draws.latent_moments`
 
 
@@ -184,6 +185,7 @@ def pieces(facts: Facts, draws: int, memory_gib: float) -> tuple[int, int]:
     At least one draw of one image, whatever that takes; the estimate is from above.
     """
     memory = memory_gib * 2**30
+    memory -= min(LIBRARY_BYTES, memory / 4)
     image = facts.image_bytes + 2 * NOISE_BLOCK * 4 * facts.dim  # noise comes in blocks, twice
     chunk = max(1, min(NOISE_BLOCK, draws, int((memory - image) // facts.row_bytes)))
     images = int(memory // (image + chunk * facts.row_bytes))
