@@ -106,7 +106,7 @@ class ResnetVae(DensityModel):
             return kl
         if self.prior.elementwise:
             return kl.view(-1, layers, kl.shape[1] // layers).sum(dim=2)
-        below = kl[:, 1:].view(len(kl), layers - 1, -1).sum(dim=2)
+        below = kl[:, 1:].unflatten(1, (layers - 1, -1)).sum(dim=2)
         return torch.cat([kl[:, :1], below], dim=1)  # a flow's density has one part
 
     def fold(self) -> Self:

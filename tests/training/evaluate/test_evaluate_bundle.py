@@ -190,7 +190,6 @@ print((status("VmHWM") - before) / 2**20)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no such peak here")
 def test_the_memory_that_an_evaluation_takes_is_below_what_was_stated():
     grown = []

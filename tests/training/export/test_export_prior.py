@@ -17,7 +17,7 @@ from training.export.export import BundleDetails, export_bundle
 FLOW = CouplingPrior(couplings=2, hidden=(16, 24))
 
 
-@pytest.fixture(scope="module", params=["conv", pytest.param("ladder", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["conv", "ladder"])
 def exported(request, convs, ladders, tmp_path_factory):
     """A model and its bundle; exporting compares both through the engine, in all batches."""
     if request.param == "conv":

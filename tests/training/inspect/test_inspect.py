@@ -56,14 +56,13 @@ def call(monkeypatch, capsys):
     return called
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_from_a_folder_to_verdicts(call, parts, tmp_path):
     out = tmp_path / "out"
     options = ("--minutes", 0.1, "--threads", 1, "--false-alarms", 0.1, "--out", out)
     code, told, error = call(parts, *options)
     assert code == 0, told + error
-    assert "1 files cannot be read" in told
+    assert "1 file that cannot be read" in told
     assert "10 spot; 10 have masks" in told
     for words in ("Few images: 48", "False alarms", "Of planted squares", "Of the pixels in your"):
         assert words in told
