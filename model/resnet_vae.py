@@ -106,8 +106,9 @@ class ResnetVae(DensityModel):
             return kl
         if self.prior.elementwise:
             return kl.view(-1, layers, kl.shape[1] // layers).sum(dim=2)
-        below = kl[:, 1:].unflatten(1, (layers - 1, -1)).sum(dim=2)
-        return torch.cat([kl[:, :1], below], dim=1)  # a flow's density has one part
+        each = (kl.shape[1] - 1) // (layers - 1)  # a flow's density has one part
+        below = kl[:, 1:].view(-1, layers - 1, each).sum(dim=2)
+        return torch.cat([kl[:, :1], below], dim=1)
 
     def fold(self) -> Self:
         """See `DensityModel`; what the top state alone determines becomes a constant."""

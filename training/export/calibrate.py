@@ -6,7 +6,6 @@ exchangeable, and the rank of one among the others is uniform. Pixels go in as t
 preprocessing is the graph's.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from service.bundle import Manifest
 from service.engine.base import EngineBase
+from service.engine.hardware import available_cores
 from service.estimators import log_likelihoods
 from service.noise import Purpose, image_keys, normal, uniform
 from service.verdicts.reference import Measured, Reference, measured_of
@@ -76,7 +76,7 @@ def measure(
         advance()
         return np.concatenate(parts), {name: outputs[name] for name in ("residual", "statistics")}
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a run of the engine uses one core
+    with ThreadPoolExecutor(available_cores()) as pool:  # a run of the engine uses one core
         results = list(pool.map(one, range(len(pixels))))
     weights = np.stack([log_weight for log_weight, _ in results])  # [N, K]
     evidence = {

@@ -3,7 +3,9 @@
 import contextlib
 import re
 import shutil
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -94,12 +96,12 @@ class Backend:
     def compile(self, model: nn.Module, steps: int) -> nn.Module:
         """Compile the forward and backward pass where asked for, or where it pays."""
         wanted = self.runtime.compile
-        has_compiler = self.device.type == "cuda" or shutil.which("g++") is not None
-        pays = has_compiler and steps >= COMPILE_PAYS_AFTER_STEPS
+        missing = "" if self.device.type == "cuda" else _missing_for_compile()
+        pays = not missing and steps >= COMPILE_PAYS_AFTER_STEPS
         if wanted == "off" or (wanted == "auto" and not pays):
             return model
-        if not has_compiler:
-            raise TrainingError("--compile on needs a C++ compiler (g++); install one or use off")
+        if missing:
+            raise TrainingError(f"--compile on needs {missing}: install it, or use off")
         mode = "reduce-overhead" if self.cuda_graphs else "default"
         compiled: nn.Module = torch.compile(model, dynamic=False, mode=mode)  # type: ignore[assignment]
         return compiled
@@ -113,6 +115,15 @@ class Backend:
         """Say that nothing computed so far is needed any more: CUDA graphs reuse its memory."""
         if self.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+
+
+def _missing_for_compile() -> str:
+    """What torch needs and this machine lacks to compile for a CPU, "" where nothing is missing."""
+    if shutil.which("g++") is None:
+        return "a C++ compiler (g++)"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python's headers (python3-dev, python3-devel)"
+    return ""
 
 
 def prepare(runtime: Runtime, world: World = World(), accumulate: int = 1) -> Backend:  # noqa: B008

@@ -179,14 +179,16 @@ def _batches(
     """Batches of latents without an end but that of the minutes: pools of many images' draws, each
     shuffled and shown once."""
     size = encoder.model.layout.groups[0].size
-    draws = max(1, min(DRAWS, POOL_BYTES // (4 * size * len(train))))
+    most = max(1, POOL_BYTES // (4 * size))
+    draws = max(1, min(DRAWS, most // len(train)))
     round_ = 0
     while not (budget.spent_up or stop()):
         order = epoch_order(len(train), plan.seed, round_).tolist()
         begun, pool = budget.spent, []
         for part in encoder.latents(train, order, draws=draws):
             pool.append(part)
-            if stop() or budget.spent - begun > POOL_SHARE * plan.minutes:
+            full = sum(map(len, pool)) >= most
+            if full or stop() or budget.spent - begun > POOL_SHARE * plan.minutes:
                 break
         z = torch.cat(pool)
         generator = step_generator(z.device, plan.seed, STREAM_PRIOR, 2**40 + round_)

@@ -47,8 +47,9 @@ from training.fit.validate import validate
 from training.runs.checkpoint import Checkpoint, save_checkpoint
 from training.schedules import kl_weight_at, learning_rate_at, rewarming_at
 
-# Images whose activations set the weights' gains and biases before the first step.
-INIT_IMAGES = 512
+# Images whose activations set the weights' gains and biases before the first step: as many as have
+# so many pixels, at least a batch; their activations are in memory at once.
+INIT_IMAGES, INIT_PIXELS = 512, 2**19
 LOG_EVERY_STEPS = 50
 # A wish to stop, as a number among those that all processes add up at every step.
 WISHES = ("SIGINT", "SIGTERM", "budget")
@@ -99,7 +100,9 @@ class Trainer:
 
     def _initialize(self) -> None:
         generator = step_generator(self.backend.device, self.config.train.seed, STREAM_INIT, 0)
-        pixels = self.pixels[self.batches.order(0)[:INIT_IMAGES]]
+        fitting = INIT_PIXELS // (self.pixels.shape[-2] * self.pixels.shape[-1])
+        count = max(self.config.optim.batch_size // self.config.optim.accumulate, fitting)
+        pixels = self.pixels[self.batches.order(0)[: min(INIT_IMAGES, count)]]
         x = presented(self.model, pixels, generator)
         with torch.no_grad(), data_dependent_init(self.model):
             self.model(self.backend.layout(x), noise(self.model, len(x), generator))

@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +16,7 @@ from service.noise import Purpose, image_keys, normal
 from service.operations.model import Model
 from service.verdicts.conformal import upper
 from training.errors import ExportError
+from training.export import calibrate
 from training.export.calibrate import SEED, halves, measure, reference_of
 
 D = 3
@@ -111,6 +114,26 @@ def test_what_ranks_nothing_is_refused():
     )
     with pytest.raises(ExportError, match="9 of 9 calibration images have no finite score"):
         reference_of(engine, MANIFEST, enough, enough)
+
+
+def test_as_many_images_are_measured_at_once_as_there_are_cores_for_it(monkeypatch):
+    """Of a container's two cores, not the host's ninety-six."""
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    class Counted(NoiseEngine):
+        def run(self, operation, arrays):
+            nonlocal at_once, most
+            with lock:
+                at_once += 1
+                most = max(most, at_once)
+            time.sleep(0.002)
+            with lock:
+                at_once -= 1
+            return super().run(operation, arrays)
+
+    monkeypatch.setattr(calibrate, "available_cores", lambda: 2)
+    scored(Counted(), MANIFEST, images(40))
+    assert most <= 2
 
 
 def test_halves_are_disjoint_and_all():

@@ -13,6 +13,7 @@ from model.config import ConvVaeConfig, IafPosterior
 from training.config import OptimConfig, RunConfig, Runtime, TrainConfig
 from training.data import ImageData
 from training.errors import TrainingError
+from training.fit import trainer as module
 from training.fit.averages import Step
 from training.fit.batches import presented, step_generator
 from training.fit.trainer import Trainer
@@ -174,6 +175,23 @@ def test_speed_is_of_the_steps_and_skipped_ones_have_no_figures(
     trainer.step = 0
     next(trainer.run(observer, lambda: "", digits))
     assert np.isnan(told[-1]["elbo_nats"])
+
+
+@pytest.mark.parametrize(("side", "count"), [(12, 40), (512, 8), (128, 32)])
+def test_the_first_weights_are_of_as_many_images_as_memory_is_like_a_steps(
+    monkeypatch: pytest.MonkeyPatch, digits: ImageData, side: int, count: int
+) -> None:
+    """512 photos at once took three times what any step did."""
+    large = np.broadcast_to(digits.pixels[:, :, :1, :1], (40, 1, side, side))
+    shown: list[int] = []
+    monkeypatch.setattr(module, "presented", lambda _, x, *given: shown.append(len(x)) or _stop())
+    with pytest.raises(InterruptedError):
+        Trainer(CONFIG, EAGER, ImageData(np.ascontiguousarray(large), "large", "train"))
+    assert shown == [count]
+
+
+def _stop() -> None:
+    raise InterruptedError
 
 
 def test_a_run_reaches_its_end_and_improves(digits: ImageData) -> None:

@@ -18,8 +18,10 @@ from tests.training.fit.conftest import Call
 from training.config import Runtime
 from training.data import ImageData
 from training.errors import TrainingError
+from training.fit import prior
 from training.fit.device import prepare
 from training.fit.prior import PriorObserver, PriorPlan, fit_flow, log_density
+from training.fit.progress import Budget
 from training.runs.checkpoint import load_checkpoint, load_run
 from training.runs.metrics import read_metrics
 
@@ -95,6 +97,16 @@ def test_the_best_weights_of_all_are_kept(monkeypatch: pytest.MonkeyPatch) -> No
     )
     assert all(not gain > -0.5 for gain in watched.gains)  # nan too
     assert all(torch.equal(t, before[n]) for n, t in model.prior.state_dict().items())
+
+
+def test_a_pool_of_latents_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large latents not even one draw of each image has room."""
+    monkeypatch.setattr(prior, "CHUNK", 10)
+    monkeypatch.setattr(prior, "POOL_BYTES", 25 * 4 * MODEL.latent_dim)
+    encoder = prior._Encoder(build_model(MODEL), prepare(EAGER), 0, flips=False)
+    plan, budget = PriorPlan(batch_size=1000), Budget(5.0)
+    pools = prior._batches(encoder, noise_images(100, 0), plan, budget, lambda: "")
+    assert [len(next(pools)) for _ in range(2)] == [30, 30]
 
 
 def test_there_must_be_something_to_fit() -> None:
