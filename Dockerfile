@@ -70,7 +70,7 @@ ENV PATH=/opt/iafvae/bin:$PATH \
     IAFVAE_PORT=8000
 COPY --chmod=0644 deploy/healthcheck.py /opt/iafvae/healthcheck.py
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=5s --start-period=600s --retries=3 \
     CMD ["/opt/iafvae/bin/python", "-IS", "/opt/iafvae/healthcheck.py"]
 # The exec form: the server is process 1 and gets SIGTERM itself, on which it drains and exits.
 ENTRYPOINT ["/opt/iafvae/bin/iafvae"]

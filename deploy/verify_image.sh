@@ -31,11 +31,15 @@ fi
 limits=(--ulimit nofile=1024:1024 --ulimit nproc=1024:1024)
 "${podman[@]}" run --rm "${limits[@]}" "$base" true || exit 77
 
-buildah "${storage[@]}" bud --layers --isolation chroot --network host --format docker --pull-never \
-  --timestamp "$(git log -1 --format=%ct)" \
-  --volume /etc/ssl/certs:/etc/ssl/certs:ro \
+build=(buildah "${storage[@]}" bud --isolation chroot --network host --format docker --pull-never
+  --volume /etc/ssl/certs:/etc/ssl/certs:ro)
+# Whether an image can be built here at all, and reaches a package index; what fails later is a fault.
+printf 'FROM %s\nRUN python3 -m venv /v && /v/bin/pip download -q --no-deps -d /v idna\n' "$base" \
+  | "${build[@]}" -t localhost/iafvae-probe - >/dev/null || exit 77
+
+"${build[@]}" --layers --timestamp "$(git log -1 --format=%ct)" \
   --build-arg "PYTHON_IMAGE=$base" --build-arg "REVISION=$(git rev-parse HEAD)" \
-  --target "$target" -t "localhost/iafvae:$target" . || exit 77
+  --target "$target" -t "localhost/iafvae:$target" .
 
 "${podman[@]}" images --format '{{.Repository}}:{{.Tag}} {{.Size}}' \
   --filter reference="$base" --filter reference="localhost/iafvae:$target"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections.abc import Iterable, Mapping
 
@@ -23,6 +24,7 @@ __all__ = ["Tracer"]
 
 # What OpenTelemetry takes for a header; anything else it writes to the log, and leaves out.
 HEADER = re.compile(r"[!#-'*+.0-9A-Z^-z|~-]+[ \t]*=[ \t]*[ !#-+\--:<-\[\]-~]*")
+CLOSE_SECONDS = 3.0
 HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 
 
@@ -83,5 +85,8 @@ class Tracer:
         return f"{span.get_span_context().trace_id:032x}"
 
     def close(self) -> None:
-        """Export the spans that are still buffered, and stop."""
-        self._provider.shutdown()
+        """Export the spans that are still buffered, and stop; not for long, where no collector
+        takes them."""
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)

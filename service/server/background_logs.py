@@ -65,12 +65,18 @@ class _Dropping(QueueHandler):
                 "written"
             )
             note = logging.LogRecord("iafvae", logging.WARNING, __file__, 0, text, None, None)
-            self._waiting.put(self.prepare(note))
-            self._dropped = 0
-        if self._dropped or self._waiting.full():
+            if self._put(self.prepare(note)):
+                self._dropped = 0
+        if self._dropped or not self._put(record):
             self._dropped += 1
-        else:
-            self._waiting.put(record)
+
+    def _put(self, record: logging.LogRecord) -> bool:
+        """Whether there was room: other loggers' handlers fill the queue at the same time."""
+        try:
+            self._waiting.put_nowait(record)
+        except queue.Full:
+            return False
+        return True
 
 
 class _Writer(logging.Handler):

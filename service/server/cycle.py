@@ -33,6 +33,7 @@ class Cycle(RequestResponseCycle):
     of those that uvicorn makes."""
 
     waiting = b""  # the head, until some body comes
+    until_closed = False  # the answer ends with its connection: HTTP/1.0 knows no chunks
 
     async def send(self, message: Any) -> None:
         """As ASGI has it."""
@@ -66,7 +67,8 @@ class Cycle(RequestResponseCycle):
         if not self.keep_alive:
             headers.append((b"connection", b"close"))
         if self.chunked_encoding is None and status not in BODILESS:
-            self.chunked_encoding = self.scope["method"] != "HEAD"
+            self.until_closed = self.scope["http_version"] == "1.0"
+            self.chunked_encoding = self.scope["method"] != "HEAD" and not self.until_closed
             if self.chunked_encoding:
                 headers.append((b"transfer-encoding", b"chunked"))
         self.waiting = head(status, headers) + b"\r\n"
@@ -78,7 +80,7 @@ class Cycle(RequestResponseCycle):
         elif self.chunked_encoding:
             body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             body += b"" if more else b"0\r\n\r\n"
-        else:
+        elif not self.until_closed:
             self.expected_content_length -= len(body)
         left = self.expected_content_length
         if left < 0 or (left > 0 and not more):

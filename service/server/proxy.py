@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -40,21 +41,40 @@ class BehindProxy:
             host, port = scope["client"]
             scope["client"] = host.removeprefix(MAPPED), port
         if scope["type"] == "http":
-            prefix = self._prefix(scope)
+            prefix = self._root_path
+            client = scope.get("client")
+            if client is not None and client[0] in self._app.trusted_hosts:
+                scope["headers"] = [_addresses_alone(header) for header in scope["headers"]]
+                prefix = self._forwarded(scope)
             if prefix and scope["path"] == prefix:  # what a page loads is relative to the slash
                 await RedirectResponse(f"{prefix}/", 308)(scope, receive, send)
                 return
             scope, send = _without(prefix, scope), _Redirects(prefix, send)
         await self._app(scope, receive, send)  # type: ignore[arg-type]
 
-    def _prefix(self, scope: Scope) -> str:
-        client = scope.get("client")
-        if client is None or client[0] not in self._app.trusted_hosts:
-            return self._root_path
+    def _forwarded(self, scope: Scope) -> str:
         for name, value in scope["headers"]:
             if name == HEADER and PREFIX.fullmatch(text := value.decode("latin-1")):
                 return str(text).rstrip("/")
         return self._root_path
+
+
+def _addresses_alone(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """What no address is in X-Forwarded-For is left out: it would become whose turn it is."""
+    name, value = header
+    if name != b"x-forwarded-for":
+        return header
+    return name, b", ".join(part.strip() for part in value.split(b",") if _is_address(part))
+
+
+def _is_address(text: bytes) -> bool:
+    """Whether it is an IP address, maybe with a port."""
+    host = re.sub(r"^\[(.*)\](:\d+)?$|^([^:]*):\d+$", r"\1\3", text.decode("latin-1").strip())
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class _Redirects:

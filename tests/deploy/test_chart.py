@@ -312,6 +312,33 @@ def test_a_start_that_may_take_longer_is_given_longer(chart):
     assert probe["periodSeconds"] * probe["failureThreshold"] > 3601
 
 
+def test_the_limit_of_a_start_is_of_each_bundle(chart):
+    pulled = [{"name": f"m{i}", "url": f"s3://b/m{i}", "sha256": "0" * 64} for i in range(5)]
+    found = documents(chart, {"models": {"pull": pulled}})
+    probe = container(found)["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] > 5 * 600
+
+
+def test_metrics_want_a_key_where_there_are_keys(chart):
+    """The route and the Ingress lead to /metrics as well."""
+    given = {"keys": {"existingSecret": "callers"}, "monitoring": {"serviceMonitor": True}}
+    for values, secret in ((given, "callers"), (EXAMPLES["full"], None)):
+        found = documents(chart, values)
+        assert "IAFVAE_OPEN_METRICS" not in {v["name"] for v in container(found)["env"]}
+        (endpoint,) = found["ServiceMonitor"]["spec"]["endpoints"]
+        credentials = endpoint["authorization"]["credentials"]
+        assert credentials["key"] == "key"
+        assert credentials["name"] == (secret or found["Secret"]["metadata"]["name"])
+        assert not misfits(found["ServiceMonitor"])
+    plain = documents(chart, {"monitoring": {"serviceMonitor": True}})["ServiceMonitor"]
+    assert "authorization" not in plain["spec"]["endpoints"][0]
+
+
+def test_a_gpu_may_need_a_runtime_class(chart):
+    found = documents(chart, EXAMPLES["cuda"] | {"runtimeClassName": "nvidia"})
+    assert found["Deployment"]["spec"]["template"]["spec"]["runtimeClassName"] == "nvidia"
+
+
 def test_what_comes_from_outside_is_looked_for_below_the_prefix(chart):
     """A rule for / would take the host's whole traffic, of which the rest is others'."""
     values = {

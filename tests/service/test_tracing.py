@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 
 import pytest
 
@@ -121,6 +122,23 @@ def test_variables_that_cannot_be_meant_end_the_start_and_show_no_token(
     with pytest.raises(SettingsError, match=r"^IAFVAE_TRACING: [^\n]+$") as found:
         application.create_app(Settings(models=tiny_bundle, provider="cpu", tracing=True))
     assert "hunter2" not in str(found.value) + caplog.text
+
+
+def test_the_end_does_not_wait_for_a_collector(monkeypatch):
+    monkeypatch.setattr(tracing, "CLOSE_SECONDS", 0.2)
+    hung = threading.Event()
+
+    class Silent(InMemorySpanExporter):
+        def export(self, spans):
+            hung.wait(20)
+            return super().export(spans)
+
+    exporter = Silent()
+    tracer = tracing.Tracer(exporter)
+    tracer.request({}, "score", 0.1, [], {}, failed=False)
+    tracer.close()
+    assert not exporter.get_finished_spans(), "it waited"
+    hung.set()
 
 
 def test_headers_as_opentelemetry_takes_them(monkeypatch, caplog):

@@ -99,6 +99,8 @@ class RequestContext:
             if self._access_log:
                 seconds = round(time.perf_counter() - started, 6)
                 fields = {"status": status, "seconds": seconds, "request_id": state["request_id"]}
+                client = scope.get("client")
+                fields |= {"client": client[0]} if client else {}
                 fields |= {"caller": state["caller"]} if "caller" in state else {}
                 fields |= state["log"]
                 logger.info("%s %s", scope["method"], scope["path"], extra={"fields": fields})

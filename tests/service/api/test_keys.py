@@ -307,6 +307,7 @@ def test_logs_name_the_holder_and_never_the_key(guarded, keys, caplog):
         client.post("/v1/sample", headers={"authorization": f"Bearer {key[:-1]}"})
     first, second = (r for r in caplog.records if r.name == "iafvae.access")
     assert first.fields["caller"] == "ada"
+    assert first.fields["client"] == second.fields["client"] == "127.0.0.1"
     assert (second.fields["status"], "caller" in second.fields) == (401, False)
     written = "".join(f"{r.getMessage()}{vars(r)}" for r in caplog.records)
     assert key[:-1] not in written

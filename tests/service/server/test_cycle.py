@@ -36,11 +36,11 @@ def body(data=b"", *, more=False):
     return {"type": "http.response.body", "body": data, "more_body": more}
 
 
-def sent(*messages, method="GET", keep_alive=True, more_body=False):
+def sent(*messages, method="GET", keep_alive=True, more_body=False, version="1.1"):
     async def main():
         wire = Wire()
         cycle = Cycle(
-            scope={"type": "http", "method": method},
+            scope={"type": "http", "method": method, "http_version": version},
             transport=wire,
             flow=FlowControl(wire),
             logger=logging.getLogger("test"),
@@ -148,3 +148,15 @@ def test_no_header_holds_another(value, place):
 def test_an_answer_before_the_end_of_the_body_is_the_last():
     answer = sent(start(LENGTH), body(b"good"), more_body=True)
     assert b"connection: close" in answer[0]
+
+
+def test_http_1_0_gets_no_chunks():
+    """The end of the connection is the end of the answer (RFC 9112, 6.1)."""
+    pieces = (body(b"ab", more=True), body(b"c", more=True), body())
+    found = sent(start(), *pieces, version="1.0", keep_alive=False)
+    assert found == [
+        b"HTTP/1.1 200 OK\r\nserver: s\r\nconnection: close\r\n\r\nab",
+        b"c",
+        "close",
+        "next",
+    ]

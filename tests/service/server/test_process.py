@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import re
 import select
 import signal
@@ -20,6 +21,7 @@ import pytest
 
 from service.api.security.keys import key_line
 from service.logs import configure_logging
+from service.server import background_logs as background_logs_module
 from service.server.background_logs import background_logs
 from service.settings import SHIPPED_BUNDLE
 
@@ -256,6 +258,23 @@ def test_a_log_that_nobody_reads_stops_nobody(monkeypatch):
     note = next(line for line in lines if "were dropped" in line)
     assert "WARNING" in note
     assert len(lines) < 2000
+
+
+def test_two_loggers_at_the_last_place_wait_for_nobody():
+    """Each has a handler with a lock of its own, and all share one queue."""
+
+    class LastPlace(queue.Queue):
+        def full(self):  # as both see it, before either has put anything
+            return False
+
+    waiting = LastPlace(1)
+    record = logging.LogRecord("iafvae", logging.INFO, __file__, 0, "line", None, None)
+    first, second = (background_logs_module._Dropping(waiting, None) for _ in range(2))
+    first.enqueue(record)
+    second.enqueue(record)  # would wait for ever
+    waiting.get_nowait()
+    second.enqueue(record)
+    assert "1 lines of the log were dropped" in waiting.get_nowait().getMessage()
 
 
 def test_what_is_logged_is_written_before_the_end(monkeypatch):

@@ -159,6 +159,26 @@ async def test_a_stated_proxy_is_believed(trusted, client):
     assert location == "/p/v1/x?y=1"
 
 
+@pytest.mark.parametrize(
+    ("forwarded", "known"),
+    [
+        ("victim/x, 203.0.113.9", "203.0.113.9"),
+        ("unknown, 203.0.113.9:4711", "203.0.113.9"),
+        ("[2001:db8::7]:80", "2001:db8::7"),
+        ("2001:db8::7", "2001:db8::7"),
+        ("a/b", "10.0.0.1"),
+        ("", "10.0.0.1"),
+        (" , ", "10.0.0.1"),
+    ],
+)
+@pytest.mark.parametrize("trusted", [("10.0.0.0/8",), ("*",)])
+@pytest.mark.anyio
+async def test_whose_turn_it_is_is_an_address(trusted, forwarded, known):
+    """Any text would be a caller, and one with a slash had no quota."""
+    seen, _ = await ask(trusted, x_forwarded_for=forwarded)
+    assert seen["client"][0] == known
+
+
 @pytest.mark.parametrize("trusted", [(), ("192.0.2.1",)])
 @pytest.mark.anyio
 async def test_others_are_not(trusted):
