@@ -145,8 +145,11 @@ class Bench:
     async def hold(self):
         """Occupy one worker until the gate opens."""
         self.engine.gate.clear()
+        batches = self.engine.batches
+        before = sum(-1 in batch for batch in batches)
         holder = self.submit([-1], caller="holder")
-        await asyncio.to_thread(self.engine.started.acquire)
+        while sum(-1 in batch for batch in batches) == before:  # other batches have started, too
+            await asyncio.to_thread(self.engine.started.acquire)
         return holder
 
 

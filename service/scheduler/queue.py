@@ -10,8 +10,6 @@ whoever has had least since it waits (start-time fair queueing: Goyal, Vin and C
 SIGCOMM). Equal parts of every batch were measured: large requests then cost more, and all end late,
 at the same time.
 
-A caller is named "holder/connection", or by its holder alone.
-
 Operations are served by weight: the next batch is of the one that has had the least of the engine's
 seconds, so that one dear batch is followed by several cheap ones.
 
@@ -23,7 +21,7 @@ queue and then stands in its own way, others who come later find room.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -88,10 +86,9 @@ class _Line(_Group[_Holder]):
 
     def push(self, job: Job) -> None:
         """Append `job` to its caller's jobs."""
-        name = _holder(job.caller)
-        holder = self.members.get(name)
+        holder = self.members.get(job.holder)
         if holder is None:
-            holder = self.members[name] = _Holder(self.clock)
+            holder = self.members[job.holder] = _Holder(self.clock)
         caller = holder.members.get(job.caller)
         if caller is None:
             caller = holder.members[job.caller] = _Caller(holder.clock)
@@ -99,14 +96,13 @@ class _Line(_Group[_Holder]):
 
     def remove(self, job: Job) -> None:
         """Forget `job`, and who has no other."""
-        name = _holder(job.caller)
-        holder = self.members[name]
+        holder = self.members[job.holder]
         caller = holder.members[job.caller]
         del caller.jobs[job]
         if not caller.jobs:
             del holder.members[job.caller]
             if not holder.members:
-                del self.members[name]
+                del self.members[job.holder]
 
     def take(self, room: int) -> Starts:
         """At most `room` rows."""
@@ -115,13 +111,11 @@ class _Line(_Group[_Holder]):
         for holder in self.first(room):
             share = max(1, each // len(holder.members))
             for caller in holder.first(each):
-                room -= self._whole(holder, caller, share, starts)
+                room -= self._whole(caller, share, starts)
         while room and self.members:
-            holder = self.choose()
-            caller = holder.choose()
-            job = next(iter(caller.jobs))
+            job = next(iter(self.choose().choose().jobs))
             rows = min(_piece(job), room)
-            self._give(holder, caller, job, rows, starts)
+            self._give(job, rows, starts)
             room -= rows
         return starts
 
@@ -145,11 +139,10 @@ class _Line(_Group[_Holder]):
             each = job.rows // job.images
             if each <= PIECE_ROWS:
                 less = max(0, less - (less - job.taken) % each)  # whole images stay
-            holder = self.members[_holder(job.caller)]
-            self._count(holder, holder.members[job.caller], job, -less)
+            self._count(job, -less)
             rows -= less
 
-    def _whole(self, holder: _Holder, caller: _Caller, share: int, starts: Starts) -> int:
+    def _whole(self, caller: _Caller, share: int, starts: Starts) -> int:
         """Rows of the caller's first jobs, as far as they end within `share`."""
         left = share
         while caller.jobs:
@@ -157,25 +150,21 @@ class _Line(_Group[_Holder]):
             rows = job.rows - job.taken
             if rows > left:
                 break
-            self._give(holder, caller, job, rows, starts)
+            self._give(job, rows, starts)
             left -= rows
         return share - left
 
-    def _give(self, holder: _Holder, caller: _Caller, job: Job, rows: int, starts: Starts) -> None:
+    def _give(self, job: Job, rows: int, starts: Starts) -> None:
         starts.setdefault(job, job.taken)
-        self._count(holder, caller, job, rows)
+        self._count(job, rows)
         if job.taken == job.rows:
             self.remove(job)
 
-    @staticmethod
-    def _count(holder: _Holder, caller: _Caller, job: Job, rows: int) -> None:
+    def _count(self, job: Job, rows: int) -> None:
+        holder = self.members[job.holder]
         job.taken += rows
-        caller.had += rows
         holder.had += rows
-
-
-def _holder(caller: str) -> str:
-    return caller.partition("/")[0]
+        holder.members[job.caller].had += rows
 
 
 def _piece(job: Job) -> int:
@@ -199,17 +188,17 @@ class FairQueue:
     def __init__(self, capacity: int, quick_rows: int = 0) -> None:
         self._capacity, self._quick_rows = capacity, quick_rows
         self._lines: OrderedDict[str, _Line] = OrderedDict()  # the one served longest ago first
-        self._rows_by_holder: dict[str, int] = {}
+        self._rows_by_holder: Counter[str] = Counter()
         self._clock = 0.0
         self.rows = 0
         self.rows_by_operation: dict[str, int] = {}
 
-    def refusal(self, caller: str, rows: int) -> str | None:
-        """Why `rows` more rows of `caller` may not wait, or None where they may."""
+    def refusal(self, holder: str, rows: int) -> str | None:
+        """Why `rows` more rows of `holder` may not wait, or None where they may."""
         free = self._capacity - self.rows
         if rows > free:
             return f"{self.rows} rows wait and {rows} more would exceed {self._capacity}"
-        held = self._rows_by_holder.get(_holder(caller), 0)
+        held = self._rows_by_holder[holder]
         if held and held + rows > free:
             return (
                 f"{held} rows of this caller wait: with {rows} more they would be over {free}, as"
@@ -272,9 +261,6 @@ class FairQueue:
         line.images += rows * job.images / job.rows
         self.rows += rows
         self.rows_by_operation[job.operation] = line.rows
-        holder = _holder(job.caller)
-        held = self._rows_by_holder.get(holder, 0) + rows
-        if held:
-            self._rows_by_holder[holder] = held
-        else:
-            self._rows_by_holder.pop(holder, None)
+        self._rows_by_holder[job.holder] += rows
+        if not self._rows_by_holder[job.holder]:
+            del self._rows_by_holder[job.holder]

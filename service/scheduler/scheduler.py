@@ -236,7 +236,7 @@ class Scheduler:
             raise DeadlineExceeded("the deadline had passed before the work was queued")
         with self._lock:
             # Where nobody waits any request may: its rows are made batch by batch.
-            why = self._queue.refusal(job.caller, job.rows) if self._queue.rows else None
+            why = self._queue.refusal(job.holder, job.rows) if self._queue.rows else None
             wait = self._wait_seconds() if why else 0.0
         if why:
             raise Overloaded(f"{why}: send the request again later", wait)

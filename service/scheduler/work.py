@@ -183,16 +183,17 @@ class Asked(TypedDict, total=False):
 class Job:
     """A work from its submission to its answer.
 
-    It belongs to the event loop; workers read `work` and `gone`. future, expiry: what the caller
-    awaits, and the timer that fails it at its deadline, both made by the scheduler; arrays: the
-    answer, once all rows are `done`; queue_seconds: until its first batch began; compute_seconds:
-    of all batches it was in, each in whole; gone: nobody waits for it any more, for `reason`.
+    It belongs to the event loop; workers read `work` and `gone`. caller: "holder/connection", or
+    its holder alone; future, expiry: what the caller awaits, and the timer that fails it at its
+    deadline, both made by the scheduler; arrays: the answer, once all rows are `done`;
+    queue_seconds: until its first batch began; compute_seconds: of all batches it was in, each in
+    whole; gone: nobody waits for it any more, for `reason`.
     """
 
     def __init__(self, work: Work, caller: str = "") -> None:
         self.work = work
         self.operation, self.rows, self.images = work.operation, work.rows, work.image_count
-        self.caller = caller
+        self.caller, self.holder = caller, caller.partition("/")[0]
         self.future: asyncio.Future[None]
         self.expiry: asyncio.TimerHandle | None = None
         self.submitted = self.began = time.monotonic()

@@ -21,6 +21,10 @@ class Queued:
     images: int = 1
     taken: int = 0
 
+    @property
+    def holder(self):
+        return self.caller.partition("/")[0]
+
 
 def rows_of(pieces):
     return sum(stop - start for _, start, stop in pieces)
@@ -85,8 +89,8 @@ def test_many_connections_of_one_holder_have_one_share():
         assert rows["polite/1"] == 32
         got.update(rows)
     assert set(got.values()) == {32 * 32, 16}, "a holder's connections take turns among themselves"
-    assert queue.refusal("flood/new", 3_500) is not None, "what all of its connections hold counts"
-    assert queue.refusal("somebody/new", 3_500) is None
+    assert queue.refusal("flood", 3_500) is not None, "what all of its connections hold counts"
+    assert queue.refusal("somebody", 3_500) is None
 
 
 def test_a_small_job_does_not_wait_for_what_fills_its_batch():
@@ -316,7 +320,7 @@ def test_a_holder_whose_rows_have_left_has_none():
     """It may have all that is free again, and nothing is kept of it."""
     queue = FairQueue(100)
     queue.push(Queued("f", "a/1", 10))
-    assert queue.refusal("a/2", 81) is not None
+    assert queue.refusal("a", 81) is not None
     queue.take(lambda operation: 10)
-    assert queue.refusal("a/2", 100) is None
+    assert queue.refusal("a", 100) is None
     assert not queue._rows_by_holder
