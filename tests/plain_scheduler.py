@@ -138,6 +138,10 @@ class Bench:
         self.engine.gate.set()
         await self.scheduler.stop(5.0)
 
+    @property
+    def queued_rows(self):
+        return sum(self.scheduler.queued_rows_by_operation.values())
+
     def submit(self, values, *, operation="double", **options):
         work = Rows(list(values), operation)
         return asyncio.ensure_future(self.scheduler.submit(work, **options))

@@ -216,11 +216,6 @@ class Scheduler:
         return job
 
     @property
-    def queued_rows(self) -> int:
-        """Rows that wait."""
-        return self._queue.rows
-
-    @property
     def queued_rows_by_operation(self) -> Mapping[str, int]:
         """Rows that wait, of each operation that was ever met."""
         return self._queue.rows_by_operation

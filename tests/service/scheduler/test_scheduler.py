@@ -18,7 +18,7 @@ def test_one_request(plain):
             assert result.queue_seconds >= 0.0
             assert result.compute_seconds > 0.0
         assert bench.counts.batches == [("double", 3, 1)]
-        assert bench.scheduler.queued_rows == 0
+        assert bench.queued_rows == 0
 
     plain.run(main())
 
@@ -29,7 +29,7 @@ def test_requests_collect_while_the_worker_is_busy(plain):
             holder = await bench.hold()
             tasks = [bench.submit([10 + i], caller=str(i)) for i in range(8)]
             await asyncio.sleep(0.01)
-            assert bench.scheduler.queued_rows == 8
+            assert bench.queued_rows == 8
             bench.engine.gate.set()
             results = await asyncio.gather(holder, *tasks)
             assert [r.arrays["y"].tolist() for r in results[1:]] == [[20 + 2 * i] for i in range(8)]
@@ -119,7 +119,7 @@ def test_one_batch_is_assembled_ahead_and_no_more(plain):
             work = bench.submit(range(40))
             await asyncio.sleep(0.05)
             assert len(assembled) == 2
-            assert bench.scheduler.queued_rows == 32
+            assert bench.queued_rows == 32
             bench.engine.gate.set()
             await work
         assert bench.engine.most_running == 1

@@ -129,7 +129,7 @@ def test_a_flood_leaves_room_for_others(plain):
             await bench.hold()
             flood = [bench.submit([i], caller="flood") for i in range(300)]
             await asyncio.sleep(0.01)
-            assert bench.scheduler.queued_rows == 50
+            assert bench.queued_rows == 50
             others = [bench.submit(range(5), caller=f"other {i}") for i in range(5)]
             await asyncio.sleep(0.01)
             assert not any(task.done() for task in others)

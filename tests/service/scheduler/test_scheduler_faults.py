@@ -138,7 +138,7 @@ def test_a_fault_in_a_stage_costs_its_own_request(plain, monkeypatch, stage):
             assert sum(isinstance(r, RuntimeError | IafvaeError) for r in results) == 1
             assert (await bench.submit([2])).arrays["y"].tolist() == [4]
             assert bench.scheduler.healthy
-            assert bench.scheduler.queued_rows == 0
+            assert bench.queued_rows == 0
             await asyncio.wait_for(bench.scheduler.stop(5.0), 5.0)
 
     plain.run(main())

@@ -20,7 +20,7 @@ def test_cancelled_rows_are_not_computed(plain):
             gone.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await gone
-            assert bench.scheduler.queued_rows == 0
+            assert bench.queued_rows == 0
             bench.engine.gate.set()
             await holder
             await bench.submit([1])
@@ -53,7 +53,7 @@ def test_batches_that_wait_formed_are_dropped_too(plain):
             holder = await bench.hold()
             gone = bench.submit(range(5))
             await asyncio.sleep(0.02)
-            assert bench.scheduler.queued_rows == 0
+            assert bench.queued_rows == 0
             gone.cancel()
             await asyncio.sleep(0.01)
             bench.engine.gate.set()
@@ -72,7 +72,7 @@ def test_rows_whose_deadline_passes_in_a_formed_batch_have_expired(plain):
             late = bench.submit(range(5), deadline=time.monotonic() + 0.03)
             with pytest.raises(DeadlineExceeded):
                 await late
-            assert bench.scheduler.queued_rows == 0
+            assert bench.queued_rows == 0
             bench.engine.gate.set()
             await holder
             await bench.submit([1])
