@@ -52,7 +52,7 @@ class Batcher:
 
     def split(self, pieces: Sequence[Piece[Any]], outputs: Arrays) -> list[Arrays]:
         """What each piece's work wants to keep of the outputs."""
-        return [{name: a[rows] for name, a in outputs.items()} for rows in _places(pieces)]
+        return [{name: a[rows] for name, a in outputs.items()} for rows, *_ in _placed(pieces)]
 
 
 class _Render(Batcher):
@@ -73,7 +73,7 @@ class _Render(Batcher):
         pixels = draw if wanted == {"draw"} else _as_pixels(mean)
         finite = np.asarray(np.isfinite(mean).reshape(len(mean), -1).all(axis=1))
         answers: list[Arrays] = []
-        for rows, (work, _, _) in zip(_places(pieces), pieces, strict=True):
+        for rows, work, _, _ in _placed(pieces):
             if work.output == "both":
                 answers.append({"images": pixels[rows], "draw": draw[rows], "mean": mean[rows]})
             else:
@@ -81,15 +81,14 @@ class _Render(Batcher):
                 answers.append({"images": shown[rows], "finite": finite[rows]})
         return answers
 
-    def _u(self, pieces: Sequence[Piece[SampleWork | DecodeWork]]) -> F32:
+    def _u(self, pieces: Sequence[Piece[SampleWork | DecodeWork]], rows: int) -> F32:
         """Uniform noise for the rows that are drawn, zeros for those that want the mean alone."""
-        places = _places(pieces)
         drawn = [
-            (rows, work.keys(start, stop))
-            for rows, (work, start, stop) in zip(places, pieces, strict=True)
+            (place, work.keys(start, stop))
+            for place, work, start, stop in _placed(pieces)
             if work.output != "mean"
         ]
-        return _drawn(uniform, np.zeros((places[-1].stop, self._uniforms), np.float32), drawn)
+        return _drawn(uniform, np.zeros((rows, self._uniforms), np.float32), drawn)
 
 
 class _Sample(_Render):
@@ -101,23 +100,23 @@ class _Sample(_Render):
 
     def assemble(self, pieces: Sequence[Piece[SampleWork]]) -> Arrays:
         temperature = _join([work.temperature[a:b] for work, a, b in pieces])
-        places = _places(pieces)
-        eps = np.empty((places[-1].stop, self._dim), dtype=np.float32)
+        eps = np.empty((len(temperature), self._dim), dtype=np.float32)
         seeded: Drawn = []
-        for rows, (work, start, stop) in zip(places, pieces, strict=True):
+        for rows, work, start, stop in _placed(pieces):
             if work.eps is None:
                 seeded.append((rows, work.keys(start, stop)))
             else:
                 eps[rows] = work.eps(start, stop)
         eps = _drawn(self._normal, eps, seeded)
-        return {"eps": eps, "temperature": temperature, "u": self._u(pieces)}
+        return {"eps": eps, "temperature": temperature, "u": self._u(pieces, len(eps))}
 
 
 class _Decode(_Render):
     """Rows of `DecodeWork`."""
 
     def assemble(self, pieces: Sequence[Piece[DecodeWork]]) -> Arrays:
-        return {"z": _join([work.z[a:b] for work, a, b in pieces]), "u": self._u(pieces)}
+        z = _join([work.z[a:b] for work, a, b in pieces])
+        return {"z": z, "u": self._u(pieces, len(z))}
 
 
 class _Reader(Batcher):
@@ -148,7 +147,7 @@ class _Encode(_Reader):
         images = _join([work.images[a:b] for work, a, b in pieces])
         seeded = [
             (rows, image_noise(work.seed, work.images)(start, stop))
-            for rows, (work, start, stop) in zip(_places(pieces), pieces, strict=True)
+            for rows, work, start, stop in _placed(pieces)
             if work.seed is not None
         ]
         eps = _drawn(self._normal, np.zeros((len(images), self._dim), np.float32), seeded)
@@ -249,13 +248,13 @@ def _seeds(pieces: Sequence[Piece[Any]], images: Sequence[int]) -> U64:
     return np.repeat(np.array([work.seed or 0 for work, _, _ in pieces], dtype=np.uint64), images)
 
 
-def _places(pieces: Sequence[Piece[Any]]) -> list[slice]:
-    """Where the rows of each piece stand in the batch."""
-    places, end = [], 0
-    for _, start, stop in pieces:
-        places.append(slice(end, end + stop - start))
+def _placed(pieces: Sequence[Piece[WorkT]]) -> list[tuple[slice, WorkT, int, int]]:
+    """The pieces, each behind the place of its rows in the batch."""
+    placed, end = [], 0
+    for work, start, stop in pieces:
+        placed.append((slice(end, end + stop - start), work, start, stop))
         end += stop - start
-    return places
+    return placed
 
 
 def _drawn(noise: Callable[..., F32], rows: F32, drawn: Drawn) -> F32:
