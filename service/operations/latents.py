@@ -34,11 +34,8 @@ def edited(
         raise WrongShape(
             f"prior_eps has {len(prior_eps)} rows for {n} images: give one for each, or one for all"
         )
-    drawn = np.zeros(latent.dim, np.bool_)
-    start = 0
-    for group in latent.groups:
-        drawn[start : start + group.dim] = group.name in resample
-        start += group.dim
+    groups = latent.groups
+    drawn = np.repeat([group.name in resample for group in groups], [g.dim for g in groups])
     given = np.broadcast_to(prior_eps, (n, latent.dim))
     if not drawn.any():
         return lambda first, last: given[first:last]
@@ -53,8 +50,6 @@ def edited(
 
 def first_eps(seeds: Sequence[int], dim: int) -> F32:
     """`prior_eps` ``[n, D]`` of the first image that each of `seeds` draws."""
-    if not seeds:
-        return np.zeros((0, dim), np.float32)
     keys = np.array([checks.seed(seed) for seed in seeds], dtype=np.uint64)
     return normal(keys, np.zeros_like(keys), 0, dim, Purpose.SAMPLE)
 
