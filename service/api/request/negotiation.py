@@ -24,20 +24,17 @@ def negotiate(accept: str, offers: tuple[str, ...]) -> str:
     if len(accept) > MAX_ACCEPT_BYTES:
         raise NotAcceptable(f"Accept has more than {MAX_ACCEPT_BYTES} bytes: name fewer types")
     ranges = [weighted(part) for part in accept.split(",") if part.strip()] or [("*/*", 1.0)]
-    best, best_rank = "", (0.0, 0, 0)
-    for place, offer in enumerate(offers):
-        matches = [
+
+    def rank(offer: str) -> tuple[float, int]:
+        """Its quality, which the most specific range decides, and how early it is named itself."""
+        specificity, quality, order = max(
             (_specificity(pattern, offer), quality, -index)
             for index, (pattern, quality) in enumerate(ranges)
-            if _specificity(pattern, offer)
-        ]
-        if not matches:
-            continue
-        specificity, quality, order = max(matches)  # the most specific range decides the quality
-        rank = (quality, order if specificity == 3 else -len(ranges), -place)
-        if quality > 0 and (not best or rank > best_rank):
-            best, best_rank = offer, rank
-    if not best:
+        )
+        return quality if specificity else 0.0, order if specificity == 3 else -len(ranges)
+
+    best = max(offers, key=rank)
+    if rank(best)[0] == 0.0:
         raise NotAcceptable(
             f"Accept: {accept[:200]} names nothing that can be made here; "
             f"ask for one of {', '.join(offers)}"
