@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from typing import Unpack
 
 from starlette.types import Receive, Scope, Send
 
@@ -18,7 +19,7 @@ from service.codecs.npy import npy_prefix
 from service.errors import DeadlineExceeded, NonFiniteInput, Overloaded
 from service.operations.model import Model, pieces
 from service.operations.results import Images
-from service.scheduler.work import SampleWork
+from service.scheduler.work import Asked, SampleWork
 
 __all__ = ["StreamedAnswer", "stream_images"]
 
@@ -55,20 +56,20 @@ class StreamedAnswer(Answer):
 
 
 async def stream_images(
-    model: Model, work: SampleWork, *, caller: str, deadline: float, seconds: float
+    model: Model, work: SampleWork, seconds: float, **asked: Unpack[Asked]
 ) -> StreamedAnswer:
     """The images of `work` as npy uint8 ``[n, C, H, W]``, of which the first piece is computed.
 
-    deadline: of the first piece; later ones have `seconds` each.
+    seconds: for each later piece; the deadline is of the first.
 
     Raises:
         What the first piece raises; what a later one raises breaks the answer off.
     """
     spec = model.manifest.image
     parts = pieces(work, spec.dims)
-    first = await model.draw(next(parts), caller=caller, deadline=deadline)
+    first = await model.draw(next(parts), **asked)
     head = npy_prefix("|u1", (work.rows, *spec.shape))
-    rest = _rest(model, parts, len(first.images), caller, seconds)
+    rest = _rest(model, parts, len(first.images), asked["caller"], seconds)
     return StreamedAnswer(head + _body(first, 0), rest, first, len(head) + work.rows * spec.dims)
 
 

@@ -80,13 +80,7 @@ async def sample(request: OperationRequest, options: Annotated[SampleOptions, Qu
         keep=options.keep,
     )
     if is_stream:
-        return await stream_images(
-            model,
-            work,
-            caller=request.caller,
-            deadline=request.deadline,
-            seconds=settings.timeout_seconds,
-        )
+        return await stream_images(model, work, settings.timeout_seconds, **request.asked)
     return await _images(request, await model.draw(work, **request.asked))
 
 

@@ -223,9 +223,7 @@ def run_stream(draw, n, seconds=5.0):
 
     async def all_of_it():
         deadline = time.monotonic() + seconds
-        answer = await stream_images(
-            Drawing(draw), work, caller="", deadline=deadline, seconds=seconds
-        )
+        answer = await stream_images(Drawing(draw), work, seconds, caller="", deadline=deadline)
         size = len(answer.body)
         async for piece in answer.rest:
             size += len(piece)
