@@ -67,7 +67,7 @@ class Metrics:
         self._padded = count("padded_rows", "Rows added to fill a batch's shape.")
         self.dropped = count("dropped_rows", "Rows never computed, by reason.", (*WHO, "reason"))
         self.retries = count("batch_retries", "Runs of halves of batches that failed as a whole.")
-        self._non_finite = count("non_finite_results", "Results with NaN or infinity.")
+        self.non_finite = count("non_finite_results", "Results with NaN or infinity.")
         self._info = Gauge("model_info", "1 for each loaded model.", INFO, **where)
         changed = "Models loaded, swapped for another bundle, unloaded."
         self.changes = count("model_changes", changed, ("model", "change"))
@@ -107,10 +107,6 @@ class Metrics:
             queue(queue_seconds)
         if compute_seconds is not None:
             compute(compute_seconds)
-
-    def non_finite(self, operation: str, model: str, results: int) -> None:
-        """Count results that are not finite."""
-        self._non_finite.labels(operation, model).inc(results)
 
     def model_info(self, **who: str) -> None:
         """Export a loaded model as an info metric; `who`: a value for each label of INFO."""

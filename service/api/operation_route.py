@@ -187,7 +187,7 @@ class OperationRoute(APIRoute):
             times["queue_seconds"] = answer.result.queue_seconds
             times["compute_seconds"] = answer.result.compute_seconds
             if answer.non_finite:
-                metrics.non_finite(operation, model, answer.non_finite)
+                metrics.non_finite.labels(operation, model).inc(answer.non_finite)
         tracer = self._shared.tracer
         trace = None if tracer is None else _traced(tracer, request, model, outcome, seconds)
         metrics.request(operation, model, outcome, seconds=seconds, trace=trace, **times)

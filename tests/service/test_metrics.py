@@ -94,7 +94,7 @@ def test_drift_is_read_where_it_is_counted(metrics):
 
 
 def test_non_finite_results_and_models(metrics):
-    metrics.non_finite("score", "m", 3)
+    metrics.non_finite.labels("score", "m").inc(3)
     metrics.model_info(model="m", version="1", bundle="ab", provider="cpu", precision="float32")
     assert value(metrics, "iafvae_non_finite_results_total", operation="score", model="m") == 3
     assert b'iafvae_model_info{bundle="ab",model="m"' in metrics.exposition()[0]
