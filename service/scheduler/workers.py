@@ -58,20 +58,16 @@ class Batch:
     fault: DeviceFault | None = None
     results: list[tuple[Piece, Arrays | IafvaeError]] = field(default_factory=list)
 
-    def living(self, pieces: list[Piece]) -> list[Piece]:
+    def living(self, pieces: Sequence[Piece]) -> list[Piece]:
         """Those whose caller still waits; the others are counted as skipped."""
-        live = [piece for piece in pieces if not piece[0].gone]
-        if len(live) < len(pieces):
-            self._skip(pieces)
+        live = []
+        for piece in pieces:
+            job, start, stop = piece
+            if job.gone:
+                self.skipped[job.reason] += stop - start
+            else:
+                live.append(piece)
         return live
-
-    def anybody(self, pieces: Sequence[Piece]) -> bool:
-        """Whether a caller of `pieces` still waits; if not, they are counted as skipped."""
-        for job, _, _ in pieces:
-            if not job.gone:
-                return True
-        self.rows -= self._skip(pieces)
-        return False
 
     def fail(self, pieces: Sequence[Piece], error: IafvaeError) -> None:
         """`pieces` have no answer but `error`."""
@@ -79,12 +75,6 @@ class Batch:
             self.fault = error
         done = {id(piece) for piece, _ in self.results}
         self.results += [(piece, error) for piece in pieces if id(piece) not in done]
-
-    def _skip(self, pieces: Sequence[Piece]) -> int:
-        gone = [(job.reason, stop - start) for job, start, stop in pieces if job.gone]
-        for reason, rows in gone:
-            self.skipped[reason] += rows
-        return sum(rows for _, rows in gone)
 
 
 class Runner:
@@ -141,7 +131,9 @@ class Runner:
             graph, arrays = batcher.graph(batch.operation, works), batcher.assemble(works)
             with self._device:
                 waited = time.monotonic() - began
-                if not batch.anybody(live):  # they left while another batch had the device
+                if not [job for job, _, _ in live if not job.gone]:
+                    batch.living(live)  # none: all left while another batch had the device
+                    batch.rows -= sum([stop - start for _, start, stop in live])
                     return
                 batch.runs += 1
                 outputs = self._engine.run(graph, arrays)
