@@ -246,9 +246,7 @@ class FairQueue:
 
     def charge(self, operation: str, seconds: float) -> None:
         """Count `seconds` of the engine's time as had by `operation`; negative corrects."""
-        line = self._lines.get(operation)
-        if line is not None:
-            line.spent += seconds
+        self._lines[operation].spent += seconds
 
     def waiting(self) -> Iterator[tuple[str, int, float]]:
         """Each operation that waits with its rows and images."""

@@ -152,7 +152,7 @@ class Scheduler:
         self._wake_scheduled = False
         # Came when there was no other, in this turn of the event loop.
         self._lone: Job | None = None
-        self._pool: WorkerPool | None = None
+        self._pool: WorkerPool
         self._loop: asyncio.AbstractEventLoop
         self._watching: asyncio.TimerHandle | None = None
         self.accepting = False
@@ -182,7 +182,7 @@ class Scheduler:
             self._fail_all(stopping, "shutdown")
         if self._watching is not None:
             self._watching.cancel()
-        return self._pool is None or await self._pool.stop()
+        return not hasattr(self, "_pool") or await self._pool.stop()
 
     async def submit(self, work: Work, *, caller: str = "", deadline: float | None = None) -> Job:
         """The job of `work`, with the answer in its `arrays`.
@@ -204,7 +204,14 @@ class Scheduler:
                 self._runner.compute(batch)
                 self._finished(batch)
             else:
-                self._place(job, deadline)
+                loop = asyncio.get_running_loop()
+                if deadline is not None:
+                    job.expiry = loop.call_at(deadline, self._fail, job, EXPIRED, "expired")
+                if self._is_alone():
+                    self._lone = job
+                    loop.call_soon(self._spread)
+                else:
+                    self._push(job)
             await job.future
         except BaseException:
             self._drop(job, "cancelled")  # whoever failed it has dropped it
@@ -258,17 +265,6 @@ class Scheduler:
             return False
         return known * (job.rows + job.images) / 2.0 <= self._direct_seconds
 
-    def _place(self, job: Job, deadline: float | None) -> None:
-        """Let `job` wait for the workers until `deadline`: in the queue, unless it is alone."""
-        loop = asyncio.get_running_loop()
-        if deadline is not None:
-            job.expiry = loop.call_at(deadline, self._fail, job, EXPIRED, "expired")
-        if self._is_alone():
-            self._lone = job
-            loop.call_soon(self._spread)
-        else:
-            self._push(job)
-
     def _push(self, job: Job) -> None:
         """Let `job` wait. Whoever else is ready in this turn of the event loop shares the batch."""
         if self._lone is not None:
@@ -295,7 +291,6 @@ class Scheduler:
             self._push(job)
             return
         each = self._cost.seconds(job.operation, job.rows, job.images) / job.rows
-        assert self._pool is not None  # noqa: S101 - works are accepted since it started
         for start in range(0, job.rows, rows):
             stop = min(start + rows, job.rows)
             expected = each * (stop - start)
@@ -312,7 +307,6 @@ class Scheduler:
         with self._lock:
             count = max(0, min(self._resting, -(-self._queue.rows // SPREAD_ROWS)))
             self._resting -= count
-        assert self._pool is not None  # noqa: S101 - as in `_spread`
         for _ in range(count):
             self._pool.wake(None)
 
