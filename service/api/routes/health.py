@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -24,10 +24,6 @@ class Probe(BaseModel):
     reason: Annotated[str | None, Field(examples=["draining"])] = None
 
 
-def _refused(description: str) -> dict[int | str, dict[str, Any]]:
-    return {503: {"model": Probe, "description": description}}
-
-
 def probe_router(shared: AppState) -> APIRouter:
     """``/livez``, ``/readyz`` and ``/metrics``."""
     router = APIRouter(tags=["health and metrics"])
@@ -37,7 +33,7 @@ def probe_router(shared: AppState) -> APIRouter:
         "/livez",
         summary="Whether the process can still work",
         response_model=Probe,
-        responses=_refused("A device failed: replace this process"),
+        responses={503: {"model": Probe, "description": "A device failed: replace this process"}},
     )
     async def livez() -> Response:
         return _probe(registry.healthy, "alive", "a device failed: replace this process")
@@ -46,7 +42,9 @@ def probe_router(shared: AppState) -> APIRouter:
         "/readyz",
         summary="Whether to send requests here",
         response_model=Probe,
-        responses=_refused("Loading, draining, or a model is unhealthy"),
+        responses={
+            503: {"model": Probe, "description": "Loading, draining, or a model is unhealthy"}
+        },
     )
     async def readyz() -> Response:
         reason = "draining" if registry.draining else "loading, or a model is unhealthy"

@@ -96,9 +96,7 @@ def model_router(context: AppState) -> APIRouter:
 def _distances(model: LoadedModel, importance_samples: int | None) -> CalibrationDistances:
     bundle = model.runtime.bundle
     known = {} if bundle.reference is None else bundle.reference.distances
-    k = importance_samples
-    if k is None:
-        k = bundle.manifest.scoring.default_importance_samples
+    k = importance_samples or bundle.manifest.scoring.default_importance_samples
     if k not in known:
         has = ", ".join(map(str, known)) or "none"
         raise InvalidInput(f"importance_samples={k}: {model.name} is calibrated at {has}")

@@ -139,10 +139,10 @@ async def _sample(request: OperationRequest, model: Model, infer: InferRequest) 
 async def _encode(request: OperationRequest, model: Model, infer: InferRequest) -> InferResponse:
     images = infer.inputs["image"]
     at_most("images", len(images), request.settings.max_images)
-    seeded = "seed" in infer.parameters
-    seed = _integer(infer, "seed", 0) if seeded else None
-    coded = await model.encode(images, seed=seed, **request.asked)
-    parameters = {"seed": seed} if seeded else {}
+    parameters = {}
+    if "seed" in infer.parameters:
+        parameters["seed"] = _integer(infer, "seed", 0)
+    coded = await model.encode(images, seed=parameters.get("seed"), **request.asked)
     return InferResponse(outputs={"z": coded.latents}, parameters=parameters, result=coded)
 
 
