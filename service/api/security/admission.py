@@ -14,6 +14,7 @@ import asyncio
 import functools
 import ipaddress
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from starlette.types import Scope
@@ -59,7 +60,7 @@ class Shares:
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.held = capacity, 0
-        self._by_holder: dict[str, int] = {}
+        self._by_holder: Counter[str] = Counter()
 
     def take(self, holder: str, amount: int = 1, *, anyway: bool = False) -> bool:
         """Whether `holder` may have `amount` more, which it then holds; anyway: it has it already,
@@ -77,10 +78,8 @@ class Shares:
     def give(self, holder: str, amount: int = 1) -> None:
         """`holder` has `amount` less."""
         self.held -= amount
-        own = self._by_holder[holder] - amount
-        if own:
-            self._by_holder[holder] = own
-        else:
+        self._by_holder[holder] -= amount
+        if not self._by_holder[holder]:
             del self._by_holder[holder]
 
 

@@ -155,6 +155,15 @@ def test_an_answer_that_waits_for_its_client_counts_however_large_it_is(admit):
     assert admission.bytes.take("somebody else", 100)
 
 
+def test_an_answer_that_is_counted_already_may_outlast_its_request(admit):
+    """A stream that is broken off holds no bytes any more when its client takes what was sent."""
+    admission = admit(8)
+    taken = admission.unread(scope(counted=150), 100)
+    assert admission.bytes.held == 0
+    taken()
+    assert admission.bytes.held == 0
+
+
 def test_where_keys_say_who_somebody_is_an_address_is_not_asked(admit):
     admission = admit(8)
     for _ in range(4):
