@@ -90,13 +90,12 @@ def documented_operation(
     response: type[BaseModel],
     offers: tuple[str, ...],
     *,
-    payload: str | None,
+    payload: str,
     optional: bool = False,
 ) -> Document:
     """What a route of ``/v1`` declares: arguments of `APIRoute`."""
     prose = [" ".join((endpoint.__doc__ or "").split())]
-    if payload is not None:
-        prose.append(IMAGES_PROSE if payload == "images" else LATENTS_PROSE.format(payload=payload))
+    prose.append(IMAGES_PROSE if payload == "images" else LATENTS_PROSE.format(payload=payload))
     if endpoint.__name__ == "sample":
         prose.append(STREAM_PROSE)
     others = {offer: BINARY_CONTENT for offer in offers if offer != JSON}
@@ -113,7 +112,7 @@ def documented_operation(
         "openapi_extra": {
             "parameters": [timeout_parameter()],
             "requestBody": {
-                "required": payload is not None and not optional,
+                "required": not optional,
                 "content": _request_content(options, payload, optional),
             },
         },
@@ -138,34 +137,26 @@ def timeout_parameter() -> Document:
     }
 
 
-def _request_content(options: type[BaseModel], payload: str | None, optional: bool) -> Document:
+def _request_content(options: type[BaseModel], payload: str, optional: bool) -> Document:
     schema: Document = options.model_json_schema(ref_template=REF)
     schema["title"] = options.__name__.replace("Options", "Request")
-    if payload is not None:
-        schema["properties"] = {payload: _payload_schema(payload), **schema["properties"]}
-        if not optional:
-            schema["required"] = [payload]
-    content: Document = {JSON: {"schema": schema}}
-    if payload is not None:
-        content[NPY] = BINARY_CONTENT
+    content: Document = {JSON: {"schema": schema}, NPY: BINARY_CONTENT}
+    text = {"type": "string", "contentEncoding": "base64"}
+    field: Document = {"type": "array", "minItems": 1}
     if payload == "images":
+        field |= {"items": text, "description": "PNG, JPEG or WebP files in base64."}
         files = {"type": "array", "items": BINARY_CONTENT["schema"]}
         form = {"type": "object", "properties": {"files": files}, "required": ["files"]}
         content["multipart/form-data"] = {"schema": form}
         content |= dict.fromkeys(IMAGE_TYPES, BINARY_CONTENT)
+    else:
+        field["items"] = {"type": "array", "items": {"type": "number"}}
+        described = "[n, D]: lists of numbers, or the base64 of an npy file."
+        field = {"anyOf": [field, text], "description": described}
+    schema["properties"] = {payload: field, **schema["properties"]}
+    if not optional:
+        schema["required"] = [payload]
     return content
-
-
-def _payload_schema(payload: str) -> Document:
-    text = {"type": "string", "contentEncoding": "base64"}
-    if payload == "images":
-        described = "PNG, JPEG or WebP files in base64."
-        return {"type": "array", "minItems": 1, "items": text, "description": described}
-    numbers = {"type": "array", "items": {"type": "number"}}
-    return {
-        "anyOf": [{"type": "array", "minItems": 1, "items": numbers}, text],
-        "description": "[n, D]: lists of numbers, or the base64 of an npy file.",
-    }
 
 
 def _problem(status: int) -> Document:

@@ -66,7 +66,7 @@ class OperationRoute(APIRoute):
         shared: AppState,
         *,
         options: type[Options] = Options,
-        payload: str | None = None,
+        payload: str = "",
         optional: bool = False,
         offers: tuple[str, ...] = (),
         **declared: Any,

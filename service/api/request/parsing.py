@@ -50,12 +50,12 @@ async def parse_body(
     kind: type[OptionsT],
     body: bytes,
     *,
-    payload: str | None,
+    payload: str,
     optional: bool,
 ) -> tuple[OptionsT, Payload]:
     """The options and the payload in the query and `body`, by the content type.
 
-    payload: its field, "images", "latents", "prior_eps" or None; optional: it may be left out.
+    payload: its field, "images", "latents" or "prior_eps"; optional: it may be left out.
 
     Raises:
         UnsupportedMedia: a content type that does not carry such a payload.
@@ -69,7 +69,7 @@ async def parse_body(
     if len(given_type) > MAX_TYPE_BYTES:
         raise InvalidInput(f"a Content-Type has at most {MAX_TYPE_BYTES} bytes")
     media_type = given_type.partition(";")[0].strip().lower()
-    if not body and (payload is None or optional):  # whatever its type is called
+    if not body and optional:  # whatever its type is called
         return _of_query(kind, query), None
     if media_type == JSON:
         if options := query_options(query):
@@ -86,7 +86,7 @@ async def parse_body(
         else:
             fields, value = json_fields(body, payload, max_items)
         return parse_options(kind, fields, text=False), value
-    if media_type == NPY and payload is not None:
+    if media_type == NPY:
         return _of_query(kind, query), body
     if media_type == "multipart/form-data" and payload == "images":
         given, files = await _parse_form(headers, body, max_items)
@@ -112,11 +112,11 @@ def _remembered(kind: type[Options], query: bytes) -> Options:
     return parse_options(kind, query_options(query), text=True)
 
 
-def _unsupported(kind: str, payload: str | None, optional: bool) -> str:
-    taken = JSON if payload is None else f"{NPY} or {JSON}"
+def _unsupported(kind: str, payload: str, optional: bool) -> str:
+    taken = f"{NPY} or {JSON}"
     if payload == "images":
         taken = f"{NPY}, multipart/form-data (files), {JSON}, {', '.join(IMAGE_TYPES)}"
-    if payload is None or optional:
+    if optional:
         taken += ", or no body and query parameters"
     what = f"content type {kind[:80]!r} is" if kind else "a body without Content-Type is"
     return f"{what} not taken here; send {taken}"
