@@ -19,12 +19,11 @@ class Rows:
 
     values: list[int]
     operation: str = "double"
+    samples = 1
 
     @property
     def rows(self):
         return len(self.values)
-
-    image_count = rows
 
 
 class PlainBatcher:

@@ -136,9 +136,8 @@ class _Line(_Group[_Holder]):
             if job.taken == job.rows:
                 continue
             less = min(3 * (job.taken - start) // 4, max(0, rows - quick))
-            each = job.rows // job.images
-            if each <= PIECE_ROWS:
-                less = max(0, less - (less - job.taken) % each)  # whole images stay
+            if job.samples <= PIECE_ROWS:
+                less = max(0, less - (less - job.taken) % job.samples)  # whole images stay
             self._count(job, -less)
             rows -= less
 
@@ -171,8 +170,7 @@ def _piece(job: Job) -> int:
     """Some `PIECE_ROWS` of the next rows of `job`: whole images, unless one has twice as many. Of
     an image, what is computed once for all its rows in a batch is computed in every batch that has
     some."""
-    each = job.rows // job.images
-    unit = each * -(-PIECE_ROWS // each)
+    unit = job.samples * -(-PIECE_ROWS // job.samples)
     most = unit if unit < 2 * PIECE_ROWS else PIECE_ROWS
     return min(most, unit - job.taken % unit, job.rows - job.taken)
 
@@ -256,7 +254,7 @@ class FairQueue:
 
     def _count(self, line: _Line, job: Job, rows: int) -> None:
         line.rows += rows
-        line.images += rows * job.images / job.rows
+        line.images += rows / job.samples
         self.rows += rows
         self.rows_by_operation[job.operation] = line.rows
         self._rows_by_holder[job.holder] += rows

@@ -286,7 +286,7 @@ class Scheduler:
             return
         rows = max(SPREAD_ROWS, -(-job.rows // self._workers))
         if job.images >= self._workers:
-            rows += -rows % (job.rows // job.images)  # whole images
+            rows += -rows % job.samples  # whole images
         if rows > self._limit(job.operation):
             self._push(job)
             return
@@ -341,7 +341,7 @@ class Scheduler:
         rows, images = 0, 0.0
         for job, start, stop in pieces:
             rows += stop - start
-            images += (stop - start) * job.images / job.rows
+            images += (stop - start) / job.samples
         batch.expected_seconds = self._cost.seconds(operation, rows, images)
         self._queue.charge(operation, batch.expected_seconds)
         return batch

@@ -88,13 +88,12 @@ class SampleWork:
     eps: Rows | None = None
     resolved: dict[str, Any] = field(default_factory=dict)
     operation: ClassVar[str] = "sample"
+    samples: ClassVar[int] = 1
 
     @property
     def rows(self) -> int:
         """Number of images."""
         return len(self.temperature)
-
-    image_count = rows
 
     def piece(self, start: int, stop: int) -> SampleWork:
         """Images `start` to `stop` alone."""
@@ -115,13 +114,12 @@ class DecodeWork:
     keys: Noise
     output: Pixels
     operation: ClassVar[str] = "decode"
+    samples: ClassVar[int] = 1
 
     @property
     def rows(self) -> int:
         """Number of images."""
         return len(self.z)
-
-    image_count = rows
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -131,13 +129,12 @@ class EncodeWork:
     images: U8  # [n, C, H, W]
     seed: int | None
     operation: ClassVar[str] = "encode"
+    samples: ClassVar[int] = 1
 
     @property
     def rows(self) -> int:
         """Number of images."""
         return len(self.images)
-
-    image_count = rows
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -154,11 +151,6 @@ class ScoreWork:
         """Number of importance samples, over all images."""
         return len(self.images) * self.samples
 
-    @property
-    def image_count(self) -> int:
-        """Number of images."""
-        return len(self.images)
-
 
 class EvidenceWork(ScoreWork):
     """The same, and what a pass at eps = 0 finds in each image."""
@@ -167,8 +159,8 @@ class EvidenceWork(ScoreWork):
     operation: ClassVar[str] = "evidence"
 
 
-# A request's rows for one operation: which graph computes it, how many rows it has, and of how many
-# images, what is computed once for each of them.
+# A request's rows for one operation: which graph computes it, how many rows it has, and how many
+# `samples` of one image follow each other: what is computed once for each image.
 Work = SampleWork | DecodeWork | EncodeWork | ScoreWork
 
 
@@ -192,7 +184,8 @@ class Job:
 
     def __init__(self, work: Work, caller: str = "") -> None:
         self.work = work
-        self.operation, self.rows, self.images = work.operation, work.rows, work.image_count
+        self.operation, self.rows, self.samples = work.operation, work.rows, work.samples
+        self.images = self.rows // self.samples
         self.caller, self.holder = caller, caller.partition("/")[0]
         self.future: asyncio.Future[None]
         self.expiry: asyncio.TimerHandle | None = None

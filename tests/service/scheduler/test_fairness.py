@@ -22,6 +22,10 @@ class Queued:
     taken: int = 0
 
     @property
+    def samples(self):
+        return self.rows // self.images
+
+    @property
     def holder(self):
         return self.caller.partition("/")[0]
 
