@@ -89,7 +89,7 @@ class CostModel:
     """
 
     def __init__(self) -> None:
-        self.each: dict[str, float] = {}  # of one row that is an image
+        self.each: dict[str, float] = {}
 
     def add(self, operation: str, rows: int, images: float, seconds: float) -> None:
         """Learn from one batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -106,12 +107,8 @@ async def latents(request: OperationRequest, name: str = "latents") -> NDArray[n
     dim, limit = request.model.manifest.latent.dim, request.settings.max_images
     payload = request.payload
     if isinstance(payload, str):
-        try:
+        with suppress(UndecodableImage):  # a text that is no base64 is refused as what is no list
             payload = decode_base64(payload, name)
-        except UndecodableImage:
-            raise InvalidInput(
-                f"{name} must be a list of lists of numbers, or the base64 of an npy file"
-            ) from None
     if not isinstance(payload, bytes):
         return _latents_from_json(payload, dim, name)
     array = view_npy(payload, dtypes=("float32",), max_items=limit * dim)
