@@ -125,6 +125,12 @@ class Reproduction:
         for run in (run for row in self.experiment.rows for run in self._found(row)):
             before = read_config(run.folder)
             config = for_images(run.config, before.model.image_shape)
+            rates = before.optim.learning_rate, config.optim.learning_rate
+            if rates[0] != rates[1]:  # `fit` may go on at another one
+                raise TrainingError(
+                    f"{run.folder} was started with another optim.learning_rate: {rates[0]} then, "
+                    f"{rates[1]} now. {SHARED}"
+                )
             try:
                 open_run(run.folder, config, resume=True)
             except TrainingError as error:
