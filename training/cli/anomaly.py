@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.cli.measure import MEASURED, keep, resumable, say, show
-from training.cli.options import DataDir, Measured, one_of, option, with_options, words
+from training.cli.measure import MEASURED, keep, resumable, show
+from training.cli.options import DataDir, Measured, one_of, option, say, with_options, words
 
 __all__ = ["evaluate_anomaly"]
 

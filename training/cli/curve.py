@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from model.config import ConfigError
-from training.cli.measure import say
-from training.cli.options import AsJson, console, errors
+from training.cli.options import AsJson, console, errors, say
 
 __all__ = ["curve"]
 
@@ -49,10 +48,9 @@ def curve(
     if as_json:
         console.print_json(data=document)
     for found in () if as_json else document["runs"]:
-        console.print(
+        say(
             f"{found['run']}: {found['minutes']:.1f} minutes, step {found['step']}, "
             f"{found['epochs']} epoch{'' if found['epochs'] == 1 else 's'}",
-            highlight=False,
-            soft_wrap=True,
+            console,
         )
     say(f"written to {folder / 'curve.json'}")

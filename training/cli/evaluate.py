@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.config import ConfigError
-from training.cli.measure import ModelOptions, progress_bar, say
-from training.cli.options import console, one_of, option, with_options
+from training.cli.measure import ModelOptions, progress_bar
+from training.cli.options import console, one_of, option, say, with_options
 
 __all__ = ["evaluate"]
 

@@ -19,6 +19,7 @@ from training.cli.options import (
     data_name,
     errors,
     option,
+    say,
     stopping,
     with_options,
 )
@@ -223,7 +224,7 @@ def fit(options: FitOptions) -> None:
             world=world,
         )
     for line in _ending(options, result):
-        teller.print(line, soft_wrap=True, highlight=False)
+        say(line, teller)
     if options.as_json and not teller.quiet:
         facts = {"run": str(options.out), **asdict(result)}
         # JSON knows no NaN.

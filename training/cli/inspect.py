@@ -15,6 +15,7 @@ from training.cli.options import (
     console,
     errors,
     option,
+    say,
     stopping,
     with_options,
 )
@@ -74,7 +75,7 @@ def inspect(options: InspectOptions) -> None:
             progress=progress_bar(),
         )
     for line in found.lines:
-        loud.print(line, highlight=False, soft_wrap=True)
+        say(line, loud)
     if options.as_json:
         facts = {"out": str(options.out), "reason": found.reason, "findings": list(found.lines)}
         console.print_json(data=facts)

@@ -17,7 +17,7 @@ from training.cli.evaluate import evaluate
 from training.cli.fit import fit
 from training.cli.inspect import inspect
 from training.cli.measure import progress_bar
-from training.cli.options import AsJson, DataDir, Run, Weights, console, errors, one_of
+from training.cli.options import AsJson, DataDir, Run, Weights, console, errors, one_of, say
 from training.cli.prior import fit_prior
 from training.cli.reproduce import app as reproduce
 from training.cli.widen import widen
@@ -189,7 +189,7 @@ def strip(
     if as_json:
         console.print_json(data={"run": str(out), "checkpoint": path.name, "bytes": size})
         return
-    console.print(f"{out}: {path.name}, {size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+    say(f"{out}: {path.name}, {size / 1e6:.1f} MB", console)
 
 
 plain_help(app)
@@ -202,7 +202,7 @@ def _show(bundle: Bundle, more: str = "", *, as_json: bool) -> None:
         facts = {"path": str(bundle.path), "model": name, "version": version, "sha256": bundle.hash}
         console.print_json(data=facts)
         return
-    console.print(f"{bundle.path}  {name} {version}{more}", highlight=False, soft_wrap=True)
+    say(f"{bundle.path}  {name} {version}{more}", console)
 
 
 def _warn_of_few(bundle: Bundle) -> None:

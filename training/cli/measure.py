@@ -22,6 +22,7 @@ from training.cli.options import (
     errors,
     one_of,
     option,
+    say,
     stopping,
 )
 from training.fit.signals import stoppable
@@ -29,7 +30,7 @@ from training.fit.signals import stoppable
 if TYPE_CHECKING:
     from training.evaluate.subject import Subject
 
-__all__ = ["MEASURED", "ModelOptions", "keep", "progress_bar", "resumable", "say", "show"]
+__all__ = ["MEASURED", "ModelOptions", "keep", "progress_bar", "resumable", "show"]
 
 MEASURED = ("test", "validation")
 LINE_SECONDS = 60.0
@@ -62,11 +63,6 @@ class ModelOptions:
         if self.bundle is not None:
             return bundle_subject(self.bundle, data=data, **shared)
         return run_subject(self.run or Path(), weights=weights, **shared)
-
-
-def say(text: str) -> None:
-    """Print to the terminal beside the results."""
-    errors.print(text, highlight=False, soft_wrap=True)
 
 
 class Lines(Progress):

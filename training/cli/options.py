@@ -39,6 +39,7 @@ __all__ = [
     "numbers",
     "one_of",
     "option",
+    "say",
     "stopping",
     "with_options",
     "words",
@@ -129,13 +130,18 @@ def with_options(
     return decorate
 
 
+def say(text: str, to: Console = errors) -> None:
+    """Print a line as it is: by default to the terminal beside the results."""
+    to.print(text, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def stopping(words: str) -> Iterator[None]:
     """Answer Ctrl-C and SIGTERM inside with words, and the exit status that shells expect."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        errors.print(words, highlight=False, soft_wrap=True)
+        say(words)
         raise typer.Exit(EXIT_CODES[signal_name(stop)]) from None
 
 

@@ -19,6 +19,7 @@ from training.cli.options import (
     console,
     errors,
     option,
+    say,
     with_options,
 )
 from training.config import Runtime
@@ -100,10 +101,10 @@ def fit_prior(options: PriorOptions) -> None:
             prior=options.prior(),
             runtime=Runtime(device=options.device, threads=options.threads),
             data_dir=options.data_dir,
-            tell=lambda text: errors.print(text, soft_wrap=True, highlight=False),
+            tell=say,
             observer=observer,
         )
-    loud.print(_ending(options.out, result), soft_wrap=True, highlight=False)
+    say(_ending(options.out, result), loud)
     if options.as_json:
         found = {name: dict(getattr(result, name)) for name in ("before", "after")}
         facts = {"run": str(options.out), "reason": result.reason, **found}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.markdown import Markdown
 
-from training.cli.options import console, errors, numbers, one_of, with_options, words
+from training.cli.options import console, errors, numbers, one_of, say, with_options, words
 from training.cli.reproduce_options import (
     Figure1Options,
     Figure7Options,
@@ -44,17 +44,13 @@ app = typer.Typer(
 )
 
 
-def _say(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
-
-
 def _redraw(options: ReportOptions, name: str) -> None:
     """Draw the report again where that is all that was asked for, and end the command."""
     if options.redraw:
         from training.reproduce.report import redraw
 
         redraw(options.out, name)
-        _say(f"drawn again: {options.out / name}.md")
+        say(f"drawn again: {options.out / name}.md", console)
         raise typer.Exit
 
 
@@ -71,9 +67,9 @@ def _ended(options: ReportOptions, reason: str, document: Mapping[str, Any]) -> 
     written = [f"{path}.md", f"{path}.json"]
     if path.with_suffix(".png").exists():
         written.append(f"{path}.png")
-    _say(f"{reason}: {', '.join(written)}")
+    say(f"{reason}: {', '.join(written)}", console)
     if reason != "done":
-        _say("all is kept; the same command goes on where it stopped")
+        say("all is kept; the same command goes on where it stopped", console)
     raise typer.Exit(EXIT_CODES.get(reason, 0))
 
 

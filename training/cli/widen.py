@@ -5,16 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.cli.options import (
-    AsJson,
-    DataDir,
-    Run,
-    Threads,
-    console,
-    errors,
-    option,
-    with_options,
-)
+from training.cli.options import AsJson, DataDir, Run, Threads, console, option, say, with_options
 
 __all__ = ["widen"]
 
@@ -55,15 +46,14 @@ def widen(options: WidenOptions) -> None:
         options.settings,
         threads=options.threads,
         data_dir=options.data_dir,
-        tell=lambda text: errors.print(text, soft_wrap=True, highlight=False),
+        tell=say,
     )
     if options.as_json:
         facts = {"run": str(options.out), "parameters": after, "parameters_before": before}
         console.print_json(data=facts)
         return
-    console.print(
+    say(
         f"{options.out}: {after:,} parameters, {before:,} before; train it on with: "
         f"iafvae-train fit --resume --epochs N --out {options.out}",
-        soft_wrap=True,
-        highlight=False,
+        console,
     )
