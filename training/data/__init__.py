@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.codecs.images import FitMode
 from training.data.cifar import read_cifar10
 from training.data.folder import FolderOptions, Survey, decode, survey
 from training.data.idx import ARCHIVES, read_images
@@ -49,23 +48,18 @@ def load_dataset(
     name: str,
     split: Split,
     data_dir: Path | None = None,
+    options: FolderOptions = FolderOptions(),  # noqa: B008  frozen
     *,
     download: bool = True,
-    size: int | tuple[int, int] | None = None,
-    channels: int | None = None,
-    fit: FitMode = "crop",
 ) -> ImageData:
     """The images of one split.
 
     `name` is "mnist", "mnist-static" (binarised once and for all), "fashion-mnist", "cifar10" or
     "folder:PATH" (a path that is not absolute is taken from `data_dir`, where one is given).
-    `size` (height, width; one number: a square),
-    `channels` (1 or 3) and `fit` are for folders alone, see `training.data.folder`. Raises
-    `DataError` with what to do.
+    `options` are for folders alone. Raises `DataError` with what to do.
     """
     if split not in SPLITS:
         raise DataError(f"There is no split {split!r}: it is one of {', '.join(SPLITS)}.")
-    options = FolderOptions(size=size, channels=channels, fit=fit)
     return load_splits(name, (split,), data_dir, options, download=download)[0]
 
 

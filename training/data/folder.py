@@ -52,33 +52,26 @@ FITTED = {
     "none": "of which all must be",
 }
 
-SizeOption = int | tuple[int, int] | None
-
 
 @dataclass(frozen=True, kw_only=True)
 class FolderOptions:
     """What to make of the images.
 
-    `size` (height, width; one number: a square): each image is fitted to it, as `fit` says (see
+    `size` (height, width): each image is fitted to it, as `fit` says (see
     `service.codecs.images.Fit`; "none": another size or colour is an error). None: all must have
     one size already. `channels` 1 (grey) or 3 (RGB). None: grey if all files are grey, RGB if all
     are coloured.
     """
 
-    size: SizeOption = None
+    size: tuple[int, int] | None = None
     channels: int | None = None
     fit: FitMode = "crop"
 
     def __post_init__(self) -> None:
         if self.channels not in (None, 1, 3):
             raise DataError(f"channels is 1 (grey) or 3 (RGB), not {self.channels}.")
-        if self.height_width is not None and min(self.height_width) < 1:
+        if self.size is not None and min(self.size) < 1:
             raise DataError(f"size must be at least 1, not {self.size}.")
-
-    @property
-    def height_width(self) -> tuple[int, int] | None:
-        """The size asked for, if any."""
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +182,7 @@ def survey(folder: Path, options: FolderOptions) -> Survey:
         fit=options.fit,
         splits=splits,
         sizes=(sizes[0], sizes[-1]),
-        height_width=options.height_width or _one_size(headers),
+        height_width=options.size or _one_size(headers),
         channels=options.channels or _one_colour(headers),
         notes=tuple(notes),
     )

@@ -11,7 +11,15 @@ import torch
 from model.config import ConfigError
 from service.bundle import Bundle, BundleError, load_bundle
 from service.codecs.images import FitMode
-from training.data import DATASETS, FOLDER_PREFIX, ImageData, Split, folder_path, load_dataset
+from training.data import (
+    DATASETS,
+    FOLDER_PREFIX,
+    FolderOptions,
+    ImageData,
+    Split,
+    folder_path,
+    load_dataset,
+)
 from training.errors import DataError, EvaluationError
 from training.evaluate.scorers import BundleScorer, ModelScorer, Scorer
 from training.fit.device import choose_device
@@ -152,4 +160,5 @@ def _images(
     if not name.startswith(FOLDER_PREFIX):
         return load_dataset(name, split, data_dir)
     channels, height, width = shape
-    return load_dataset(name, split, data_dir, size=(height, width), channels=channels, fit=fit)
+    options = FolderOptions(size=(height, width), channels=channels, fit=fit)
+    return load_dataset(name, split, data_dir, options)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data import SPLITS, cifar, load_dataset
+from training.data import SPLITS, FolderOptions, cifar, load_dataset
 from training.data.splits import cifar10_indices
 from training.errors import DataError
 
@@ -271,7 +271,7 @@ def test_missing_data_says_where_to_put_it(images, tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         load_dataset("cifar10", "test", tmp_path / "absent", download=False)
     with pytest.raises(DataError, match="32x32 with 3 channels"):
-        load_dataset("cifar10", "test", tmp_path, size=28)
+        load_dataset("cifar10", "test", tmp_path, FolderOptions(size=(28, 28)))
 
 
 def test_the_held_out_places_are_disjoint_and_fixed():

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from training.data import (
+    FolderOptions,
     ImageData,
     drawn_pixels,
     epoch_order,
@@ -191,7 +192,10 @@ def test_nothing_is_downloaded_where_that_is_forbidden(tmp_path, monkeypatch):
     [
         ({"name": "mnsit", "split": "test"}, "no data set 'mnsit'"),
         ({"name": "mnist", "split": "tests"}, "no split 'tests'"),
-        ({"name": "mnist", "split": "test", "size": 32}, "options of a folder"),
+        (
+            {"name": "mnist", "split": "test", "options": FolderOptions(size=(32, 32))},
+            "options of a folder",
+        ),
     ],
 )
 def test_misspelt_names_are_refused(arguments, message):

@@ -16,7 +16,7 @@ from model import build_model
 from model.config import ResnetVaeConfig
 from service.bundle import load_bundle
 from training.cli.main import main
-from training.data import ImageData, drawn_pixels
+from training.data import FolderOptions, ImageData, drawn_pixels
 from training.errors import DataError, EvaluationError
 from training.evaluate import subject as module
 from training.evaluate.evaluate import evaluate_images, evaluate_model, pieces
@@ -71,16 +71,16 @@ def test_the_report_of_a_bundle_names_what_computed_it(digits, scorer):
 def test_a_bundle_knows_its_images_or_is_told(digits, monkeypatch):
     asked = []
 
-    def images(name, split, data_dir, **options):
-        asked.append((name, split, options))
+    def images(name, split, data_dir, *options):
+        asked.append((name, split, *options))
         return digits
 
     monkeypatch.setattr(module, "load_dataset", images)
     bundle = load_bundle(SHIPPED)
     module.bundle_images(bundle, None, "test", None)
     module.bundle_images(bundle, "folder:photos", "train", None)
-    assert asked[0] == ("mnist", "test", {})
-    assert asked[1] == ("folder:photos", "train", {"size": (28, 28), "channels": 1, "fit": "crop"})
+    assert asked[0] == ("mnist", "test")
+    assert asked[1] == ("folder:photos", "train", FolderOptions(size=(28, 28), channels=1))
     stranger = replace(
         bundle,
         manifest=bundle.manifest.model_copy(update={"training": {"data": "a folder of images"}}),

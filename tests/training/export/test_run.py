@@ -222,9 +222,9 @@ def test_images_are_fitted_in_the_service_as_they_were_in_training(run, tmp_path
     (run / "config.json").write_text(json.dumps(config))
     load, asked = evaluation.load_dataset, []
 
-    def loading(*arguments, **options):
-        asked.append(options["fit"])
-        return load(*arguments)
+    def loading(*arguments):
+        asked.append(arguments[3].fit)
+        return load(*arguments[:3])
 
     monkeypatch.setattr(evaluation, "load_dataset", loading)
     monkeypatch.setattr(exporting, "export_bundle", lambda *arguments, **_: arguments[2])
