@@ -5,7 +5,7 @@ What the paper's text gives illegibly is None here, never guessed.
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from model.config import (
@@ -138,33 +138,23 @@ def table1(overrides: Overrides | None = None) -> Experiment:
 
 def priors(overrides: Overrides | None = None) -> Experiment:
     """MNIST: a flow as the posterior, as the prior, as both. The paper has the first alone."""
+    paper = table1(overrides)
     rows = []
-    for posterior in ("diagonal", "iaf-2x320"):
-        label, preset, vlb, log_px = _TABLE1[posterior]
-        config = overridden(run_preset(preset), overrides or {})
-        # With a normal prior it is table 1's row: in one directory they share its run.
-        normal = Row(
-            key=posterior,
-            cells=(label, "normal"),
-            config=config,
-            paper={"elbo": Published(*vlb), "importance_weighted": Published(*log_px)},
-        )
+    for row in selected(paper, ("diagonal", "iaf-2x320")):
         coupling = Row(
-            key=f"{posterior}-coupling",
-            cells=(label, "coupling flow"),
-            config=overridden(config, {"model": {"prior": CouplingPrior()}}),
+            key=f"{row.key}-coupling",
+            cells=(*row.cells, "coupling flow"),
+            config=overridden(row.config, {"model": {"prior": CouplingPrior()}}),
         )
-        rows += [normal, coupling]
-    return Experiment(
+        # With a normal prior it is table 1's row: in one directory they share its run.
+        rows += [replace(row, cells=(*row.cells, "normal")), coupling]
+    return replace(
+        paper,
         name="priors",
         title="MNIST, dynamically binarised: a flow as the posterior, the prior, or both",
         columns=("Posterior", "Prior"),
         rows=tuple(rows),
-        unit="nats",
-        measures={"elbo": "VLB", "importance_weighted": "log p(x) ≥"},
-        dataset="mnist",
         across="Prior",
-        notes=(_TABLE1_NOTE,),
     )
 
 
@@ -184,7 +174,6 @@ def _ladder(
 
 
 _DIRECTIONS: dict[Direction, str] = {"bottom_up": "Bottom-up", "bidirectional": "Bidirectional"}
-_DEPTHS = {"table3": (4, 8), "table4": (4, 8, 12)}
 
 # Table 3: direction, hidden layers -> depth -> location-only, location and scale.
 _TABLE3: dict[tuple[Direction, int], dict[int, tuple[float, float]]] = {
@@ -231,7 +220,7 @@ def _bits(value: float | None) -> dict[str, Published]:
 def table3(size: str = "small", overrides: Overrides | None = None) -> Experiment:
     """CIFAR-10: IAF that only shifts its latents against IAF that scales them too."""
     rows = []
-    for depth in _DEPTHS["table3"]:
+    for depth in (4, 8):
         for (direction, hidden), figures in _TABLE3.items():
             label, posterior = _POSTERIORS[f"iaf{hidden}"]
             location = ConvIafPosterior(hidden_layers=hidden, update="location")
@@ -262,7 +251,7 @@ def table3(size: str = "small", overrides: Overrides | None = None) -> Experimen
 def table4(size: str = "small", overrides: Overrides | None = None) -> Experiment:
     """CIFAR-10: depth, direction of inference and posterior."""
     rows = []
-    for column, depth in enumerate(_DEPTHS["table4"]):
+    for column, depth in enumerate((4, 8, 12)):
         for (direction, name), figures in _TABLE4.items():
             label, posterior = _POSTERIORS[name]
             config = _ladder(size, depth, overrides, inference=direction, posterior=posterior)
