@@ -43,12 +43,11 @@ def _table(document: Document) -> Figure:
     rows, unit = document["rows"], document["unit"]
     figure = Figure(figsize=(9.5, 1.6 + 0.28 * len(rows)), layout="constrained")
     paper, ours = figure.subplots(1, 2, sharey=True)
-    for place, (measure, heading) in enumerate(document["measures"].items()):
-        colour = PALETTE[place]
-        published = [_published(row, measure) for row in rows]
-        measured = [_measured(row, measure, unit) for row in rows]
-        _dots(paper, published, colour, heading)
-        _dots(ours, measured, colour, heading)
+    for colour, (measure, heading) in zip(PALETTE, document["measures"].items(), strict=False):
+        published = [row["paper"].get(measure) for row in rows]
+        measured = [summary(row, measure, unit) for row in rows]
+        _dots(paper, published, "deviation", colour, heading)
+        _dots(ours, measured, "error", colour, heading)
     paper.set_yticks(range(len(rows)), [_label(document, row) for row in rows])
     paper.invert_yaxis()
     paper.set_title("paper")
@@ -58,7 +57,7 @@ def _table(document: Document) -> Figure:
         axes.grid(visible=True)
     if len(document["measures"]) > 1:
         paper.legend(frameon=False, fontsize=8)
-    if not any(_measured(row, name, unit) for row in rows for name in document["measures"]):
+    if not any(run["measured"] for row in rows for run in row["runs"]):
         ours.text(0.5, 0.5, "not run", transform=ours.transAxes, ha="center", color="#888888")
     figure.suptitle(f"{document['title']}\nours: {document['plan']}", fontsize=10)
     return figure
@@ -70,25 +69,15 @@ def _label(document: Document, row: Mapping[str, Any]) -> str:
     return " · ".join(f"{name.lower()} {cell}" if cell.isdigit() else cell for name, cell in named)
 
 
-Dot = tuple[float, float] | None  # value, half the error bar
-
-
-def _published(row: Mapping[str, Any], measure: str) -> Dot:
-    figure = row["paper"].get(measure)
-    return None if figure is None else (figure["value"], figure["deviation"] or 0.0)
-
-
-def _measured(row: Mapping[str, Any], measure: str, unit: str) -> Dot:
-    found = summary(row, measure, unit)
-    return None if found is None else (found["value"], found["error"] or 0.0)
-
-
-def _dots(axes: Axes, dots: Sequence[Dot], colour: str, label: str) -> None:
-    known = [(place, dot) for place, dot in enumerate(dots) if dot is not None]
+def _dots(
+    axes: Axes, figures: Sequence[Mapping[str, Any] | None], error: str, colour: str, label: str
+) -> None:
+    """The figures that there are, row by row; `error` names half the error bar."""
+    known = {place: figure for place, figure in enumerate(figures) if figure is not None}
     axes.errorbar(
-        [dot[0] for _, dot in known],
-        [place for place, _ in known],
-        xerr=[dot[1] for _, dot in known],
+        [figure["value"] for figure in known.values()],
+        list(known),
+        xerr=[figure[error] or 0.0 for figure in known.values()],
         fmt="o",
         color=colour,
         markersize=5,
