@@ -33,7 +33,6 @@ __all__ = [
     "fit_toy",
     "measure",
     "posterior_samples",
-    "toy_config",
 ]
 
 POSTERIORS: dict[str, FlatPosterior] = {
@@ -51,17 +50,6 @@ def data_points() -> Tensor:
     return torch.eye(4).view(4, 1, 2, 2)
 
 
-def toy_config(posterior: str) -> ConvVaeConfig:
-    """The model with the named posterior of `POSTERIORS`."""
-    return ConvVaeConfig(
-        image_shape=(1, 2, 2),
-        channels=(16,),
-        hidden=64,
-        latent_dim=2,
-        posterior=POSTERIORS[posterior],
-    )
-
-
 def fit_toy(
     posterior: str,
     *,
@@ -75,7 +63,14 @@ def fit_toy(
     the weights are no longer finite.
     """
     torch.manual_seed(seed)  # of the weights
-    model = ConvVae(toy_config(posterior))
+    config = ConvVaeConfig(
+        image_shape=(1, 2, 2),
+        channels=(16,),
+        hidden=64,
+        latent_dim=2,
+        posterior=POSTERIORS[posterior],
+    )
+    model = ConvVae(config)
     noise = torch.Generator().manual_seed(seed)
     x = data_points().repeat(DRAWS, 1, 1, 1)
     with torch.no_grad(), data_dependent_init(model):
@@ -98,22 +93,17 @@ def fit_toy(
     return model.eval()
 
 
-@dataclass(frozen=True)
 class Grid:
-    """Points `z [n^2, 2]` of a square lattice over the latents, each for a cell of `area`.
+    """n x n points `z [n^2, 2]` over the latents in [-extent, extent]^2, each for a cell of `area`.
 
     For smooth densities that vanish at its edge the plain sum over such a lattice converges
     faster than any power of the spacing.
     """
 
-    z: Tensor
-    area: float
-
-    @classmethod
-    def square(cls, n: int = 241, extent: float = 6.0) -> Grid:
-        """The lattice of n x n points over [-extent, extent]^2."""
+    def __init__(self, n: int = 241, extent: float = 6.0) -> None:
         axis = torch.linspace(-extent, extent, n, dtype=torch.float64)
-        return cls(torch.cartesian_prod(axis, axis), (2 * extent / (n - 1)) ** 2)
+        self.z = torch.cartesian_prod(axis, axis)
+        self.area = (2 * extent / (n - 1)) ** 2
 
     def integral(self, density: Tensor) -> Tensor:
         """Integrate the last axis, `[..., n^2] -> [...]`."""
@@ -150,7 +140,7 @@ def measure(
     model: ConvVae, *, grid: Grid | None = None, draws: int = 20_000, seed: int = 0
 ) -> ToyFigures:
     """Integrate a fitted toy on `grid`; the ELBO from `draws` latents a data point."""
-    grid = grid or Grid.square()
+    grid = grid or Grid()
     model = model.fold().double()
     x = data_points().double()
     log_joint = _log_joint(model, x, grid)  # [4, n^2]

@@ -130,7 +130,7 @@ def test_figure_1_is_fitted_once_and_drawn(run, tmp_path, monkeypatch):
         return fit_toy(posterior, **options)
 
     monkeypatch.setattr(toy_reproduce, "fit_toy", interrupted)
-    coarsely = functools.partial(measure, grid=Grid.square(61), draws=500)
+    coarsely = functools.partial(measure, grid=Grid(61), draws=500)
     monkeypatch.setattr(toy_reproduce, "measure", coarsely)
     given = ("figure1", "--out", tmp_path, "--steps", "4", "--seeds", "1")
     code, out, _ = run(*given)

@@ -29,7 +29,7 @@ def fitted(request):
 
 @pytest.fixture(scope="module")
 def figures(fitted):
-    return measure(fitted, grid=Grid.square(81), draws=4000)
+    return measure(fitted, grid=Grid(81), draws=4000)
 
 
 def test_the_points_are_the_four_images_with_one_pixel_lit():
@@ -40,7 +40,7 @@ def test_the_points_are_the_four_images_with_one_pixel_lit():
 
 
 def test_the_grid_integrates_a_gaussian_and_its_moments():
-    grid = Grid.square(121)
+    grid = Grid(121)
     density = standard_normal_log_prob(grid.z).sum(dim=1).exp()
     assert grid.integral(density).item() == pytest.approx(1, abs=1e-8)
     assert grid.integral(density * grid.z[:, 0] ** 2).item() == pytest.approx(1, abs=1e-6)
@@ -101,13 +101,13 @@ def test_the_overlap_is_the_rate_of_wrong_guesses(fitted, figures):
 
 
 def test_a_finer_grid_says_the_same(fitted, figures):
-    finer = measure(fitted, grid=Grid.square(121, 7.0), draws=10)
+    finer = measure(fitted, grid=Grid(121, 7.0), draws=10)
     for name in ("log_px", "kl_to_posterior", "aggregate_kl", "information"):
         assert getattr(finer, name) == pytest.approx(getattr(figures, name), abs=1e-4)
 
 
 def test_training_raises_the_bound(figures):
-    untrained = measure(fit_toy("diagonal", seed=3, steps=0), grid=Grid.square(41), draws=2000)
+    untrained = measure(fit_toy("diagonal", seed=3, steps=0), grid=Grid(41), draws=2000)
     assert figures.elbo > untrained.elbo + 0.1
 
 
