@@ -35,10 +35,8 @@ from training.data import (
     FOLDER_PREFIX,
     STATIC,
     FolderOptions,
-    ImageData,
     Split,
     load_dataset,
-    public_name,
     whole_folder,
 )
 
@@ -54,7 +52,6 @@ __all__ = [
 
 Pixels = NDArray[np.uint8]
 Masks = NDArray[np.bool_]
-Shape = tuple[int, int, int]
 
 DRAWS = "draws"  # of a model: who has it draws them
 CONTRAST = 128  # levels between a planted defect and the mean of what it hides
@@ -88,11 +85,11 @@ def image_set(
 ) -> ImageSet:
     """The set called `name`, of the shape of the model's `own` images [N, C, H, W].
 
-    At most the first `count` of another data set's `split`, or of all images of a folder; others
-    are fitted as `fit` says. Raises `ConfigError` for a name that there is not, `DataError` where
-    its images are not at hand.
+    At most the first `count` of another data set's `split`, or of all images of a folder, fitted
+    as the service does it when it is asked to resize and convert. Raises `ConfigError` for a name
+    that there is not, `DataError` where its images are not at hand.
     """
-    shape: Shape = (own.shape[1], own.shape[2], own.shape[3])
+    shape: tuple[int, int, int] = (own.shape[1], own.shape[2], own.shape[3])
     if name.partition(":")[0] in MADE:
         pixels, words = made_anomalies(own, name, seed)
         return ImageSet(name, words, pixels)
@@ -106,20 +103,12 @@ def image_set(
             f"--against {name!r} is none of {', '.join(DATASETS)}, folder:PATH, "
             f"{', '.join(MADE)}, {DRAWS}"
         )
-    return _other_images(data.first(count), shape, fit)
-
-
-def _other_images(data: ImageData, shape: Shape, fit: FitMode) -> ImageSet:
-    """Another data set's images in the model's `shape`, as the service fits them when it is
-    asked to resize and convert."""
-    name = public_name(data.name)
-    words = f"{data.split} images of {name}"
-    pixels = data.pixels
+    pixels, words = data.first(count).pixels, f"{data.split} images of {data.name}"
     if pixels.shape[1:] != shape:
         source, target = ("x".join(map(str, s)) for s in (pixels.shape[1:], shape))
         words += f", made {target} of {source}"
         pixels = fit_array(pixels, shape, Fit(resize=True, convert=True, how=fit)).images
-    return ImageSet(name, words, pixels)
+    return ImageSet(data.name, words, pixels)
 
 
 def blurred(pixels: Pixels, sigma: float) -> Pixels:
@@ -241,11 +230,9 @@ def made_anomalies(images: Pixels, name: str, seed: int) -> tuple[Pixels, str]:
     """Anomalies made of `images` uint8 [N, C, H, W], as many and of their shape; what they are.
 
     `name` is one of `MADE`, with its strength after a colon where it has one ("blurred:2"); only
-    "constants" gives 256 images whatever there are. Raises `ConfigError` for another kind.
+    "constants" gives 256 images whatever there are. Raises `ConfigError` for another strength.
     """
     kind, _, given = name.partition(":")
-    if kind not in MADE:
-        raise ConfigError(f"{name!r} is none of {', '.join(MADE)}")
     made = MADE[kind]
     strength = _strength(name, given, made.strength) if given else made.strength
     if made.fits and strength is not None:
