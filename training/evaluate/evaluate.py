@@ -124,26 +124,20 @@ def evaluate_images(
     *,
     importance_samples: int,
     seed: int = 0,
-    batch_size: int | None = None,
-    chunk: int | None = None,
     memory_gib: float = MEMORY_GIB,
     progress: Progress | None = None,
 ) -> ImageFigures:
     """The figures of each image of `pixels` uint8 [N, C, H, W], for a binary model 0 and 255.
 
-    `batch_size` images times `chunk` draws are computed at once (None: as many as `memory_gib`
-    holds, see `pieces`), on the device where the model is; they change speed and memory, not the
-    noise.
+    As many images and draws are computed at once as `memory_gib` holds (`pieces`), on the device
+    where the model is: that changes the speed, not the noise.
     """
-    if min(importance_samples, batch_size or 1, chunk or 1) < 1 or not memory_gib > 0:
-        raise ValueError(
-            "importance_samples, batch_size and chunk are at least 1, memory_gib is positive"
-        )
+    if importance_samples < 1 or not memory_gib > 0:
+        raise ValueError("importance_samples is at least 1, memory_gib is positive")
     scorer = ModelScorer(model) if isinstance(model, DensityModel) else model
     facts = scorer.facts
     check_images(facts, pixels)
-    fitting = pieces(facts, importance_samples, memory_gib)
-    batch_size, chunk = batch_size or fitting[0], chunk or fitting[1]
+    batch_size, chunk = pieces(facts, importance_samples, memory_gib)
     progress = progress or Progress(disable=True)
     task = progress.add_task("evaluating", total=len(pixels))
     kept, moments = [], []

@@ -23,6 +23,7 @@ from model.densities import gaussian_log_prob, standard_normal_log_prob
 from service.estimators import estimate
 from training.data import ImageData, drawn_pixels
 from training.errors import EvaluationError
+from training.evaluate import evaluate as evaluation
 from training.evaluate.draws import Sums
 from training.evaluate.evaluate import evaluate_images, evaluate_model, image_figures
 
@@ -148,8 +149,7 @@ def test_elbo_and_kl_agree_with_their_closed_forms(pixels):
 def test_the_delta_methods_error_is_the_spread_over_seeds(pixels):
     model = LinearGaussian(excess=1.3)
     runs = [
-        evaluate_images(model, pixels[:40], importance_samples=100, seed=seed, batch_size=40)
-        for seed in range(60)
+        evaluate_images(model, pixels[:40], importance_samples=100, seed=seed) for seed in range(60)
     ]
     spread = np.var([run.importance_weighted for run in runs], axis=0, ddof=1)
     stated = np.mean([run.importance_weighted_variance for run in runs], axis=0)
@@ -160,12 +160,11 @@ def test_the_delta_methods_error_is_the_spread_over_seeds(pixels):
 
 
 @pytest.mark.parametrize(("batch_size", "chunk"), [(7, 3), (300, 16), (64, 40), (50, 1000)])
-def test_batches_and_chunks_change_nothing(pixels, batch_size, chunk):
+def test_batches_and_chunks_change_nothing(pixels, batch_size, chunk, monkeypatch):
     model = LinearGaussian(excess=1.6)
     one = evaluate_images(model, pixels[:100], importance_samples=50, seed=4)
-    other = evaluate_images(
-        model, pixels[:100], importance_samples=50, seed=4, batch_size=batch_size, chunk=chunk
-    )
+    monkeypatch.setattr(evaluation, "pieces", lambda *_: (batch_size, chunk))
+    other = evaluate_images(model, pixels[:100], importance_samples=50, seed=4)
     for name in ("elbo", "importance_weighted", "kl", "effective_sample_size"):
         assert np.allclose(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-5), name
 

@@ -180,7 +180,7 @@ torch.manual_seed(0)
 torch.set_num_threads(1)
 scorer = ModelScorer(build_model(run_preset("cifar10-small").model).eval())
 pixels = np.zeros((40, 3, 32, 32), np.uint8)
-evaluate_images(scorer, pixels[:1], importance_samples=1, batch_size=1, chunk=1)
+evaluate_images(scorer, pixels[:1], importance_samples=1)
 Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
 table = lambda: Path("/proc/self/status").read_text()
 status = lambda name: int(re.search(name + r":\\s+(\\d+)", table())[1])
