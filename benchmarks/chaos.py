@@ -21,8 +21,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.harness import parser_of, table, write_json
 from benchmarks.load import Request
 from benchmarks.score_graph import drawn_images
@@ -56,15 +54,11 @@ def show_storm(report: Report) -> None:
     print(table(["what clients did", "what became of it", "times"], told, left=2), end="\n\n")
     changes = [[change, str(times)] for change, times in sorted(report.changes.items())]
     print(table(["change of a model", "times"], changes))
-    before, after = (size / 2**20 for size in report.resident_bytes)
-    print(f"slowest answer: {report.tally.slowest:.2f} s; /livez p99: {live_p99_ms(report):.0f} ms")
+    before, after = report.memory_mib
+    print(f"slowest answer: {report.tally.slowest:.2f} s; /livez p99: {report.live_p99_ms:.0f} ms")
     print(f"resident memory: {before:.0f} MiB before, {after:.0f} MiB after")
     for fault, times in report.faults.most_common():
         print(f"FAULT ({times}x): {fault}")
-
-
-def live_p99_ms(report: Report) -> float:
-    return 1e3 * float(np.percentile(report.live_seconds, 99))
 
 
 def attacked(names: list[str], seconds: float, bundle: Path) -> list[Suffered]:
@@ -151,7 +145,7 @@ def main() -> None:
             report = asyncio.run(storm(write_editions(Path(name)), Path(name), how))
         show_storm(report)
         told = {" ".join(key): times for key, times in sorted(report.tally.told.items())}
-        live = live_p99_ms(report)
+        live = report.live_p99_ms
         document["storm"] = {"told": told, "faults": dict(report.faults), "live_p99_ms": live}
         wrong |= bool(report.faults) or live > LIVE_P99_MS
     if "attacks" in given.parts:

@@ -287,7 +287,7 @@ class Suffered:
 
     @property
     def live_p99_ms(self) -> float:
-        return 1e3 * float(np.percentile(self.live_seconds, 99))
+        return p99_ms(self.live_seconds)
 
 
 def suffered(server: Server, name: str, key: str, polite: Request, seconds: float) -> Suffered:
@@ -330,6 +330,10 @@ def repeated(name: str, site: Site) -> Counter[str]:
     for run in runs:
         run.result()  # an attack that failed is no attack
     return outcomes
+
+
+def p99_ms(seconds: list[float]) -> float:
+    return 1e3 * float(np.percentile(seconds, 99))
 
 
 def live(port: int) -> float:

@@ -22,7 +22,7 @@ from prometheus_client.samples import Sample
 
 from benchmarks.score_graph import ScoreGraph, graph_file
 from benchmarks.server import Server
-from benchmarks.storm.attacks import LIVE_SECONDS, live
+from benchmarks.storm.attacks import LIVE_SECONDS, live, p99_ms
 from benchmarks.storm.clients import Client, Site, Tally
 from benchmarks.storm.judge import Judge, asks
 from benchmarks.systems import service
@@ -73,15 +73,19 @@ class Storm:
 class Report:
     """What became of it. Empty `faults` are success.
 
-    changes: of models, by what the server said; resident_bytes: of the server, before and after;
+    changes: of models, by what the server said; memory_mib: of the server, before and after;
     live_seconds: that `/livez` took meanwhile.
     """
 
     tally: Tally
     faults: Counter[str]
     changes: Counter[str] = field(default_factory=Counter)
-    resident_bytes: tuple[float, float] = (0.0, 0.0)
+    memory_mib: tuple[float, float] = (0.0, 0.0)
     live_seconds: list[float] = field(default_factory=list)
+
+    @property
+    def live_p99_ms(self) -> float:
+        return p99_ms(self.live_seconds)
 
 
 async def storm(editions: Mapping[str, Sequence[Path]], folder: Path, how: Storm) -> Report:
@@ -131,11 +135,11 @@ class _Course:
 
     async def run(self) -> Report:
         async with self._http:
-            before = await self._metrics()
+            before = self._server.resident_mib()
             async with self._clients(HABITS, "chaos"), self._disturbed():
                 await self._everything_done()
-            after = await self._quiet()
-            self._report.resident_bytes = resident_bytes(before), resident_bytes(after)
+            await self._quiet()
+            self._report.memory_mib = before, self._server.resident_mib()
             await self._ask_all()
             await self._end()
         return self._report
@@ -228,8 +232,8 @@ class _Course:
         page = (await self._http.get("/metrics")).text
         return [s for family in text_string_to_metric_families(page) for s in family.samples]
 
-    async def _quiet(self) -> list[Sample]:
-        """The metrics when all has come to rest: nothing waits, nothing retires, it is ready."""
+    async def _quiet(self) -> None:
+        """Wait until all has come to rest: nothing waits, nothing retires, it is ready."""
         end = time.monotonic() + QUIET_SECONDS
         while True:
             page = await self._metrics()
@@ -237,11 +241,11 @@ class _Course:
             uncounted = self._uncounted(page)
             ready = (await self._http.get("/readyz")).status_code == 200
             if ready and not busy and not uncounted:
-                return page
+                return
             if time.monotonic() > end:
                 for what in (*busy, *uncounted, *(() if ready else ("not ready",))):
                     self._fault(f"after the storm: {what}")
-                return page
+                return
             await asyncio.sleep(0.1)
 
     def _uncounted(self, page: list[Sample]) -> list[str]:
@@ -296,11 +300,6 @@ def is_busy(sample: Sample) -> bool:
     waits = sample.name == "iafvae_queue_rows"
     retires = sample.name == "iafvae_models" and "retiring" in sample.labels.values()
     return (waits or retires) and sample.value != 0
-
-
-def resident_bytes(page: list[Sample]) -> float:
-    """Of the server's process."""
-    return next(s.value for s in page if s.name == "process_resident_memory_bytes")
 
 
 def put(bundle: Path, destination: Path, *, broken: bool = False) -> None:
