@@ -19,8 +19,9 @@ whose encoder would have to give D (D - 1) / 2 and 2 D K numbers.
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,12 @@ def measure(row: Row, target: Target) -> dict[str, Any]:
     return {"cost_ms": cost_ms(posterior, ROWS), **fit(posterior, target, row.seconds)}
 
 
-def results(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The document, whole after each fit; fits that it already holds are not made again."""
+def results(options: argparse.Namespace) -> dict[str, Any]:
+    """The document, written after each fit; fits that it already holds are not made again."""
     path = options.out / RESULTS
     before = (read_json(path) or {}).get("rows", {})
-    facts = machine(torch.device("cpu"))
-    document: dict[str, Any] = {**facts, "rows": {}}
-    targets: dict[tuple[str, int], Target] = {}
+    document: dict[str, Any] = {**machine(torch.device("cpu")), "rows": {}}
+    target_of = cache(lambda name, dim: TARGETS[name](dim))
     rows = rows_of(options)
     for n, row in enumerate(rows, 1):
         of = {name: value for name, value in vars(row).items() if name != "config"}
@@ -103,14 +103,12 @@ def results(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if found is None or any(found.get(k) != v for k, v in of.items()):
             found = dict(of)
             if of["run"]:
-                where = (row.target, row.dim)
-                target = targets.get(where) or TARGETS[row.target](row.dim)
-                targets[where] = target
-                found |= measure(row, target)
+                found |= measure(row, target_of(row.target, row.dim))
                 gap = f"{gap_a_latent(found):.4f} nats a latent after {found['step']} steps"
                 print(f"[{n}/{len(rows)}] {row.key}: {found['cost_ms']:.2f} ms, {gap}", flush=True)
         document["rows"][row.key] = found
-        yield document
+        write_json(path, document)
+    return document
 
 
 # ------------------------------------------------------------------ the table and the plot
@@ -224,10 +222,8 @@ def main() -> None:
     options = arguments()
     if options.threads:
         torch.set_num_threads(options.threads)
-    document: dict[str, Any] = {}
     try:
-        for document in results(options):
-            write_json(options.out / RESULTS, document)
+        document = results(options)
     except ValueError as error:
         raise SystemExit(str(error)) from None
     except KeyboardInterrupt:
