@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from model.config import BINARY_LIKELIHOODS, require
@@ -26,7 +25,6 @@ __all__ = ["curve_document", "curve_picture", "run_curve"]
 
 Record = Mapping[str, Any]
 Document = Mapping[str, Any]
-Series = tuple[Mapping[str, Any], list[float], list[float], bool]  # run, minutes, values, validated
 
 TRAIN_POINTS = 200  # of the training's own figures: means over as many stretches
 UNITS = {"nats": "elbo_nats", "bits/dim": "bits_per_dim"}
@@ -128,50 +126,42 @@ def curve_document(runs: Sequence[Path]) -> dict[str, Any]:
 
 def curve_picture(document: Document) -> bytes | None:
     """The curves as PNG; None where no run has two figures yet."""
-    series = [(run, *_series(run, UNITS[document["unit"]])) for run in document["runs"]]
-    if max((len(values) for _, _, values, _ in series), default=0) < 2:
+    if all(len(_drawn(run)) < 2 for run in document["runs"]):
         return None
-    return rendered(lambda: _figure(document["unit"], series))
+    return rendered(lambda: _figure(document))
 
 
-def _figure(unit: str, series: Sequence[Series]) -> Figure:
+def _drawn(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The validation's points, or the training's where those are too few."""
+    points: list[dict[str, Any]] = run["validation"]
+    return points if len(points) > 1 else run["training"]
+
+
+def _figure(document: Document) -> Figure:
+    unit, late = document["unit"], []
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
-    for place, (run, minutes, values, validated) in enumerate(series):
+    for place, run in enumerate(document["runs"]):
+        points = _drawn(run)
+        minutes, values = ([p[name] for p in points] for name in ("minutes", UNITS[unit]))
         colour = PALETTE[place % len(PALETTE)]
         style = "-" if place < len(PALETTE) else "--"
-        label = run["run"] if validated else f"{run['run']} (training images)"
+        label = run["run"] if points is run["validation"] else f"{run['run']} (training images)"
         axes.plot(minutes, values, style, color=colour, linewidth=1.3, label=label)
         if len(values) <= 40:
             axes.plot(minutes, values, ".", color=colour)
         if len(values):
             end = f"{values[-1]:.2f}" if unit == "nats" else f"{values[-1]:.3f}"
             axes.annotate(end, (minutes[-1], values[-1]), fontsize=8, color=colour)
-    _frame(axes, unit, [(minutes, values) for _, minutes, values, _ in series])
-    axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def _series(run: Mapping[str, Any], name: str) -> tuple[list[float], list[float], bool]:
-    """Minutes and figures to draw: the validation's, or the training's where those are too few."""
-    validated = len(run["validation"]) > 1
-    points = run["validation"] if validated else run["training"]
-    return [p["minutes"] for p in points], [p[name] for p in points], validated
-
-
-def _frame(axes: Axes, unit: str, series: Sequence[tuple[list[float], list[float]]]) -> None:
-    """Labels, and limits that leave out the first minutes' fall: it would hide all that follows."""
+        late += [v for m, v in zip(minutes, values, strict=True) if m >= 0.05 * minutes[-1]]
     better = "validation ELBO in nats (higher is better)"
     axes.set_ylabel(better if unit == "nats" else "validation bits/dim (lower is better)")
     axes.set_xlabel("minutes of training")
     axes.grid(visible=True)
-    late = [
-        value
-        for minutes, values in series
-        for minute, value in zip(minutes, values, strict=True)
-        if minute >= 0.05 * minutes[-1]
-    ]
+    # Limits leave out the first minutes' fall: it would hide all that follows.
     low, high = min(late), max(late)
     margin = 0.06 * (high - low) or 0.01 * abs(high) or 0.1
     axes.set_ylim(low - margin, high + margin)
     axes.set_xlim(left=0)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
