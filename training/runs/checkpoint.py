@@ -99,16 +99,13 @@ def save_checkpoint(
     ema_state: Mapping[str, Tensor],
     optim_tensors: Mapping[str, Tensor],
     state: Mapping[str, Any],
-    keep: int = 2,
 ) -> Path:
-    """Write the checkpoint of `step` and return its directory; the newest `keep` are kept.
+    """Write the checkpoint of `step` and return its directory; it and the one before are kept.
 
     `state` is whatever else a resumed run needs, as JSON (finite numbers only). Checkpoints of
     later steps are removed with the old ones: they belong to a run that was left behind. Raises
     `CheckpointError`, with every earlier checkpoint still in place, where the disk refuses.
     """
-    if keep < 1:
-        raise ValueError(f"keep is at least 1, not {keep}")
     folder = run_dir / FOLDER
     tensors = dict(zip(TENSOR_FILES, (model_state, ema_state, optim_tensors), strict=True))
     contents = {f"{name}.safetensors": _packed(part) for name, part in tensors.items()}
@@ -125,7 +122,7 @@ def save_checkpoint(
             f"{kept}: make room there and use --resume."
         ) from error
     older = [other for other in _newest_first(folder) if _step(other) < step]
-    for other in set(_newest_first(folder)) - {path, *older[: keep - 1]}:
+    for other in set(_newest_first(folder)) - {path, *older[:1]}:
         shutil.rmtree(other, ignore_errors=True)
     return path
 

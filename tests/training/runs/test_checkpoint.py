@@ -25,7 +25,7 @@ def tensors(step):
     }
 
 
-def save(run, step, keep=2):
+def save(run, step):
     return save_checkpoint(
         run,
         step,
@@ -33,7 +33,6 @@ def save(run, step, keep=2):
         ema_state={"layer.weight": torch.full((2,), float(step), dtype=torch.float64)},
         optim_tensors={"0.exp_avg": torch.ones(2, dtype=torch.bfloat16)},
         state={"epoch": step / 7, "skipped": [1, 2], "name": "né"},
-        keep=keep,
     )
 
 
@@ -68,8 +67,8 @@ def test_the_newest_are_kept_and_the_pointer_names_the_last(tmp_path):
 
 def test_a_run_that_went_back_leaves_no_later_steps(tmp_path):
     for step in (100, 200):
-        save(tmp_path, step, keep=5)
-    save(tmp_path, 150, keep=5)
+        save(tmp_path, step)
+    save(tmp_path, 150)
     assert names(tmp_path) == ["latest", "step-00000100", "step-00000150"]
     assert load_checkpoint(tmp_path).step == 150
 
@@ -192,8 +191,6 @@ def test_state_that_is_not_json_is_refused_before_anything_is_written(tmp_path):
             optim_tensors={},
             state={"loss": float("nan")},
         )
-    with pytest.raises(ValueError, match="keep"):
-        save(tmp_path, 1, keep=0)
     assert not (tmp_path / "checkpoints").exists()
 
 
