@@ -18,11 +18,11 @@ from rich.progress import Progress
 from model.config import require
 from model.conv_vae import ConvVae
 from training.data import ImageData, Split, drawn_pixels
-from training.errors import EvaluationError
 from training.evaluate.draws import Sums, latent_moments, nested_sums, noise_threads
 from training.evaluate.evaluate import (
     MEMORY_GIB,
     active_units,
+    check_finite,
     check_images,
     image_figures,
     mean_figures,
@@ -92,8 +92,7 @@ def measure_bound(
     """
     data = subject.images(plan.split).first(plan.limit)
     facts = subject.scorer.facts
-    binary = facts.binary
-    pixels = drawn_pixels(data.pixels, plan.seed) if binary else data.pixels
+    pixels = drawn_pixels(data.pixels, plan.seed) if facts.binary else data.pixels
     check_images(facts, pixels)
     key = {
         "identity": dict(subject.identity),
@@ -166,12 +165,7 @@ def _arrays(found: Mapping[int, Sums], ks: Sequence[int]) -> Arrays:
 
 def _document(subject: Subject, data: ImageData, plan: BoundPlan, found: Arrays) -> dict[str, Any]:
     facts, iw = subject.scorer.facts, found["iw"]
-    bad = int((~np.isfinite(iw[:, 0])).sum())
-    if bad:
-        raise EvaluationError(
-            f"The bound of {bad} of {len(iw)} images is not finite: the model's weights or its "
-            "precision are at fault."
-        )
+    check_finite(iw[:, 0])
     n = len(iw)
     return {
         "kind": "bound",

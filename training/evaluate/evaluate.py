@@ -30,6 +30,7 @@ Array = NDArray[np.float64]
 __all__ = [
     "ImageFigures",
     "active_units",
+    "check_finite",
     "check_images",
     "evaluate_images",
     "evaluate_model",
@@ -82,18 +83,11 @@ def evaluate_model(
     """
     start = time.monotonic()
     scorer = ModelScorer(model) if isinstance(model, DensityModel) else model
-    pixels = data.pixels
-    if scorer.facts.binary:
-        pixels = drawn_pixels(pixels, seed)
+    pixels = drawn_pixels(data.pixels, seed) if scorer.facts.binary else data.pixels
     figures = evaluate_images(
         scorer, pixels, importance_samples=importance_samples, seed=seed, **options
     )
-    bad = np.flatnonzero(~np.isfinite(figures.importance_weighted))
-    if len(bad):
-        raise EvaluationError(
-            f"The bound of {len(bad)} of {len(data)} images is not finite (the first is image "
-            f"{bad[0]}): the model's weights or its precision are at fault."
-        )
+    check_finite(figures.importance_weighted)
     facts, variance = scorer.facts, figures.posterior_mean_variance
     return EvaluationReport(
         dataset=data.name,
@@ -170,6 +164,16 @@ def check_images(facts: Facts, pixels: NDArray[np.uint8]) -> None:
     if len(pixels) == 0 or pixels.shape[1:] != tuple(facts.image_shape):
         raise EvaluationError(
             f"The model is for images {tuple(facts.image_shape)}; there are {pixels.shape}."
+        )
+
+
+def check_finite(bounds: Array) -> None:
+    """Raise `EvaluationError` where an image's bound is not finite."""
+    bad = np.flatnonzero(~np.isfinite(bounds))
+    if len(bad):
+        raise EvaluationError(
+            f"The bound of {len(bad)} of {len(bounds)} images is not finite (the first is image "
+            f"{bad[0]}): the model's weights or its precision are at fault."
         )
 
 
