@@ -106,16 +106,14 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
     if named := sorted(shown(each) for each in folders if each.lower() not in NORMAL):
         notes.append(f"taken as usual images too, by sub-folder: {some(named)}")
     known: dict[str, Path] = {}
-    usual, headers, told = _readable(usual, known)
-    notes += told
+    usual, sizes = _readable(usual, known, notes)
     if len(usual) < LEAST:
         raise DataError(
             f"{len(usual)} different usual images in {shown(folder)} are too few to learn from and "
             f"to compare with: {LEAST} are needed at the least, some hundreds make a start."
             + "".join(f" ({note})" for note in notes)
         )
-    tested, _, told = _readable(tested, known)
-    notes += told
+    tested, _ = _readable(tested, known, notes)
     classes = _by_class(tested, "test")
     masks = _masks(classes, folder / MASKS)
     usual_test, usual_more = classes.pop(GOOD, {}), {}
@@ -123,8 +121,7 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
         more, told = image_files(test)
         notes += told
         outside = {name: path for name, path in more.items() if MASKS not in name.split("/")}
-        outside, _, told = _readable(outside, known)
-        notes += told
+        outside, _ = _readable(outside, known, notes)
         own = test.resolve().name
         others = _by_class(outside, own)
         masks |= _masks(others, (test.parent if test.name == "test" else test) / MASKS)
@@ -142,7 +139,7 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
         classes=classes,
         masks=masks,
         digests={path: digest for digest, path in known.items()},
-        sizes=headers,
+        sizes=sizes,
         channels=_channels(list(usual.values())),
         notes=tuple(notes),
     )
@@ -172,10 +169,10 @@ def _by_class(files: Files, own: str) -> dict[str, Files]:
 
 
 def _readable(
-    files: Files, known: dict[str, Path]
-) -> tuple[Files, list[tuple[int, int]], list[str]]:
-    """Files with a sound header whose content is not among `known`, where its SHA-256 is put; their
-    sizes; what was left out."""
+    files: Files, known: dict[str, Path], notes: list[str]
+) -> tuple[Files, list[tuple[int, int]]]:
+    """Files with a sound header whose content is not among `known`, where its SHA-256 is put, and
+    their sizes; what was left out is put into `notes`."""
     kept: Files = {}
     sizes, faults, copies = [], [], 0
     for name, path in files.items():
@@ -191,12 +188,11 @@ def _readable(
         known[digest] = path
         kept[name] = path
         sizes.append(header.size)
-    notes = []
     if faults:
         notes.append(f"left out, {counted(len(faults), 'file')} that cannot be read: {faults[0]}")
     if copies:
         notes.append(f"left out as copies of other images: {copies}")
-    return kept, sizes, notes
+    return kept, sizes
 
 
 def _channels(files: list[Path]) -> int:

@@ -41,9 +41,8 @@ class Recorder:
             self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def image(self, step: int, name: str, sheet: NDArray[Any]) -> None:
-        """Show a sheet `[H, W]` or `[H, W, C]` of uint8 in TensorBoard."""
-        layout = "HW" if sheet.ndim == 2 else "HWC"
-        self.board.add_image(name, sheet, step, dataformats=layout)
+        """Show a sheet `[H, W, C]` of uint8 in TensorBoard."""
+        self.board.add_image(name, sheet, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close both files."""
