@@ -18,7 +18,7 @@ from torch import Tensor
 
 from training.evaluate.scorers import Scorer, Scores
 
-__all__ = ["NOISE_BLOCK", "Noise", "Sums", "latent_moments", "nested_sums", "noise_threads"]
+__all__ = ["NOISE_BLOCK", "Sums", "latent_moments", "nested_sums", "noise_threads"]
 
 NOISE_BLOCK = 16  # draws made at once: torch.randn fills in sixteens
 LOGARITHMS = {"log_w", "log_w2"}
@@ -29,33 +29,29 @@ def noise_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
-class Noise:
-    """Standard normal noise for some images: draw k of image i is a function of (seed, i, k).
+def _noise(
+    seed: int, images: range, dim: int, draws: int, chunk: int, threads: Executor
+) -> Iterator[Tensor]:
+    """Standard normal noise [k, N, D] for the first `draws` draws of N images, k about `chunk`.
 
-    Each image has a generator of its own, read in blocks of `NOISE_BLOCK` draws. On the CPU
-    whatever the device, so that every device gets the same.
+    Each image has a generator of its own, read in blocks of `NOISE_BLOCK` draws: draw k of image i
+    is a function of (seed, i, k). On the CPU, so that every device gets the same.
     """
+    states = (np.random.SeedSequence((seed, i)).generate_state(1)[0] for i in images)
+    generators = [torch.Generator().manual_seed(int(state)) for state in states]
 
-    def __init__(self, seed: int, images: range, dim: int, threads: Executor) -> None:
-        states = (np.random.SeedSequence((seed, i)).generate_state(1)[0] for i in images)
-        self._generators = [torch.Generator().manual_seed(int(state)) for state in states]
-        self._dim = dim
-        self._threads = threads
+    def of_image(generator: torch.Generator) -> Tensor:
+        return torch.randn(NOISE_BLOCK, dim, generator=generator)
 
-    def chunks(self, draws: int, chunk: int) -> Iterator[Tensor]:
-        """Noise [k, N, D] of the first `draws` draws, k about `chunk` at a time."""
-        blocks = max(1, chunk // NOISE_BLOCK)
-        for first in range(0, draws, blocks * NOISE_BLOCK):
-            wanted = min(draws - first, blocks * NOISE_BLOCK)
-            made = [self._block() for _ in range(math.ceil(wanted / NOISE_BLOCK))]
-            together = made[0] if len(made) == 1 else torch.cat(made)
-            yield from torch.split(together[:wanted], chunk)
-
-    def _block(self) -> Tensor:
-        def made(generator: torch.Generator) -> Tensor:
-            return torch.randn(NOISE_BLOCK, self._dim, generator=generator)
-
-        return torch.stack(list(self._threads.map(made, self._generators)), dim=1)  # [16, N, D]
+    most = max(1, chunk // NOISE_BLOCK) * NOISE_BLOCK
+    for first in range(0, draws, most):
+        wanted = min(draws - first, most)
+        blocks = [
+            torch.stack(list(threads.map(of_image, generators)), dim=1)  # [16, N, D]
+            for _ in range(math.ceil(wanted / NOISE_BLOCK))
+        ]
+        together = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        yield from torch.split(together[:wanted], chunk)
 
 
 @dataclass
@@ -116,10 +112,9 @@ def nested_sums(
     """
     images = scorer.images(pixels)
     places = range(start, start + len(pixels))
-    noise = Noise(seed, places, scorer.facts.dim, threads)
     found: dict[int, Sums] = {}
     total, done = None, 0
-    for eps in noise.chunks(max(ks), chunk):
+    for eps in _noise(seed, places, scorer.facts.dim, max(ks), chunk, threads):
         for piece in _cut(scorer.score(images, eps), [k - done for k in ks]):
             sums = Sums.of(piece)
             total = sums if total is None else total + sums

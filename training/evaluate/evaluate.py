@@ -3,7 +3,7 @@
 What depends on an image alone is computed once per image; draws of the latents are then scored in
 chunks of images x draws that fit a stated memory, of which only running sums are kept. Noise is
 made here, from a seed: draw k of image i is the same whatever the batch and the chunk
-(`draws.Noise`), and the first K draws are the same for every larger K.
+(see `draws`), and the first K draws are the same for every larger K.
 """
 
 import math
