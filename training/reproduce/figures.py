@@ -34,7 +34,13 @@ def picture(document: Document) -> bytes | None:
         return rendered(lambda: _table(document))
     if document["kind"] == "toy":
         return rendered(lambda: _toy(document)) if document["shown"] else None
-    series = _series(document)
+    # Of each row's first run, if it has two points at least.
+    series = [
+        (row["cells"][0], run["measured"]["points"], run["steps_per_epoch"])
+        for row in document["rows"]
+        for run in row["runs"][:1]
+        if run["measured"] and len(run["measured"]["points"]) > 1
+    ]
     return rendered(lambda: _layers(series)) if series else None
 
 
@@ -88,16 +94,6 @@ def _dots(
 
 
 Series = tuple[str, Sequence[Mapping[str, Any]], int]  # lambda, points, steps an epoch
-
-
-def _series(document: Document) -> list[Series]:
-    """Of each row's first run, if it has two points at least."""
-    return [
-        (row["cells"][0], run["measured"]["points"], run["steps_per_epoch"])
-        for row in document["rows"]
-        for run in row["runs"][:1]
-        if run["measured"] and len(run["measured"]["points"]) > 1
-    ]
 
 
 def _layers(rows: Sequence[Series]) -> Figure:
