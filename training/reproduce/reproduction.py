@@ -7,7 +7,6 @@ All that is known is on the disk: a call that was interrupted goes on when it is
 """
 
 import gc
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from training.data import FOLDER_PREFIX, public_name
 from training.data.images import identity
 from training.errors import TrainingError
 from training.fit.device import choose_device
-from training.fit.fit import FitResult, fit, run_images
+from training.fit.fit import fit, run_images
 from training.fit.signals import SIGNALS
 from training.reproduce.experiments import Experiment, Row
 from training.reproduce.measures import Measurement
@@ -37,7 +36,6 @@ from training.reproduce.state import (
 )
 from training.runs.checkpoint import has_checkpoint, load_checkpoint
 from training.runs.directory import CONFIG_FILE, known_data_dir, open_run, read_config
-from training.runs.metrics import minutes_clock, read_metrics
 from training.runs.provenance import git_revision, machine
 
 __all__ = ["Reproduction", "Run"]
@@ -194,7 +192,6 @@ class Reproduction:
         # Earlier models' memory and compiled code: the compiler gives up after a few of them.
         gc.collect()
         torch.compiler.reset()
-        began = time.monotonic()
         result = fit(
             run.config,
             run.folder,
@@ -206,7 +203,7 @@ class Reproduction:
         )
         # What a killed call trained, the ledger does not know yet.
         unrecorded = so_far.minutes - sum(line["minutes"] for line in read_slices(run.folder))
-        minutes = self._minutes(run, piece, so_far.step, result, time.monotonic() - began)
+        minutes = result.minutes if piece.minutes is None else min(result.minutes, piece.minutes)
         record_slice(
             run.folder,
             first_step=so_far.step,
@@ -220,19 +217,6 @@ class Reproduction:
         if self.row_command:
             name_command(run.folder, f"{self.row_command} --rows {run.row.key}")
         return result.reason, minutes
-
-    def _minutes(
-        self, run: Run, piece: Slice, first: int, result: FitResult, seconds: float
-    ) -> float:
-        """How long a slice trained: all its minutes, unless something else ended it."""
-        if result.reason == "budget" and piece.minutes is not None:
-            return piece.minutes
-        if result.step <= first:
-            return 0.0
-        clock = minutes_clock(read_metrics(run.folder), run.config.optim.batch_size)
-        told = clock(result.step) - clock(first)
-        longest = seconds / 60 if piece.minutes is None else min(seconds / 60, piece.minutes)
-        return min(told, longest) if told else longest
 
     def _measure(self, runs: Sequence[Run]) -> None:
         waiting = [
