@@ -82,7 +82,8 @@ def redraw(out: Path, name: str) -> Document:
 
 def markdown(document: Document) -> str:
     """The report in words and tables."""
-    return "\n".join(_REPORTS[document["kind"]](document)) + "\n"
+    reports = {"table": _figures_report, "layers": _layers_report, "toy": toy_markdown}
+    return "\n".join(reports[document["kind"]](document)) + "\n"
 
 
 def summary(row: Mapping[str, Any], measure: str, unit: str) -> dict[str, Any] | None:
@@ -220,8 +221,7 @@ def _common_notes(document: Document) -> list[str]:
             f"The paper's figures are of {document['dataset']}, ours of "
             f"{', '.join(document['trained_on'])}: they do not compare."
         )
-    notes += document["notes"]
-    return [*notes, command_note(document)] if document["command"] else notes
+    return [*notes, *document["notes"], command_note(document)]
 
 
 def _layers_report(document: Document) -> list[str]:
@@ -253,10 +253,3 @@ def _layers_row(row: Mapping[str, Any]) -> list[str]:
             f"{sum(nats > 1 for nats in layers)} of {len(layers)}",
         ]
     return [*row["cells"], epochs, *found, minutes, images, seeds, machines]
-
-
-_REPORTS: dict[str, Callable[[Document], list[str]]] = {
-    "table": _figures_report,
-    "layers": _layers_report,
-    "toy": toy_markdown,
-}

@@ -77,10 +77,10 @@ class Reproduction:
     measurement: Measurement
     runtime: Runtime
     console: Console
-    seeds: int = 1
-    data_dir: Path | None = None
-    command: str = ""
-    row_command: str = ""
+    seeds: int
+    data_dir: Path | None
+    command: str
+    row_command: str
 
     def run(self) -> tuple[str, dict[str, Any]]:
         """Train, measure and write, see `reproduced`.
@@ -214,8 +214,7 @@ class Reproduction:
             minutes=minutes + max(0.0, unrecorded),
             machine=machine(choose_device(self.runtime.device), self.runtime.threads),
         )
-        if self.row_command:
-            name_command(run.folder, f"{self.row_command} --rows {run.row.key}")
+        name_command(run.folder, f"{self.row_command} --rows {run.row.key}")
         return result.reason, minutes
 
     def _measure(self, runs: Sequence[Run]) -> None:
