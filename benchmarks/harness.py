@@ -29,7 +29,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise SystemExit(f"{path} is no JSON ({error}); remove it, or give another --out") from None
+        raise SystemExit(f"{path} is no JSON ({error}); remove it, or name another") from None
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

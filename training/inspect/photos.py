@@ -11,7 +11,7 @@ ground_truth/CLASS/*_mask.png     where they are (white), one for each
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,7 @@ class Photos:
     digests: Mapping[Path, str]
     sizes: Sequence[tuple[int, int]]
     channels: int
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...]
 
     @property
     def size(self) -> tuple[int, int]:
