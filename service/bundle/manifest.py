@@ -79,7 +79,9 @@ class CalibrationSpec(Record):
     images: among which others are ranked; fit_images: of which the density of the statistics was
     made; fitted: whether they were fitted to the model's size, as `resize` does; folds: above 1,
     both are the same images, each ranked by a density of the other folds; tail_weight: what the
-    largest squared deviation of a statistic counts in a distance (0 in bundles made before it).
+    largest squared deviation of a statistic counts in a distance (0 in bundles made before it);
+    compressed_bytes: that statistic of the canaries' images, by the zlib that made the calibration
+    (none of binary images, or in bundles made before it).
     """
 
     file: str
@@ -91,6 +93,7 @@ class CalibrationSpec(Record):
     fitted: bool
     folds: Positive = 1
     tail_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    compressed_bytes: tuple[Positive, ...] = ()
 
 
 class CanarySpec(Record):

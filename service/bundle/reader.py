@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,17 @@ from service.bundle.graphs import TensorSpec
 from service.bundle.manifest import Manifest, manifest_from_json
 from service.codecs.folders import printable
 from service.verdicts.reference import Reference
-from service.verdicts.statistics import host_names
+from service.verdicts.statistics import compressed_bytes, host_names
 
 __all__ = ["MANIFEST", "Bundle", "BundleError", "file_digest", "load_bundle", "read_manifest"]
 
+logger = logging.getLogger("iafvae")
 MANIFEST = "manifest.json"
 FOLDERS = ("portable", "cpu")
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_MANIFEST_DEPTH = 32
 MAX_ARRAY_FILE_BYTES = 256 << 20
+MAX_SHIFT = 0.1  # of a statistic, in deviations of usual images
 MAX_SAID = 1000  # characters of what is wrong
 REPLACE = "restore the bundle from where it was exported, or export it again"
 
@@ -87,13 +91,16 @@ def load_bundle(path: Path | str) -> Bundle:
             raise _refuse(path, name, f"has {size} bytes, the manifest says {record.bytes}")
         if file_digest(file) != record.sha256:
             raise _refuse(path, name, "does not have the SHA-256 that the manifest says")
-    return Bundle(
-        path=path,
-        manifest=manifest,
-        hash=digest,
-        reference=_read_calibration(path, manifest),
-        canaries=_read_canaries(path, manifest),
-    )
+    reference, canaries = _read_calibration(path, manifest), _read_canaries(path, manifest)
+    if reference is not None and _compresses_otherwise(reference, manifest, canaries):
+        logger.warning(
+            "bundle %s: zlib compresses otherwise here (%s) than where it was calibrated, and its "
+            "p-values would be wrong: there are none. Calibrate it here: iafvae-train calibrate",
+            path.name,
+            zlib.ZLIB_RUNTIME_VERSION,
+        )
+        reference = replace(reference, distances={})
+    return Bundle(path=path, manifest=manifest, hash=digest, reference=reference, canaries=canaries)
 
 
 def _refuse(path: Path, name: str, problem: str, remedy: str = REPLACE) -> BundleError:
@@ -196,6 +203,19 @@ def _read_calibration(path: Path, manifest: Manifest) -> Reference | None:
         if (have := len(getattr(found, name))) != said:
             raise _refuse(path, spec.file, f"{name} has {have} images, not {said}")
     return found
+
+
+def _compresses_otherwise(
+    reference: Reference, manifest: Manifest, canaries: Mapping[str, dict[str, Arrays]]
+) -> bool:
+    """Whether this system's zlib, of which there are several, makes a statistic another one."""
+    assert manifest.calibration is not None  # noqa: S101 - the reference is its
+    then = manifest.calibration.compressed_bytes
+    if not then:
+        return False
+    now = compressed_bytes(canaries["evidence"]["in"]["image"])
+    usual = reference.usual[:, reference.names.index("compressed_bytes")]
+    return bool(abs(now.mean() - np.mean(then)) > MAX_SHIFT * usual.std())
 
 
 def _read_canaries(path: Path, manifest: Manifest) -> dict[str, dict[str, Arrays]]:

@@ -41,6 +41,7 @@ from service.bundle.writer import refuse_strangers
 from service.codecs.images import FitMode
 from service.engine.onnxruntime_engine import Engine
 from service.noise import NOISE_VERSION
+from service.verdicts.statistics import compressed_bytes
 from training.data import ImageData
 from training.errors import ExportError, in_words
 from training.export.calibrate import FOLDS, IMPORTANCE_SAMPLES, SEED, halves, reference_of
@@ -239,6 +240,9 @@ def calibrated(
         "folds": FOLDS if pixels[0] is None else 1,
         "tail_weight": reference.tail_weight,
     }
+    if not manifest.likelihood.binary:
+        known = compressed_bytes(engine.bundle.canaries["evidence"]["in"]["image"])
+        fields["calibration"]["compressed_bytes"] = [int(size) for size in known]
     return _npz(reference.arrays())
 
 

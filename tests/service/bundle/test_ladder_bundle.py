@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 
@@ -11,9 +12,12 @@ import torch
 from PIL import Image
 
 from service.app import create_app
+from service.bundle import load_bundle, reader
 from service.codecs.npy import decode_npy, encode_npy
 from service.noise import Purpose, image_keys, normal
+from service.operations.model import Model
 from service.settings import Settings
+from service.verdicts.statistics import compressed_bytes
 
 GROUPS = 2
 
@@ -163,3 +167,33 @@ def test_what_it_is_can_be_asked(client):
     sheet = client.post("/v1/sample?n=2", headers={"accept": "image/png"})
     with Image.open(io.BytesIO(sheet.content)) as picture:
         assert picture.mode == "RGB"
+
+
+# ------------------------------------------------------------------ another zlib
+
+
+def test_verdicts_are_of_the_zlib_that_made_the_calibration(ladder, monkeypatch, caplog, images):
+    """zlib-ng, which Fedora has in its place, makes other lengths of the same images."""
+    found = load_bundle(ladder.bundle.path)
+    known = found.manifest.calibration.compressed_bytes
+    assert known == tuple(compressed_bytes(found.canaries["evidence"]["in"]["image"]))
+    assert found.reference.distances
+    assert not caplog.records
+    usual = found.reference.usual[:, found.reference.names.index("compressed_bytes")]
+    for much, judged in ((0.05 * usual.std(), True), (usual.std() + 1, False)):
+        monkeypatch.setattr(reader, "compressed_bytes", lambda x, by=much: compressed_bytes(x) - by)
+        other = load_bundle(ladder.bundle.path)
+        assert bool(other.reference.distances) == judged, much
+    assert "Calibrate it here: iafvae-train calibrate" in caplog.text
+    scores = asyncio.run(scored(Model.load(ladder.bundle.path, provider="cpu"), images))
+    assert set(scores.status) == {"not_calibrated"}
+    assert np.isnan(scores.p_value).all()
+    assert np.isfinite(scores.log_likelihood_nats).all()
+
+
+async def scored(model, images):
+    await model.start()
+    try:
+        return await model.score(images)
+    finally:
+        await model.stop()
