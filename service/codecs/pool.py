@@ -31,8 +31,11 @@ from service.codecs.images import (
     PixelLimits,
     Shape,
     decoding_work,
+    fit_array,
+    fit_files,
 )
-from service.codecs.worker import LENGTH
+from service.codecs.json_body import json_images
+from service.codecs.worker import LENGTH, Job
 from service.errors import IafvaeError
 
 __all__ = ["DecoderPool", "Threads", "Turns"]
@@ -53,13 +56,7 @@ MAX_BYTES = 2**30  # of a process, beyond what it has when it starts
 IDLE_SECONDS = 60.0  # then all processes but one end
 MAX_SAID_BYTES = 2**20  # of JSON
 # What a worker that died, or is not itself any more, comes to.
-STRANGE = (
-    *(asyncio.IncompleteReadError, ConnectionError),
-    ValueError,
-    KeyError,
-    TypeError,
-    RecursionError,
-)
+STRANGE = (EOFError, ConnectionError, ValueError, KeyError, TypeError, RecursionError)
 PIPE_BYTES, PIECE_BYTES = 2**20, 2**16
 T = TypeVar("T")
 
@@ -105,8 +102,8 @@ class DecoderPool:
                 bounds = PixelLimits(image=limits.image, total=left)
                 async with turns.turn(caller):
                     data = [pickle.PickleBuffer(file) for file in files[part]]
-                    job = ("files", (data, shape, fit, bounds, names[part]))
-                    parts.append(await self._run(job, _fitted))
+                    arguments = (data, shape, fit, bounds, names[part])
+                    parts.append(await self._run((fit_files, arguments), _fitted))
                 left -= parts[-1].decoded
         return _joined(parts)
 
@@ -122,7 +119,7 @@ class DecoderPool:
         """As `images.fit_array`; raises also what `decode` does."""
         turns = self._quick if array.size <= QUICK_WORK else self._dear
         async with _until(deadline), turns.turn(caller):
-            return await self._run(("array", (array, shape, fit)), _fitted)
+            return await self._run((fit_array, (array, shape, fit)), _fitted)
 
     async def parse_json(
         self, body: bytes, max_items: int, *, deadline: float | None = None, caller: str = ""
@@ -130,7 +127,8 @@ class DecoderPool:
         """As `json_body.json_images`; raises also what `decode` does."""
         turns = self._quick if len(body) <= QUICK_JSON else self._dear
         async with _until(deadline), turns.turn(caller):
-            return await self._run(("json", (pickle.PickleBuffer(body), max_items)), _images)
+            job = (json_images, (pickle.PickleBuffer(body), max_items))
+            return await self._run(job, _images)
 
     @property
     def processes(self) -> int:
@@ -151,9 +149,7 @@ class DecoderPool:
         self._idle.clear()
         await asyncio.gather(*(worker.kill() for worker in workers))
 
-    async def _run(
-        self, job: tuple[str, tuple[Any, ...]], read: Callable[[dict[str, Any], bytes], T]
-    ) -> T:
+    async def _run(self, job: Job, read: Callable[[dict[str, Any], bytes], T]) -> T:
         """A worker's answer. One that is interrupted, or dies, is not kept."""
         worker = await self._worker()
         self._busy.add(worker)
@@ -326,7 +322,7 @@ class _Worker:
     def is_alive(self) -> bool:
         return self._process.returncode is None
 
-    async def ask(self, job: object) -> tuple[dict[str, Any], bytes]:
+    async def ask(self, job: Job) -> tuple[dict[str, Any], bytes]:
         buffers: list[pickle.PickleBuffer] = []
         first = pickle.dumps(job, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers.append)
         parts = [memoryview(first), *(buffer.raw() for buffer in buffers)]

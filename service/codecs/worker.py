@@ -1,10 +1,10 @@
 """A process that decodes images for `pool`, one job after another.
 
 A job comes on the standard input: how many parts it has, how long each is, and the parts, a pickle
-of the arguments of `images.fit_files`, `images.fit_array` or `json_body.json_images`, then its
-buffers. Their answer, or error, goes out as JSON and bytes, each after its length: what has met
-hostile files is not believed enough to be unpickled. Ends with its input, and takes at most so many
-bytes of memory beyond what it begins with as its argument says.
+of a function (`images.fit_files`, `images.fit_array` or `json_body.json_images`) and its arguments,
+then its buffers. Their answer, or error, goes out as JSON and bytes, each after its length: what
+has met hostile files is not believed enough to be unpickled. Ends with its input, and takes at most
+so many bytes of memory beyond what it begins with as its argument says.
 """
 
 from __future__ import annotations
@@ -25,40 +25,35 @@ __all__ = ["LENGTH", "main"]
 
 LENGTH = struct.Struct("<Q")
 Outcome = Fitted | tuple[dict[str, Any], list[bytes]] | IafvaeError
+Job = tuple[Callable[..., Outcome], tuple[Any, ...]]
 
 
 def main() -> None:
     """Serve jobs until the input ends."""
     jobs, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
-    from PIL import Image, ImageChops, ImageOps, WebPImagePlugin  # noqa: F401 - before it is bound
+    # All that a job needs, before memory is bound.
+    from PIL import Image, ImageChops, ImageOps, WebPImagePlugin  # noqa: F401
 
-    from service.codecs.images import fit_array, fit_files
-    from service.codecs.json_body import json_images
+    from service.codecs import images, json_body  # noqa: F401
 
     Image.preinit()
     _bound_self(int(sys.argv[1]))
     sys.set_int_max_str_digits(640)  # longer ones take quadratic time
-    functions: dict[str, Callable[..., Any]] = {
-        "files": fit_files,
-        "array": fit_array,
-        "json": json_images,
-    }
     while (job := _read(jobs)) is not None:
-        name, arguments = job
-        for part in _parts(_outcome(functions[name], arguments)):
+        for part in _parts(_outcome(*job)):
             answers.write(LENGTH.pack(len(part)))
             answers.write(part)
         answers.flush()
 
 
-def _read(jobs: BinaryIO) -> tuple[str, tuple[Any, ...]] | None:
+def _read(jobs: BinaryIO) -> Job | None:
     head = jobs.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None
     lengths = [LENGTH.unpack(jobs.read(LENGTH.size))[0] for _ in range(LENGTH.unpack(head)[0])]
     first, *buffers = [jobs.read(length) for length in lengths]
-    job: tuple[str, tuple[Any, ...]] = pickle.loads(first, buffers=buffers)  # noqa: S301 - ours
+    job: Job = pickle.loads(first, buffers=buffers)  # noqa: S301 - the service's own
     return job
 
 
