@@ -259,9 +259,8 @@ def discover(rows: Sequence[Row], fdr: float) -> None:
     """Say which of all files are discoveries, whatever requests they were sent in, and what a
     reader must know of them."""
     rows = [row for row in rows if "error" not in row]
-    known = [row["status"] != "altered" and row["p_value"] is not None for row in rows]
-    values = [row["p_value"] if ok else math.nan for row, ok in zip(rows, known, strict=True)]
-    for row, found in zip(rows, discovered(np.array(values), fdr), strict=True):
+    known = [None if row["status"] == "altered" else row["p_value"] for row in rows]
+    for row, found in zip(rows, discovered(np.array(known, np.float64), fdr), strict=True):
         row["discovery"] = found
     calibration = rows[0]["calibration"] if rows else None
     say(fdr_notes(len(rows), fdr, calibration and calibration["images"]))

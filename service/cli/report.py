@@ -22,7 +22,7 @@ from rich.progress import Progress
 
 from service.bundle import ImageSpec
 from service.cli.files import check, naming, write_text
-from service.cli.inputs import LIMITS, Fit, Scored, discover, fault, find_images, scored
+from service.cli.inputs import LIMITS, Fit, discover, fault, find_images, scored
 from service.cli.output import csv_text
 from service.cli.report_page import page
 from service.client import Client
@@ -113,9 +113,10 @@ def write_report(
         why = f"{found[0]['file']}: {found[0]['error']}"
         raise InvalidInput(f"none of {len(found)} images in {folder} can be judged: {why}")
     document = _document(manifest, folder, found, options)
-    known = {row["file"]: (row["picture"], row["map"]) for row in found if "error" not in row}
-    most = document["results"][: options.pictures]  # the most unusual ones
-    write_text(page(document, {row["file"]: known[row["file"]] for row in most}, words), out)
+    # Of the most unusual ones.
+    most = [rows[row["file"]] for row in document["results"][: options.pictures]]
+    pictures = {row["file"]: (row["picture"], row["map"]) for row in most}
+    write_text(page(document, pictures, words), out)
     write_text(_csv(document), out.with_suffix(".csv"))
     write_text(json.dumps(document, indent=1, ensure_ascii=False), out.with_suffix(".json"))
     kept.unlink(missing_ok=True)
@@ -162,8 +163,12 @@ def _judged(
     shape = ImageSpec(**manifest["image"]).shape
     how = {name: getattr(options, name) for name in ("importance_samples", "seed", "alpha")}
     for part in scored(backend, files, options.fit, chunk=CHUNK, **how):
-        mapped = manifest["calibration"] is not None
-        evidence = _evidence(backend, part, options.seed, mapped=mapped)
+        maps, boxes = [""] * len(part.images), [[NO_BOX]] * len(part.images)
+        if manifest["calibration"] is not None and len(part.images):
+            deviations, boxes = backend.anomalies(part.images, seed=options.seed, boxes=1)
+            grey = part.images.mean(axis=1, dtype=np.float32)
+            maps = [_palette(each) for each in coloured(grey, deviations)]
+        evidence = zip(boxes, maps, strict=True)
         for row in part.rows:
             file = Path(row["file"])
             named = {
@@ -174,26 +179,13 @@ def _judged(
             if "error" in row:
                 yield {**row, **named}
                 continue
-            found = next(evidence)
+            (box,), map_ = next(evidence)
             try:
                 picture = _thumbnail(file, shape, manifest["fit"])
             except (OSError, IafvaeError) as error:  # gone, or another, since it was scored
                 yield {**named, "error": fault(error)}
                 continue
-            yield {**row, **named, "picture": picture, **found}
-
-
-def _evidence(
-    backend: Client | LocalClient, part: Scored, seed: int | None, *, mapped: bool
-) -> Iterator[Row]:
-    """Of each image the largest box, and the map as a picture."""
-    pictures, boxes = [""] * len(part.images), [[NO_BOX]] * len(part.images)
-    if mapped and len(part.images):
-        maps, boxes = backend.anomalies(part.images, seed=seed, boxes=1)
-        grey = part.images.mean(axis=1, dtype=np.float32)
-        pictures = [_palette(each) for each in coloured(grey, maps)]
-    for largest, picture in zip(boxes, pictures, strict=True):
-        yield {"box": largest[0], "map": picture}
+            yield {**row, **named, "picture": picture, "box": box, "map": map_}
 
 
 def _thumbnail(file: Path, shape: Shape, fit: FitMode) -> str:
