@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import socket
-import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, NamedTuple
 
+from service.cli.options import print_json
 from service.cli.output import print_rows
 from service.settings import Settings
 
@@ -137,7 +136,7 @@ def _training() -> Finding:
 def print_findings(findings: list[Finding], *, as_json: bool) -> None:
     """Findings on standard output, a line (or an object) each."""
     if as_json:
-        sys.stdout.write(json.dumps([one._asdict() for one in findings], indent=1) + "\n")
+        print_json([one._asdict() for one in findings])
         return
     styles = {"ok": "green", "note": "yellow", "missing": "red"}
     print_rows([((one.state, styles[one.state]), one.subject, one.text) for one in findings])

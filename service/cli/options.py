@@ -32,6 +32,7 @@ __all__ = [
     "made",
     "option",
     "path",
+    "print_json",
     "reported",
     "to_file",
 ]
@@ -110,10 +111,15 @@ AsJson = Annotated[
 def made(text: str, facts: Mapping[str, Any], *, as_json: bool, aside: bool = True) -> None:
     """Say what a command has made: `facts` as JSON, or `text` (`aside`: on standard error)."""
     if as_json:
-        typer.echo(json.dumps(facts, indent=1))
+        print_json(facts)
     else:
         for line in text.split("\n"):
             typer.echo(printable(line), err=aside)
+
+
+def print_json(value: Any) -> None:
+    """On standard output, on lines as people read them."""
+    typer.echo(json.dumps(value, indent=1))
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from service.bundle import Bundle, load_bundle, manifest_to_json
+from service.cli.options import print_json
 from service.codecs.folders import printable
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ UNBOUNDED = 10_000  # columns of what is no terminal: a program that reads it wa
 def print_scores(rows: list[Row], form: Literal["table", "json", "csv"]) -> None:
     """Rows of `score_files` on standard output."""
     if form == "json":
-        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+        print_json(rows)
     elif form == "csv":
         sys.stdout.write(csv_text(rows))
     else:
@@ -198,7 +198,7 @@ def show_bundle(path: Path, *, as_json: bool) -> None:
     """The manifest as JSON, or what people ask of it as a table."""
     bundle = load_bundle(path)
     if as_json:
-        sys.stdout.write(json.dumps(manifest_to_json(bundle.manifest), indent=1) + "\n")
+        print_json(manifest_to_json(bundle.manifest))
         return
     print_rows([((name, "bold"), value) for name, value in _facts(bundle)])
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from service.cli.options import print_json
 from service.settings import PREFIX, SHIPPED_DEFAULT, SHIPPED_MODELS, Settings
 
 __all__ = ["Setting", "markdown_page", "print_settings", "settings_in_force"]
@@ -79,7 +78,7 @@ def print_settings(settings: Settings, *, as_json: bool) -> None:
     """Every setting with the value in force; what differs from its default is marked."""
     found = list(settings_in_force(settings))
     if as_json:
-        sys.stdout.write(json.dumps([one._asdict() for one in found], indent=1) + "\n")
+        print_json([one._asdict() for one in found])
         return
     from rich.table import Table
     from rich.text import Text

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import typer
+
 from service.bundle import BundleError, load_bundle
+from service.cli.options import print_json
 from service.cli.progress import shown
 from service.engine.choice import make_engine
 from service.engine.options import EngineOptions
@@ -82,8 +83,7 @@ def print_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
     for check in checks:
         done.append(check)
         if not as_json:
-            sys.stdout.write(check.line() + "\n")
-            sys.stdout.flush()
+            typer.echo(check.line())
     if as_json:
-        sys.stdout.write(json.dumps([asdict(check) for check in done], indent=1) + "\n")
+        print_json([asdict(check) for check in done])
     return all(check.error is None for check in done)
