@@ -21,11 +21,11 @@ from typing import Any, BinaryIO
 from service.codecs.fitting import Fitted
 from service.errors import IafvaeError, PayloadTooLarge
 
-__all__ = ["LENGTH", "main"]
+__all__ = ["LENGTH", "Job", "main"]
 
 LENGTH = struct.Struct("<Q")
-Outcome = Fitted | tuple[dict[str, Any], list[bytes]] | IafvaeError
-Job = tuple[Callable[..., Outcome], tuple[Any, ...]]
+Function = Callable[..., Fitted | tuple[dict[str, Any], list[bytes]]]
+Job = tuple[Function, tuple[Any, ...]]
 
 
 def main() -> None:
@@ -41,7 +41,8 @@ def main() -> None:
     _bound_self(int(sys.argv[1]))
     sys.set_int_max_str_digits(640)  # longer ones take quadratic time
     while (job := _read(jobs)) is not None:
-        for part in _parts(_outcome(*job)):
+        said, data = _answer(*job)
+        for part in (json.dumps(said).encode(), data):
             answers.write(LENGTH.pack(len(part)))
             answers.write(part)
         answers.flush()
@@ -57,34 +58,25 @@ def _read(jobs: BinaryIO) -> Job | None:
     return job
 
 
-def _parts(outcome: Outcome) -> tuple[bytes, bytes]:
-    """An answer as parts: JSON first, then the bytes of pixels or files."""
-    said: dict[str, Any]
-    data = b""
-    if isinstance(outcome, IafvaeError):
-        said = {"error": type(outcome).__name__, "detail": str(outcome)}
-    elif isinstance(outcome, tuple):
-        fields, files = outcome
-        said = {"fields": fields, "lengths": [*map(len, files)]}
-        data = b"".join(files)
-    else:
-        said = {
-            "shape": outcome.images.shape,
-            "altered": outcome.altered.tolist(),
-            "notes": outcome.notes,
-            "decoded": outcome.decoded,
-        }
-        data = outcome.images.tobytes()
-    return json.dumps(said).encode(), data
-
-
-def _outcome(function: Callable[..., Outcome], arguments: tuple[Any, ...]) -> Outcome:
+def _answer(function: Function, arguments: tuple[Any, ...]) -> tuple[dict[str, Any], bytes]:
+    """What is said as JSON, and the bytes of pixels or files."""
     try:
-        return function(*arguments)
+        found = function(*arguments)
     except IafvaeError as error:
-        return error
+        return {"error": type(error).__name__, "detail": str(error)}, b""
     except MemoryError:
-        return PayloadTooLarge("the images take too much memory to decode: make them smaller")
+        why = "the images take too much memory to decode: make them smaller"
+        return {"error": PayloadTooLarge.__name__, "detail": why}, b""
+    if isinstance(found, tuple):
+        fields, files = found
+        return {"fields": fields, "lengths": [*map(len, files)]}, b"".join(files)
+    said = {
+        "shape": found.images.shape,
+        "altered": found.altered.tolist(),
+        "notes": found.notes,
+        "decoded": found.decoded,
+    }
+    return said, found.images.tobytes()
 
 
 def _bound_self(max_bytes: int) -> None:
