@@ -40,23 +40,21 @@ def upper(values: F64, reference: NDArray[np.float32]) -> F64:
 class TwoSided:
     """Twice the smaller of both tails' p-values, at most 1: small where a value is far out.
 
-    reference: ascending ``[n]``, or ``[S, n]`` with a row for each of several kinds.
+    reference: ``[S, n]``, of each of S kinds a row, ascending.
     """
 
     def __init__(self, reference: NDArray[np.float32]) -> None:
-        kinds = np.atleast_2d(reference)
-        self._n = kinds.shape[1]
-        self._before = self._n * np.arange(len(kinds))[:, None]
-        self._keys = _keys(kinds).ravel()
+        self._n = reference.shape[1]
+        self._before = self._n * np.arange(len(reference))[:, None]
+        self._keys = _keys(reference).ravel()
 
     def __call__(self, values: F64) -> F64:
-        """Of values ``[k]``, or ``[S, k]``; compared as float32, no number gives no p-value."""
+        """Of values ``[S, k]``; compared as float32, no number gives no p-value."""
         with np.errstate(over="ignore"):
-            keys = _keys(np.atleast_2d(values.astype(np.float32)))
+            keys = _keys(values.astype(np.float32))
         lower = np.searchsorted(self._keys, keys, "right") - self._before
         higher = self._n + self._before - np.searchsorted(self._keys, keys, "left")
-        fewer = np.minimum(lower, higher).reshape(values.shape)
-        twice = np.minimum(1.0, 2.0 * (1.0 + fewer) / (1.0 + self._n))
+        twice = np.minimum(1.0, 2.0 * (1.0 + np.minimum(lower, higher)) / (1.0 + self._n))
         return np.where(np.isnan(values), np.nan, twice)
 
 
