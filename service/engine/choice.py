@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import TypeVar
 
 from service.bundle import Bundle, BundleError
 from service.engine.base import EngineBase
@@ -16,7 +15,6 @@ from service.errors import IafvaeError, ProviderUnavailable
 __all__ = ["make_engine"]
 
 logger = logging.getLogger(__name__)
-AnyEngine = TypeVar("AnyEngine", bound=EngineBase)
 
 
 def make_engine(bundle: Bundle, options: EngineOptions) -> EngineBase:
@@ -51,7 +49,7 @@ def _tell(problem: str) -> None:
     logger.info("computing on the CPU: %s", problem)
 
 
-def _warm(engine: AnyEngine) -> AnyEngine:
+def _warm(engine: EngineBase) -> EngineBase:
     try:
         engine.warm()
     except BaseException:
