@@ -200,11 +200,10 @@ def anomaly_map(
         files.write_bytes(encode_png(overlay(images, maps)), out)
     else:
         files.write_array(maps, out)
-    named = [str(file) for file in found]
-    results = [{"file": file, "boxes": each} for file, each in zip(named, boxes, strict=True)]
+    results = [{"file": str(file), "boxes": each} for file, each in zip(found, boxes, strict=True)]
     facts = {"file": str(out), "images": len(images), "seed": seed, "results": results}
-    names = map(printable, named)  # a line each, whatever they hold
-    lines = [f"{name}: {box_text(each[0])}" for name, each in zip(names, boxes, strict=True)]
+    # Names on a line each, whatever they hold.
+    lines = [f"{printable(str(f))}: {box_text(b[0])}" for f, b in zip(found, boxes, strict=True)]
     lines.append(f"{out}: maps of {counted(len(images), 'image')}")
     made("\n".join(lines), facts, as_json=as_json)
 
