@@ -22,7 +22,6 @@ __all__ = [
     "channels_first",
     "check_size",
     "fit_array",
-    "fit_image",
     "fit_images",
     "resize",
     "wrong_colour",
@@ -81,30 +80,20 @@ def fit_images(images: Pixels, shape: Shape, fit: Fit) -> Fitted:
     fitted, altered = _fit_colours(images, shape, fit)
     if fits:
         return Fitted(np.ascontiguousarray(fitted), altered)
-    resized = [fit_image(image, *shape[1:], fit.how) for image in fitted]
-    return Fitted(np.stack(resized), np.ones(len(images), np.bool_))
-
-
-def fit_image(image: Pixels, height: int, width: int, fit: FitMode = "crop") -> Pixels:
-    """`image` uint8 [C, H, W] in another size, as `Fit.how` says. Raises WrongShape."""
     from PIL import Image
 
-    planes = [resize(Image.fromarray(plane), height, width, fit) for plane in image]
-    return np.stack([np.asarray(plane) for plane in planes])
+    planes = fitted.reshape(-1, *fitted.shape[2:])
+    resized = [np.asarray(resize(Image.fromarray(plane), shape, fit)) for plane in planes]
+    pixels = np.stack(resized).reshape(len(images), *shape)
+    return Fitted(pixels, np.ones(len(images), np.bool_))
 
 
-def resize(image: Image.Image, height: int, width: int, fit: FitMode) -> Image.Image:
-    """`image` in that size, as `Fit.how` says. Raises WrongShape."""
+def resize(image: Image.Image, shape: Shape, fit: Fit) -> Image.Image:
+    """`image`, which passed `check_size`, in the size of `shape`."""
     from PIL import Image, ImageOps
 
-    how = Image.Resampling.LANCZOS
-    if image.size == (width, height):
-        return image
-    if fit == "crop":
-        return ImageOps.fit(image, (width, height), how)
-    if fit == "pad":
-        return ImageOps.pad(image, (width, height), how)
-    raise WrongShape(_size_message("the image", (image.height, image.width), height, width))
+    fitted = ImageOps.fit if fit.how == "crop" else ImageOps.pad
+    return fitted(image, (shape[2], shape[1]), Image.Resampling.LANCZOS)
 
 
 def channels_first(array: Pixels, shape: Shape) -> Pixels:
@@ -157,7 +146,10 @@ def _luma(images: Pixels) -> Pixels:
 def check_size(size: Sequence[int], shape: Shape, fit: Fit, what: str) -> None:
     """Raises WrongShape where a picture of `size` may not, or can not, be resized to `shape`."""
     if not fit.resize or fit.how == "none":
-        message = _size_message(what, size, *shape[1:])
+        message = (
+            f"{what} has {size[0]}x{size[1]} pixels (height x width), the model takes "
+            f"{shape[1]}x{shape[2]}: resize it"
+        )
         if fit.how != "none":
             message += (
                 ", or set resize=true or --resize (its p-value is then that of an altered image)"
@@ -168,13 +160,6 @@ def check_size(size: Sequence[int], shape: Shape, fit: Fit, what: str) -> None:
             f"{what} has {size[0]}x{size[1]} pixels (height x width), and is resized only where "
             f"one side is at most {MAX_ASPECT} times the other: cut it"
         )
-
-
-def _size_message(what: str, size: Sequence[int], height: int, width: int) -> str:
-    return (
-        f"{what} has {size[0]}x{size[1]} pixels (height x width), the model takes "
-        f"{height}x{width}: resize it"
-    )
 
 
 def wrong_colour(what: str, channels: int, shape: Shape) -> WrongShape:

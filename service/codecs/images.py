@@ -222,7 +222,7 @@ def _fit_file(header: Header, shape: Shape, fit: Fit, what: str) -> tuple[Pixels
     image, note = _decode(header, what, None if same_size else shape)
     image, converted = _in_colour(image, shape, fit, what, ROUNDING.get(header.kind, 0))
     if not same_size:
-        image = resize(image, *shape[1:], fit.how)
+        image = resize(image, shape, fit)
     array = np.asarray(image)
     planes = array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
     return planes, converted or not same_size, note

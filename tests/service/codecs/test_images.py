@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps
 
-from service.codecs.fitting import fit_image
 from service.codecs.headers import read_header
 from service.codecs.images import (
     Fit,
@@ -469,15 +468,17 @@ def test_crop_keeps_the_middle_as_pillow_cuts_it():
 
 
 def test_crop_pad_and_none():
-    middle = fit_image(WIDE[None], 20, 20)
-    assert np.array_equal(middle[0], WIDE[:, 10:30])
-    padded = fit_image(WIDE[None], 40, 40, "pad")
+    def wide(size, how):
+        return fit_array(WIDE[None, None], (1, *size), Fit(resize=True, how=how)).images[0]
+
+    assert np.array_equal(wide((20, 20), "crop")[0], WIDE[:, 10:30])
+    padded = wide((40, 40), "pad")
     assert np.array_equal(padded[0, 10:30], WIDE)
     assert not padded[0, :10].any()
     assert not padded[0, 30:].any()
     with pytest.raises(WrongShape, match="20x40"):
-        fit_image(WIDE[None], 20, 20, "none")
-    assert np.array_equal(fit_image(WIDE[None], 20, 40, "none")[0], WIDE)
+        wide((20, 20), "none")
+    assert np.array_equal(wide((20, 40), "none")[0], WIDE)
 
 
 @pytest.mark.parametrize("how", ["crop", "pad"])
