@@ -5,6 +5,7 @@ Only what every command needs is imported here: `iafvae --help` answers at once.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,6 +28,7 @@ from service.cli.options import (
     made,
     option,
     path,
+    print_json,
     reported,
     to_file,
 )
@@ -146,7 +148,7 @@ def score(
       iafvae score photos/ --resize --convert --csv > scores.csv
     """
     from service.cli import inputs
-    from service.cli import output as reports
+    from service.cli.output import csv_text, print_scores
 
     if as_json and as_csv:
         raise typer.BadParameter("--json and --csv exclude each other")
@@ -154,7 +156,12 @@ def score(
         fit = inputs.Fit(resize=resize, convert=convert)
         how = {"importance_samples": importance_samples, "seed": seed, "alpha": alpha, "fdr": fdr}
         rows = inputs.score_files(backend, paths, fit, **how)
-    reports.print_scores(rows, "json" if as_json else "csv" if as_csv else "table")
+    if as_json:
+        print_json(rows)
+    elif as_csv:
+        sys.stdout.write(csv_text(rows))
+    else:
+        print_scores(rows)
     if any("error" in row for row in rows):
         raise typer.Exit(1)
     if fail_on_anomalous and any(row["anomalous"] for row in rows):

@@ -46,6 +46,7 @@ __all__ = [
     "open_backend",
     "read_all",
     "read_latents",
+    "rules",
     "say",
     "say_undecided",
     "score_files",
@@ -114,14 +115,14 @@ def _inside(folder: Path) -> list[Path]:
     return sorted([*listing.files.values(), *unreadable])
 
 
-def _rules(manifest: Mapping[str, Any], fit: Fit) -> tuple[Shape, Fit]:
+def rules(manifest: Mapping[str, Any], fit: Fit) -> tuple[Shape, Fit]:
     """A model's images, and `fit` in the way of its training."""
     return ImageSpec(**manifest["image"]).shape, replace(fit, how=manifest.get("fit", fit.how))
 
 
 def read_all(backend: Client | LocalClient, paths: Sequence[Path], fit: Fit) -> NDArray[np.uint8]:
     """All images as uint8 [n, C, H, W]; the first that cannot be read is an error."""
-    shape, fit = _rules(backend.model()["manifest"], fit)
+    shape, fit = rules(backend.model()["manifest"], fit)
     files = find_images(paths)
     read = [fit_files([read_file(f)], shape, fit, LIMITS, [str(f)]) for f in files]
     say([note for one in read for note in one.notes])
@@ -237,7 +238,7 @@ def scored(
     **options: Any,
 ) -> Iterator[Scored]:
     """Scores of image files, `chunk` at a time; options as `Client.score` has them."""
-    shape, fit = _rules(backend.model()["manifest"], fit)
+    shape, fit = rules(backend.model()["manifest"], fit)
     for start in range(0, len(files), chunk):
         part = files[start : start + chunk]
         read = [_read_one(path, shape, fit) for path in part]

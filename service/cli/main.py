@@ -25,6 +25,7 @@ from service.cli.options import (
     made,
     option,
     path,
+    print_json,
     reported,
     to_file,
 )
@@ -147,7 +148,7 @@ def key(
             append_line(file, line)
     if as_json:
         place = None if file is None else str(file)
-        made("", {"name": name, "key": fresh, "line": line, "file": place}, as_json=True)
+        print_json({"name": name, "key": fresh, "line": line, "file": place})
         return
     typer.echo("The key, shown this once; it is sent as 'Authorization: Bearer KEY':", err=True)
     typer.echo(fresh)
@@ -247,9 +248,9 @@ def show(
     as_json: bool = option(False, "Print the manifest.", "--json"),
 ) -> None:
     """Show what a bundle holds: shapes, figures, calibration."""
-    from service.cli import output as reports
+    from service.cli.output import show_bundle
 
-    reports.show_bundle(path, as_json=as_json)
+    show_bundle(path, as_json=as_json)
 
 
 @bundle_app.command()

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from service.bundle import Bundle, load_bundle, manifest_to_json
 from service.cli.options import print_json
@@ -37,16 +37,6 @@ SHORT = ("file", "p-value", "verdict")
 NARROW = 72  # columns of a terminal: in fewer there is room for the short table alone
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a cell that is computed begins with
 UNBOUNDED = 10_000  # columns of what is no terminal: a program that reads it wants whole lines
-
-
-def print_scores(rows: list[Row], form: Literal["table", "json", "csv"]) -> None:
-    """Rows of `score_files` on standard output."""
-    if form == "json":
-        print_json(rows)
-    elif form == "csv":
-        sys.stdout.write(csv_text(rows))
-    else:
-        _print_table(rows)
 
 
 def csv_text(rows: list[Row]) -> str:
@@ -81,7 +71,8 @@ def _flat(row: Row) -> Iterator[tuple[str, Any]]:
             yield name, f"./{value}" if is_formula else value
 
 
-def _print_table(rows: list[Row]) -> None:
+def print_scores(rows: list[Row]) -> None:
+    """Rows of `score_files` as a table on standard output, and what is to be known of them."""
     from rich.table import Table
     from rich.text import Text
 

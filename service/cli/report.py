@@ -20,15 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from service.bundle import ImageSpec
 from service.cli.files import check, naming, write_text
-from service.cli.inputs import LIMITS, Fit, discover, fault, find_images, scored
+from service.cli.inputs import LIMITS, Fit, discover, fault, find_images, rules, scored
 from service.cli.output import csv_text
 from service.cli.report_page import page
 from service.client import Client
 from service.codecs.folders import read_file
 from service.codecs.headers import read_header
-from service.codecs.images import FitMode, Shape, fit_files
+from service.codecs.images import Shape, fit_files
 from service.codecs.overlay import coloured
 from service.errors import IafvaeError, InvalidInput
 from service.operations import checks
@@ -160,7 +159,7 @@ def _judged(
     files: Sequence[Path],
     options: ReportOptions,
 ) -> Iterator[Row]:
-    shape = ImageSpec(**manifest["image"]).shape
+    shape, shown = rules(manifest, Fit(resize=True, convert=True))
     how = {name: getattr(options, name) for name in ("importance_samples", "seed", "alpha")}
     for part in scored(backend, files, options.fit, chunk=CHUNK, **how):
         maps, boxes = [""] * len(part.images), [[NO_BOX]] * len(part.images)
@@ -181,14 +180,14 @@ def _judged(
                 continue
             (box,), map_ = next(evidence)
             try:
-                picture = _thumbnail(file, shape, manifest["fit"])
+                picture = _thumbnail(file, shape, shown)
             except (OSError, IafvaeError) as error:  # gone, or another, since it was scored
                 yield {**named, "error": fault(error)}
                 continue
             yield {**row, **named, "picture": picture, "box": box, "map": map_}
 
 
-def _thumbnail(file: Path, shape: Shape, fit: FitMode) -> str:
+def _thumbnail(file: Path, shape: Shape, fit: Fit) -> str:
     """What the model saw of a file, at the file's own sharpness as far as a page needs it."""
     data = read_file(file)
     header = read_header(data, file.name)
@@ -196,8 +195,7 @@ def _thumbnail(file: Path, shape: Shape, fit: FitMode) -> str:
     sides = (height / shape[1], width / shape[2])
     factor = max(1.0, min(*sides, THUMBNAIL / max(shape[1:])))
     size = (header.channels, round(factor * shape[1]), round(factor * shape[2]))
-    how = Fit(resize=True, convert=True, how=fit)
-    return _palette(fit_files([data], size, how, LIMITS, [file.name]).images[0])
+    return _palette(fit_files([data], size, fit, LIMITS, [file.name]).images[0])
 
 
 def _palette(pixels: NDArray[np.uint8]) -> str:
