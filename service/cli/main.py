@@ -26,6 +26,7 @@ from service.cli.options import (
     option,
     path,
     print_json,
+    print_lines,
     reported,
     to_file,
 )
@@ -153,7 +154,7 @@ def key(
     typer.echo("The key, shown this once; it is sent as 'Authorization: Bearer KEY':", err=True)
     typer.echo(fresh)
     if file is not None:
-        typer.echo(f"Its line is in {file}.", err=True)
+        print_lines(f"Its line is in {file}.", aside=True)
         return
     typer.echo("Its line in the file that IAFVAE_KEYS_FILE names:", err=True)
     typer.echo(line)

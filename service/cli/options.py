@@ -33,6 +33,7 @@ __all__ = [
     "option",
     "path",
     "print_json",
+    "print_lines",
     "reported",
     "to_file",
 ]
@@ -113,8 +114,13 @@ def made(text: str, facts: Mapping[str, Any], *, as_json: bool, aside: bool = Tr
     if as_json:
         print_json(facts)
     else:
-        for line in text.split("\n"):
-            typer.echo(printable(line), err=aside)
+        print_lines(text, aside=aside)
+
+
+def print_lines(text: str, *, aside: bool = False) -> None:
+    """Each line as `printable` makes it, on standard output or `aside` on standard error."""
+    for line in text.split("\n"):
+        typer.echo(printable(line), err=aside)
 
 
 def print_json(value: Any) -> None:

@@ -7,10 +7,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import typer
-
 from service.bundle import BundleError, load_bundle
-from service.cli.options import print_json
+from service.cli.options import print_json, print_lines
 from service.cli.progress import shown
 from service.engine.choice import make_engine
 from service.engine.options import EngineOptions
@@ -83,7 +81,7 @@ def print_checks(checks: Iterable[Check], *, as_json: bool) -> bool:
     for check in checks:
         done.append(check)
         if not as_json:
-            typer.echo(check.line())
+            print_lines(check.line())
     if as_json:
         print_json([asdict(check) for check in done])
     return all(check.error is None for check in done)

@@ -72,6 +72,10 @@ def test_names_that_command_a_terminal(ran, folder, digits, tiny_bundle, tmp_pat
     fields = json.loads(manifest.read_text()) | {"license": "MIT\x1b]0;x\x07"}
     manifest.write_text(json.dumps(fields))
     assert r"MIT\x1b]0;x\x07" in ran("bundle", "show", strange).decode()
+    strange = strange.rename(tmp_path / "\x1b[31m")
+    told = ran("bundle", "verify", strange).decode()
+    assert "\x1b" not in told
+    assert rf"{tmp_path}/\x1b[31m: " in told
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="there is no such device")  # noqa: PTH110
