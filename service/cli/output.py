@@ -65,7 +65,7 @@ class _Lines(list[str]):
 def _flat(row: Row) -> Iterator[tuple[str, Any]]:
     for name, value in row.items():
         if isinstance(value, dict):
-            yield from ((f"{name}/{part}", each) for part, each in value.items())
+            yield from ((f"{name}/{part}", each) for part, each in _flat(value))
         else:
             is_formula = isinstance(value, str) and value.startswith(FORMULA)
             yield name, f"./{value}" if is_formula else value
@@ -93,7 +93,7 @@ def print_scores(rows: list[Row]) -> None:
     for note in _notes(scored):
         console.print(Text(printable(note)))
     if scored:
-        console.print(Text(_by(scored[0]), style="dim"), soft_wrap=True)
+        console.print(Text(printable(_by(scored[0])), style="dim"), soft_wrap=True)
 
 
 def _console() -> Console:
@@ -167,7 +167,7 @@ def _cells(row: Row) -> list[Text]:
         Text(shown(row["standard_error_nats"], ".2f")),
         Text(shown(row["bits_per_dim"], ".4f")),
         Text(shown(row["p_value"], ".4f")),
-        Text(verdict, style="yellow" if row["anomalous"] else ""),
+        Text(printable(verdict), style="yellow" if row["anomalous"] else ""),
     ]
 
 

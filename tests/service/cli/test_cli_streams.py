@@ -78,6 +78,23 @@ def test_names_that_command_a_terminal(ran, folder, digits, tiny_bundle, tmp_pat
     assert rf"{tmp_path}/\x1b[31m: " in told
 
 
+def test_a_calibration_whose_name_commands_a_terminal_or_is_computed(
+    ran, digits, tiny_bundle, tmp_path
+):
+    Image.fromarray(digits[0][0]).save(tmp_path / "a.png")
+    strange = tmp_path / "strange"
+    shutil.copytree(tiny_bundle, strange)
+    fields = json.loads((strange / "manifest.json").read_text())
+    fields["calibration"]["split"] = "=1+1\x1b[31m"
+    (strange / "manifest.json").write_text(json.dumps(fields))
+    told = ran("score", tmp_path / "a.png", "--bundle", strange).decode()
+    assert r"=1+1\x1b[31m" in told
+    assert "\x1b" not in told
+    text = ran("score", tmp_path / "a.png", "--bundle", strange, "--csv").decode()
+    (row,) = csv.DictReader(io.StringIO(text))
+    assert row["calibration/name"] == "./=1+1\x1b[31m"
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="there is no such device")  # noqa: PTH110
 def test_latents_of_a_device_without_end(ran):
     ran("sample", "--prior-eps", "/dev/zero", code=1)
