@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from service.errors import InvalidInput, PayloadTooLarge, WrongDtype, WrongShape
 if TYPE_CHECKING:
     from service.bundle.graphs import GraphSpec, TensorSpec
 
-__all__ = ["Arrays", "check", "halves", "joined", "pad", "trim", "zeros"]
+__all__ = ["Arrays", "check", "in_halves", "pad", "sizes_of", "trim", "zeros"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -45,7 +45,7 @@ def check(graph: GraphSpec, arrays: Mapping[str, NDArray[Any]], max_rows: int) -
 def zeros(graph: GraphSpec, sizes: Mapping[str, int]) -> Arrays:
     """Inputs of `graph` that are all zero, with ``sizes["N"]`` and ``sizes["R"]`` rows."""
     return {
-        t.name: np.zeros((sizes[str(t.shape[0])], *map(int, t.shape[1:])), dtype=t.dtype)
+        t.name: np.zeros((sizes[_rows_of(t)], *map(int, t.shape[1:])), dtype=t.dtype)
         for t in graph.inputs
     }
 
@@ -64,16 +64,18 @@ def trim(graph: GraphSpec, outputs: list[NDArray[Any]], sizes: Mapping[str, int]
     return {t.name: array[: sizes[_rows_of(t)]] for t, array in named}
 
 
-def halves(
-    graph: GraphSpec, arrays: Mapping[str, NDArray[Any]], sizes: Mapping[str, int]
-) -> list[tuple[dict[str, NDArray[np.int64]], Arrays]]:
-    """`arrays` as two batches of half the rows, and where the rows of each dimension stood.
+def in_halves(
+    graph: GraphSpec,
+    arrays: Mapping[str, NDArray[Any]],
+    compute: Callable[[Arrays], Arrays],
+) -> Arrays:
+    """Outputs of a batch, of which `compute` is given one half of the rows and then the other.
 
-    Each has the images that its rows are of, and half of those that have no rows.
+    Each half has the images that its rows are of, and half of those that have no rows.
     """
-    owners = arrays.get("owner")
+    sizes, owners = sizes_of(graph, arrays), arrays.get("owner")
     idle: Any = [] if owners is None else np.setdiff1d(np.arange(sizes["N"]), owners)
-    parts: list[tuple[dict[str, NDArray[np.int64]], Arrays]] = []
+    whole: Arrays = {}
     for half, alone in zip(
         np.array_split(np.arange(sizes["N" if owners is None else "R"]), 2),
         np.array_split(idle, 2),
@@ -85,23 +87,18 @@ def halves(
             places["N"] = np.concatenate([images, alone])
             given["owner"] = owner.astype(np.int64)
         cut = {t.name: arrays[t.name][places[_rows_of(t)]] for t in graph.inputs}
-        parts.append((places, cut | given))
-    return parts
-
-
-def joined(
-    graph: GraphSpec, sizes: Mapping[str, int], parts: Sequence[tuple[dict[str, Any], Arrays]]
-) -> Arrays:
-    """The outputs of a whole batch, of what each part's rows stood for and its outputs."""
-    whole: Arrays = {}
-    for t in graph.outputs:
-        dimension = _rows_of(t)
-        for places, outputs in parts:
-            part = outputs[t.name]
+        outputs = compute(cut | given)
+        for t in graph.outputs:
+            part, rows = outputs[t.name], _rows_of(t)
             if t.name not in whole:
-                whole[t.name] = np.empty((sizes[dimension], *part.shape[1:]), dtype=part.dtype)
-            whole[t.name][places[dimension]] = part
+                whole[t.name] = np.empty((sizes[rows], *part.shape[1:]), dtype=part.dtype)
+            whole[t.name][places[rows]] = part
     return whole
+
+
+def sizes_of(graph: GraphSpec, arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """How many images N and rows R there are in the inputs `arrays` of `graph`."""
+    return {_rows_of(t): len(arrays[t.name]) for t in graph.inputs}
 
 
 def _rows_of(tensor: TensorSpec) -> str:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from service.bundle import Bundle, BundleError
-from service.engine.arrays import Arrays, check, halves, joined, pad, trim, zeros
+from service.engine.arrays import Arrays, check, in_halves, pad, sizes_of, trim, zeros
 from service.engine.hardware import available_cores
 from service.engine.options import EngineOptions
 from service.engine.padding import Buckets, Padding
@@ -108,11 +108,7 @@ class EngineBase(ABC):
                 raise fault from error
             logger.warning("%s: computed in halves", fault)
         # Only here, where the failed try has let go of its memory.
-        parts = [
-            (places, self.run(operation, half, padding))
-            for places, half in halves(graph, arrays, sizes)
-        ]
-        return joined(graph, sizes, parts)
+        return in_halves(graph, arrays, partial(self.run, operation, padding=padding))
 
     def padded_rows(self, rows: int) -> int:
         """How many rows are computed for nothing in a batch of `rows`."""
@@ -139,7 +135,7 @@ class EngineBase(ABC):
     def _check_canary(self, operation: str, shape: Mapping[str, int]) -> None:
         """The known answer, in a batch of so many rows or of no more than its own."""
         graph, given = self.bundle.manifest.graphs[operation], self.bundle.canaries[operation]["in"]
-        sizes = {str(t.shape[0]): len(given[t.name]) for t in graph.inputs}
+        sizes = sizes_of(graph, given)
         rows = {name: max(size, shape.get(name, 0)) for name, size in sizes.items()}
         try:
             got = self.run(operation, pad(graph, given, rows))

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from service.bundle import Bundle
 from service.bundle.graphs import GraphSpec, TensorSpec
-from service.engine.arrays import Arrays, pad, trim
+from service.engine.arrays import Arrays, pad, sizes_of, trim
 from service.engine.base import BatchTooLarge, EngineBase
 from service.engine.onnxruntime_engine import Session, Sessions, placed_tensor
 from service.engine.options import EngineOptions
@@ -141,7 +141,7 @@ class CudaEngine(EngineBase):
     def _device_problem(self, operation: str) -> str | None:
         """Why the canary of `operation` fails now (a lost device fails every run), or None."""
         graph, canary = self.bundle.manifest.graphs[operation], self.bundle.canaries[operation]
-        sizes = {str(t.shape[0]): len(canary["in"][t.name]) for t in graph.inputs}
+        sizes = sizes_of(graph, canary["in"])
         shape = self.padding.shape(sizes)
         try:
             outputs = self.compute(operation, pad(graph, canary["in"], shape), shape)

@@ -1,6 +1,7 @@
 """Do the exported graphs compute what the torch model computes? Asked before they are published."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from service.bundle import Manifest
 from service.bundle.graphs import GraphSpec
-from service.engine.arrays import halves, joined
+from service.engine.arrays import in_halves
 from service.engine.base import EngineBase
 from service.noise import normal, uniform
 from training.errors import ExportError
@@ -90,12 +91,7 @@ def _run(engine: EngineBase, operation: str, graph: GraphSpec, arrays: Arrays) -
     """One run, or as many as the engine's largest batch needs."""
     if max(len(array) for array in arrays.values()) <= engine.max_rows:
         return engine.run(operation, arrays)
-    sizes = {str(tensor.shape[0]): len(arrays[tensor.name]) for tensor in graph.inputs}
-    parts = [
-        (places, _run(engine, operation, graph, half))
-        for places, half in halves(graph, arrays, sizes)
-    ]
-    return joined(graph, sizes, parts)
+    return in_halves(graph, arrays, partial(_run, engine, operation, graph))
 
 
 def _difference(key: str, rows: int, got: NDArray[Any], wanted: NDArray[Any]) -> float:
