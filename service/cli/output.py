@@ -7,16 +7,15 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from service.bundle import Bundle, load_bundle, manifest_to_json
 from service.cli.options import print_json
 from service.codecs.folders import printable
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
 __all__ = [
     "box_text",
@@ -73,9 +72,6 @@ def _flat(row: Row) -> Iterator[tuple[str, Any]]:
 
 def print_scores(rows: list[Row]) -> None:
     """Rows of `score_files` as a table on standard output, and what is to be known of them."""
-    from rich.table import Table
-    from rich.text import Text
-
     console = _console()
     heads = SHORT if console.width < NARROW else HEADS
     table = Table()
@@ -97,8 +93,6 @@ def print_scores(rows: list[Row]) -> None:
 
 
 def _console() -> Console:
-    from rich.console import Console
-
     console = Console()
     if console.is_terminal or "COLUMNS" in os.environ:
         return console
@@ -149,8 +143,6 @@ def _by(row: Row) -> str:
 
 def _cells(row: Row) -> list[Text]:
     """Texts, not strings: rich takes brackets in strings, as in a file's name, for its markup."""
-    from rich.text import Text
-
     file = Text(printable(row["file"]))
     if "error" in row:
         return [file, *[Text()] * 4, Text("not scored, see below", style="red")]
@@ -196,8 +188,6 @@ def show_bundle(path: Path, *, as_json: bool) -> None:
 
 def print_rows(rows: Sequence[Sequence[str | tuple[str, str]]]) -> None:
     """Columns without heads on standard output; a cell is a text, or a text and its style."""
-    from rich.table import Table
-
     table = Table(show_header=False, box=None, pad_edge=False)
     for _ in rows[0]:
         table.add_column(overflow="fold")
@@ -207,8 +197,6 @@ def print_rows(rows: Sequence[Sequence[str | tuple[str, str]]]) -> None:
 
 
 def _styled(cell: str | tuple[str, str]) -> Text:
-    from rich.text import Text
-
     text, style = (cell, "") if isinstance(cell, str) else cell
     return Text("\n".join(map(printable, text.split("\n"))), style=style)
 

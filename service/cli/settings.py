@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from rich.table import Table
+from rich.text import Text
+
 from service.cli.options import print_json
+from service.cli.output import print_table
 from service.settings import PREFIX, SHIPPED_DEFAULT, SHIPPED_MODELS, Settings
 
 __all__ = ["Setting", "markdown_page", "print_settings", "settings_in_force"]
@@ -80,11 +84,6 @@ def print_settings(settings: Settings, *, as_json: bool) -> None:
     if as_json:
         print_json([one._asdict() for one in found])
         return
-    from rich.table import Table
-    from rich.text import Text
-
-    from service.cli.output import print_table
-
     table = Table("variable", "in force", "meaning", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     table.columns[1].overflow = "fold"
