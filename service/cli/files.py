@@ -91,8 +91,7 @@ def write_pairs(images: NDArray[np.uint8], again: NDArray[np.uint8], out: Path) 
         write_images(again, out)
         return
     pairs = np.stack([images, again], axis=1).reshape(-1, *images.shape[1:])
-    columns = 2 * math.ceil(math.sqrt(len(images) / 2))
-    write_bytes(encode_png(contact_sheet(pairs, columns=columns)), out)
+    write_images(pairs, out, columns=2 * math.ceil(math.sqrt(len(images) / 2)))
 
 
 def write_array(array: NDArray[Any], out: Path) -> None:
