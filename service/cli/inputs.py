@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import httpx
 import numpy as np
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STREAMED",
+    "Backend",
     "Fit",
     "Scored",
     "discover",
@@ -58,13 +59,14 @@ CHUNK = 256  # images in flight: bounds memory and the size of a request
 LIMITS = PixelLimits(image=2**27, total=2**27)
 # What a request says of all its images.
 OF_ALL = ("estimator", "importance_samples", "seed", "alpha", "certified_alpha", "calibration")
+Backend: TypeAlias = "Client | LocalClient"
 T = TypeVar("T", bound=np.generic)
 Row = dict[str, Any]
 
 
 def open_backend(
     bundle: Path | None, url: str | None, model: str | None, provider: Provider | None
-) -> Client | LocalClient:
+) -> Backend:
     """The server at `url` (a key in IAFVAE_KEY is sent), or the bundle loaded in this process."""
     if url is not None:
         if bundle is not None or provider is not None:
@@ -120,7 +122,7 @@ def rules(manifest: Mapping[str, Any], fit: Fit) -> tuple[Shape, Fit]:
     return ImageSpec(**manifest["image"]).shape, replace(fit, how=manifest.get("fit", fit.how))
 
 
-def read_all(backend: Client | LocalClient, paths: Sequence[Path], fit: Fit) -> NDArray[np.uint8]:
+def read_all(backend: Backend, paths: Sequence[Path], fit: Fit) -> NDArray[np.uint8]:
     """All images as uint8 [n, C, H, W]; the first that cannot be read is an error."""
     shape, fit = rules(backend.model()["manifest"], fit)
     files = find_images(paths)
@@ -154,7 +156,7 @@ def in_chunks(
 
 
 def mapped(
-    backend: Client | LocalClient, images: NDArray[np.uint8], seed: int | None
+    backend: Backend, images: NDArray[np.uint8], seed: int | None
 ) -> tuple[NDArray[np.float32], list[list[dict[str, Any]]]]:
     """The anomaly maps of `images` and the largest boxes of each."""
     boxes: list[list[dict[str, Any]]] = []
@@ -178,7 +180,7 @@ def read_latents(path: Path) -> NDArray[np.float32]:
 
 
 def score_files(
-    backend: Client | LocalClient,
+    backend: Backend,
     paths: Sequence[Path],
     fit: Fit,
     *,
@@ -191,13 +193,16 @@ def score_files(
     """
     if fdr is not None:
         checks.alpha(fdr, "fdr")
-    found = find_images(paths)
+    files = find_images(paths)
     rows: list[Row] = []
     notes: dict[str, None] = {}
-    with shown("scoring", len(found)) as advance:
-        for part in scored(backend, found, fit, **options):
+    with shown("scoring", len(files)) as advance:
+        for part in scored(backend, files, fit, **options):
             rows += part.rows
-            notes |= dict.fromkeys(_notes(part.table))
+            if (table := part.table) is not None:
+                # Of estimates alone: a server counts images by their places in a request.
+                found = {each.name: getattr(table, each.name) for each in fields(Estimates)}
+                notes |= dict.fromkeys(Estimates(**found).notes)
             advance(len(part.rows))
     say(notes)
     say_undecided(rows)
@@ -212,13 +217,6 @@ def say_undecided(rows: Iterable[Row]) -> None:
     say(f"no decision on {states[s]}: {why}" for s, why in REASONS.items() if states[s])
 
 
-def _notes(table: ScoreTable | None) -> Sequence[str]:
-    """Of the estimates alone: the server's own count images by their places in a request."""
-    if table is None:
-        return ()
-    return Estimates(**{f.name: getattr(table, f.name) for f in fields(Estimates)}).notes
-
-
 @dataclass(frozen=True, eq=False)
 class Scored:
     """Some files: a row for each, in order, and of those without "error" the pixels uint8
@@ -230,7 +228,7 @@ class Scored:
 
 
 def scored(
-    backend: Client | LocalClient,
+    backend: Backend,
     files: Sequence[Path],
     fit: Fit,
     *,

@@ -14,17 +14,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
 from service.cli.files import check, naming, write_text
-from service.cli.inputs import LIMITS, Fit, discover, fault, find_images, rules, scored
+from service.cli.inputs import LIMITS, Backend, Fit, discover, fault, find_images, rules, scored
 from service.cli.output import csv_text
 from service.cli.report_page import page
-from service.client import Client
 from service.codecs.folders import read_file
 from service.codecs.headers import read_header
 from service.codecs.images import Shape, fit_files
@@ -33,9 +32,6 @@ from service.errors import IafvaeError, InvalidInput
 from service.operations import checks
 from service.verdicts.ranks import detection
 from service.verdicts.reference import map_notes
-
-if TYPE_CHECKING:
-    from service.cli.local import LocalClient
 
 __all__ = ["MASKS", "NORMAL", "ReportOptions", "is_usual", "write_report"]
 
@@ -67,7 +63,7 @@ class ReportOptions:
 
 
 def write_report(
-    backend: Client | LocalClient,
+    backend: Backend,
     folder: Path,
     out: Path,
     options: ReportOptions,
@@ -153,7 +149,7 @@ def _stamp(file: Path) -> list[int]:
 
 
 def _judged(
-    backend: Client | LocalClient,
+    backend: Backend,
     manifest: Mapping[str, Any],
     folder: Path,
     files: Sequence[Path],
