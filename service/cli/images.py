@@ -80,21 +80,22 @@ def sample(
 
     files.check(out)
     given = None if prior_eps is None else inputs.read_latents(prior_eps)
-    count = n or (None if given is not None else 64)
+    if given is None:
+        n = n or 64
     heats = temperature or [1.0]
     scale = heats[0] if len(heats) == 1 else heats
     with inputs.open_backend(bundle, url, model, provider) as backend:
-        is_plain = given is None and not (resample or keep)
-        if is_plain and out.suffix == ".npy" and (count or 0) > inputs.STREAMED:
+        changed = given is not None or resample or keep
+        if n is not None and n > inputs.STREAMED and out.suffix == ".npy" and not changed:
             chosen = drawn_seed() if seed is None else seed
-            pieces = backend.stream(count or 0, seed=chosen, temperature=scale, output=output)
-            files.write_stream(pieces, count or 0, out)
-            facts = {"file": str(out), "images": count, "seed": chosen}
-            made(f"{out}: {count} images, seed {chosen}", facts, as_json=as_json)
+            pieces = backend.stream(n, seed=chosen, temperature=scale, output=output)
+            files.write_stream(pieces, n, out)
+            facts = {"file": str(out), "images": n, "seed": chosen}
+            made(f"{out}: {n} images, seed {chosen}", facts, as_json=as_json)
             return
         with progress.shown("drawing"):
             drawn = backend.sample(
-                count,
+                n,
                 seed=seed,
                 temperature=scale,
                 output=output,
