@@ -82,8 +82,8 @@ def fit_images(images: Pixels, shape: Shape, fit: Fit) -> Fitted:
         return Fitted(np.ascontiguousarray(fitted), altered)
     from PIL import Image
 
-    planes = fitted.reshape(-1, *fitted.shape[2:])
-    resized = [np.asarray(resize(Image.fromarray(plane), shape, fit)) for plane in planes]
+    planes = (Image.fromarray(plane) for image in fitted for plane in image)
+    resized = [np.asarray(resize(plane, shape, fit)) for plane in planes]
     pixels = np.stack(resized).reshape(len(images), *shape)
     return Fitted(pixels, np.ones(len(images), np.bool_))
 
