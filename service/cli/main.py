@@ -36,9 +36,7 @@ from service.streams import occupy_standard_streams
 __all__ = ["app", "main"]
 
 app = typer.Typer(name="iafvae", no_args_is_help=True, **PLAIN)
-bundle_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Check and show bundles."
-)
+bundle_app = typer.Typer(no_args_is_help=True, help="Check and show bundles.", **PLAIN)
 app.add_typer(bundle_app, name="bundle")
 
 
