@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from service.codecs.folders import printable
+
 __all__ = ["shown"]
 
 
@@ -26,7 +28,7 @@ def shown(what: str, total: int | None = None) -> Iterator[Callable[[int], None]
     Gone when it ends, and never there where standard error is no terminal.
     """
     console = Console(stderr=True)
-    columns = [SpinnerColumn(), TextColumn(what, markup=False)]
+    columns = [SpinnerColumn(), TextColumn(printable(what), markup=False)]
     if total is not None:
         columns += [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(

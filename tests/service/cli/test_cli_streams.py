@@ -15,6 +15,8 @@ import sys
 import pytest
 from PIL import Image
 
+from service.cli.progress import shown
+
 MAIN = "from service.cli.main import main; main()"
 CLOSED = (
     "import os, sys; os.close(%d); os.execv(sys.executable, [sys.executable, '-c', *sys.argv[1:]])"
@@ -76,6 +78,16 @@ def test_names_that_command_a_terminal(ran, folder, digits, tiny_bundle, tmp_pat
     told = ran("bundle", "verify", strange).decode()
     assert "\x1b" not in told
     assert rf"{tmp_path}/\x1b[31m: " in told
+
+
+def test_a_bar_names_what_would_command_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    with shown("checking \x1b]0;x\x07"):
+        pass
+    told = capsys.readouterr().err
+    assert r"checking \x1b]0;x\x07" in told
+    assert "\x1b]0;x" not in told
 
 
 def test_a_calibration_whose_name_commands_a_terminal_or_is_computed(
