@@ -253,7 +253,8 @@ def report(
 
     from service.cli import inputs
     from service.cli.output import counted, fault_text
-    from service.cli.report import NORMAL, ReportOptions, write_report
+    from service.cli.report import ReportOptions, write_report
+    from service.codecs.folders import USUAL
 
     options = ReportOptions(
         fit=inputs.Fit(resize=resize, convert=convert),
@@ -261,7 +262,7 @@ def report(
         seed=seed,
         alpha=alpha,
         fdr=fdr,
-        normal=tuple(normal or NORMAL),
+        normal=tuple(normal or USUAL),
         pictures=pictures,
     )
     console = Console(stderr=True)

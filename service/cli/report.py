@@ -24,7 +24,7 @@ from service.cli.files import check, naming, write_text
 from service.cli.inputs import LIMITS, Backend, Fit, discover, fault, find_images, rules, scored
 from service.cli.output import csv_text
 from service.cli.report_page import page
-from service.codecs.folders import read_file
+from service.codecs.folders import USUAL, read_file
 from service.codecs.headers import read_header
 from service.codecs.images import Shape, fit_files
 from service.codecs.overlay import coloured
@@ -33,7 +33,7 @@ from service.operations import checks
 from service.verdicts.ranks import detection
 from service.verdicts.reference import map_notes
 
-__all__ = ["MASKS", "NORMAL", "ReportOptions", "is_usual", "write_report"]
+__all__ = ["MASKS", "ReportOptions", "is_usual", "write_report"]
 
 Row = dict[str, Any]
 ROWS = 2  # how they are written; of another program's none is taken up
@@ -42,7 +42,6 @@ THUMBNAIL = 96  # pixels: longest side
 COLOURS = 64  # of a picture in the page: a few kilobytes each
 MASKS = "ground_truth"  # MVTec's folder of masks: no images
 NO_BOX = dict.fromkeys(("left", "top", "side", "deviations", "p_value"))
-NORMAL = ("good", "normal", "ok", "ordinary", "usual")  # sub-folders of images that are in order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ class ReportOptions:
     seed: int | None = None
     alpha: float | None = None
     fdr: float | None = None
-    normal: tuple[str, ...] = NORMAL
+    normal: tuple[str, ...] = USUAL
     pictures: int = 2000
 
 
@@ -237,7 +236,7 @@ def _document(
     }
 
 
-def is_usual(folder: str, normal: Sequence[str] = NORMAL) -> bool:
+def is_usual(folder: str, normal: Sequence[str] = USUAL) -> bool:
     """Whether sub-folder `folder` ("good/monday") is, or lies in, one of `normal`, by its name or
     by its path."""
     path = PurePosixPath(folder.lower())

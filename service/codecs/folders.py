@@ -14,9 +14,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["EXTENSIONS", "Listing", "is_hidden", "list_images", "printable", "read_file"]
+__all__ = [
+    "EXTENSIONS",
+    "USUAL",
+    "Listing",
+    "is_hidden",
+    "list_images",
+    "printable",
+    "read_file",
+]
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp"})  # jfif: of Windows browsers
+USUAL = ("good", "normal", "ok", "ordinary", "usual")  # folders of images that are in order
 MAX_FILE_BYTES = 2**29  # more than any picture that is taken has, raw
 MAX_DEPTH = 100  # of folders in each other: each costs as many steps as it lies deep
 NOWHERE = (errno.ENOENT, errno.ELOOP)

@@ -9,7 +9,7 @@ and measured on.
 A folder that has `train` and `test` gives the splits itself (`validation` and `calibration` are
 then taken from `train` by its files' names, unless they are there too), as MVTec's sets: everything
 else in it is no image to learn from (`ground_truth`: masks), nor is what lies in a sub-folder of
-`test` that `train` does not have (defects).
+`test` that `train` does not have (defects; where `train` has none, beside one called `good`).
 
 Files are decoded and fitted as the service does it (`service.codecs.images`).
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.codecs.folders import read_file
+from service.codecs.folders import USUAL, read_file
 from service.codecs.headers import Header
 from service.codecs.images import Fit, FitMode, Fitted, PixelLimits, fit_files
 from service.errors import IafvaeError
@@ -140,6 +140,8 @@ def _splits(files: Files) -> tuple[dict[str, str], list[str]]:
     if not {"train", "test"} <= given:
         return {name: split_of(name) for name in files}, []
     usual = {rest[0] for first, *rest in parts.values() if first == "train" and len(rest) > 1}
+    tested = {rest[0] for first, *rest in parts.values() if first == "test" and len(rest) > 1}
+    usual = usual or {name for name in tested if name.lower() in USUAL}
     found, odd = {}, set()
     for name, (first, *rest) in parts.items():
         if not rest or first not in given:

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from service.cli.output import counted
-from service.cli.report import MASKS, NORMAL, is_usual
+from service.cli.report import MASKS, is_usual
+from service.codecs.folders import USUAL
 from service.errors import IafvaeError
 from training.data.image_files import (
     Files,
@@ -37,7 +38,7 @@ LEAST = 40  # usual images: fewer teach nothing and rank nothing
 GREY_SAMPLE = 50  # images that are looked at for colour
 GREY_SIDE = 64  # pixels that they are looked at in
 GREY_NOISE = 8  # levels between colours that a compression makes of grey
-GOOD = NORMAL[0]
+GOOD = USUAL[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
         left = some([shown(name) for name in sorted(passed)])
         notes.append(f"neither train nor test, passed over: {left}")
     folders = {parts[name][0] for name in usual if not laid_out and parts[name][1:]}
-    if named := sorted(shown(each) for each in folders if each.lower() not in NORMAL):
+    if named := sorted(shown(each) for each in folders if each.lower() not in USUAL):
         notes.append(f"taken as usual images too, by sub-folder: {some(named)}")
     known: dict[str, Path] = {}
     usual, sizes = _readable(usual, known, notes)
@@ -148,7 +149,7 @@ def find_photos(folder: Path, test: Path | None = None) -> Photos:
 def _refuse_classes(usual: Files, folder: Path) -> None:
     """Raise `DataError` where sub-folders' names say that some images are good, and others not."""
     inside = [name.split("/")[:-1] for name in usual if "/" in name]
-    good = {part for parts in inside for part in parts if part.lower() in NORMAL}
+    good = {part for parts in inside for part in parts if part.lower() in USUAL}
     others = {"/".join(parts) for parts in inside if not good.intersection(parts)}
     if good and others:
         raise DataError(

@@ -292,16 +292,17 @@ def test_a_home_that_nobody_knows_is_named(monkeypatch):
         load_dataset("folder:~nobody-of-this-name/photos", "train")
 
 
-def test_a_folder_may_give_its_splits_as_mvtec_s_sets_do(tmp_path):
+@pytest.mark.parametrize("train", ["train/good", "train"])
+def test_a_folder_may_give_its_splits_as_mvtec_s_sets_do(tmp_path, train):
     for i in range(60):
-        photo(tmp_path / "train" / "good" / f"{i}.png", i)
+        photo(tmp_path / train / f"{i}.png", i)
     for i in range(60, 64):
         photo(tmp_path / "test" / "good" / f"{i}.png", i)
         photo(tmp_path / "test" / "scratch" / f"{i}.png", 10 + i)
         photo(tmp_path / "ground_truth" / "scratch" / f"{i}_mask.png", 20 + i)
     photo(tmp_path / "readme.png", 99)
     looked, names = found(tmp_path)
-    assert {name.rpartition("/")[0] for name in names} == {"train/good", "test/good"}
+    assert {name.rpartition("/")[0] for name in names} == {train, "test/good"}
     assert set(looked.splits["test"]) == {f"test/good/{i}.png" for i in range(60, 64)}
     rest = {split: set(looked.splits[split]) for split in ("train", "validation", "calibration")}
     assert all(len(each) for each in rest.values())
