@@ -6,7 +6,7 @@
 #
 # Needs buildah, podman, runc and debootstrap. Prints the sizes of base and image. Images are kept in
 # $IMAGES; where the kernel mounts no overlay, STORAGE_DRIVER=vfs works, and takes many times as long.
-# Where none can be built or no container can be run, exits with 77.
+# Where none can be built or no container can be run, exits with 77; where this one cannot, with 78.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -39,7 +39,7 @@ printf 'FROM %s\nRUN python3 -m venv /v && /v/bin/pip download -q --no-deps -d /
 
 "${build[@]}" --layers --timestamp "$(git log -1 --format=%ct)" \
   --build-arg "PYTHON_IMAGE=$base" --build-arg "REVISION=$(git rev-parse HEAD)" \
-  --target "$target" -t "localhost/iafvae:$target" .
+  --target "$target" -t "localhost/iafvae:$target" . || exit 78
 
 "${podman[@]}" images --format '{{.Repository}}:{{.Tag}} {{.Size}}' \
   --filter reference="$base" --filter reference="localhost/iafvae:$target"
