@@ -17,8 +17,9 @@ from rich.progress import Progress
 
 from model.config import require
 from model.conv_vae import ConvVae
+from service.engine.hardware import available_cores
 from training.data import ImageData, Split, drawn_pixels
-from training.evaluate.draws import Sums, latent_moments, nested_sums, noise_threads
+from training.evaluate.draws import Sums, latent_moments, nested_sums
 from training.evaluate.evaluate import (
     MEMORY_GIB,
     active_units,
@@ -105,7 +106,8 @@ def measure_bound(
     partial = Partial(folder, "bound", key, count="iw")
     progress = progress or Progress(disable=True)
     task = progress.add_task("bound", total=len(pixels), completed=partial.done)
-    with partial.kept(), ThreadPoolExecutor(noise_threads()) as threads:
+    # torch draws one generator's numbers with one thread.
+    with partial.kept(), ThreadPoolExecutor(available_cores()) as threads:
         while partial.done < len(pixels):
             partial.add(_part(subject.scorer, pixels, partial.done, plan, memory_gib, threads))
             progress.update(task, completed=partial.done)

@@ -5,7 +5,6 @@ the same whatever larger K they are part of: `nested_sums` gives those of severa
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -18,15 +17,10 @@ from torch import Tensor
 
 from training.evaluate.scorers import Scorer, Scores
 
-__all__ = ["NOISE_BLOCK", "Sums", "latent_moments", "nested_sums", "noise_threads"]
+__all__ = ["NOISE_BLOCK", "Sums", "latent_moments", "nested_sums"]
 
 NOISE_BLOCK = 16  # draws made at once: torch.randn fills in sixteens
 LOGARITHMS = {"log_w", "log_w2"}
-
-
-def noise_threads() -> int:
-    """How many threads make noise: torch draws one generator's numbers with one."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def _noise(

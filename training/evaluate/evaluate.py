@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from model.contract import DensityModel
+from service.engine.hardware import available_cores
 from training.data import ImageData, drawn_pixels
 from training.errors import EvaluationError
-from training.evaluate.draws import NOISE_BLOCK, Sums, latent_moments, nested_sums, noise_threads
+from training.evaluate.draws import NOISE_BLOCK, Sums, latent_moments, nested_sums
 from training.evaluate.report import Estimate, EvaluationReport
 from training.evaluate.scorers import Facts, ModelScorer, Scorer
 
@@ -135,7 +136,8 @@ def evaluate_images(
     progress = progress or Progress(disable=True)
     task = progress.add_task("evaluating", total=len(pixels))
     kept, moments = [], []
-    with ThreadPoolExecutor(noise_threads()) as threads:
+    # torch draws one generator's numbers with one thread.
+    with ThreadPoolExecutor(available_cores()) as threads:
         for first in range(0, len(pixels), batch_size):
             batch = pixels[first : first + batch_size]
             sums = nested_sums(
