@@ -60,6 +60,11 @@ class RecipeOptions:
         "--flips/--no-flips",
         show_default=False,
     )
+    distorted: float | None = option(
+        None,
+        "Turn, stretch and slant this share of the training images a little, drawn anew at each "
+        "presentation, where a model learns its images by heart: 0 (none) to 1 (0).",
+    )
     likelihood: str | None = option(
         None, "bernoulli (binary), discretized_logistic or logistic_mixture (8-bit)."
     )
@@ -110,8 +115,8 @@ class RecipeOptions:
     resume: bool = option(
         False,
         "Go on with the run in --out, as it was configured; only --epochs, --learning-rate, "
-        "--decay-fraction and --importance-samples may differ, the number of processes, and with "
-        "--data the place of a folder that was moved.",
+        "--decay-fraction, --distorted and --importance-samples may differ, the number of "
+        "processes, and with --data the place of a folder that was moved.",
         "--resume",
     )
 

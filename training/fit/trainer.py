@@ -162,9 +162,10 @@ class Trainer:
         """Gradients of the step's loss; gives `[3]`: loss, ELBO and KL, means in nats."""
         config, pixels = self.config, self.batches.at(self.step)
         generator = step_generator(self.backend.device, config.train.seed, STREAM_TRAIN, self.step)
-        flips = config.data.horizontal_flips
         # The numbers of the whole batch are drawn once, and each micro-batch takes its rows.
-        x = self.backend.layout(presented(self.model, pixels, generator, flips=flips))
+        flips, distorted = config.data.horizontal_flips, config.data.distorted
+        shown = presented(self.model, pixels, generator, flips=flips, distorted=distorted)
+        x = self.backend.layout(shown)
         eps = self._noise(len(pixels), generator)
         weight = kl_weight_at(config.train, self.step, self.steps_per_epoch)
         parts = [

@@ -30,9 +30,10 @@ CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
 PUT_BACK = "put back the one that `fit` wrote"
 DATA_DIR_FILE = ".data-dir"  # of this machine alone: no copy or bundle of the run has it
-# How long a run is, how high its rate and when it falls, and how tight its bound is may be thought
-# over while it goes on.
+# How long a run is, how high its rate and when it falls, how tight its bound is and what its images
+# go through may be thought over while it goes on.
 MAY_CHANGE = {
+    "data.distorted",
     "train.epochs",
     "train.importance_samples",
     "optim.learning_rate",

@@ -22,6 +22,7 @@ OPTIONS = {
     "--likelihood": ("model", "likelihood"),
     "--size": ("data", "size"),
     "--channels": ("data", "channels"),
+    "--distorted": ("data", "distorted"),
     "--epochs": ("train", "epochs"),
     "--batch-size": ("optim", "batch_size"),
     "--accumulate": ("optim", "accumulate"),

@@ -1,4 +1,4 @@
-"""What a step shows: mirrored images are mirrored whole, and half of them, and always the same."""
+"""What a step shows: images mirrored or distorted whole, as many as said, and always the same."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from model import build_model
 from model.config import ConvVaeConfig
 from training.config import DataConfig, OptimConfig, RunConfig, Runtime
 from training.data import ImageData
+from training.fit import batches as batches_module
 from training.fit.batches import Batches, noise, presented, step_generator
 from training.fit.trainer import Trainer
 
@@ -35,8 +36,8 @@ def pixels():
     return torch.from_numpy(rng.integers(0, 256, (2000, 1, 4, 6), np.uint8))
 
 
-def shown(model, pixels, step, *, flips):
-    return presented(model, pixels, step_generator(CPU, 7, 0, step), flips=flips)
+def shown(model, pixels, step, **changes):
+    return presented(model, pixels, step_generator(CPU, 7, 0, step), **changes)
 
 
 def test_every_image_is_shown_as_it_is_or_mirrored(grey, pixels):
@@ -62,6 +63,54 @@ def test_mirrored_digits_are_binarised_as_mirrored():
     assert abs(left.mean().item() - 0.5) < 4 * 0.5 / np.sqrt(4000)
 
 
+def test_a_share_of_the_images_is_distorted(grey, pixels):
+    plain = shown(grey, pixels, 3)
+    found = shown(grey, pixels, 3, distorted=0.3)
+    changed = (found != plain).flatten(1).any(dim=1)
+    assert abs(changed.float().mean().item() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 2000)
+    assert torch.equal(found, shown(grey, pixels, 3, distorted=0.3))
+    assert not torch.equal(found, shown(grey, pixels, 4, distorted=0.3))
+
+
+def moments(images):
+    """Of bright shapes `[N, H, W]`: area, centre `[2, N]`, covariance `[N, 2, 2]` of (x, y)."""
+    height, width = images.shape[1:]
+    y, x = np.mgrid[:height, :width] + 0.5
+    area = images.sum((1, 2))
+    places = np.stack([(images * axis).sum((1, 2)) / area for axis in (x, y)])
+    away = [axis - place[:, None, None] for axis, place in zip((x, y), places, strict=True)]
+    spread = [[(images * a * b).sum((1, 2)) / area for a in away] for b in away]
+    return area, places, np.moveaxis(np.array(spread), 2, 0)
+
+
+@pytest.mark.parametrize("part", range(4), ids=["turned", "wider", "higher", "slanted"])
+def test_distortions_are_those_of_the_shape_that_is_seen(monkeypatch, part):
+    """Also where images are not square: by the moments of a bar, which is not drawn by torch."""
+    most = batches_module.DISTORTIONS[part]
+    alone = tuple(most * (k == part) for k in range(4))
+    monkeypatch.setattr(batches_module, "DISTORTIONS", alone)
+    bar = torch.zeros(400, 1, 40, 64, dtype=torch.uint8)
+    bar[:, :, 17:23, 22:42] = 200
+    before = moments(bar[:1, 0].double().numpy())
+    found = batches_module._distorted(bar, 1.0, 1.0, step_generator(CPU, 0, 0, 1))
+    area, places, spread = moments(found[:, 0].double().numpy())
+    assert np.abs(places - before[1]).max() < 0.1  # pixels
+    angle = 0.5 * np.arctan2(2 * spread[:, 0, 1], spread[:, 0, 0] - spread[:, 1, 1])
+    sides = np.sqrt(spread[:, [0, 1], [0, 1]] / before[2][0, [0, 1], [0, 1]])
+    within = {"rtol": 0.03, "atol": 0.02}
+    if part == 0:
+        np.testing.assert_allclose([angle.min(), angle.max()], [-most, most], **within)
+        np.testing.assert_allclose(area / before[0], 1, **within)
+    elif part == 3:
+        np.testing.assert_allclose(area / before[0], 1, **within)
+        assert 0.01 < np.abs(angle).max() < most
+    else:
+        range_ = [1 / (1 + most), 1 / (1 - most)]
+        stretched, other = sides[:, part - 1], sides[:, 2 - part]
+        np.testing.assert_allclose([stretched.min(), stretched.max()], range_, **within)
+        np.testing.assert_allclose(other, 1, **within)
+
+
 def test_noise_depends_on_a_rows_place_in_the_whole_batch_alone(grey):
     whole = noise(grey, 8, step_generator(CPU, 1, 0, 5))
     again = noise(grey, 8, step_generator(CPU, 1, 0, 5))
@@ -71,20 +120,22 @@ def test_noise_depends_on_a_rows_place_in_the_whole_batch_alone(grey):
 
 
 @pytest.mark.parametrize("flips", [False, True])
-def test_a_training_mirrors_where_it_is_told_to(grey, flips):
+@pytest.mark.parametrize("distorted", [0.0, 1.0])
+def test_a_training_shows_images_as_it_is_told_to(grey, flips, distorted):
     half = np.zeros((32, 1, 4, 6), np.uint8)
     half[..., :3] = 255
     config = RunConfig(
         model=grey.config,
         optim=OptimConfig(batch_size=32, warmup_steps=0),
-        data=DataConfig(name="halves", horizontal_flips=flips),
+        data=DataConfig(name="halves", horizontal_flips=flips, distorted=distorted),
     )
     runtime = Runtime(device="cpu", compile="off", bf16="off", threads=1)
     run = Trainer(config, runtime, ImageData(half, "halves", "train"))
     forward, seen = run.forward, []
     run.forward = lambda x, eps: seen.append(x) or forward(x, eps)
     run.train_step()
-    mirrored = seen[0][:, 0, 0, 0] == 0
+    assert (len(seen[0][:, 0, 0].unique()) > 2) == bool(distorted)
+    mirrored = seen[0][:, 0, 0, 0] < seen[0][:, 0, 0, 5]
     assert mirrored.any() == flips
     assert not mirrored.all()
 

@@ -23,6 +23,7 @@ CHANGED = {
     "likelihood": "discretized_logistic",
     "size": (9, 8),
     "channels": 3,
+    "distorted": 0.25,
     "epochs": 7,
     "batch_size": 16,
     "accumulate": 2,
