@@ -4,6 +4,7 @@ import onnx
 
 from training.export.passes.blocks import in_blocks
 from training.export.passes.plain import pixels_as_floats
+from training.export.passes.planes import in_planes
 from training.export.passes.vectors import in_vectors
 from training.export.passes.widths import steady_sums, widen
 
@@ -24,5 +25,6 @@ def for_cpu(proto: onnx.ModelProto) -> None:
     """What ONNX Runtime's CPU provider computes fastest, with rows independent of their batch."""
     widen(proto)
     steady_sums(proto)
+    in_planes(proto)
     in_blocks(proto)
     in_vectors(proto)
