@@ -173,7 +173,8 @@ def write_tiny_bundle(
     latent: LatentSpec = LATENT,
     **changes: Any,
 ) -> Bundle:
-    """Write the tiny bundle; `changes` replace fields of its manifest."""
+    """Write the tiny bundle; `changes` replace fields of its manifest, ``calibration=None`` leaves
+    it out."""
     model = model or TinyModel.create()
     blob, layout = _pack(model)
     contents = {
@@ -184,6 +185,10 @@ def write_tiny_bundle(
     }
     for operation in OPERATIONS:
         contents[f"{operation}.onnx"] = _graph(operation, model, layout, latent).SerializeToString()
+    if changes.get("calibration", ...) is None:
+        del contents["calibration.npz"]
+        scoring = {"default_importance_samples": 16, "default_seed": 0, "alpha": 0.01}
+        changes["scoring"] = {**scoring, "calibrated_importance_samples": []}
     listed = [
         {"name": k, "dtype": "float32", "shape": list(model.weights[k].shape)}
         | {"offset": offset, "length": length}

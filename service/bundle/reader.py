@@ -100,6 +100,8 @@ def load_bundle(path: Path | str) -> Bundle:
             zlib.ZLIB_RUNTIME_VERSION,
         )
         reference = replace(reference, distances={})
+        scoring = manifest.scoring.model_copy(update={"calibrated_importance_samples": ()})
+        manifest = manifest.model_copy(update={"scoring": scoring})
     return Bundle(path=path, manifest=manifest, hash=digest, reference=reference, canaries=canaries)
 
 

@@ -216,7 +216,7 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{manifest.parameters:,} ({manifest.precision}, opset {manifest.opset})"
     samples = ", ".join(map(str, manifest.scoring.calibrated_importance_samples))
     known = manifest.calibration
-    yield "calibrated", f"K = {samples} on {known.images} images" if known else "not"
+    yield "calibrated", f"K = {samples} on {known.images} images" if known and samples else "not"
     for figure in manifest.evaluation:
         value = f"{figure.value_nats:.2f} ± {figure.standard_error_nats:.2f} nats"
         where = f"{figure.bits_per_dim:.4f} bits/dim on {figure.images} {figure.split} images"

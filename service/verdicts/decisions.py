@@ -12,8 +12,8 @@ from service.verdicts.conformal import discoveries, possible_discoveries
 __all__ = ["REASONS", "alpha_reachable", "decide", "discovered", "fdr_notes"]
 
 REASONS = {
-    "not_calibrated": "this number of importance samples has no calibration, so nothing says how "
-    "usual a score is: leave K out, or take one that was calibrated",
+    "not_calibrated": "the model, or this number of importance samples, has no calibration, so "
+    "nothing says how usual a score is: GET /v1/models lists what has one",
     "non_finite": "an estimate or a statistic is no number",
     "alpha_too_small": "too few calibration images for a p-value as small as alpha: ask with a "
     "larger alpha, or calibrate on more",

@@ -161,11 +161,12 @@ function about({ manifest, bundle }) {
   $("description").textContent = manifest.description;
   $("cannot").textContent = cannotDo(manifest);
   const { image, latent, scoring, calibration } = manifest;
+  const calibrated = scoring.calibrated_importance_samples;
   const facts = [
     ["Images", `${image.channels} × ${image.height} × ${image.width}, ${image.levels} levels, ${manifest.likelihood.kind.replace("_", " ")} likelihood`],
     ["Latents", `${latent.dim}: ${latent.groups.map((g) => `${g.name} ${g.channels}×${g.height}×${g.width}`).join(", ")}`],
     ["Parameters", manifest.parameters.toLocaleString("en")],
-    ["Calibration", calibration ? `${calibration.images} images, K = ${scoring.calibrated_importance_samples.join(", ")}` : "none"],
+    ["Calibration", calibrated.length ? `${calibration.images} images, K = ${calibrated.join(", ")}` : "none"],
     ["License", manifest.license],
     ["Bundle", bundle],
   ];

@@ -12,7 +12,7 @@ const OWN = "A verdict on photos of your own takes a model of them: iafvae-train
 const PATIENCE_MS = 1000; // after which what is shown of the image before is taken away
 
 const REASONS = {
-  not_calibrated: "this K was not calibrated",
+  not_calibrated: "the model, or this K, has no calibration",
   non_finite: "an estimate is no number",
   alpha_too_small: "calibration has too few images for an alpha so small",
   altered: "it was resized or converted, calibration images were not",
@@ -24,13 +24,15 @@ export const alpha = () => state.alphas[Number($("alpha").value)];
 export async function chooseScoring({ manifest }, words) {
   const { calibration, scoring } = manifest;
   const kept = remembered("k");
-  $("k").replaceChildren(...scoring.calibrated_importance_samples.map((k) => el("option", { value: k }, k)));
-  $("k").value = scoring.calibrated_importance_samples.includes(Number(kept)) ? kept : scoring.default_importance_samples;
+  const calibrated = scoring.calibrated_importance_samples;
+  const ks = calibrated.length ? calibrated : [scoring.default_importance_samples];
+  $("k").replaceChildren(...ks.map((k) => el("option", { value: k }, k)));
+  $("k").value = ks.includes(Number(kept)) ? kept : scoring.default_importance_samples;
   const wanted = Number(remembered("alpha")) || scoring.alpha;
   state.alphas = alphas(calibration?.images ?? 1e4, [scoring.alpha, wanted]);
   const nearest = state.alphas.findLastIndex((value) => value <= wanted);
   Object.assign($("alpha"), { max: state.alphas.length - 1, value: Math.max(0, nearest) });
-  $("judged").hidden = !calibration;
+  $("judged").hidden = !calibrated.length;
   state.distances.clear();
   nothing(words);
   await chooseDistances();
@@ -39,7 +41,7 @@ export async function chooseScoring({ manifest }, words) {
 // The histogram is of the chosen K.
 export async function chooseDistances() {
   const k = Number($("k").value);
-  if (state.model.manifest.calibration && !state.distances.has(k)) {
+  if (state.model.manifest.scoring.calibrated_importance_samples.includes(k) && !state.distances.has(k)) {
     const { name, version } = state.model;
     const path = `v1/models/${encodeURIComponent(name)}/versions/${encodeURIComponent(version)}/calibration`;
     state.distances.set(k, (await getJson(`${path}?importance_samples=${k}`)).distances);
@@ -189,7 +191,10 @@ function showEvidence(evidence) {
   $("more-evidence").replaceChildren(...rows.slice(SHOWN));
   $("others").textContent = `The other ${Math.max(0, rows.length - SHOWN)} parts`;
   $("others-box").hidden = rows.length <= SHOWN;
-  $("evidence-box").hidden = rows.length === 0;
+  // Without calibration there are the numbers alone.
+  $("evidence-head").hidden = rows.length === 0;
+  $("numbers-box").open ||= rows.length === 0;
+  $("evidence-box").hidden = false;
 }
 
 // Deviations `[H W]` over the image: red is brighter than expected, blue darker.

@@ -329,6 +329,25 @@ def test_another_model_judges_the_same_image_and_shows_nothing_of_the_one_before
     assert page.inner_text("#seen-caption") == "your file, fitted"
 
 
+def test_a_model_without_calibration_scores_all_the_same(page, launch, tiny, tmp_path):
+    keys = tmp_path / "keys"
+    append_line(keys, key_line(KEY, "ada"))
+    tiny.write_tiny_bundle(tmp_path / "models" / "tiny", calibration=None)
+    running = launch(IAFVAE_MODELS=str(tmp_path / "models"), IAFVAE_KEYS_FILE=str(keys))
+    try:
+        opened(page, running)
+        assert page.locator("#k option").all_inner_texts() == ["16"]
+        page.locator("#examples button").nth(1).click()
+        undecided = "No decision: the model, or this K, has no calibration"
+        said = page.locator("#verdict")
+        playwright.expect(said).to_have_text(undecided, timeout=PATIENCE)
+        assert page.locator("#judged").is_hidden()
+        assert "nats" in page.inner_text("#numbers")  # what is seen
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
 def test_a_photo_of_another_size_is_told_how_it_gets_a_verdict(page, two_models):
     opened(page, two_models)
     page.set_input_files("#file", files(np.full((1, 8, 8), 99)))

@@ -184,6 +184,7 @@ def test_verdicts_are_of_the_zlib_that_made_the_calibration(ladder, monkeypatch,
         monkeypatch.setattr(reader, "compressed_bytes", lambda x, by=much: compressed_bytes(x) - by)
         other = load_bundle(ladder.bundle.path)
         assert bool(other.reference.distances) == judged, much
+        assert bool(other.manifest.scoring.calibrated_importance_samples) == judged
     assert "Calibrate it here: iafvae-train calibrate" in caplog.text
     scores = asyncio.run(scored(Model.load(ladder.bundle.path, provider="cpu"), images))
     assert set(scores.status) == {"not_calibrated"}
