@@ -40,7 +40,7 @@ def caller_of(scope: Scope) -> tuple[str, str]:
     holder's of its key; without keys, its address, or of IPv6 its network of 64 bits.
     """
     host, port = scope.get("client") or ("", 0)
-    holder = scope["state"].get("caller") or (_network(host) if ":" in host else host)
+    holder = scope["state"].get("caller") or _network(host)
     return f"{holder}/{host}:{port}", holder
 
 
@@ -177,7 +177,7 @@ class Admission:
         if not self._by_address:
             return self._slots.held >= self._slots.capacity
         host = (scope.get("client") or ("",))[0]
-        host = _network(host) if ":" in host else host
+        host = _network(host)
         if not self._slots.take(host):
             return True
         # Its task enters after all that came in this turn of the event loop.

@@ -114,6 +114,8 @@ def read_keys(path: Path) -> dict[bytes, str]:
             )
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:  # which may be cut in the middle of a letter
+            raise KeyFileError(f"{path} has more than {MAX_FILE_BYTES} bytes")
         text = data.decode("utf-8-sig")  # Windows' editors begin with a mark
     except OSError as error:
         raise KeyFileError(
@@ -121,8 +123,6 @@ def read_keys(path: Path) -> dict[bytes, str]:
         ) from None
     except UnicodeDecodeError:
         raise KeyFileError(f"{path} is not text: write a line for each key") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise KeyFileError(f"{path} has more than {MAX_FILE_BYTES} bytes")
     keys: dict[bytes, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         fields = line.partition("#")[0].split()

@@ -119,6 +119,7 @@ GOOD = key_line("k", "ada")
         ("", "holds no keys"),
         ("# nobody\n", "holds no keys"),
         ("x" * (2**20 + 1), "more than"),
+        ("# " + "é" * 2**19, "more than"),  # cut in the middle of a letter
     ],
 )
 def test_a_bad_file_is_refused_by_its_line(tmp_path, text, words):
