@@ -25,7 +25,7 @@ from service.engine.padding import Buckets, Padding
 from service.engine.self_check import Each, canary_problem, invariant
 from service.errors import EngineFailure, IafvaeError
 
-__all__ = ["BatchTooLarge", "EngineBase"]
+__all__ = ["BatchTooLarge", "EngineBase", "is_out_of_memory"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,13 @@ OUT_OF_MEMORY = re.compile(
 )
 
 
-class BatchTooLarge(EngineFailure):
-    """There is no memory for a batch of so many rows; nothing is broken."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a runtime's error says that there is no memory, the host's or a device's."""
+    return isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)) is not None
+
+
+class BatchTooLarge(EngineFailure, MemoryError):  # noqa: N818 - named as its kind
+    """There is no memory for a batch of so many rows, or for its session; nothing is broken."""
 
 
 class EngineBase(ABC):
@@ -117,7 +122,8 @@ class EngineBase(ABC):
     def warm(self) -> None:
         """Make ready: known answers, a padding that keeps rows independent, every bucket.
 
-        Raises BundleError where the canaries' outputs are not reproduced on this machine.
+        Raises BundleError where the canaries' outputs are not reproduced on this machine, and
+        BatchTooLarge where there is no memory for them.
         """
         # An operation a thread, where that is quicker: making a session takes long, too.
         with ThreadPoolExecutor(available_cores() if self.concurrency else 1) as pool:
@@ -140,6 +146,8 @@ class EngineBase(ABC):
         try:
             got = self.run(operation, pad(graph, given, rows))
             problem = self.wrong_answer(operation, trim(graph, list(got.values()), sizes))
+        except BatchTooLarge:  # no fault of the bundle, and it may pass
+            raise
         except IafvaeError as error:
             problem = str(error)
         if problem:
@@ -174,6 +182,6 @@ class EngineBase(ABC):
 
     def fault(self, operation: str, error: Exception) -> IafvaeError:
         """What a failure of a run was: a batch that was too large, or rows that cannot be."""
-        if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+        if is_out_of_memory(error):
             return BatchTooLarge(f"out of memory in {operation}: {error}")
         return EngineFailure(f"{operation} failed: {error}")

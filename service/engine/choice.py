@@ -21,8 +21,9 @@ def make_engine(bundle: Bundle, options: EngineOptions) -> EngineBase:
     """The engine of `bundle`, warm.
 
     With ``auto`` a GPU is used where all of it works: where it does not, the reason is logged and
-    the CPU computes. Raises ProviderUnavailable where ``cuda`` is demanded and not there, and
-    BundleError where the graphs cannot be loaded or known answers are not reproduced.
+    the CPU computes. Raises ProviderUnavailable where ``cuda`` is demanded and not there,
+    BundleError where the graphs cannot be loaded or known answers are not reproduced, and
+    EngineFailure where there is no memory for it.
     """
     if options.provider == "cpu":
         return _warm(Engine(bundle, options))

@@ -37,7 +37,7 @@ import onnxruntime as ort
 
 from service.bundle import Bundle, BundleError
 from service.engine.arrays import Arrays
-from service.engine.base import EngineBase
+from service.engine.base import BatchTooLarge, EngineBase, is_out_of_memory
 from service.engine.hardware import cuda_driver_problem, library_problem
 from service.engine.options import EngineOptions, Form
 from service.engine.padding import Padding, RowBlocks
@@ -78,8 +78,8 @@ class Sessions:
 
         cuda: options of the CUDA provider, which then computes every node or there is no session;
         None for the CPU; shape: sizes of ``N`` and ``R`` where they are fixed. Raises BundleError
-        where the graph cannot be loaded so, and ProviderUnavailable where something else than
-        what was asked for would compute it.
+        where the graph cannot be loaded so, BatchTooLarge where there is no memory for it, and
+        ProviderUnavailable where something else than what was asked for would compute it.
         """
         graph = self._bundle.manifest.graphs[operation]
         file = graph.cpu if form == "cpu" else graph.portable
@@ -103,6 +103,8 @@ class Sessions:
                 model, options, providers=providers, enable_fallback=0
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common base
+            if is_out_of_memory(error):
+                raise BatchTooLarge(f"no memory for {file}: {error}") from error
             raise BundleError(
                 f"bundle {self._bundle.path}: {file}: ONNX Runtime {ort.__version__} cannot"
                 f" load it ({error}); export the bundle again"

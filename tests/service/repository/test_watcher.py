@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.engine import onnxruntime_engine
 from service.settings import SHIPPED_BUNDLE
 
 
@@ -105,6 +106,29 @@ def test_an_error_that_passes_is_said_once_and_the_bundle_tried_again(
     watched.looks()
     assert watched.loaded == {"a": "1.9.0", "b": "1.10.0"}
     assert watched.registry.failed == {}
+
+
+@pytest.mark.parametrize("fails", ["made", "run"])
+def test_a_bundle_that_finds_no_memory_is_tried_again(
+    watched, root, edition, put, monkeypatch, fails
+):
+    """On a GPU, as where another process has its memory for a while: ONNX Runtime says it in words,
+    when a session is made or when it computes."""
+
+    def full(*_, **__):
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 1073741824")
+
+    if fails == "made":
+        monkeypatch.setattr(onnxruntime_engine.ort, "InferenceSession", full)
+    else:
+        monkeypatch.setattr(onnxruntime_engine.Engine, "compute", full)
+    put(edition("1.10.0"), root / "b")
+    watched.looks(3)
+    assert "memory" in watched.registry.failed["b"]
+    assert "export" not in watched.registry.failed["b"], "it is no fault of the bundle"
+    monkeypatch.undo()
+    watched.looks()
+    assert watched.loaded == {"a": "1.9.0", "b": "1.10.0"}
 
 
 def test_a_served_bundle_that_is_overwritten_in_place_goes_on_answering(watched, root, edition):
