@@ -6,7 +6,8 @@ One file, one command: from a checkout, or where the service is installed (with 
 the `cuda` image as /opt/iafvae/gpu_check.py). Training is checked where torch and `training` are.
 A table, JSON where it is asked for, and exit code 0 where everything that is judged holds, 1 where
 something does not, 3 where the time was over first. No section stops another one: each has a
-process of its own, since what breaks a device stays with the process that did it.
+process of its own, since what breaks a device stays with the process that did it, and half of the
+time that is left, since what hangs would take all of it.
 
 `--provider cpu` goes the same ways without a GPU: a rehearsal, whose figures are judged by
 rightness alone. It is part of the tests; no GPU has run this file yet.
@@ -16,12 +17,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import http.client
 import importlib.util
 import json
 import os
 import platform
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -54,6 +57,7 @@ from service.settings import SHIPPED_MODELS
 SERVED, TRAINED = 0.9, 0.35  # of the bare graph; of the bfloat16 peak
 CLIENTS = 8
 OUT_OF_MEMORY = RuntimeError("Failed to allocate memory for requested buffer of size 1 (injected)")
+GROUPS = hasattr(os, "killpg")
 Arrays = dict[str, np.ndarray]
 # Takes what memory a device has, in pieces of these sizes, and holds it.
 HOG = """
@@ -96,7 +100,11 @@ class Check:
         self.gpu = self.options.provider == "cuda"
         # Asking also loads CUDA's libraries, which every section needs.
         self.problem = gpu_problem(self.options.device) if self.gpu else None
-        self.bundles = [load_bundle(path) for path in self.options.bundles]
+
+    @functools.cached_property
+    def bundles(self) -> list[Bundle]:
+        """Those that are asked for; one that cannot be read is a finding of who needs it."""
+        return [load_bundle(path) for path in self.options.bundles]
 
     def found(self, what: str, value: object, wanted: str = "", good: bool | None = None) -> None:
         """Keep and print a finding."""
@@ -637,21 +645,41 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def apart(check: Check, name: str, given: list[str]) -> int:
-    """A section in a process of its own; gives its exit code."""
+def apart(check: Check, name: str, given: list[str], share: float) -> int:
+    """A section in a process of its own, which has so much of the time that is left; gives its
+    exit code. What it leaves behind is ended: a service, or who holds a device's memory."""
+    ends = time.monotonic() + share * (check.ends - time.monotonic())
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         out = Path(folder) / "found.json"
-        minutes = (check.ends - time.monotonic() - 3) / 60  # it ends its own children first
+        minutes = (ends - time.monotonic() - 3) / 60  # it ends its own children first
         own = ["--only", name, "--minutes", f"{minutes:.4f}", "--json", str(out)]
-        child = subprocess.Popen([sys.executable, __file__, *given, *own])
+        command = [sys.executable, __file__, *given, *own]
+        child = subprocess.Popen(command, process_group=0 if GROUPS else -1)
         check.children.append(child)
-        code = child.wait()
-        if out.exists():
+        try:
+            code = child.wait(max(0.0, ends - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            code = 3  # it hangs where its own timer does not run either
+        finally:
+            end(child)  # not waited for: what hangs in a driver may not even die
+        try:
             check.rows += [Row(**row) for row in json.loads(out.read_text())["findings"]]
-    if code in {0, 1, 3}:
-        return code
-    check.found("could not be checked", f"its process ended with {code}", good=False)
-    return 1
+        except (OSError, ValueError):
+            what = "out of time" if code == 3 else "could not be checked"
+            check.found(what, f"its process ended with {code}", good=False)
+            return max(code, 1)
+    if code not in {0, 1, 3}:  # it had written all, and ended badly nevertheless
+        check.found("could not be checked", f"its process ended with {code}", good=False)
+        return 1
+    return code
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """Kill a process, and those of its group where it has one."""
+    if GROUPS:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    child.kill()
 
 
 def here(check: Check, name: str) -> int:
@@ -689,7 +717,7 @@ def main(given: list[str] | None = None) -> int:
         try:
             check.found("out of time", f"{check.options.minutes:g} minutes", "", good=False)
             for child in check.children:
-                child.kill()
+                end(child)
             written(check, 3)
         finally:
             os._exit(3)  # whatever hangs
@@ -700,7 +728,8 @@ def main(given: list[str] | None = None) -> int:
     alone, code = len(check.options.only) == 1, 0
     for name in check.options.only:
         check.section = name
-        code = max(code, here(check, name) if alone else apart(check, name, given))
+        share = 1.0 if name == check.options.only[-1] else 0.5  # the others are to have some, too
+        code = max(code, here(check, name) if alone else apart(check, name, given, share))
     watch.cancel()
     return written(check, code)
 

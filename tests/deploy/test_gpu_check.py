@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from service.engine.hardware import cuda_driver_problem
@@ -66,26 +68,69 @@ def test_what_is_judged_without_a_gpu_too(rehearsal, section, what):
     assert finding["good"] is True
 
 
-@pytest.mark.parametrize(
-    ("fault", "told"),
-    [
-        ("raise RuntimeError('no such device')", "RuntimeError: no such device"),
-        ("os.kill(os.getpid(), 9)", "its process ended with -9"),
-    ],
-)
-def test_a_section_that_fails_stops_no_other(
-    check, tmp_path, tiny_bundle, monkeypatch, fault, told
-):
-    """Nor one whose process dies, as of a fault in a library."""
+def break_parity(check, tmp_path, monkeypatch, fault):
+    """Have the section `parity` do something else."""
     broken, head = tmp_path / "broken.py", "def parity(check: Check) -> None:\n"
     text = FILE.read_text()
     broken.write_text(text.replace("SECTIONS: dict", f"{head}    {fault}\n\n\nSECTIONS: dict"))
     monkeypatch.setattr(check, "__file__", str(broken))
     monkeypatch.setenv("PYTHONPATH", str(FILE.parents[1]))
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("raise RuntimeError('no such device')", "RuntimeError: no such device"),
+        ("os.kill(os.getpid(), 9)", "its process ended with -9"),
+        ("os._exit(1)", "its process ended with 1"),
+    ],
+)
+def test_a_section_that_fails_stops_no_other(
+    check, tmp_path, tiny_bundle, monkeypatch, fault, told
+):
+    """Nor one whose process dies, as of a fault in a library, with or without a word."""
+    break_parity(check, tmp_path, monkeypatch, fault)
     code, findings = ran(check, tmp_path, tiny_bundle, "--only", "machine", "parity", "placement")
     assert code == 1
     assert [f["value"] for f in findings if f["good"] is False] == [told]
     assert {f["section"] for f in findings} == {"machine", "parity", "placement"}
+
+
+def test_a_section_that_dies_leaves_nobody_behind(check, tmp_path, tiny_bundle, monkeypatch):
+    """A service of its own, or who holds the device's memory, would spoil the next ones."""
+    number = tmp_path / "pid"
+    leave = "p = subprocess.Popen(['sleep', '600']); "
+    note = f"Path({str(number)!r}).write_text(str(p.pid)); os.kill(os.getpid(), 9)"
+    break_parity(check, tmp_path, monkeypatch, leave + note)
+    ran(check, tmp_path, tiny_bundle, "--only", "parity", "machine")
+    with contextlib.suppress(psutil.NoSuchProcess):  # where nobody collects the dead it stays
+        assert psutil.Process(int(number.read_text())).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_section_that_hangs_leaves_time_to_the_others(check, tmp_path, tiny_bundle, monkeypatch):
+    """Also where its own timer does not run, as in a call of a library that does not come back."""
+    broken = break_parity(check, tmp_path, monkeypatch, "os.kill(os.getpid(), signal.SIGSTOP)")
+    out = tmp_path / "found.json"
+    command = [sys.executable, str(broken), "--provider", "cpu", "--bundles", str(tiny_bundle)]
+    done = subprocess.run(
+        [*command, "--minutes", "0.6", "--json", str(out), "--only", "parity", "machine"],
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    findings = json.loads(out.read_text())["findings"]
+    assert [f["what"] for f in findings if f["section"] == "parity"] == ["out of time"]
+    assert "machine" in {f["section"] for f in findings}
+
+
+def test_a_bundle_that_cannot_be_read_is_a_finding_of_who_needs_it(check, tmp_path):
+    code, findings = ran(check, tmp_path, tmp_path / "none", "--only", "machine", "placement")
+    assert code == 1
+    (bad,) = [f for f in findings if f["good"] is False]
+    assert bad["section"] == "placement"
+    assert "BundleError" in bad["value"]
 
 
 def test_a_wrong_answer_is_found(check, tmp_path, tiny_bundle, monkeypatch):
