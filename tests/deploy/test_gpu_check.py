@@ -201,6 +201,39 @@ def test_without_a_gpu_the_reason_is_told(check, tmp_path, tiny_bundle):
     assert len(reasons) == 2, "placement was tried nevertheless"
 
 
+FULL = """
+import os, onnxruntime
+
+made = onnxruntime.InferenceSession
+
+def scarce(*given, **named):
+    if os.path.exists({file!r}):
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 1073741824")
+    return made(*given, **named)
+
+onnxruntime.InferenceSession = scarce
+"""
+
+
+def test_a_version_for_which_there_is_no_room_is_met(check, tmp_path, tiny_bundle, monkeypatch):
+    """What a full device does, injected: the service refuses it, goes on, and takes it later."""
+    full = tmp_path / "full"
+    (tmp_path / "sitecustomize.py").write_text(FULL.format(file=str(full)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    @contextlib.contextmanager
+    def crowd(_):
+        full.touch()
+        yield
+        full.unlink()
+
+    monkeypatch.setattr(check, "crowd", crowd)
+    made = check.Check(check.arguments(["--provider", "cpu", "--bundles", str(tiny_bundle)]))
+    with check.Server(made, made.bundles[0]) as server:
+        found = server.crowded_under_load(made, 8)
+    assert found == ("no room, then swapped, 0 refused", "swapped", True)
+
+
 @pytest.mark.parametrize("sections", [["speed"], ["machine", "speed"]])
 def test_it_ends_within_its_minutes(tmp_path, tiny_bundle, sections):
     out = tmp_path / "found.json"
