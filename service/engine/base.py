@@ -131,8 +131,8 @@ class EngineBase(ABC):
             self.padding, self.invariant = self.choose_padding(pool.map)
         if not isinstance(self.padding, Buckets):
             return
-        # Every shape that will be met, the largest first: its memory then holds all others. Each
-        # has plans of its own, and gives the known answer too.
+        # Every shape that will be met, the largest first: where they share memory (on the host) it
+        # then holds all others. Each has plans of its own, and gives the known answer too.
         for operation, graph in self.bundle.manifest.graphs.items():
             for sizes in self.padding.shapes({str(tensor.shape[0]) for tensor in graph.inputs}):
                 self.run(operation, zeros(graph, sizes))

@@ -1,10 +1,10 @@
 """The engine on one GPU, through ONNX Runtime's CUDA provider. No GPU has run it yet:
 `deploy/gpu_check.py` is the command that shows it on one.
 
-One thread owns the device: CUDA's libraries keep handles and workspaces for each thread that ever
-ran. Batches are padded to few bucket sizes. Each bucket of each operation has a session whose
-sizes are fixed, so that cuDNN plans once and every node is the device's, and inputs and outputs
-that stay where they are on it; all of them are warmed before the first request.
+One thread of an engine touches the device: CUDA's libraries keep handles and workspaces for each
+thread that ever ran. Batches are padded to few bucket sizes. Each bucket of each operation has a
+session whose sizes are fixed, so that cuDNN plans once and every node is the device's, and inputs
+and outputs that stay where they are on it; all of them are warmed before the first request.
 
 What is computed is float32 and the same from run to run: TF32 is off, and known answers are
 compared in every bucket so closely that it would be noticed; deterministic kernels are asked for
@@ -94,7 +94,7 @@ class CudaEngine(EngineBase):
         return problem or float32_problem(got, self.bundle.canaries[operation]["out"])
 
     def compute(self, operation: str, feed: Arrays, shape: Mapping[str, int]) -> list[NDArray[Any]]:
-        """Outputs of `operation`, computed by the thread that owns the device."""
+        """Outputs of `operation`, computed by the thread that touches the device."""
         return self._owner.submit(self._compute, operation, feed, shape).result()
 
     def warm(self) -> None:
