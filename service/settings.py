@@ -54,13 +54,14 @@ PATH_PREFIX = r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+/?"
 Count = Annotated[int, Field(ge=1)]
 YEAR = 365 * 24 * 3600.0  # seconds: above it clocks and timers overflow
 Seconds = Annotated[float, Field(ge=0, le=YEAR, allow_inf_nan=False)]
-# Limits of which the first cannot be above the second: no request would ever reach it.
+# Limits of which the first cannot be above the second: nothing would ever reach it.
 NESTED = (
     ("max_rows", "max_queue_rows"),
     ("max_body_bytes", "max_buffered_bytes"),
     ("max_image_pixels", "max_total_pixels"),
     ("max_n", "max_stream_n"),
     ("max_importance_samples", "max_rows"),
+    ("gpu_bucket", "max_batch_rows"),
 )
 ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.:\[\]_-]+")
 
@@ -214,7 +215,7 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for small, large in NESTED:
-            if (value := getattr(self, small)) > (most := getattr(self, large)):
+            if (value := getattr(self, small) or 0) > (most := getattr(self, large)):
                 raise ValueError(
                     f"{PREFIX}{small.upper()} ({value}) is above {PREFIX}{large.upper()} ({most}); "
                     "lower the first"

@@ -53,6 +53,7 @@ def test_empty_is_absent(monkeypatch):
         ("IAFVAE_MAX_BUFFERED_BYTES", "5", "above IAFVAE_MAX_BUFFERED_BYTES"),
         ("IAFVAE_MAX_TOTAL_PIXELS", "5", "above IAFVAE_MAX_TOTAL_PIXELS"),
         ("IAFVAE_MAX_IMPORTANCE_SAMPLES", "20000", "above IAFVAE_MAX_ROWS"),
+        ("IAFVAE_GPU_BUCKET", "512", "above IAFVAE_MAX_BATCH_ROWS"),
     ],
 )
 def test_what_is_wrong_is_named(monkeypatch, name, value, message):
