@@ -184,7 +184,7 @@ def _fetch(store: ObjectStore, url: str, name: str, file: Path, sha256: str, siz
 def _store(url: str, *, create: bool = False) -> ObjectStore:
     try:
         from obstore.exceptions import BaseError
-        from obstore.store import from_url
+        from obstore.store import HTTPStore, from_url
     except ImportError:
         raise BundleError(
             "bundles elsewhere need obstore: pip install '.[remote]' -c constraints.txt"
@@ -194,8 +194,10 @@ def _store(url: str, *, create: bool = False) -> ObjectStore:
     if create and url.startswith("file:"):
         options["mkdir"] = True
     place, mark, query = url.partition("?")
+    # Of https `from_url` makes stores of S3 and Azure, which want credentials and drop a query.
+    opened = HTTPStore.from_url if re.match("https?:", url, re.IGNORECASE) else from_url
     try:  # the name of a file is added with a slash: "//" is another place to most servers
-        store: ObjectStore = from_url(place.rstrip("/") + mark + query, **options)
+        store: ObjectStore = opened(place.rstrip("/") + mark + query, **options)
         return store
     except (BaseError, ValueError) as error:
         raise _failed(url, "is no place for bundles", error) from None
