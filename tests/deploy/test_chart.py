@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -228,6 +229,21 @@ def test_a_new_key_opens_the_service_it_was_made_for(chart, tmp_path, release):
     authorization = f"Bearer {secret['stringData']['key']}".encode()
     holder = KeyFile(file).holder(authorization)
     assert holder == found["Service"]["metadata"]["name"] != "admin"
+
+
+def test_an_upgrade_keeps_the_key_that_is_there(tmp_path):
+    """Without a cluster `lookup` finds nothing: here it finds a Secret."""
+    shutil.copytree(CHART, tmp_path / "iafvae")
+    template = tmp_path / "iafvae" / "templates" / "access.yaml"
+    asked = 'lookup "v1" "Secret" .Release.Namespace $name'
+    there = 'dict "data" (dict "key" "a2V5" "keys.txt" "bGluZQ==")'
+    assert asked in template.read_text()
+    template.write_text(template.read_text().replace(asked, there))
+    with helm.Chart.load(tmp_path / "iafvae") as chart:
+        secret = documents(chart, {"keys": {"create": True}})["Secret"]
+    assert secret["data"] == {"key": "a2V5", "keys.txt": "bGluZQ=="}
+    assert "stringData" not in secret
+    kubernetes_validate.validate(secret, KUBERNETES, strict=True)
 
 
 def test_monitoring_is_the_files_that_are_tested(chart):
