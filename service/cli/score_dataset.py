@@ -43,9 +43,20 @@ from service.operations.model import Model
 
 CALL_IMAGES = 256  # of one call of the model: bounds the memory of a worker
 JOB = "_job.json"
-COLUMNS = (*NUMBERS, "anomalous", "status")
 U8 = NDArray[np.uint8]
 Operation = Literal["score", "encode", "map"]
+BOX = {"left": pa.int64(), "top": pa.int64(), "side": pa.int64()}
+BOX |= {"deviations": pa.float64(), "p_value": pa.float64()}
+# Of every part, whatever is in it: readers of many files take the columns of the first.
+TYPES: dict[Operation, dict[str, pa.DataType]] = {
+    "score": {
+        **dict.fromkeys(NUMBERS, pa.float64()),
+        "anomalous": pa.bool_(),
+        "status": pa.string(),
+    },
+    "encode": {"latent": pa.list_(pa.float32())},
+    "map": {"map": pa.list_(pa.float32()), "largest_box": pa.struct(BOX)},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +167,11 @@ class Worker:
         columns = self.computed(np.array(images, np.uint8), np.array(altered)) if images else {}
         good = np.flatnonzero([error is None for error in errors])
         table = {"id": pa.array(names, pa.string()), "error": pa.array(errors, pa.string())}
-        for name, values in columns.items():
+        for name, kind in TYPES[self.options.operation].items():
             spread: list[Any] = [None] * len(names)
-            for at, value in zip(good, values, strict=True):
+            for at, value in zip(good, columns.get(name, ()), strict=True):
                 spread[at] = value
-            table[name] = pa.array(spread, from_pandas=True)
+            table[name] = pa.array(spread, kind, from_pandas=True)
         self.write(pa.table(table), row["name"])
         seconds = time.process_time() - began
         return {"images": len(names), "errors": len(names) - len(images), "seconds": seconds}
@@ -189,7 +200,7 @@ class Worker:
                         altered=altered[at : at + CALL_IMAGES],
                     )
                 )
-                found = {name: list(getattr(scores, name)) for name in COLUMNS}
+                found = {name: list(getattr(scores, name)) for name in TYPES["score"]}
             for name, values in found.items():
                 columns.setdefault(name, []).extend(values)
         return columns

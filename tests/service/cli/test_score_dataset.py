@@ -183,6 +183,28 @@ def test_maps_are_those_of_one_machine(pictures, tiny_bundle, model_bench, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("operation", "column"), [("score", "p_value"), ("encode", "latent"), ("map", "largest_box")]
+)
+def test_a_part_of_bad_images_alone_hides_no_columns_of_the_others(
+    operation, column, pictures, tiny_bundle, tmp_path
+):
+    """What reads a folder of Parquet takes the columns of its first file."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    (source / "a.png").write_bytes(b"no picture")
+    (source / "b.png").write_bytes((pictures / "000.png").read_bytes())
+    options = program.Options(bundle=str(tiny_bundle), operation=operation)
+    worker = program.Worker(options, str(source), str(out))
+    for row in program.unfinished(program.parts_of(str(source), 1), options, str(out)):
+        worker(row)
+    worker.loop.run(worker.model.stop())
+    worker.loop.close()
+    bad, good = pq.read_table(out).to_pylist()
+    assert (bad["error"] is None, bad[column] is None) == (False, True)
+    assert (good["error"] is None, good[column] is None) == (True, False)
+
+
+@pytest.mark.parametrize(
     ("wrong", "said"),
     [
         (("nowhere", "--bundle", "{bundle}", "--out", "out"), "nowhere"),
