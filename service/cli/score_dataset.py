@@ -103,11 +103,13 @@ def parts_of(source: str, images: int) -> list[dict[str, Any]]:
         )
     by_end = {end: [f for f in files if f.lower().endswith(end)] for end in (".parquet", ".tar")}
     if by_end[".parquet"]:
-        return [
-            {"parquet": file, "group": group}
-            for file in by_end[".parquet"]
-            for group in range(pq.ParquetFile(file, filesystem=system).num_row_groups)
-        ]
+        parts = list[dict[str, Any]]()
+        for file in by_end[".parquet"]:
+            table = pq.ParquetFile(file, filesystem=system)
+            if "image" not in table.schema_arrow.names:
+                raise InvalidInput(f"{file} has no column `image`")
+            parts += [{"parquet": file, "group": group} for group in range(table.num_row_groups)]
+        return parts
     if by_end[".tar"]:
         return [{"tar": file} for file in by_end[".tar"]]
     pictures = list(filter(is_picture, files))
@@ -115,7 +117,8 @@ def parts_of(source: str, images: int) -> list[dict[str, Any]]:
 
 
 def read_part(system: fs.FileSystem, part: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the images of `part`; a file that cannot be read is empty."""
+    """Names and contents of the images of `part`; a file that cannot be read is empty, and so is
+    one in place of what a broken tar shard does not give."""
     if "files" in part:
         for file in part["files"]:
             try:
@@ -124,11 +127,14 @@ def read_part(system: fs.FileSystem, part: dict[str, Any]) -> Iterator[tuple[str
             except OSError:
                 yield file, b""
     elif "tar" in part:
-        with system.open_input_file(part["tar"]) as stream, tarfile.open(fileobj=stream) as shard:
-            for member in shard:
-                if member.isfile() and is_picture(member.name) and is_shown(member.name):
-                    content = shard.extractfile(member)
-                    yield f"{part['tar']}/{member.name}", content.read() if content else b""
+        try:
+            with system.open_input_file(part["tar"]) as stream, tarfile.open(fileobj=stream) as tar:
+                for member in tar:
+                    if member.isfile() and is_picture(member.name) and is_shown(member.name):
+                        content = tar.extractfile(member)
+                        yield f"{part['tar']}/{member.name}", content.read() if content else b""
+        except tarfile.ReadError:
+            yield part["tar"], b""
     else:
         table = pq.ParquetFile(part["parquet"], filesystem=system).read_row_group(part["group"])
         rows = table.column("image").to_pylist()  # bytes, or {"bytes", "path"} as hubs have them

@@ -182,6 +182,35 @@ def test_maps_are_those_of_one_machine(pictures, tiny_bundle, model_bench, tmp_p
     assert found["013.png"]["map"] is None
 
 
+def test_a_shard_that_is_cut_off_is_a_row_with_an_error_after_what_it_has(
+    pictures, tiny_bundle, tmp_path
+):
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    shard = source / "a.tar"
+    with tarfile.open(shard, "w") as tar:
+        tar.add(pictures / "000.png", "000.png")
+        tar.add(pictures / "001.png", "001.png")
+        cut = tar.offset - 512  # within the second, of which each takes 1024 bytes
+    shard.write_bytes(shard.read_bytes()[:cut])
+    (source / "b.tar").write_bytes(b"no shard")
+    options = program.Options(bundle=str(tiny_bundle), importance_samples=1)
+    worker = program.Worker(options, str(source), str(out))
+    for row in program.unfinished(program.parts_of(str(source), 8), options, str(out)):
+        worker(row)
+    worker.loop.run(worker.model.stop())
+    worker.loop.close()
+    rows = {row["id"].rpartition("/")[2]: row for row in pq.read_table(out).to_pylist()}
+    assert {name for name, row in rows.items() if row["error"]} == {"a.tar", "b.tar"}
+    assert rows["000.png"]["log_likelihood_nats"] is not None
+
+
+def test_tables_without_images_are_refused_at_once(tmp_path):
+    pq.write_table(pa.table({"picture": [b""]}), tmp_path / "a.parquet")
+    with pytest.raises(InvalidInput, match="no column `image`"):
+        program.parts_of(str(tmp_path), 8)
+
+
 @pytest.mark.parametrize(
     ("operation", "column"), [("score", "p_value"), ("encode", "latent"), ("map", "largest_box")]
 )
