@@ -38,7 +38,7 @@ from service.cli.options import option
 from service.client.results import NUMBERS
 from service.codecs.folders import EXTENSIONS, is_hidden
 from service.codecs.images import Fit, fit_files
-from service.errors import IafvaeError, InvalidInput
+from service.errors import IafvaeError, InvalidInput, without_secrets
 from service.operations.model import Model
 
 CALL_IMAGES = 256  # of one call of the model: bounds the memory of a worker
@@ -319,4 +319,5 @@ def run() -> None:
     try:
         app()
     except (IafvaeError, BundleError, OSError, pa.ArrowException) as error:
-        raise SystemExit(f"iafvae-score-dataset: error: {error}") from None
+        said = without_secrets(str(error))
+        raise SystemExit(f"iafvae-score-dataset: error: {said}") from None

@@ -239,7 +239,7 @@ def test_a_part_of_bad_images_alone_hides_no_columns_of_the_others(
         (("nowhere", "--bundle", "{bundle}", "--out", "out"), "nowhere"),
         ((".", "--bundle", "{bundle}", "--out", "out"), "holds no images"),
         (("{pictures}", "--bundle", "nowhere", "--out", "out"), "nowhere is no directory"),
-        (("{pictures}", "--bundle", "{bundle}", "--out", "xx://out"), "xx"),
+        (("{pictures}", "--bundle", "{bundle}", "--out", "xx://me:hunter2@out"), "xx"),
         (("{pictures}", "--bundle", "{bundle}", "--out", "out", "--workers", "4:2"), "MIN:MAX"),
     ],
 )
@@ -252,4 +252,5 @@ def test_what_is_wrong_is_said_in_a_line(wrong, said, pictures, tiny_bundle, tmp
     assert done.stderr.startswith("iafvae-score-dataset: error: ")
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
+    assert "hunter2" not in done.stderr
     assert not list(tmp_path.iterdir())
