@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import re
 import threading
 
@@ -146,6 +147,46 @@ def test_headers_as_opentelemetry_takes_them(monkeypatch, caplog):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", given)
     tracing.Tracer().close()
     assert "invalid" not in caplog.text
+
+
+def test_spans_reach_a_collector_where_the_standard_variables_say(monkeypatch):
+    """By the exporter itself, over HTTP, read with OpenTelemetry's own protocol."""
+    traces = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
+    taken = []
+
+    class Collector(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["content-length"]))
+            sent = traces.ExportTraceServiceRequest.FromString(body)
+            taken.append((self.path, self.headers["x-scope"], sent.resource_spans[0]))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Collector) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        for name, value in {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "OTEL_EXPORTER_OTLP_HEADERS": "x-scope=one",
+            "OTEL_SERVICE_NAME": "eyes",
+        }.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(tracing, "CLOSE_SECONDS", 30)
+        tracer = tracing.Tracer()
+        tracer.request({"traceparent": PARENT}, "score", 0.1, [("parse", 0.01)], {}, failed=False)
+        tracer.close()
+        server.shutdown()
+        thread.join()
+    ((path, scope, resource),) = taken
+    assert (path, scope) == ("/v1/traces", "one")
+    named = {each.key: each.value.string_value for each in resource.resource.attributes}
+    assert named["service.name"] == "eyes"
+    spans = resource.scope_spans[0].spans
+    assert [span.name for span in spans] == ["parse", "score"]
+    assert {span.trace_id.hex() for span in spans} == {PARENT[3:35]}
 
 
 def test_without_tracing_nothing_of_it_is_imported(tiny_bundle, monkeypatch):
