@@ -31,6 +31,16 @@ def test_it_runs_the_same_program_on_every_python_that_is_supported(jobs):
     assert project["requires-python"] == f">={named[0]}"
 
 
+def test_tests_that_ray_is_needed_for_are_run_with_it(jobs):
+    """`make test` installs none, and leaves them out."""
+    install, run = commands(jobs["ray"])
+    assert "ray" in re.findall(r"\.\[([\w,]+)\]", install)[0].split(",")
+    tests = (ROOT / "tests" / "service").rglob("test_*.py")
+    needy = [file for file in tests if 'importorskip("ray")' in file.read_text()]
+    assert needy
+    assert run.split()[4:] == [str(file.relative_to(ROOT)) for file in needy]
+
+
 def test_both_have_the_targets_and_files_that_they_name(jobs):
     makefile = (ROOT / "Makefile").read_text()
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
@@ -50,7 +60,7 @@ def test_the_images_built_and_released_are_those_of_the_dockerfile(jobs):
         s["with"]["target"] for s in jobs["release"]["steps"] if "target" in s.get("with", {})
     ]
     assert released == targets
-    assert jobs["release"]["needs"] == ["check", "image"]
+    assert jobs["release"]["needs"] == ["check", "ray", "image"]
 
 
 def test_a_release_starts_where_program_and_chart_agree(jobs):
