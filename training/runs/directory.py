@@ -147,8 +147,8 @@ def _check_same(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
         raise TrainingError(
             f"{run_dir} was started with another configuration ({'; '.join(changed)}); only "
             "--epochs, --learning-rate, --decay-fraction, --distorted and --importance-samples may "
-            "change at a resume, the place of a folder's images (--data), and --accumulate where there are no "
-            "free bits"
+            "change at a resume, the place of a folder's images (--data), and --accumulate where "
+            "there are no free bits"
         )
 
 
