@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +25,7 @@ from training.runs.metrics import Recorder
 SKIP_NEWS_SECONDS = 5.0
 EPOCHS_TOLD = 10  # the first ones, whatever they take
 EPOCH_NEWS_SECONDS = 5.0
+STEP_NEWS_SECONDS = 60.0  # within an epoch, where no terminal shows a bar
 
 
 class Budget:
@@ -88,9 +89,10 @@ class ConsoleObserver(Observer):
     skip_told_at: float = -SKIP_NEWS_SECONDS
     epochs_told: int = 0
     epoch_told_at: float = 0.0
+    told_at: float = field(default_factory=lambda: time.monotonic())
 
     def train(self, step: int, figures: dict[str, float]) -> None:
-        """Record the figures and show the last ones in the bar."""
+        """Record the figures and show the last ones in the bar, or once a minute in a line."""
         self.recorder.write(step, "train", figures)
         self.images_per_second = figures["images_per_second"]
         self.progress.update(
@@ -100,6 +102,8 @@ class ConsoleObserver(Observer):
             bits=f"{figures['bits_per_dim']:.4f} bits/dim",
             speed=f"{figures['images_per_second']:.0f} images/s",
         )
+        if not self.console.is_terminal and time.monotonic() - self.told_at >= STEP_NEWS_SECONDS:
+            self._say(step, f"step {step}  ", figures)
 
     def skipped(self, step: int, loss: float, norm: float) -> None:
         """Record it; many at once are one line."""
@@ -123,8 +127,12 @@ class ConsoleObserver(Observer):
             return
         self.epochs_told, self.epoch_told_at = self.epochs_told + 1, now
         whole = "" if self.scale.epochs is None else f"/{self.scale.epochs}"
+        self._say(step, f"epoch {epoch}{whole}  validation ", figures)
+
+    def _say(self, step: int, where: str, figures: dict[str, float]) -> None:
+        self.told_at = time.monotonic()
         self.console.print(
-            f"epoch {epoch}{whole}  validation ELBO {figures['elbo_nats']:.2f} nats  "
+            f"{where}ELBO {figures['elbo_nats']:.2f} nats  "
             f"KL {figures['kl_nats']:.2f}  {figures['bits_per_dim']:.4f} bits/dim  "
             f"({self.images_per_second:.0f} images/s{self.scale.left(step)})",
             highlight=False,
