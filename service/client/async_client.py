@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from service.client import calls
 from service.client.calls import Call, Output, Pieces
 from service.client.client import Client
-from service.client.retries import Attempts
+from service.client.retries import LATE, Attempts
 
 __all__ = ["AsyncClient"]
 
@@ -125,10 +125,16 @@ class AsyncClient:
             request = self._http.build_request(**call.request(self._model, attempts.left))
             outcome: httpx.Response | httpx.HTTPError
             try:
-                outcome = await self._http.send(request, stream=call.streamed)
+                outcome = await self._http.send(request, stream=True)
+                if call.streamed and outcome.is_success:
+                    return outcome
+                async with aclosing(outcome):
+                    with anyio.fail_after(attempts.left):
+                        await outcome.aread()
                 if outcome.is_success:
                     return outcome
-                await outcome.aread()
+            except TimeoutError:
+                outcome = httpx.ReadTimeout(LATE)
             except httpx.HTTPError as error:
                 outcome = error
             await anyio.sleep(attempts.wait(outcome, self._http.base_url))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, cast
 
 import httpx
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from service.client import calls
 from service.client.calls import Call, Form, Output, Pieces
 from service.client.results import Computed, ScoreTable
-from service.client.retries import Attempts
+from service.client.retries import Attempts, InTime
 
 __all__ = ["Client"]
 
@@ -33,9 +33,10 @@ class Client:
 
     Every method raises ProblemError where the server refuses and ServiceUnreachable where none
     answers. What is refused for the moment (429, 503) or not answered at all is sent again, when
-    the server says so, at most `retries` times and within `timeout_seconds`, which the server is
-    told. `key` is sent where the server wants one. `http` replaces the HTTP client (for tests,
-    proxies, certificates).
+    the server says so, at most `retries` times. An answer that is not whole within
+    `timeout_seconds`, which the server is told, is given up; a stream may take longer. `key` is
+    sent where the server wants one. `http` replaces the HTTP client (for tests, proxies,
+    certificates).
     """
 
     def __init__(
@@ -218,10 +219,14 @@ class Client:
             request = self._http.build_request(**call.request(self._model, attempts.left))
             outcome: httpx.Response | httpx.HTTPError
             try:
-                outcome = self._http.send(request, stream=call.streamed)
+                outcome = self._http.send(request, stream=True)
+                if call.streamed and outcome.is_success:
+                    return outcome
+                with closing(outcome):
+                    outcome.stream = InTime(cast("httpx.SyncByteStream", outcome.stream), attempts)
+                    outcome.read()
                 if outcome.is_success:
                     return outcome
-                outcome.read()
             except httpx.HTTPError as error:
                 outcome = error
             time.sleep(attempts.wait(outcome, self._http.base_url))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 
 import httpx
 
 from service.client.results import ProblemError, ServiceUnreachable
 from service.errors import shown_url
 
-__all__ = ["Attempts", "no_service", "unreachable"]
+__all__ = ["LATE", "Attempts", "InTime", "no_service", "unreachable"]
 
 AGAIN = (429, 503)  # overloaded, shutting down
 PASSING = (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError)
+LATE = "the answer is not whole at the deadline"
 FIRST_WAIT_SECONDS = 0.1  # then twice as long each time, where the server names no time
 
 
@@ -42,8 +45,7 @@ class Attempts:
         wait: float = FIRST_WAIT_SECONDS * 2 ** (self.made - 1) * random.uniform(1, 2)  # noqa: S311
         if isinstance(outcome, httpx.Response):
             passes = outcome.status_code in AGAIN
-            with suppress(ValueError):  # a date, which this server never sends
-                wait = max(wait, float(outcome.headers.get("retry-after", "0")))
+            wait = max(wait, _retry_after(outcome))
         else:
             passes = isinstance(outcome, PASSING)
         if self.made <= self.retries and passes and wait < self.left:
@@ -51,6 +53,33 @@ class Attempts:
         if isinstance(outcome, httpx.Response):
             raise _refusal(outcome)
         raise unreachable(base_url, outcome) from outcome
+
+
+class InTime(httpx.SyncByteStream):
+    """The body of an answer, as long as there is time for it: httpx bounds each piece alone."""
+
+    def __init__(self, pieces: httpx.SyncByteStream, attempts: Attempts) -> None:
+        self._pieces, self._attempts = pieces, attempts
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._pieces:
+            if not self._attempts.left:
+                raise httpx.ReadTimeout(LATE)
+            yield piece
+
+    def close(self) -> None:
+        """As httpx asks."""
+        self._pieces.close()
+
+
+def _retry_after(answer: httpx.Response) -> float:
+    """The seconds that the header names, or those until its date (a proxy's); else 0."""
+    text = answer.headers.get("retry-after", "")
+    with suppress(ValueError):
+        return float(text)
+    with suppress(ValueError, OverflowError):
+        return parsedate_to_datetime(text).timestamp() - time.time()
+    return 0.0
 
 
 def _refusal(answer: httpx.Response) -> ProblemError:

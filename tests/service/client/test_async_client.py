@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 
 import httpx
 import numpy as np
@@ -87,6 +88,27 @@ def test_nobody_there():
 
     with pytest.raises(ServiceUnreachable, match="serve"):
         asyncio.run(work())
+
+
+def test_an_answer_that_drips_ends_at_the_deadline():
+    class Drip(httpx.AsyncByteStream):
+        async def __aiter__(self):
+            for _ in range(500):
+                await asyncio.sleep(0.01)  # each piece is in time, the answer is not
+                yield b" "
+
+    async def work():
+        headers = {"content-type": "application/json"}
+        answer = httpx.Response(200, stream=Drip(), headers=headers)
+        transport = httpx.MockTransport(lambda _: answer)
+        http = httpx.AsyncClient(transport=transport, base_url="http://t")
+        async with AsyncClient(http=http, timeout_seconds=0.2) as client:
+            await client.models()
+
+    start = time.monotonic()
+    with pytest.raises(ServiceUnreachable, match="in time"):
+        asyncio.run(work())
+    assert time.monotonic() - start < 3
 
 
 @pytest.mark.parametrize("answer", [httpx.Response(200, html="login"), httpx.Response(204)])

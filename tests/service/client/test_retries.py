@@ -17,9 +17,13 @@ class Clock:
 
     def __init__(self):
         self.now, self.sleeps = 1000.0, []
+        self.today = 1_800_000_000.0  # Fri, 15 Jan 2027 08:00:00 GMT
 
     def monotonic(self):
         return self.now
+
+    def time(self):
+        return self.today
 
     def sleep(self, seconds):
         self.sleeps.append(seconds)
@@ -114,7 +118,29 @@ def test_attempts_are_counted(clock):
     assert len(requests) == 1
 
 
-@pytest.mark.parametrize("text", ["Wed, 21 Oct 2026 07:28:00 GMT", "", "-5", "soon"])
+def test_waits_until_the_date_that_a_proxy_names(clock):
+    later = "Fri, 15 Jan 2027 08:00:07 GMT"
+    client, _ = client_of(busy(**{"Retry-After": later}), GOOD)
+    assert client.models() == MODELS
+    assert clock.sleeps == [7]
+
+
+def test_an_answer_that_drips_ends_at_the_deadline(clock):
+    class Drip(httpx.SyncByteStream):
+        def __iter__(self):
+            while clock.now < 2000:
+                clock.now += 1  # each piece is in time, the answer is not
+                yield b" "
+
+    slow = httpx.Response(200, stream=Drip(), headers={"content-type": "application/json"})
+    client, requests = client_of(slow, timeout_seconds=20)
+    with pytest.raises(ServiceUnreachable, match="in time"):
+        client.models()
+    assert clock.now <= 1021
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize("text", ["Wed, 21 Oct 2026 07:28:00 GMT", "", "-5", "soon", "nan"])
 def test_other_forms_of_the_header_do_no_harm(clock, text):
     client, _ = client_of(busy(**{"Retry-After": text}), GOOD)
     assert client.models() == MODELS
