@@ -18,6 +18,8 @@ class Refused:  # as where nothing else is installed
 
 sys.meta_path.insert(0, Refused())
 import httpx, io, numpy as np
+httpx.Client(), httpx.AsyncClient()  # with them comes what they load when they are made
+theirs = set(sys.modules)
 from service.client import AsyncClient, Client, ScoreTable
 
 def serve(request):
@@ -31,6 +33,10 @@ images = np.arange(32, dtype=np.uint8).reshape(2, 1, 4, 4)
 answer = Client(http=http).reconstruct(images)
 assert np.array_equal(answer.images, images)
 assert answer._repr_png_()[:4] == b"\\x89PNG"
+# anyio is httpx's own.
+tops = {m.partition(".")[0] for m in set(sys.modules) - theirs}
+others = tops - sys.stdlib_module_names - {"service", "httpx", "numpy", "anyio"}
+print(sorted(name for name in others if not name.startswith("_")))
 loaded = {m for m in sys.modules if m.split(".")[0] == "service"}
 allowed = {"service", "service.errors"}
 print(sorted(m for m in loaded - allowed if m.split(".")[1] not in ("client", "codecs")))
@@ -60,7 +66,7 @@ def test_it_works_where_nothing_else_is_installed():
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split() == ["[]", "[]"]
 
 
 def test_a_planted_violation_is_found():
@@ -72,3 +78,15 @@ def test_a_planted_violation_is_found():
         check=False,
     )
     assert "is not installed" in done.stderr
+
+
+def test_a_planted_library_is_found():
+    """One that is installed here, and that nobody thought of refusing."""
+    planted = ALONE.replace("from service.client", "import pluggy\nfrom service.client")
+    done = subprocess.run(
+        [sys.executable, "-c", planted % (NOT_NEEDED,), str(ROOT)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split()[0] == "['pluggy']", done.stderr
