@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from training.config import (
 from training.errors import TrainingError
 from training.runs.directory import open_run, read_config, write_config
 
+BUNDLES = Path(__file__).resolve().parents[2] / "service" / "bundles"
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "training" / "checkpoints"
 SHAPES = {"mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 LADDERS = [name for name in preset_names() if isinstance(run_preset(name).model, ResnetVaeConfig)]
@@ -45,6 +47,15 @@ def test_a_preset_trains_the_model_of_the_bundle(name, checkpoint):
     shipped = read_config(CHECKPOINTS / checkpoint)
     assert run_preset(name).model == shipped.model
     assert run_preset(name).data == shipped.data
+
+
+@pytest.mark.parametrize("bundle", ["mnist", "fashion-mnist", "cifar10"])
+def test_each_bundle_names_its_preset(bundle):
+    manifest = json.loads((BUNDLES / bundle / "manifest.json").read_text(encoding="utf-8"))
+    preset = manifest["training"]["preset"]
+    assert preset in preset_names()
+    assert run_preset(preset).data.name == manifest["training"]["data"]
+    assert f"| preset | {preset} |" in (BUNDLES / bundle / "MODEL_CARD.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", LADDERS)
