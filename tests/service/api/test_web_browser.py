@@ -260,7 +260,7 @@ def test_a_busy_server_is_waited_for_with_a_countdown(page, two_models):
     def busy(route):
         if refusals:
             refusals.pop()
-            route.fulfill(status=429, headers={"retry-after": "1"}, json={"detail": "full"})
+            route.fulfill(status=429, headers={"retry-after": "5"}, json={"detail": "full"})
         else:
             route.continue_()
 
