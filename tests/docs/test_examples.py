@@ -11,8 +11,10 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from service.cli.main import app as iafvae
@@ -127,6 +129,18 @@ def test_links_lead_somewhere(page):
             if target.endswith(".md") and match[2]:
                 text = (page.parent / target).read_text(encoding="utf-8")
                 assert match[2][1:] in map(slug, re.findall(r"^#+ (.+)$", text, re.MULTILINE))
+
+
+def test_the_picture_in_the_readme_is_that_of_its_request(tmp_path):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert """-d '{"n": 64, "seed": 0}' -o sheet.png""" in text
+    shown = ROOT / re.search(r'<img src="([^"]+)"[^>]* alt="64 digits', text)[1]
+    sheet = tmp_path / "sheet.png"
+    result = CliRunner().invoke(iafvae, ["sample", "-n", "64", "--seed", "0", "-o", str(sheet)])
+    assert result.exit_code == 0, result.output
+    ours, theirs = (np.asarray(Image.open(file).convert("L"), float) for file in (sheet, shown))
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).mean() < 1  # machines round differently
 
 
 def slug(heading):
