@@ -45,8 +45,9 @@ logger = logging.getLogger(__name__)
 # Batches of this many rows already have nearly all that batching gains on a CPU, so work is spread
 # over idle workers down to it, and small requests do not wait for more.
 SPREAD_ROWS = 8
-# A batch cannot be interrupted: who comes meanwhile waits for it.
-BATCH_SECONDS = 0.025
+# A batch cannot be interrupted: who comes meanwhile waits for it. An image costs least in batches of
+# 16 to 48, so that longer ones gain nothing but our own time for a batch.
+BATCH_SECONDS = 0.016
 LEAST_WAIT_SECONDS = 0.1
 WEIGHT = 0.05  # of a new batch in the average cost
 # A batch that took so many times what was expected (the machine was busy, or asleep) counts as this
