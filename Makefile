@@ -70,13 +70,14 @@ docs: $(VENV)/serve ## Write what is generated: a page, the dashboard
 	$(BIN)/python deploy/dashboard.py > deploy/chart/files/dashboard.json
 
 up: ## Serve with Prometheus and Grafana in containers (PROFILE=cpu or cuda)
-	docker compose -f deploy/compose.yaml --profile $(PROFILE) up --build --detach --wait
+	REVISION=$$(git rev-parse HEAD) docker compose -f deploy/compose.yaml --profile $(PROFILE) up --build --detach --wait
 
 down: ## Stop them
 	docker compose -f deploy/compose.yaml --profile cpu --profile cuda down
 
 image: ## Build the image TARGET (cpu or cuda), labelled with the revision
-	docker build --target $(TARGET) --build-arg REVISION=$$(git rev-parse HEAD) -t iafvae:$(TARGET) .
+	docker build --target $(TARGET) --build-arg REVISION=$$(git rev-parse HEAD) \
+	  --build-arg SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) -t iafvae:$(TARGET) .
 
 # torch as PyPI has it depends on NVIDIA's libraries at one release each: of constraints that
 # contradict it a machine whose torch is built for the CPU knows nothing.
