@@ -66,7 +66,7 @@ def alpha(value: float, name: str = "alpha") -> float:
 
 def output(value: O) -> O:
     """`value` if it is a kind of pixels."""
-    if value not in {"mean", "draw", "both"}:
+    if value not in {"mean", "draw"}:
         raise InvalidInput(f'output must be "mean" or "draw", not {value!r}')
     return value
 

@@ -247,7 +247,7 @@ class Model:
         **asked: Unpack[Asked],
     ) -> Images:
         """Images of `latents` float32 ``[n, D]``; seed: for drawing pixels, None draws one."""
-        if output != "draw":
+        if checks.output(output) != "draw":
             seed = None  # a mean takes no noise
         elif seed is None:
             seed = checks.drawn_seed()
@@ -404,9 +404,10 @@ class Model:
         **asked: Unpack[Asked],
     ) -> Images:
         """Images decoded from the latents of `images`; drawn pixels without a seed are seed 0's."""
+        checks.output(output)
         coded = await self._encode(images, seed, **asked)
         keys = image_noise(seed or 0, images)
-        work = DecodeWork(z=coded.arrays["z"], keys=keys, output=checks.output(output))
+        work = DecodeWork(z=coded.arrays["z"], keys=keys, output=output)
         job = await self.scheduler.submit(work, **asked)
         return _images(job, {"output": output, "seed": seed}, coded, _notes(seed, output))
 
@@ -427,6 +428,8 @@ class Model:
         the prior, and a lower group means the same along it.
         """
         checks.two_ends(images, seeds)
+        checks.output(output)
+        noise_seed = 0 if seed is None else checks.seed(seed)
         checks.count("n", n, least=2)
         latent = self.manifest.latent
         ends = [first_eps(seeds, latent.dim)]
@@ -436,8 +439,8 @@ class Model:
             ends.insert(0, coded.arrays["prior_eps"])
         way = great_circle(np.concatenate(ends), n)
         heats = np.ones((n, len(latent.groups)), dtype=np.float32)
-        keys = positions(seed or 0)
-        work = SampleWork(keys=keys, temperature=heats, output=checks.output(output), eps=way)
+        keys = positions(noise_seed)
+        work = SampleWork(keys=keys, temperature=heats, output=output, eps=way)
         job = await self.scheduler.submit(work, **asked)
         notes = _notes(seed, output, encoded=coded is not None)
         return _images(job, {"output": output, "seed": seed}, coded, notes)
@@ -505,7 +508,7 @@ class Model:
     def _decoding(self, latents: NDArray[Any], output: Pixels, seed: int) -> DecodeWork:
         checks.latents(latents, self.manifest.latent.dim)
         keys = positions(checks.seed(seed))
-        return DecodeWork(z=latents, keys=keys, output=checks.output(output))
+        return DecodeWork(z=latents, keys=keys, output=output)
 
     async def _encode(self, images: U8, seed: int | None, **asked: Unpack[Asked]) -> Job:
         self._check(images)

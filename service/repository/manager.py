@@ -72,6 +72,7 @@ class ModelManager:
         self._settings, self._registry, self._metrics = settings, registry, metrics
         self.store = ModelStore(settings, metrics)
         self.attempted: dict[str, Fingerprint | None] = {}
+        self._conflicting: set[str] = set()  # refused for what else is loaded, pinned, the default
         self._doing = ""
         self._task: asyncio.Task[ModelChange] | None = None
         metrics.models.labels("loaded").set_function(lambda: len(registry))
@@ -107,6 +108,7 @@ class ModelManager:
             except Conflict as error:  # neither is bad: whoever put them there must choose
                 if not self._settings.watch_seconds:
                     raise BundleError(f"{path}: {error}") from None
+                self._attempt(name, looks, error)
                 self._note(name, path, error)
             except Exception as error:  # noqa: BLE001 - a bundle may fail in any way
                 self._attempt(name, looks, error)
@@ -129,16 +131,20 @@ class ModelManager:
         wanted = self._settings.default_model
         if wanted is None:
             return
-        name, version = split_reference(wanted, None)
         try:
-            self._registry.set_default(str(name))
-            self._registry.pin(str(name), version)
+            self._prefer(wanted)
         except IafvaeError:
             loaded = ", ".join(model.reference for model in self._registry.models)
             raise BundleError(
                 f"IAFVAE_DEFAULT_MODEL={wanted!r} is not among the loaded models ({loaded}): "
                 "name one of them, with or without its version"
             ) from None
+
+    def _prefer(self, reference: str) -> None:
+        name, version = split_reference(reference, None)
+        if version is not None:
+            self._registry.pin(str(name), version)
+        self._registry.set_default(str(name))
 
     def survey(self) -> asyncio.Future[Survey]:
         """What `ModelStore.survey` will give, or raise; no end waits for it."""
@@ -165,14 +171,19 @@ class ModelManager:
         return await self._alone(f"unloading {name}", lambda: self._unload(name))
 
     def choose(self, name: str) -> ModelChange:
-        """Let `name` answer where no model is named. Raises UnknownModel."""
-        self._registry.set_default(name)
+        """Let `name` answer where no model is named, and of ``name@version`` that version for it.
+
+        Raises UnknownModel.
+        """
+        self._prefer(name)
+        self._changed()
         logger.info("%s is the default model", name)
         return _change("chosen", self._registry.find(name))
 
     def pin(self, name: str, version: str | None) -> ModelChange:
         """Let `version` answer for `name`, or the newest (None). Raises UnknownModel."""
         self._registry.pin(name, version)
+        self._changed()
         answering = self._registry.find(name)
         logger.info("%s answers for %s", answering.version, answering.name)
         return _change("chosen", answering)
@@ -216,6 +227,7 @@ class ModelManager:
         except Exception as error:
             self._attempt(directory, found.looks, error)
             raise self._note(directory, found.path, error) from error
+        self._changed()
         self._settle(directory, found.looks)
         change = _change("swapped" if gone else "loaded", new, gone, began)
         self._count(change.change, new, gone)
@@ -268,6 +280,7 @@ class ModelManager:
             versions = ", ".join(self._registry.versions(name))
             raise Conflict(f"{name} has versions {versions}: say which, as in {model.reference}")
         self._registry.exchange([model])
+        self._changed()
         self._count("unloaded", gone=[model])
         return _change("unloaded", model)
 
@@ -282,7 +295,7 @@ class ModelManager:
             raise ModelLimit(
                 f"{len(registry)} models are loaded and IAFVAE_MAX_MODELS is {limit}: unload one"
             )
-        if len(registry) + registry.retiring > limit:
+        if len(stay) + (old is not None) + registry.retiring > limit:
             raise ModelLimit(
                 f"{registry.retiring} models that were replaced still answer requests: try again "
                 "when these have ended"
@@ -295,6 +308,14 @@ class ModelManager:
     def _attempt(self, directory: str, looks: Fingerprint | None, error: Exception) -> None:
         """A bundle that was refused needs no new try until it changes, but for what passes."""
         self.attempted[directory] = None if _passes(error) else looks
+        if isinstance(error, Conflict):
+            self._conflicting.add(directory)
+
+    def _changed(self) -> None:
+        """What was refused for what else was there gets a new try."""
+        for directory in self._conflicting:
+            self.attempted.pop(directory, None)
+        self._conflicting.clear()
 
     def _note(self, directory: str, path: Path, error: Exception) -> IafvaeError:
         """Log and count a failure, and give it as the caller shall see it."""

@@ -11,6 +11,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,7 +60,9 @@ class ModelStore:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
         self.root = settings.models
-        self._single = (self.root / MANIFEST).exists()
+        self._single = False
+        with suppress(OSError):  # `bundle_paths` says what cannot be looked at
+            self._single = (self.root / MANIFEST).exists()
 
     def look(self, directory: str) -> Found:
         """The bundle in `directory`, as it is now. Raises UnknownBundle."""
@@ -95,8 +98,8 @@ class ModelStore:
         """
         if not (self._single or path.resolve().is_relative_to(self.root.resolve())):
             raise BundleError(
-                f"bundle {path}: is a link that leaves {self.root}: copy the bundle into the "
-                "directory"
+                f"bundle {path}: is a link that leaves the models' directory: copy the bundle into "
+                "it"
             )
         settings = self._settings
         return Model.load(
@@ -116,11 +119,11 @@ NAME_ONE = (
 
 def bundle_paths(path: Path) -> list[Path]:
     """`path` itself if it is a bundle, else the bundles in it, by name. Raises BundleError."""
-    if (path / MANIFEST).exists():
-        return [path]
-    if not path.is_dir():
-        raise BundleError(f"there is no bundle at {path}: {NAME_ONE}")
     try:
+        if (path / MANIFEST).exists():
+            return [path]
+        if not path.is_dir():
+            raise BundleError(f"there is no bundle at {path}: {NAME_ONE}")
         found, strange = _survey(path)
     except OSError as error:
         raise BundleError(

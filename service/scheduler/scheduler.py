@@ -45,14 +45,15 @@ logger = logging.getLogger(__name__)
 # Batches of this many rows already have nearly all that batching gains on a CPU, so work is spread
 # over idle workers down to it, and small requests do not wait for more.
 SPREAD_ROWS = 8
-# A batch cannot be interrupted: who comes meanwhile waits for it. An image costs least in batches of
-# 16 to 48, so that longer ones gain nothing but our own time for a batch.
+# A batch cannot be interrupted: who comes meanwhile waits for it. An image costs least in batches
+# of 16 to 48, so that longer ones gain nothing but our own time for a batch.
 BATCH_SECONDS = 0.016
 LEAST_WAIT_SECONDS = 0.1
 WEIGHT = 0.05  # of a new batch in the average cost
 # A batch that took so many times what was expected (the machine was busy, or asleep) counts as this
 # many times: costs that really have risen are learnt in a few batches, accidents are not.
 SURPRISE = 3.0
+SHORTEST_SECONDS = 1e-6  # of a row: clocks that tick seldom (Windows') see none at all
 EXPIRED = DeadlineExceeded("the deadline passed before all rows were computed")
 
 
@@ -94,7 +95,7 @@ class CostModel:
 
     def add(self, operation: str, rows: int, images: float, seconds: float) -> None:
         """Learn from one batch."""
-        each = 2.0 * seconds / (rows + images)
+        each = max(SHORTEST_SECONDS, 2.0 * seconds / (rows + images))
         known = self.each.get(operation)
         if known is not None:
             each = known + WEIGHT * (min(each, SURPRISE * known) - known)
@@ -156,6 +157,7 @@ class Scheduler:
         self._pool: WorkerPool
         self._loop: asyncio.AbstractEventLoop
         self._watching: asyncio.TimerHandle | None = None
+        self._late: set[Batch] = set()
         self.accepting = False
         self.healthy = True
 
@@ -285,22 +287,26 @@ class Scheduler:
         job, self._lone = self._lone, None
         if job is None or job.gone:
             return
-        rows = max(SPREAD_ROWS, -(-job.rows // self._workers))
-        if job.images >= self._workers:
-            rows += -rows % job.samples  # whole images
-        if rows > self._limit(job.operation):
-            self._push(job)
-            return
-        each = self._cost.seconds(job.operation, job.rows, job.images) / job.rows
-        for start in range(0, job.rows, rows):
-            stop = min(start + rows, job.rows)
-            expected = each * (stop - start)
-            batch = Batch(job.operation, [(job, start, stop)], expected_seconds=expected)
-            with self._lock:
-                self._flying.add(batch)
-                self._busy += 1
-                self._resting -= 1
-            self._pool.wake(batch)
+        try:
+            rows = max(SPREAD_ROWS, -(-job.rows // self._workers))
+            if job.images >= self._workers:
+                rows += -rows % job.samples  # whole images
+            if rows > self._limit(job.operation):
+                self._push(job)
+                return
+            each = self._cost.seconds(job.operation, job.rows, job.images) / job.rows
+            for start in range(0, job.rows, rows):
+                stop = min(start + rows, job.rows)
+                expected = each * (stop - start)
+                batch = Batch(job.operation, [(job, start, stop)], expected_seconds=expected)
+                with self._lock:
+                    self._flying.add(batch)
+                    self._busy += 1
+                    self._resting -= 1
+                self._pool.wake(batch)
+        except Exception as error:  # nobody else would end the wait
+            logger.exception("a job of %s could not be divided", job.operation)
+            self._fail(job, as_error(job.operation, error), "failed")
 
     def _wake(self) -> None:
         """Wake as many threads as there are batches for."""
@@ -432,9 +438,12 @@ class Scheduler:
         self._watching = loop.call_later(self._hang_seconds / 4, self._watch)
         limit = self._hang_seconds
         with self._lock:
-            late = [batch for batch in self._flying if time.monotonic() - batch.made > limit]
-        if late and self.healthy:
-            what = late[0].operation
+            late = {batch for batch in self._flying if time.monotonic() - batch.made > limit}
+        # Late at two looks: after a pause of the whole process (`docker pause`) the first one comes
+        # before any thread has had a moment.
+        lost, self._late = late & self._late, late
+        if lost and self.healthy:
+            what = next(iter(lost)).operation
             self._fail_device(DeviceFault(f"a batch of {what} has not come back for {limit:g} s"))
 
     def _fail_device(self, fault: DeviceFault) -> None:

@@ -65,6 +65,17 @@ def score(runtime, images, k=16, alpha=0.01):
         (lambda r: r.reconstruct(PICTURES, output="jpeg"), InvalidInput, "output"),
         (lambda r: r.interpolate(PICTURES[:1], n=5), InvalidInput, "two images"),
         (lambda r: r.interpolate(PICTURES, n=1), InvalidInput, "n must be at least 2"),
+        (lambda r: r.interpolate(seeds=(1, 2), seed=-1), InvalidInput, "seed must be from 0"),
+        (lambda r: r.interpolate(seeds=(1, 2), seed=2**63), InvalidInput, "seed must be from 0"),
+        *(
+            (use, InvalidInput, 'output must be "mean" or "draw"')
+            for use in (
+                lambda r: r.sample(1, output="both"),
+                lambda r: r.decode(LATENTS, output="both"),
+                lambda r: r.reconstruct(PICTURES, output="both"),
+                lambda r: r.interpolate(seeds=(1, 2), output="both"),
+            )
+        ),
     ],
 )
 def test_bad_arguments_are_refused_by_name(perform, use, error, words):

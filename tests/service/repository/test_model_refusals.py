@@ -98,7 +98,7 @@ def test_only_names_that_the_directory_lists_are_bundles(site, root):
 def test_links_are_followed_inside_of_the_directory_alone(site, root, edition, put, tmp_path):
     put(edition("1.10.0"), tmp_path / "elsewhere")
     (root / "b").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BundleRefused, match="is a link that leaves"):
+    with pytest.raises(BundleRefused, match=r"^bundle b: is a link that leaves the models' dir"):
         site.load("b")
     put(edition("2.0.0"), root / "releases-2")
     (root / "current").symlink_to("releases-2")
@@ -142,6 +142,29 @@ def test_replaced_models_that_still_answer_count_as_well(sites, serve, root):
         assert (await site.manager.reload("tiny")).change == "swapped"
 
     site.run(main())
+
+
+def test_a_default_whose_directory_is_gone_does_not_stop_the_swaps_of_others(
+    sites, serve, root, edition, put
+):
+    put(edition("1.9.0", name="other"), root / "b")
+    site = sites.Site(serve(models=root, max_models=2, default_model="tiny"))
+    shutil.rmtree(root / "a")
+    put(edition("1.9.0", name="third"), root / "c")
+    assert site.load("c").change == "loaded", "what has no directory does not count"
+    put(edition("2.0.0", name="other"), root / "b")
+    assert site.load("b").change == "swapped"
+
+
+def test_a_default_may_be_named_with_its_version(site, root, edition, put):
+    put(edition("1.10.0"), root / "b")
+    site.load("b")
+    assert site.answering() == "1.10.0"
+    assert site.manager.choose("tiny@1.9.0").version == "1.9.0"
+    assert site.answering() == "1.9.0"
+    with pytest.raises(UnknownModel):
+        site.manager.choose("tiny@7")
+    assert site.answering() == "1.9.0"
 
 
 def test_the_default_and_a_pinned_version_stay(sites, serve, root, edition, put):

@@ -145,17 +145,25 @@ def test_what_another_user_owns(tmp_path):
     program = [sys.executable, "-c", BECOME, str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["good", "|", "listless", "lost+found", "theirs"], done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 BECOME = """
 import os, sys
 from pathlib import Path
-from service.repository.store import _survey
+from service.bundle import BundleError
+from service.repository.store import _survey, bundle_paths
 os.chdir(sys.argv[1])
 os.chmod(".", 0o755)
 os.setuid(12345)
 found, strange = _survey(Path("."))
 print(*[p.name for p in found], "|", *sorted(strange))
+try:
+    bundle_paths(Path("theirs").absolute())
+except BundleError as error:
+    assert "theirs cannot be listed (Permission denied)" in str(error), error
+else:
+    raise AssertionError
 """
 
 

@@ -131,6 +131,30 @@ def test_a_bundle_that_finds_no_memory_is_tried_again(
     assert watched.loaded == {"a": "1.9.0", "b": "1.10.0"}
 
 
+def test_what_was_refused_for_a_pin_is_loaded_once_it_is_unpinned(watched, root, edition, put):
+    """The message says what to do, and doing it is enough."""
+    watched.manager.pin("tiny", "1.9.0")
+    put(edition("2.0.0"), root / "a")
+    watched.looks(3)
+    assert "unpin tiny" in watched.registry.failed["a"]
+    watched.manager.pin("tiny", None)
+    watched.looks(2)
+    assert watched.loaded == {"a": "2.0.0"}
+    assert watched.registry.failed == {}
+
+
+def test_what_was_refused_for_another_of_its_version_is_loaded_once_that_is_replaced(
+    watched, root, edition, put
+):
+    put(edition("1.9.0", build="again"), root / "b")
+    watched.looks(3)
+    assert "both named 'tiny', version 1.9.0" in watched.registry.failed["b"]
+    put(edition("2.0.0"), root / "a")
+    watched.looks(4)
+    assert watched.loaded == {"a": "2.0.0", "b": "1.9.0"}
+    assert watched.registry.failed == {}
+
+
 def test_a_served_bundle_that_is_overwritten_in_place_goes_on_answering(watched, root, edition):
     """As `cp` does it: the files keep their inodes, and are empty for a moment."""
     body = {"seed": 3, "n": 4}

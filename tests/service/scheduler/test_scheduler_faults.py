@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import weakref
 
 import pytest
@@ -303,5 +304,43 @@ def test_stopping_says_whether_a_thread_is_stuck(plain, monkeypatch):
         assert isinstance((await asyncio.gather(holder, return_exceptions=True))[0], ShuttingDown)
         monkeypatch.setattr("service.scheduler.workers.JOIN_SECONDS", 5.0)
         assert await bench.scheduler.stop(0.0)
+
+    plain.run(main())
+
+
+def test_a_job_that_cannot_be_divided_fails_and_does_not_wait_for_ever(plain, monkeypatch):
+    async def main():
+        async with plain.Bench(workers=2) as bench:
+            left = fail_once(monkeypatch, Scheduler, "_limit")
+            with pytest.raises(EngineFailure, match="planted"):
+                await asyncio.wait_for(bench.submit(range(40)), 5)
+            assert not left
+            assert (await bench.submit([2])).arrays["y"].tolist() == [4]
+
+    plain.run(main())
+
+
+def test_a_pause_of_the_whole_process_loses_no_device(plain, monkeypatch):
+    """`docker pause`: when it goes on, the watch is overdue and no thread has had a moment yet."""
+
+    async def main():
+        async with plain.Bench(hang_seconds=0.4) as bench:
+            holder = await bench.hold()
+            monkeypatch.setattr("service.scheduler.scheduler.time", clock := plain.Clock())
+            clock.now = time.monotonic() + 1000  # hang_seconds and more have passed
+            bench.scheduler._watch()
+            assert bench.scheduler.healthy
+            bench.engine.gate.set()
+            assert (await holder).arrays["y"].tolist() == [-2]
+            bench.scheduler._watch()
+            assert bench.scheduler.healthy
+            holder = await bench.hold()
+            clock.now += 1000
+            bench.scheduler._watch()
+            bench.scheduler._watch()
+            assert not bench.scheduler.healthy
+            with pytest.raises(DeviceFault):
+                await holder
+            bench.engine.gate.set()
 
     plain.run(main())

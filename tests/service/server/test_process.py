@@ -302,3 +302,17 @@ def test_the_end_does_not_wait_for_a_reader(monkeypatch):
             logging.getLogger("iafvae").info("last")
         assert b"last" in _read(pipe)
     logging.getLogger().handlers[:] = root
+
+
+def test_what_the_server_starts_has_standard_streams_too():
+    """A child that is started with closed ones gives their numbers to its first files."""
+    program = (
+        "from service.streams import occupy_standard_streams as occupy\n"
+        "import os, subprocess, sys\n"
+        "occupy()\n"
+        "child = 'import os; [os.fstat(n) for n in range(3)]'\n"
+        "done = subprocess.run([sys.executable, '-c', child], close_fds=False)\n"
+        "sys.exit(done.returncode)"
+    )
+    shell = f'{sys.executable} -c "$0" 0<&- 1>&- 2>&-'
+    assert subprocess.run(["bash", "-c", shell, program], check=False).returncode == 0
