@@ -315,7 +315,7 @@ def encode(
         images = inputs.read_all(backend, paths, inputs.Fit(resize=resize, convert=convert))
         what: Literal["latents", "prior_eps"] = "prior_eps" if prior_eps else "latents"
         latents = inputs.in_chunks(
-            images, lambda part: backend.encode(part, seed=seed, output=what).latents
+            backend, images, lambda part: backend.encode(part, seed=seed, output=what).latents
         )
     files.write_array(latents, out)
     facts = {"file": str(out), "holds": what, "shape": list(latents.shape), "seed": seed}
@@ -351,7 +351,9 @@ def reconstruct(
     with inputs.open_backend(bundle, url, model, provider) as backend:
         images = inputs.read_all(backend, paths, inputs.Fit(resize=resize, convert=convert))
         again = inputs.in_chunks(
-            images, lambda part: backend.reconstruct(part, seed=seed, output=output).images
+            backend,
+            images,
+            lambda part: backend.reconstruct(part, seed=seed, output=output).images,
         )
     files.write_pairs(images, again, out)
     facts = {"file": str(out), "images": len(images), "seed": seed}

@@ -22,7 +22,7 @@ from service.client import Client, ScoreTable
 from service.client.results import NUMBERS
 from service.codecs.folders import EXTENSIONS, list_images, printable, read_file
 from service.codecs.images import Fit, Fitted, PixelLimits, Shape, fit_files
-from service.codecs.npy import decode_npy
+from service.codecs.npy import decode_npy, npy_prefix
 from service.engine.options import Provider
 from service.errors import IafvaeError, InvalidInput
 from service.estimators import Estimates
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 STREAMED = 1024  # more images than this are drawn piece by piece, into a file
-CHUNK = 256  # images in flight: bounds memory and the size of a request
+CHUNK = 256  # images in flight: bounds memory; a server may take fewer in a request
 LIMITS = PixelLimits(image=2**27, total=2**27)
 # What a request says of all its images.
 OF_ALL = ("estimator", "importance_samples", "seed", "alpha", "certified_alpha", "calibration")
@@ -142,14 +142,36 @@ def say(notes: Iterable[str]) -> None:
         typer.echo(printable(f"note: {note}"), err=True)
 
 
+def request_images(told: Mapping[str, Any], most: int, importance_samples: int = 1) -> int:
+    """How many images go into one request: at least 1, at most `most`.
+
+    told: as `Backend.model` gives it, with a server's limits; importance_samples: of each image.
+    """
+    limits = told.get("limits")
+    if limits is None:  # a bundle in this process
+        return most
+    shape = ImageSpec(**told["manifest"]["image"]).shape
+    body = limits["max_body_bytes"] - len(npy_prefix("|u1", (most, *shape)))
+    fitting: tuple[int, ...] = (
+        limits["max_images"],
+        limits["max_rows"] // importance_samples,
+        limits["max_total_pixels"] // math.prod(shape[1:]),
+        body // math.prod(shape),
+    )
+    return max(1, min(most, *fitting))
+
+
 def in_chunks(
-    images: NDArray[np.uint8], compute: Callable[[NDArray[np.uint8]], NDArray[T]]
+    backend: Backend,
+    images: NDArray[np.uint8],
+    compute: Callable[[NDArray[np.uint8]], NDArray[T]],
 ) -> NDArray[T]:
     """`compute` over parts of `images` that fit a request, put together again."""
     done = []
+    chunk = request_images(backend.model(), CHUNK)
     with shown("computing", len(images)) as advance:
-        for start in range(0, len(images), CHUNK):
-            part = images[start : start + CHUNK]
+        for start in range(0, len(images), chunk):
+            part = images[start : start + chunk]
             done.append(compute(part))
             advance(len(part))
     return np.concatenate(done)
@@ -167,7 +189,7 @@ def mapped(
         boxes.extend(found)
         return maps
 
-    return in_chunks(images, part_of), boxes
+    return in_chunks(backend, images, part_of), boxes
 
 
 def read_latents(path: Path) -> NDArray[np.float32]:
@@ -235,8 +257,12 @@ def scored(
     chunk: int = CHUNK,
     **options: Any,
 ) -> Iterator[Scored]:
-    """Scores of image files, `chunk` at a time; options as `Client.score` has them."""
-    shape, fit = rules(backend.model()["manifest"], fit)
+    """Scores of image files, at most `chunk` at a time; options as `Client.score` has them."""
+    told = backend.model()
+    shape, fit = rules(told["manifest"], fit)
+    scoring = told["manifest"]["scoring"]
+    k = options.get("importance_samples") or scoring["default_importance_samples"]
+    chunk = request_images(told, chunk, k)
     for start in range(0, len(files), chunk):
         part = files[start : start + chunk]
         read = [_read_one(path, shape, fit) for path in part]

@@ -31,6 +31,7 @@ LIMITS = (
     "max_n",
     "max_stream_n",
     "max_images",
+    "max_total_pixels",
     "max_importance_samples",
     "max_rows",
     "max_body_bytes",

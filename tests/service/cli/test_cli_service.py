@@ -14,10 +14,14 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from rich.progress import Progress
 from typer.testing import CliRunner
 
+from service.cli.inputs import Fit, in_chunks, mapped, read_all, score_files
 from service.cli.local import LocalClient
 from service.cli.main import app
+from service.cli.report import ReportOptions, write_report
+from service.client import Client
 from service.noise import Purpose, image_keys, uniform
 
 
@@ -108,6 +112,42 @@ def test_local_and_remote_scores_are_the_same(cli, folder, running, monkeypatch)
     local = cli("score", folder, "--json", "-k", 3, "--seed", 2).output
     remote = cli("score", folder, "--json", "-k", 3, "--seed", 2, "--url", running.url).output
     assert local == remote
+
+
+@pytest.fixture
+def twenty(tmp_path, tiny_model):
+    """A folder of 20 pictures of 16 bytes each."""
+    path = tmp_path / "twenty"
+    path.mkdir()
+    for index, image in enumerate(tiny_model.images(20, seed=0)):
+        Image.fromarray(image[0]).save(path / f"{index:02d}.png")
+    return path
+
+
+def test_files_are_scored_in_as_many_requests_as_their_k_needs(server, twenty):
+    rows = score_files(Client(http=server), [twenty], Fit(), importance_samples=1024)
+    assert [row["importance_samples"] for row in rows] == [1024] * 20
+    assert server.app.state.shared.settings.max_rows < 20 * 1024
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_body_bytes": 200},  # an npy file of four images has 192 bytes
+        {"max_images": 7},
+        {"max_total_pixels": 100, "max_image_pixels": 100},
+        {"max_rows": 31, "max_importance_samples": 16},  # the bundle's own K is 16
+    ],
+)
+def test_images_go_in_requests_that_a_servers_limits_let_in(serve, twenty, tmp_path, limits):
+    client = Client(http=serve(**limits))
+    assert len(score_files(client, [twenty], Fit())) == 20
+    images = read_all(client, [twenty], Fit())
+    assert len(in_chunks(client, images, lambda part: client.encode(part).latents)) == 20
+    assert len(mapped(client, images, None)[0]) == 20
+    out, options = tmp_path / "r.html", ReportOptions()
+    report = write_report(client, twenty, out, options, progress=Progress(disable=True))
+    assert (report["images"], report["unreadable"]) == (20, [])
 
 
 def test_too_many_importance_samples_are_refused(cli, folder, running):
