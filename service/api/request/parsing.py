@@ -30,7 +30,7 @@ MAX_FIELDS = 32
 MAX_FIELD_BYTES = 2**12
 INLINE_JSON = 2**17  # bytes with images: more than this is parsed beside the event loop
 AMPERSANDS = re.compile("&+")
-SEVERAL = ("temperature", "resample", "keep", "seeds", "altered")  # times in a query
+SEVERAL = ("temperature", "resample", "keep", "seeds", "altered")  # times in a query, or commas
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,7 @@ def _unique(pairs: list[tuple[str, str]], before: dict[str, Any]) -> dict[str, A
         if name not in options:
             options[name] = value
         elif name in SEVERAL or name.endswith("[]"):  # axios' lists: an unknown field, told later
-            earlier = options[name]
-            options[name] = [*(earlier if isinstance(earlier, list) else [earlier]), value]
+            options[name] = f"{options[name]},{value}"
         else:
             raise InvalidInput(f"{name[:60]!r} is given more than once: give it once")
     return options

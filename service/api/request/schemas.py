@@ -73,7 +73,7 @@ Temperatures = Annotated[
 
 
 def _split_commas(value: object) -> object:
-    """As a query parameter a list is ``temperature=1,0.7`` (or the parameter several times)."""
+    """As text a list is ``temperature=1,0.7``."""
     return value.split(",") if isinstance(value, str) and "," in value else value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from service.api.request.parsing import query_options
 from service.api.request.schemas import (
     InterpolateOptions,
     SampleOptions,
@@ -106,3 +107,20 @@ def test_numbers_in_text_are_not_pythons(kind, name, value):
 def test_values_of_json_are_named_as_json():
     with pytest.raises(InvalidInput, match=r"temperature=null: .*; output=true: "):
         parse_options(SampleOptions, {"temperature": None, "output": True}, text=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "query", "expected"),
+    [
+        (ScoreOptions, "altered=0,1&altered=2", {"altered": [0, 1, 2]}),
+        (SampleOptions, "resample=z1,z2&resample=z3", {"resample": ["z1", "z2", "z3"]}),
+        (SampleOptions, "keep=z1&keep=z2&keep=z3,z4", {"keep": ["z1", "z2", "z3", "z4"]}),
+        (SampleOptions, "temperature=1,0.5&temperature=2", {"temperature": [1, 0.5, 2]}),
+        (SampleOptions, "temperature=1&temperature=2", {"temperature": [1, 2]}),
+        (InterpolateOptions, "seeds=1&seeds=2", {"seeds": [1, 2]}),
+        (InterpolateOptions, "seeds=1,2", {"seeds": [1, 2]}),
+    ],
+)
+def test_a_list_of_a_query_has_commas_or_comes_several_times(kind, query, expected):
+    options = parse_options(kind, query_options(query.encode()), text=True)
+    assert options.model_dump(include=set(expected)) == expected
