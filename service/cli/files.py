@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,9 @@ from service.errors import InvalidInput
 
 __all__ = [
     "check",
+    "check_pictures",
     "naming",
+    "picture_names",
     "write_array",
     "write_bytes",
     "write_images",
@@ -32,6 +35,7 @@ __all__ = [
 ]
 
 IMAGES = (".png", ".npy", "")  # a directory has no suffix
+PICTURE = re.compile(r"[0-9]{5,}\.png")
 
 
 def check(out: Path, suffixes: Sequence[str] = IMAGES) -> None:
@@ -47,6 +51,25 @@ def check(out: Path, suffixes: Sequence[str] = IMAGES) -> None:
     folder = out.parent if out.suffix else next(p for p in (out, *out.parents) if p.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise InvalidInput(f"{out}: nothing can be written into {folder}")
+
+
+def picture_names(n: int) -> list[str]:
+    """What `n` pictures in a directory are called: their places from 0, sorted as they are."""
+    digits = max(5, len(str(n - 1)))
+    return [f"{index:0{digits}d}.png" for index in range(n)]
+
+
+def check_pictures(out: Path, n: int) -> None:
+    """Whether the directory `out` would hold `n` pictures and none of an earlier, larger call,
+    before anything is computed. Raises InvalidInput."""
+    if out.suffix or not out.exists():
+        return
+    there = {path.name for path in out.iterdir() if PICTURE.fullmatch(path.name)}
+    if left := there.difference(picture_names(n)):
+        raise InvalidInput(
+            f"{out} holds pictures of another call, such as {max(left)}, that {n} new ones do not "
+            "replace: remove them, or use another name"
+        )
 
 
 @contextmanager
@@ -81,8 +104,8 @@ def write_images(images: NDArray[np.uint8], out: Path, *, columns: int | None = 
         write_array(images, out)
     else:
         out.mkdir(parents=True, exist_ok=True)
-        for index, image in enumerate(images):
-            write_bytes(encode_png(image), out / f"{index:05d}.png")
+        for name, image in zip(picture_names(len(images)), images, strict=True):
+            write_bytes(encode_png(image), out / name)
 
 
 def write_pairs(images: NDArray[np.uint8], again: NDArray[np.uint8], out: Path) -> None:

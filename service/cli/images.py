@@ -82,6 +82,9 @@ def sample(
     given = None if prior_eps is None else inputs.read_latents(prior_eps)
     if given is None:
         n = n or 64
+        files.check_pictures(out, n)
+    elif given.ndim:  # without an axis it is refused where it is used
+        files.check_pictures(out, n or len(given))
     heats = temperature or [1.0]
     scale = heats[0] if len(heats) == 1 else heats
     with inputs.open_backend(bundle, url, model, provider) as backend:
@@ -350,6 +353,7 @@ def reconstruct(
     files.check(out)
     with inputs.open_backend(bundle, url, model, provider) as backend:
         images = inputs.read_all(backend, paths, inputs.Fit(resize=resize, convert=convert))
+        files.check_pictures(out, len(images))
         again = inputs.in_chunks(
             backend,
             images,
@@ -397,6 +401,7 @@ def interpolate(
     from service.cli.output import counted
 
     files.check(out)
+    files.check_pictures(out, n)
     with inputs.open_backend(bundle, url, model, provider) as backend:
         fit = inputs.Fit(resize=resize, convert=convert)
         images = inputs.read_all(backend, paths, fit) if paths else None

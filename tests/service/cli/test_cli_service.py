@@ -17,6 +17,7 @@ from PIL import Image
 from rich.progress import Progress
 from typer.testing import CliRunner
 
+from service.cli import files
 from service.cli.inputs import Fit, in_chunks, mapped, read_all, score_files
 from service.cli.local import LocalClient
 from service.cli.main import app
@@ -86,6 +87,33 @@ def test_sample_writes_a_sheet_an_array_or_files(cli, tmp_path):
     cli("sample", "-n", 3, "--seed", 0, "-o", tmp_path / "files")
     files = sorted((tmp_path / "files").iterdir())
     assert [np.asarray(Image.open(f)).tolist() for f in files] == array[:, 0].tolist()
+
+
+def test_a_folder_holds_the_pictures_of_one_call(cli, folder, tmp_path):
+    """Those of a larger call before would stay, and be taken for the new ones'."""
+    out = tmp_path / "pictures"
+    cli("sample", "-n", 4, "--seed", 0, "-o", out)
+    (out / "mine.png").write_bytes(b"")
+    old = {file.name: file.read_bytes() for file in out.iterdir()}
+    for command in (
+        ("sample", "-n", 2),
+        ("reconstruct", folder / "0.png"),
+        ("interpolate", "--from-seed", 1, "--from-seed", 2, "-n", 3),
+    ):
+        said = cli(*command, "-o", out, code=1).stderr
+        assert "00003.png" in said
+        assert "remove" in said
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == old
+    cli("sample", "-n", 5, "--seed", 1, "-o", out)
+    assert sorted(file.name for file in out.iterdir())[4:] == ["00004.png", "mine.png"]
+    assert (out / "00000.png").read_bytes() != old["00000.png"]
+
+
+def test_names_of_pictures_sort_as_they_are_numbered(tmp_path):
+    assert files.picture_names(3) == ["00000.png", "00001.png", "00002.png"]
+    many = files.picture_names(100_001)
+    assert many == sorted(many)
+    assert many[-1] == "100000.png"
 
 
 def test_temperatures(cli, tmp_path):
