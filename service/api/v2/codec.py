@@ -159,9 +159,12 @@ def _read_inputs(
 
 
 def _parameters(item: Mapping[str, Json], what: str) -> dict[str, Json]:
-    """Those of a request or tensor; clients that write every field send null for none."""
+    """Those of a request or tensor; clients that write every field send null for none, and for
+    each that is left out.
+    """
     given = item.get("parameters")
-    return {} if given is None else _object(given, what)
+    given = {} if given is None else _object(given, what)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _tensor_parameters(item: Mapping[str, Json], info: TensorInfo) -> dict[str, Json]:

@@ -61,6 +61,25 @@ def test_null_is_what_is_left_out(server, image):
     assert named.json() == bare
 
 
+@pytest.mark.parametrize("model", ["score", "encode"])
+@pytest.mark.parametrize("name", ["seed", "importance_samples", "alpha", "fdr", "timeout"])
+def test_a_parameter_that_is_null_is_left_out(server, image, model, name):
+    url = f"/v2/models/tiny.{model}/infer"
+    bare = server.post(url, json={"inputs": [image]})
+    assert server.post(url, json={"inputs": [image], "parameters": {name: None}}).json() == (
+        bare.json()
+    )
+
+
+def test_a_parameter_of_a_tensor_that_is_null_is_left_out(server, image):
+    bare = server.post(URL, json={"inputs": [image]}).json()
+    of_input = dict.fromkeys(["binary_data_size", "shared_memory_region"])
+    wanted = {"name": "z", "parameters": dict.fromkeys(["binary_data", "classification"])}
+    full = {"inputs": [{**image, "parameters": of_input}], "outputs": [wanted]}
+    full["parameters"] = {"binary_data_output": None}
+    assert server.post(URL, json=full).json() == bare
+
+
 def test_versions(server, image, refused_v2):
     by_version = server.post(
         "/v2/models/tiny.encode/versions/1.2.3/infer", json={"inputs": [image]}
