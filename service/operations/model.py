@@ -559,6 +559,7 @@ def _rendered(job: Job) -> Rendered:
         images=job.arrays["images"],
         draw=job.arrays["draw"],
         mean=job.arrays["mean"],
+        finite=job.arrays["finite"],
         queue_seconds=job.queue_seconds,
         compute_seconds=job.compute_seconds,
     )

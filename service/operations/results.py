@@ -44,11 +44,14 @@ class Images(Result):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Rendered(Result):
-    """Means as pixels, drawn pixels, and means in [0, 1]: ``[n, C, H, W]`` each."""
+    """Means as pixels, drawn pixels, and means in [0, 1]: ``[n, C, H, W]`` each; `finite` ``[n]``:
+    whether the means are numbers.
+    """
 
     images: NDArray[np.uint8]
     draw: NDArray[np.uint8]
     mean: F32
+    finite: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -66,7 +66,7 @@ class _Render(Batcher):
         self, pieces: Sequence[Piece[SampleWork | DecodeWork]], outputs: Arrays
     ) -> list[Arrays]:
         """uint8 ``images``: the mean as ``round(255 p)``, or the draw, and whether the mean was
-        ``finite``; all of mean and draw on demand.
+        ``finite``; mean and draw themselves on demand.
         """
         mean, draw = outputs["mean"], outputs["draw"]
         wanted = {work.output for work, _, _ in pieces}
@@ -75,10 +75,10 @@ class _Render(Batcher):
         answers: list[Arrays] = []
         for rows, work, _, _ in _placed(pieces):
             if work.output == "both":
-                answers.append({"images": pixels[rows], "draw": draw[rows], "mean": mean[rows]})
+                answer = {"images": pixels[rows], "draw": draw[rows], "mean": mean[rows]}
             else:
-                shown = pixels if work.output == "mean" else draw
-                answers.append({"images": shown[rows], "finite": finite[rows]})
+                answer = {"images": (pixels if work.output == "mean" else draw)[rows]}
+            answers.append(answer | {"finite": finite[rows]})
         return answers
 
     def _u(self, pieces: Sequence[Piece[SampleWork | DecodeWork]], rows: int) -> F32:

@@ -94,8 +94,7 @@ def infer_routes(shared: AppState, models: InferModels) -> list[InferRoute]:
 
 def _documented(name: str) -> dict[str, Any]:
     """What the routes of ``infer`` declare: arguments of `APIRoute`."""
-    absent = [f"x-iafvae-{header}" for header in ("altered", "non-finite")]
-    headers = {k: v for k, v in HEADERS.items() if k not in absent} | {
+    headers = {k: v for k, v in HEADERS.items() if k != "x-iafvae-altered"} | {
         HEADER_LENGTH: "Bytes of JSON before the tensors' bytes; absent where there are none"
     }
     length = {

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from service.api.v2.tensors import TensorInfo, from_binary, from_json, shown, to_binary, to_json
@@ -49,12 +50,13 @@ class InferRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class InferResponse:
-    """What a model answers: outputs by name, the result that they are of, and parameters that say
-    how they came about.
+    """What a model answers: outputs by name, the result that they are of, which of its rows are
+    numbers (`finite` ``[n]``), and parameters that say how they came about.
     """
 
     outputs: Mapping[str, NDArray[Any]]
     result: Result
+    finite: NDArray[np.bool_]
     parameters: Mapping[str, Json] = field(default_factory=dict)
 
 

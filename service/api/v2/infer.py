@@ -17,11 +17,10 @@ from service.api.request.limits import INLINE_BYTES, OperationRequest, while_con
 from service.api.request.negotiation import MAX_ACCEPT_BYTES
 from service.api.response.rendering import Answer
 from service.api.state import AppState
-from service.api.v2.codec import InferRequest, encode_response, parse_request
+from service.api.v2.codec import InferRequest, InferResponse, encode_response, parse_request
 from service.api.v2.models import InferModel, InferModels
 from service.codecs import JSON
 from service.errors import InvalidInput
-from service.operations.results import Result
 
 __all__ = ["BINARY", "HEADER_LENGTH", "InferRoute"]
 
@@ -73,11 +72,11 @@ async def _computed(request: OperationRequest, infer: InferModel, body: bytes) -
     numbers = sum(response.outputs[info.name].size for info, _ in asked.outputs)
     small = written <= INLINE_NUMBERS and numbers <= INLINE_PIXELS
     content, length = encode() if small else await request.beside(encode)
-    return await _encoded(content, length, response.result, request)
+    return await _encoded(content, length, response, request)
 
 
 async def _encoded(
-    content: bytes, length: int | None, result: Result, request: OperationRequest
+    content: bytes, length: int | None, response: InferResponse, request: OperationRequest
 ) -> Answer:
     """The answer, compressed where the client asks for it and it gains something."""
     accept = ", ".join(request.headers.getlist("accept-encoding"))
@@ -91,7 +90,8 @@ async def _encoded(
             content = await request.beside(compress, content, encoding)
     if length is not None:
         more.append((HEADER_LENGTH.encode("ascii"), b"%d" % length))
-    answer = Answer(content, JSON if length is None else BINARY, result)
+    media_type = JSON if length is None else BINARY
+    answer = Answer(content, media_type, response.result, finite=response.finite)
     answer.raw_headers += more
     return answer
 

@@ -118,7 +118,8 @@ async def _score(request: OperationRequest, model: Model, infer: InferRequest) -
         parameters["evidence_names"] = ",".join(names)
     if scores.notes:
         parameters["notes"] = "; ".join(scores.notes)
-    return InferResponse(outputs=outputs, parameters=parameters, result=scores)
+    finite = np.isfinite(scores.log_likelihood_nats)
+    return InferResponse(outputs=outputs, parameters=parameters, result=scores, finite=finite)
 
 
 async def _sample(request: OperationRequest, model: Model, infer: InferRequest) -> InferResponse:
@@ -133,7 +134,7 @@ async def _sample(request: OperationRequest, model: Model, infer: InferRequest) 
     )
     outputs: dict[str, NDArray[Any]]
     outputs = {"image": drawn.images, "draw": drawn.draw, "mean": drawn.mean}
-    return InferResponse(outputs=outputs, result=drawn)
+    return InferResponse(outputs=outputs, result=drawn, finite=drawn.finite)
 
 
 async def _encode(request: OperationRequest, model: Model, infer: InferRequest) -> InferResponse:
@@ -143,14 +144,16 @@ async def _encode(request: OperationRequest, model: Model, infer: InferRequest) 
     if "seed" in infer.parameters:
         parameters["seed"] = _integer(infer, "seed", 0)
     coded = await model.encode(images, seed=parameters.get("seed"), **request.asked)
-    return InferResponse(outputs={"z": coded.latents}, parameters=parameters, result=coded)
+    outputs, finite = {"z": coded.latents}, np.asarray(np.isfinite(coded.latents).all(axis=1))
+    return InferResponse(outputs=outputs, parameters=parameters, result=coded, finite=finite)
 
 
 async def _decode(request: OperationRequest, model: Model, infer: InferRequest) -> InferResponse:
     latents = infer.inputs["z"]
     at_most("latents", len(latents), request.settings.max_images)
     decoded = await model.decode_each(latents, **request.asked)
-    return InferResponse(outputs={"mean": decoded.mean}, result=decoded)
+    outputs = {"mean": decoded.mean}
+    return InferResponse(outputs=outputs, result=decoded, finite=decoded.finite)
 
 
 def _parts(manifest: Manifest) -> tuple[str, ...]:

@@ -238,6 +238,54 @@ def test_whatever_comes_it_is_answered(server, refused_v2, body, model, headers)
     refused_v2(answer, answer.status_code)
 
 
+# ------------------------------------------------------------------ answers that are no numbers
+
+
+def test_results_that_are_no_numbers_are_announced_and_counted(server):
+    """Latents overflow to infinities, and their sums to none, as under ``/v1``."""
+    heat = {"name": "temperature", "datatype": "FP32", "shape": [50], "data": [3.4e38] * 50}
+    counted = {"operation": "sample", "model": "tiny"}
+    before = server.metric("iafvae_non_finite_results_total", **counted)
+    wild = server.post(
+        "/v2/models/tiny.sample/infer", json={"inputs": [*seeds(50)["inputs"], heat]}
+    )
+    means = {each["name"]: each["data"] for each in wild.json()["outputs"]}["mean"]
+    bad = sum(None in means[at : at + 16] for at in range(0, len(means), 16))
+    assert 0 < bad < 50
+    assert wild.headers["x-iafvae-non-finite"] == str(bad)
+    assert server.metric("iafvae_non_finite_results_total", **counted) - before == bad
+    usual = server.post("/v2/models/tiny.sample/infer", json=seeds(2))
+    assert "x-iafvae-non-finite" not in usual.headers
+
+
+@pytest.mark.parametrize("operation", ["score", "encode", "decode"])
+def test_each_operation_says_which_results_are_numbers(serve, image, monkeypatch, operation):
+    """A row of each batch is spoilt where it leaves the engine."""
+    client = serve()
+    spoilt = {"score": "log_weight", "encode": "z", "decode": "mean"}[operation]
+    engine = client.app.state.shared.registry.find("tiny").runtime.engine
+    sound = engine.run
+
+    def run(graph, arrays):
+        outputs = dict(sound(graph, arrays))
+        if spoilt in outputs:
+            outputs[spoilt] = outputs[spoilt].copy()
+            outputs[spoilt][0] = np.nan
+        return outputs
+
+    monkeypatch.setattr(engine, "run", run)
+    z = {"name": "z", "datatype": "FP32", "shape": [3, 3], "data": [0] * 9}
+    given = {"inputs": [z if operation == "decode" else image]}
+    answer = client.post(f"/v2/models/tiny.{operation}/infer", json=given)
+    output = answer.json()["outputs"][0]
+    numbers = np.array(output["data"], np.float64).reshape(output["shape"][0], -1)  # null is NaN
+    bad = np.count_nonzero(np.isnan(numbers).any(axis=1))
+    assert bad >= 1
+    assert answer.headers["x-iafvae-non-finite"] == str(bad)
+    counted = {"operation": operation, "model": "tiny"}
+    assert client.metric("iafvae_non_finite_results_total", **counted) == bad
+
+
 # ------------------------------------------------------------------ answers of very many numbers
 
 
