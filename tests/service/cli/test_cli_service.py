@@ -293,7 +293,10 @@ def test_what_was_passed_over_and_why_nothing_is_decided_are_told(cli, folder, t
     assert told[0] == passed
     assert told[-1].startswith("note: no decision on 1: the image was resized or converted")
     told = cli("score", folder, "--resize", "-k", 3, "--json").stderr
-    assert "no decision on 7: this number of importance samples has no calibration" in told
+    assert (
+        "no decision on 7: the model, or this number of importance samples, has no calibration"
+        in told
+    )
     for command in ("anomaly-map", "report"):
         out = tmp_path / ("x.html" if command == "report" else "x.png")
         assert cli(command, folder, "--resize", "-o", out).stderr.count(passed) == 1

@@ -291,9 +291,14 @@ def test_masks_are_no_images(cli, folder, tmp_path):
 
 def test_without_p_values_nothing_is_said_of_them(cli, folder, tmp_path):
     told = cli(folder, "-o", "r.html", "-k", 3, "--fdr", 0.1)
-    assert "no decision on 12: this number of importance samples has no calibration" in told
+    assert (
+        "no decision on 12: the model, or this number of importance samples, has no calibration"
+        in told
+    )
     page = (tmp_path / "r.html").read_text()
-    assert "12 undecided: this number of importance samples has no calibration" in page
+    assert (
+        "12 undecided: the model, or this number of importance samples, has no calibration" in page
+    )
     for said in ("Anomalous is what", "discoveries", "AUPR", "Histogram"):
         assert said not in page
 
