@@ -16,7 +16,7 @@ const BUSY_TRIES = 5; // after the first
 const LONGEST_WAIT = 30; // seconds between two tries to reach a server
 
 export async function ask(path, init = {}) {
-  for (let refusals = 0; ; ) {
+  for (let refusals = 0, isRetry = false; ; ) {
     const key = sessionStorage.getItem(KEPT);
     const headers = key ? { ...init.headers, authorization: `Bearer ${key}` } : init.headers;
     let response;
@@ -25,10 +25,14 @@ export async function ask(path, init = {}) {
       // All of it here: a server that goes in the middle of its answer has not answered.
       response = new Response(response.body && await response.blob(), response);
     } catch (error) {
+      const isAlone = isRetry && await isAlive(); // a request that fails at a server that answers others
       if (init.signal?.aborted) throw error;
+      if (isAlone) throw new Problem({ detail: "The server answers, but not this request: has a file changed since it was chosen?" });
       await pause(untilBack, init.signal);
+      isRetry = true;
       continue;
     }
+    isRetry = false;
     if (response.status === 401) {
       const isNewer = sessionStorage.getItem(KEPT) !== key; // another question has got one meanwhile
       if (isNewer || await newKey(key !== null)) continue;
@@ -59,9 +63,11 @@ function pause(work, signal) {
 async function untilBack() {
   for (let tries = 1; ; tries += 1) {
     await countdown(Math.min(LONGEST_WAIT, 2 ** tries), "The server does not answer. What is here stays.");
-    try { return await fetch("livez"); } catch { /* still gone */ }
+    if (await isAlive()) return;
   }
 }
+
+const isAlive = () => fetch("livez").then(() => true, () => false);
 
 function countdown(seconds, message) {
   const notice = $("notice");
@@ -95,6 +101,8 @@ function newKey(isRefused) {
 // Whether a key was given.
 function keyDialog(isRefused) {
   const field = el("input", { type: "password", id: "key", autocomplete: "off", required: true });
+  // A header holds nothing else: the browser would not send it.
+  field.oninput = () => field.setCustomValidity(/^[\x21-\x7e]+$/.test(field.value.trim()) ? "" : "A key is of ASCII letters, digits and signs, without spaces.");
   const cancel = el("button", { type: "button", className: "quiet" }, "Cancel");
   const form = el("form", { method: "dialog" },
     el("h2", { id: "key-head" }, "This service needs a key"),

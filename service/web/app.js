@@ -71,11 +71,12 @@ async function chooseModel(image = null) {
   onPadChanged(true);
   if (!image) remember({ image: null });
   await chooseScoring(model, DRAW);
+  if (state.model !== model) return; // another one was chosen meanwhile
   if (image) await guarded(lookAt)(fromAddress(image));
   else if (file) await guarded(show)(blob, file);
   else onPadChanged(false);
   const drawn = await draw();
-  await showExamples(manifest, drawn.map(pngUrl), lookAtChosen);
+  if (drawn) await showExamples(manifest, drawn.map(pngUrl), lookAtChosen);
 }
 
 const draw = () => drawSamples(lookAtChosen);
@@ -147,7 +148,7 @@ async function openAll(files) {
 
 function scoreCode(form) {
   const { base64, file, options } = pad.image($("seen"));
-  const image = { base64: base64 ?? "", file: file ?? "image.png", isFile: Boolean(file), shape: state.model.manifest.image };
+  const image = { base64: base64 ?? "", file: file ?? "image.png", isFile: Boolean(file), isAltered: Boolean(state.result?.altered), manifest: state.model.manifest };
   const fields = asked({ ...options, importance_samples: Number($("k").value), alpha: alpha() });
   return form === "curl" ? offer("Score with curl", curl("v1/score", fields, image)) : offer("Score with Python", python("score", fields, image));
 }

@@ -19,7 +19,7 @@ export function chooseChanges({ manifest: { latent } }) {
   for (const id of ["between", "variations"]) $(id).replaceChildren();
   $("ladder").hidden = !isLadder();
   $("flat").hidden = isLadder();
-  const top = Math.min(Number(remembered("keep")) || Math.ceil(latent.groups.length / 2), latent.groups.length - 1);
+  const top = Math.min(Number(remembered("keep") ?? Math.ceil(latent.groups.length / 2)), latent.groups.length - 1);
   Object.assign($("keep"), { min: 0, max: latent.groups.length - 1, value: Math.max(0, top) });
   showKept();
   showNoise(null);

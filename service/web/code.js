@@ -13,7 +13,8 @@ export function curl(path, fields, image) {
   const start = ["curl -s", ...(hasKey ? ['-H "Authorization: Bearer $KEY"'] : []), shell(here() + path)];
   if (image && isLong(image)) {
     const form = Object.entries({ ...fields }).map(([name, value]) => `-F ${shell(`${name}=${value}`)}`);
-    return [...start, ...form, `-F ${shell(`files=@${image.file}`)}`].join(" \\\n  ");
+    const name = image.file.replace(/[\\"]/g, "\\$&"); // in quotes, else curl ends it at "," and ";"
+    return [...start, ...form, `-F ${shell(`files=@"${name}"`)}`].join(" \\\n  ");
   }
   const body = image ? { ...fields, images: [image.base64] } : fields;
   return [...start, "-H 'content-type: application/json'", `-d ${shell(JSON.stringify(body))}`].join(" \\\n  ");
@@ -26,13 +27,14 @@ export function python(method, { model, resize, convert, ...options }, image) {
   const lines = [];
   if (hasKey) { lines.push("import os"); who.push('key=os.environ["KEY"]'); }
   if (image) {
-    const { channels, height, width } = image.shape;
+    const { image: { channels, height, width }, fit = "crop" } = image.manifest;
     const [module, data] = isLong(image)
       ? ["from pathlib import Path", `Path(${JSON.stringify(image.file)}).read_bytes()`]
       : ["import base64", `base64.b64decode(${JSON.stringify(image.base64)})`];
-    lines.push(module, "", "from service.client import Client", "from service.codecs.images import read_image", "");
-    lines.push(`data = ${data}`, `image = read_image(data, channels=${channels}, height=${height}, width=${width})`);
+    lines.push(module, "", ...(image.isAltered ? ["import numpy as np", ""] : []), "from service.client import Client", "from service.codecs.images import read_image", "");
+    lines.push(`data = ${data}`, `image = read_image(data, channels=${channels}, height=${height}, width=${width}, fit=${JSON.stringify(fit)})`);
     given.unshift("image[None]");
+    if (image.isAltered) given.push("altered=np.array([True])");
   } else {
     lines.push("from service.client import Client", "");
   }

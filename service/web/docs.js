@@ -206,7 +206,7 @@ function curl({ url, init, body }) {
   const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const parts = ["curl", ...(init.method === "GET" ? [] : ["-X", init.method]), quote(new URL(url, document.baseURI).href)];
   for (const [name, value] of Object.entries(init.headers)) parts.push("-H", quote(`${name}: ${value}`));
-  if (body?.type.value === "application/json") parts.push("-d", quote(JSON.stringify(JSON.parse(body.text.value || "{}"))));
+  if (body?.type.value === "application/json") parts.push("--data-raw", quote(body.text.value));
   else if (body?.type.value === "multipart/form-data") parts.push("-F", quote("files=@image.png"));
   else if (body) parts.push("--data-binary", "@file");
   return [el("h3", {}, "The same with curl"), block(parts.join(" "))];

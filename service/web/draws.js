@@ -18,15 +18,18 @@ export function sampleRequest() {
 
 let running = null;
 
-// Gives the images in base64; `chosen` is called with one that was clicked. Newer ones end it.
+// Gives the images in base64, none where another model was chosen meanwhile; `chosen` is called with
+// one that was clicked. Newer ones end it.
 export async function drawSamples(chosen) {
   running?.abort();
   const { signal } = running = new AbortController();
+  const { model } = state;
   const request = sampleRequest();
   remember({ n: request.n, seed: request.seed, output: request.output, temperature: request.temperature });
   $("samples").setAttribute("aria-busy", "true");
   try {
     const { response, data } = await post("v1/sample", request, { signal });
+    if (state.model !== model) return null;
     gallery($("samples"), data.images.map((base64, index) => ({
       url: pngUrl(base64), text: `Drawn image ${index + 1} of ${data.images.length}`,
     })), (index) => chosen(data.images[index]));

@@ -2,6 +2,7 @@
 
 import { $, el, gallery } from "./dom.js";
 import { pictureFrom } from "./pad.js";
+import { state } from "./state.js";
 
 // By the data set of the manifest's training. `cannot`: what a person should not expect.
 const SETS = {
@@ -37,6 +38,7 @@ export async function showExamples(manifest, drawn, chosen) {
   const base = names.includes(own) ? groups[0].items[0].url : drawn[0];
   if (!names.includes(own)) groups.unshift({ title: "drawn by the model", items: drawn.slice(0, COUNT).map((url, index) => ({ url, text: `Drawn image ${index + 1}` })) });
   if (base) groups.push({ title: "altered", items: alterations(await pictureFrom(base), manifest.image) });
+  if (state.model.manifest !== manifest) return; // another model was chosen meanwhile
   $("examples").replaceChildren(...groups.map(({ title, items }) => {
     const box = el("div", { className: "samples" });
     box.setAttribute("role", "group");

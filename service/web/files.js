@@ -3,12 +3,12 @@
 import { post } from "./api.js";
 import { $, el, format, roving, save, small, table } from "./dom.js";
 import { alpha, notesOf, verdictOf } from "./look.js";
-import { asked, state } from "./state.js";
+import { asked } from "./state.js";
 
 const AT_ONCE = 3; // requests; each may be a photo of megabytes
 const HEADS = ["image", "file", "verdict", "p-value", "bits/dim", "note"];
 
-let rows = []; // {file, url, result} or {file, url, error}
+let rows = []; // {file, url, result, images} or {file, url, error}; images: of the calibration
 let running = null;
 
 export async function scoreFiles(files) {
@@ -19,11 +19,12 @@ export async function scoreFiles(files) {
   const waiting = [...files];
   Object.assign($("progress"), { max: waiting.length, value: 0, hidden: false });
   $("stop").hidden = false;
-  const k = Number($("k").value);
+  // One model, K and alpha for all of them, whatever is chosen meanwhile.
+  const fields = asked({ importance_samples: Number($("k").value), alpha: alpha(), resize: true, convert: true });
   const worker = async () => {
     while (waiting.length && !signal.aborted) {
       const file = waiting.shift();
-      const row = await scoreOne(file, k, signal);
+      const row = await scoreOne(file, fields, signal);
       if (!row || signal.aborted) return;
       rows.push(row);
       $("progress").value = rows.length;
@@ -45,19 +46,19 @@ export function stop() {
   done();
 }
 
-async function scoreOne(file, importance_samples, signal) {
-  const fields = asked({ importance_samples, resize: true, convert: true });
-  const row = { file, url: URL.createObjectURL(file), model: state.name, importance_samples };
+async function scoreOne(file, fields, signal) {
+  const row = { file, url: URL.createObjectURL(file), model: fields.model, importance_samples: fields.importance_samples };
   try {
     const { data } = await post("v1/score", fields, { files: [file], signal });
-    return { ...row, result: data.results[0], notes: data.notes, version: data.version };
+    return { ...row, result: data.results[0], images: data.calibration?.images, notes: data.notes, version: data.version };
   } catch (error) {
     if (signal.aborted) return null;
     return { ...row, error: error.message };
   }
 }
 
-const wordOf = ({ result }) => (result ? { true: "anomalous", false: "not anomalous", null: "no decision" }[verdictOf(result, alpha())] : "not read");
+const verdict = ({ result, images }) => verdictOf(result, alpha(), images);
+const wordOf = (row) => (row.result ? { true: "anomalous", false: "not anomalous", null: "no decision" }[verdict(row)] : "not read");
 
 let look = () => {};
 export function onRow(chosen) { look = chosen; }
@@ -116,7 +117,7 @@ const text = (value) => (FORMULA.test(value ?? "") ? `./${value}` : value ?? "")
 export function saveCsv() {
   const cell = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
   const lines = rows.map((row) => [
-    text(row.file.name), row.result ? String(verdictOf(row.result, alpha()) ?? "") : "", alpha(),
+    text(row.file.name), row.result ? String(verdict(row) ?? "") : "", alpha(),
     ...COLUMNS.map((name) => row.result?.[name] ?? ""), row.model, row.version ?? "", row.importance_samples, text(row.error),
   ]);
   const heads = ["file", "anomalous", "alpha", ...COLUMNS, "model", "version", "importance_samples", "error"];

@@ -41,10 +41,13 @@ export async function chooseScoring({ manifest }, words) {
 // The histogram is of the chosen K.
 export async function chooseDistances() {
   const k = Number($("k").value);
-  if (state.model.manifest.scoring.calibrated_importance_samples.includes(k) && !state.distances.has(k)) {
-    const { name, version } = state.model;
+  const { model } = state;
+  if (model.manifest.scoring.calibrated_importance_samples.includes(k) && !state.distances.has(k)) {
+    const { name, version } = model;
     const path = `v1/models/${encodeURIComponent(name)}/versions/${encodeURIComponent(version)}/calibration`;
-    state.distances.set(k, (await getJson(`${path}?importance_samples=${k}`)).distances);
+    const { distances } = await getJson(`${path}?importance_samples=${k}`);
+    if (state.model !== model) return; // another one was chosen meanwhile
+    state.distances.set(k, distances);
   }
   showAlpha();
 }
@@ -61,13 +64,15 @@ export function showAlpha() {
   $("place").textContent = p === null ? "" : `${placeInWords(p, distances.length)}.`;
 }
 
-export function verdictOf({ status, p_value: p }, level) {
-  if (status !== "ok" || p === null) return null;
+// `level` may be another alpha than the service was asked with; `images`: of the calibration, which
+// decides nothing at a level below its smallest p-value.
+export function verdictOf({ status, p_value: p }, level, images) {
+  if (!["ok", "alpha_too_small"].includes(status) || p === null || level < 1 / (1 + images)) return null;
   return p <= level;
 }
 
 function showVerdict(result) {
-  const isAnomalous = verdictOf(result, alpha());
+  const isAnomalous = verdictOf(result, alpha(), state.model.manifest.calibration?.images);
   const p = result.p_value === null ? "" : `p = ${small(result.p_value)}`;
   const words = isAnomalous === null
     ? `No decision${p && `, ${p}`}: ${REASONS[result.status] ?? "there is no p-value"}`

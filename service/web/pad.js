@@ -41,8 +41,9 @@ export class Pad {
     this.context.fillRect(0, 0, this.canvas.width, this.canvas.height);
   }
 
+  // Nothing was drawn or shown: an image that is black is one.
   get blank() {
-    return !this.pixels().some((value, index) => index % 4 !== 3 && value > 0);
+    return !this.exact && !this.pixels().some((value, index) => index % 4 !== 3 && value > 0);
   }
 
   pixels() {

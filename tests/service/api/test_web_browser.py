@@ -70,11 +70,16 @@ def page(bare_page):
 
 @pytest.fixture(scope="module")
 def two_models(launch, tiny, tmp_path_factory):
-    """A server with a flat model and one of two groups, that wants a key."""
+    """A server with a flat model and one of two groups, that wants a key.
+
+    The second pads, and its alpha is smaller than any p-value of its calibration.
+    """
     models, keys = tmp_path_factory.mktemp("web-models"), tmp_path_factory.mktemp("web") / "keys"
     append_line(keys, key_line(KEY, "ada"))
     tiny.write_tiny_bundle(models / "tiny")
-    tiny.write_tiny_bundle(models / "duo", latent=tiny.TWO_GROUPS, name="duo")
+    scoring = {**tiny.tiny_manifest()["scoring"], "alpha": 0.001}
+    changes = {"name": "duo", "fit": "pad", "scoring": scoring}
+    tiny.write_tiny_bundle(models / "duo", latent=tiny.TWO_GROUPS, **changes)
     running = launch(
         IAFVAE_MODELS=str(models), IAFVAE_DEFAULT_MODEL="tiny", IAFVAE_KEYS_FILE=str(keys)
     )
@@ -109,6 +114,42 @@ def files(*arrays):
     ]
 
 
+def saved_csv(page):
+    with page.expect_download() as download:
+        page.click("#save-csv")
+    return list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
+
+
+def printed(program):
+    """What a program of the page's prints."""
+    lines = io.StringIO()
+    with contextlib.redirect_stdout(lines):
+        exec(program, {})  # noqa: S102 - the page's own text is under test
+    return lines.getvalue().strip("[]'\n")
+
+
+def shell_answer(command):
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=30, check=True
+    )
+    return httpx.Response(200, text=done.stdout).json()
+
+
+def held(page, pattern):
+    """The requests to `pattern`, as they come; each waits for a word from the test."""
+    routes = []
+    page.route(pattern, lambda route: routes.append(route))
+    return routes
+
+
+def until(page, condition):
+    for _ in range(PATIENCE // 50):
+        if condition():
+            return
+        page.wait_for_timeout(50)
+    raise TimeoutError
+
+
 def test_a_verdict_has_its_evidence_its_place_and_its_map(page, two_models):
     opened(page, two_models)
     page.locator("#samples button").nth(2).click()
@@ -132,17 +173,13 @@ def test_a_link_and_both_snippets_give_the_same_verdict(page, two_models, monkey
     page.locator("#examples button").nth(1).click()
     p = verdict(page)
     page.click("#score-curl")
-    command = ["bash", "-c", page.input_value("#code-text")]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    exact = shell_answer(page.input_value("#code-text"))["results"][0]["p_value"]
     page.click("#code button")
     page.click("#score-python")
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(page.input_value("#code-text"), {})  # noqa: S102 - the page's own text is under test
+    found = printed(page.input_value("#code-text"))
     page.click("#code button")
-    exact = httpx.Response(200, text=answer).json()["results"][0]["p_value"]
     assert float(p) == pytest.approx(exact, rel=0.05)
-    assert float(printed.getvalue().strip("[]\n")) == pytest.approx(exact, rel=1e-6)
+    assert float(found) == pytest.approx(exact, rel=1e-6)
     page.click("#link")
     assert page.inner_text("#code-head") == "Link to this page as it stands"
     link = page.input_value("#code-text")
@@ -152,15 +189,32 @@ def test_a_link_and_both_snippets_give_the_same_verdict(page, two_models, monkey
     assert page.input_value("#k") == "64"
 
 
+def test_the_snippets_of_a_file_give_its_verdict(page, two_models, tmp_path, monkeypatch):
+    monkeypatch.setenv("KEY", KEY)
+    monkeypatch.chdir(tmp_path)
+    opened(page, two_models, "model=duo")
+    [file] = files(np.random.default_rng(0).integers(0, 256, (1, 8, 20)))
+    file["name"] = 'a,b;type=c "d" \\e.png'
+    (tmp_path / file["name"]).write_bytes(file["buffer"])
+    page.set_input_files("#file", file)
+    p = float(verdict(page))
+    page.click("#score-curl")
+    [result] = shell_answer(page.input_value("#code-text"))["results"]
+    page.click("#code button")
+    page.click("#score-python")
+    program = page.input_value("#code-text")
+    assert p == pytest.approx(result["p_value"], rel=0.05)
+    assert float(printed(program)) == pytest.approx(result["p_value"], rel=1e-6)
+    assert printed(program.replace(".p_value", ".status")) == result["status"] == "altered"
+
+
 def test_many_files_become_a_table_and_a_csv(page, two_models):
     opened(page, two_models)
     images = np.random.default_rng(0).integers(0, 256, (3, 1, 4, 4))
     broken = {"name": "=broken, so.png", "mimeType": "image/png", "buffer": b"nothing"}
     page.set_input_files("#many", [*files(*images), broken])
     page.wait_for_selector("#table tbody tr:nth-child(4)")
-    with page.expect_download() as download:
-        page.click("#save-csv")
-    rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
+    rows = saved_csv(page)
     found = {row["file"]: row for row in rows}
     assert "not" in found["./=broken, so.png"]["error"]  # no formula of a spreadsheet's
     assert [row["p_value"] for row in rows[:3]] == sorted(row["p_value"] for row in rows[:3])
@@ -176,6 +230,36 @@ def test_many_files_become_a_table_and_a_csv(page, two_models):
     assert float(verdict(page)) == pytest.approx(float(rows[0]["p_value"]), rel=0.05)
     page.click("#link")
     assert page.inner_text("#code-head") == "Link to this page, without its image"
+
+
+def test_a_table_decides_by_the_slider_also_below_the_alpha_of_the_model(page, two_models):
+    opened(page, two_models, "model=duo")
+    page.set_input_files("#many", files(*np.random.default_rng(0).integers(0, 256, (2, 1, 4, 4))))
+    playwright.expect(page.locator("#files-status")).to_contain_text("at p ≤", timeout=PATIENCE)
+    assert "no decision" not in page.inner_text("#files-status")
+    rows = saved_csv(page)
+    assert [row["anomalous"] for row in rows] == [
+        str(float(row["p_value"]) <= float(row["alpha"])).lower() for row in rows
+    ]
+    decide = "async (given) => (await import('/web/look.js')).verdictOf(...given)"
+    for alpha, expected in ((0.001, None), (0.01, False), (0.5, True)):
+        for status in ("ok", "alpha_too_small"):
+            given = [{"status": status, "p_value": 0.2}, alpha, 200]
+            assert page.evaluate(decide, given) is expected
+
+
+def test_a_table_is_of_the_model_and_k_it_was_begun_with(page, two_models):
+    opened(page, two_models)
+    waiting = held(page, "**/v1/score")
+    page.set_input_files("#many", files(*np.random.default_rng(0).integers(0, 256, (5, 1, 4, 4))))
+    until(page, lambda: len(waiting) == 3)
+    page.select_option("#model", "duo")
+    page.wait_for_selector("#ladder:not([hidden])")
+    page.route("**/v1/score", lambda route: route.continue_())
+    for route in waiting:
+        route.continue_()
+    playwright.expect(page.locator("#files-status")).to_contain_text("at p ≤", timeout=PATIENCE)
+    assert [row["model"] for row in saved_csv(page)] == ["tiny"] * 5
 
 
 def test_a_dropped_folder_gives_its_images(page, two_models, tmp_path):
@@ -224,6 +308,19 @@ def test_latents_move_by_sliders_or_by_groups_and_images_meet_between(page, two_
     page.wait_for_selector("#variations button:nth-child(8)")
 
 
+def test_none_kept_is_remembered(page, two_models):
+    opened(page, two_models, "model=duo&keep=0")
+    assert page.inner_text("#keep-value") == "none"
+
+
+def test_a_black_image_is_judged_and_an_empty_area_is_not(page, two_models):
+    opened(page, two_models)
+    page.set_input_files("#file", files(np.zeros((1, 4, 4))))
+    verdict(page)
+    page.click("#clear")
+    playwright.expect(page.locator("#verdict")).to_have_text(re.compile("^Draw something"))
+
+
 def test_without_a_mouse(page, two_models):
     opened(page, two_models)
     page.keyboard.press("Tab")
@@ -270,6 +367,23 @@ def test_a_busy_server_is_waited_for_with_a_countdown(page, two_models):
     assert re.search(r"busy.*again in \d+ s", page.inner_text("#notice"), re.S)
     verdict(page)
     page.wait_for_selector("#notice", state="hidden")
+
+
+def test_a_file_that_is_gone_is_said(page, two_models, tmp_path):
+    opened(page, two_models)
+    paths = [tmp_path / "kept.png", tmp_path / "gone.png"]
+    for path in paths:
+        path.write_bytes(encode_png(np.full((1, 4, 4), 99, np.uint8)))
+    page.context.set_offline(True)
+    page.set_input_files("#many", paths)
+    page.wait_for_selector("#notice:not([hidden])")
+    paths[1].unlink()
+    page.context.set_offline(False)
+    page.dispatch_event("#notice button", "click")
+    playwright.expect(page.locator("#files-status")).to_contain_text("1 not read", timeout=PATIENCE)
+    errors = {row["file"]: row["error"] for row in saved_csv(page)}
+    assert errors["kept.png"] == ""
+    assert "has a file changed" in errors["gone.png"]
 
 
 def test_a_server_that_is_gone_is_said_and_what_was_there_stays(page, two_models):
@@ -327,6 +441,35 @@ def test_another_model_judges_the_same_image_and_shows_nothing_of_the_one_before
     page.select_option("#model", "tiny")
     playwright.expect(page.locator("#verdict")).to_have_text(undecided, timeout=PATIENCE)
     assert page.inner_text("#seen-caption") == "your file, fitted"
+
+
+def test_what_comes_late_for_another_model_is_left(page, two_models):
+    opened(page, two_models)
+    page.locator("#samples button").first.click()
+    verdict(page)
+    place = page.inner_text("#place")
+    of_duo = held(page, "**/duo/**/calibration?*")
+    page.select_option("#model", "duo")
+    until(page, lambda: of_duo)
+    page.select_option("#model", "tiny")
+    page.wait_for_selector("#samples[aria-busy=false] button")
+    verdict(page)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    of_duo.pop().fulfill(json={"distances": [1.0, 2.0]})
+    page.wait_for_timeout(500)
+    page.locator("#alpha").press("ArrowRight")
+    assert page.inner_text("#place") == place
+    assert not [url for url in asked if url.endswith("v1/sample")]
+    page.unroute("**/duo/**/calibration?*")
+    drawn, of_tiny = held(page, "**/v1/sample"), held(page, "**/tiny/**/calibration?*")
+    page.select_option("#model", "duo")
+    until(page, lambda: drawn)
+    page.select_option("#model", "tiny")
+    until(page, lambda: of_tiny)
+    drawn.pop().continue_()
+    page.wait_for_timeout(500)
+    assert page.locator("#samples img").count() == page.locator("#examples img").count() == 0
 
 
 def test_a_model_without_calibration_scores_all_the_same(page, launch, tiny, tmp_path):
@@ -424,6 +567,31 @@ def test_the_pages_ask_for_a_key(bare_page, two_models):
     page.wait_for_selector("#samples img")
     page.goto(f"{two_models.url}/docs")
     page.wait_for_selector("#sample > summary")
+
+
+def test_a_key_that_no_header_can_hold_is_refused_where_it_is_typed(bare_page, two_models):
+    page = bare_page
+    page.goto(two_models.url)
+    page.fill("#key", "abc–def")
+    page.press("#key", "Enter")
+    assert page.locator("#key:invalid").count() == 1
+    assert page.evaluate("sessionStorage.getItem('iafvae-key')") is None
+    page.fill("#key", f" {KEY} ")
+    page.press("#key", "Enter")
+    page.wait_for_selector("#samples img")
+
+
+def test_the_api_page_sends_and_shows_the_text_as_it_is_written(page, two_models):
+    page.goto(f"{two_models.url}/docs")
+    page.click("#sample > summary")
+    output = page.locator("#sample .output")
+    for body, status in (('{"n": 1, "seed": 9007199254740993}', "200"), ('{"n": ', "400")):
+        page.fill("#sample textarea", body)
+        page.click("#sample button.primary")
+        said = output.locator(".status-code")
+        playwright.expect(said).to_have_text(re.compile(status), timeout=PATIENCE)
+        assert f"'{body}'" in output.locator("pre").last.inner_text()
+    assert '"status": 400' in output.inner_text()
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
