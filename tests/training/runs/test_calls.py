@@ -110,8 +110,12 @@ def test_the_rate_may_be_thought_over_and_nothing_else(tmp_path: Path) -> None:
     first = with_call({}, None, CONFIG, environment(), 0)
     called = with_call(first, CONFIG, faster, environment(faster), 700)["calls"][1]["command"]
     assert "--epochs 300 --learning-rate 0.004 --decay-fraction 0.15" in called
+    distorted = replace(LONGER, data=replace(LONGER.data, distorted=0.5))
+    open_run(tmp_path, distorted, resume=True)
+    called = with_call(first, CONFIG, distorted, environment(distorted), 700)["calls"][1]["command"]
+    assert "--distorted 0.5" in called
     decayed = replace(faster, optim=replace(faster.optim, weight_decay=1.0))
-    with pytest.raises(TrainingError, match=r"weight_decay.*--decay-fraction and") as told:
+    with pytest.raises(TrainingError, match=r"weight_decay.*--distorted and") as told:
         open_run(tmp_path, decayed, resume=True)
     assert "decay_fraction:" not in str(told.value)
     assert "learning_rate:" not in str(told.value)
