@@ -4,7 +4,8 @@
 #   training/slices.sh MODEL MINUTES [option of iafvae-train fit]...
 #   training/slices.sh MODEL finish
 #
-# MODEL: mnist, mnist-iaf, mnist-flow (a flow as the prior), mnist-wide (more maps), mnist-iaf-8x1920, mnist-ladder, fashion-mnist-mixture, cifar10-small,
+# MODEL: mnist, mnist-iaf, mnist-flow (a flow as the prior), mnist-wide (more maps), mnist-distorted (trained on with distorted digits),
+# mnist-iaf-8x1920, mnist-ladder, fashion-mnist-mixture, cifar10-small,
 # cifar10-mixture, cifar10-medium or cifar10-paper. The first slice copies what training/checkpoints/MODEL has, if
 # anything, to runs/MODEL; every later one resumes there, exactly. Ctrl-C stops with a checkpoint
 # as well. `finish` measures the test set once and exports runs/MODEL/bundle.
@@ -15,7 +16,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-usage() { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ $# -ge 2 ] || usage
 model=$1 minutes=$2
 shift 2
@@ -29,7 +30,7 @@ data=()
 # Epochs of the whole run: what a night on one large GPU takes. While the rate is constant they can
 # be changed without changing a step. K is what the test set is measured with.
 case $model in
-  mnist | mnist-iaf | mnist-flow | mnist-wide | mnist-iaf-8x1920) epochs=2000 k=128 ;;
+  mnist | mnist-iaf | mnist-flow | mnist-wide | mnist-distorted | mnist-iaf-8x1920) epochs=2000 k=128 ;;
   mnist-ladder | fashion-mnist-mixture) epochs=400 k=128 ;;
   cifar10-small | cifar10-mixture) epochs=200 k=128 ;;
   cifar10-medium) epochs=200 k=128 ;;
