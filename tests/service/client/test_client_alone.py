@@ -58,35 +58,23 @@ NOT_NEEDED = (
 )
 
 
+def alone(program):
+    command = [sys.executable, "-c", program % (NOT_NEEDED,), str(ROOT)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def test_it_works_where_nothing_else_is_installed():
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE % (NOT_NEEDED,), str(ROOT)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = alone(ALONE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["[]", "[]"]
 
 
 def test_a_planted_violation_is_found():
-    planted = ALONE.replace("loaded =", "import service.settings; loaded =")
-    done = subprocess.run(
-        [sys.executable, "-c", planted % (NOT_NEEDED,), str(ROOT)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = alone(ALONE.replace("loaded =", "import service.settings; loaded ="))
     assert "is not installed" in done.stderr
 
 
 def test_a_planted_library_is_found():
     """One that is installed here, and that nobody thought of refusing."""
-    planted = ALONE.replace("from service.client", "import pluggy\nfrom service.client")
-    done = subprocess.run(
-        [sys.executable, "-c", planted % (NOT_NEEDED,), str(ROOT)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = alone(ALONE.replace("from service.client", "import pluggy\nfrom service.client"))
     assert done.stdout.split()[0] == "['pluggy']", done.stderr
