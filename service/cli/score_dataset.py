@@ -116,25 +116,29 @@ def parts_of(source: str, images: int) -> list[dict[str, Any]]:
     return [{"files": pictures[at : at + images]} for at in range(0, len(pictures), images)]
 
 
-def read_part(system: fs.FileSystem, part: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the images of `part`; a file that cannot be read is empty, and so is
-    one in place of what a broken tar shard does not give."""
+def read_part(
+    system: fs.FileSystem, part: dict[str, Any]
+) -> Iterator[tuple[str, bytes | InvalidInput]]:
+    """Names and contents of the images of `part`, or why a file cannot be read; for what a broken
+    tar shard does not give, the shard."""
     if "files" in part:
         for file in part["files"]:
             try:
                 with system.open_input_stream(file) as stream:
-                    yield file, stream.read()
-            except OSError:
-                yield file, b""
+                    content = stream.read()
+            except OSError as error:
+                yield file, InvalidInput(f"{file} cannot be read: {error}")
+            else:
+                yield file, content
     elif "tar" in part:
         try:
             with system.open_input_file(part["tar"]) as stream, tarfile.open(fileobj=stream) as tar:
                 for member in tar:
                     if member.isfile() and is_picture(member.name) and is_shown(member.name):
-                        content = tar.extractfile(member)
-                        yield f"{part['tar']}/{member.name}", content.read() if content else b""
-        except tarfile.ReadError:
-            yield part["tar"], b""
+                        held = tar.extractfile(member)
+                        yield f"{part['tar']}/{member.name}", held.read() if held else b""
+        except tarfile.ReadError as error:
+            yield part["tar"], InvalidInput(f"{part['tar']} breaks off or is no tar: {error}")
     else:
         table = pq.ParquetFile(part["parquet"], filesystem=system).read_row_group(part["group"])
         rows = table.column("image").to_pylist()  # bytes, or {"bytes", "path"} as hubs have them
@@ -164,6 +168,8 @@ class Worker:
         for name, content in read_part(self.source, json.loads(row["part"])):
             names.append(name)
             try:
+                if isinstance(content, InvalidInput):
+                    raise content
                 fitted = fit_files([content], self.shape, self.fit, LIMITS, [name])
                 images.append(fitted.images[0])
                 altered.append(bool(fitted.altered[0]))
@@ -320,4 +326,9 @@ def run() -> None:
         app()
     except (IafvaeError, BundleError, OSError, pa.ArrowException) as error:
         said = without_secrets(str(error))
-        raise SystemExit(f"iafvae-score-dataset: error: {said}") from None
+    except ray.exceptions.RayError as error:  # its text ends with what happened, after a traceback
+        said = without_secrets(f"{error}".strip().splitlines()[-1])
+        said += "; called again it goes on with the parts that are missing"
+    else:
+        return
+    raise SystemExit(f"iafvae-score-dataset: error: {said}")

@@ -10,10 +10,18 @@ const OTHERS = 8;
 
 const slots = {};
 let noise = null; // the image's own prior noise: {npy, values}
+const running = {}; // what was asked last, by kind: a newer one ends it, as does another model
+
+function begin(kind) {
+  running[kind]?.abort();
+  running[kind] = new AbortController();
+  return running[kind].signal;
+}
 
 const isLadder = () => state.model.manifest.latent.groups.length > 1;
 
 export function chooseChanges({ manifest: { latent } }) {
+  for (const one of Object.values(running)) one.abort();
   for (const slot of ["a", "b"]) { delete slots[slot]; $(`slot-${slot}`).hidden = true; }
   $("interpolate").disabled = true;
   for (const id of ["between", "variations"]) $(id).replaceChildren();
@@ -36,6 +44,7 @@ export function showKept() {
 
 // `npy`: the prior's noise of the image that is looked at; null without one.
 export function showNoise(npy) {
+  running.changed?.abort();
   noise = npy && { npy, values: [...floatsOf(npy)] };
   $("vary").disabled = !noise;
   drawLatents(noise?.values ?? []);
@@ -77,14 +86,12 @@ function showSliders() {
   $("look-changed").disabled = true;
 }
 
-let running = null;
-
 // The image of the sliders as they stand.
 export async function drawChanged() {
+  if (!noise) return; // gone since the slider moved
   const values = [...noise.values];
   for (const slider of $("sliders").querySelectorAll("input")) values[slider.dataset.place] = Number(slider.value);
-  running?.abort();
-  const { signal } = running = new AbortController();
+  const signal = begin("changed");
   const { data } = await post("v1/sample", asked({ prior_eps: [values] }), { signal });
   $("changed").src = pngUrl(data.images[0]);
   $("look-changed").disabled = false;
@@ -104,7 +111,7 @@ function base64Of(buffer) {
 export async function vary(chosen) {
   remember({ keep: $("keep").value });
   const body = asked({ prior_eps: base64Of(noise.npy), keep: kept(), n: OTHERS });
-  const { response, data } = await post("v1/sample", body);
+  const { response, data } = await post("v1/sample", body, { signal: begin("vary") });
   gallery($("variations"), data.images.map((base64, index) => ({
     url: pngUrl(base64), text: `Variation ${index + 1} of ${data.images.length}`,
   })), (index) => chosen(data.images[index]));
@@ -120,7 +127,7 @@ export function take(slot, { blob, options }, url) {
 export async function interpolate(chosen) {
   const { a, b } = slots;
   const fields = asked({ ...a.options, ...b.options, n: Number($("steps").value) });
-  const { response, data } = await post("v1/interpolate", fields, { files: [a.blob, b.blob] });
+  const { response, data } = await post("v1/interpolate", fields, { files: [a.blob, b.blob], signal: begin("interpolate") });
   gallery($("between"), data.images.map((base64, index) => ({
     url: pngUrl(base64), text: `Step ${index + 1} of ${data.images.length} from A to B`,
   })), (index) => chosen(data.images[index]));

@@ -194,10 +194,14 @@ async function shownResponse(response, milliseconds) {
   }
   const text = await response.text();
   if (!kind.endsWith("json")) return [...nodes, block(text)];
-  const data = JSON.parse(text);
+  const data = JSON.parse(text, exact);
   const pictures = (data.images ?? []).map((image, index) => el("img", { src: `data:image/png;base64,${image}`, alt: `Image ${index}` }));
   return [...nodes, el("div", { className: "samples" }, ...pictures), block(JSON.stringify(data, shortened, 1))];
 }
+
+// Seeds go beyond what JavaScript's numbers hold: such are shown as they were written.
+const exact = (_, value, context) => (Number.isInteger(value) && !Number.isSafeInteger(value) && JSON.rawJSON && context?.source
+  ? JSON.rawJSON(context.source) : value);
 
 const shortened = (_, value) => (typeof value === "string" && value.length > 200 ? `${value.slice(0, 60)}… (${value.length} characters)` : value);
 

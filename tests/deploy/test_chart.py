@@ -476,3 +476,20 @@ def test_names_of_releases_do_not_collide(chart):
     for kind in one:
         assert one[kind]["metadata"]["name"] != two[kind]["metadata"]["name"]
     assert one["Service"]["spec"]["selector"] != two["Service"]["spec"]["selector"]
+
+
+@pytest.mark.parametrize(
+    ("values", "needs"),
+    [
+        ({}, None),
+        ({"env": {"IAFVAE_TRACING": "true"}}, "IAFVAE_TRACING"),
+        ({"env": {"IAFVAE_TRACING": "off"}}, None),
+        ({"env": {"IAFVAE_TRACING": "true"}, "networkPolicy": {"egress": [{}]}}, None),
+        ({"models": {"pull": [{"name": "a", "url": "https://b/c", "sha256": "0" * 64}]}}, "pull"),
+    ],
+)
+def test_the_notes_warn_where_what_is_wanted_cannot_go_out(chart, values, needs):
+    notes = chart.render(values, name="iafvae", namespace="vision")["iafvae/templates/NOTES.txt"]
+    warnings = [line for line in notes.splitlines() if "WARNING" in line]
+    assert len(warnings) == (needs is not None)
+    assert needs is None or needs in warnings[0]

@@ -308,6 +308,38 @@ def test_latents_move_by_sliders_or_by_groups_and_images_meet_between(page, two_
     page.wait_for_selector("#variations button:nth-child(8)")
 
 
+def test_changed_images_that_come_late_for_another_model_are_left(page, two_models):
+    opened(page, two_models)
+    page.locator("#samples button").first.click()
+    verdict(page)
+    page.click("#take-a")
+    page.click("#take-b")
+    page.click("#sliders-box > summary")
+    asked, between = held(page, "**/v1/sample"), held(page, "**/v1/interpolate")
+    page.click("#interpolate")
+    page.locator("#sliders input").first.press("End")
+    until(page, lambda: asked and between)
+    page.select_option("#model", "duo")
+    page.unroute("**/v1/sample")
+    for late in (asked[0], between[0]):
+        late.continue_()
+    page.wait_for_selector("#samples[aria-busy=false] button")
+    page.wait_for_timeout(500)
+    assert page.locator("#between img, #changed[src]").count() == 0
+    assert page.locator("#error").is_hidden()
+    page.locator("#samples button").first.click()
+    page.wait_for_selector("#vary:enabled")
+    asked = held(page, "**/v1/sample")
+    page.click("#vary")
+    until(page, lambda: asked)
+    page.select_option("#model", "tiny")
+    page.unroute("**/v1/sample")
+    asked[0].continue_()
+    page.wait_for_selector("#samples[aria-busy=false] button")
+    page.wait_for_timeout(500)
+    assert page.locator("#variations img").count() == 0
+
+
 def test_none_kept_is_remembered(page, two_models):
     opened(page, two_models, "model=duo&keep=0")
     assert page.inner_text("#keep-value") == "none"
@@ -591,6 +623,8 @@ def test_the_api_page_sends_and_shows_the_text_as_it_is_written(page, two_models
         said = output.locator(".status-code")
         playwright.expect(said).to_have_text(re.compile(status), timeout=PATIENCE)
         assert f"'{body}'" in output.locator("pre").last.inner_text()
+        if status == "200":
+            assert '"seed": 9007199254740993' in output.locator("pre").nth(-2).inner_text()
     assert '"status": 400' in output.inner_text()
 
 

@@ -202,7 +202,27 @@ def test_a_shard_that_is_cut_off_is_a_row_with_an_error_after_what_it_has(
     worker.loop.close()
     rows = {row["id"].rpartition("/")[2]: row for row in pq.read_table(out).to_pylist()}
     assert {name for name, row in rows.items() if row["error"]} == {"a.tar", "b.tar"}
+    assert "breaks off" in rows["a.tar"]["error"]
     assert rows["000.png"]["log_likelihood_nats"] is not None
+
+
+def test_a_file_that_is_gone_is_a_row_that_says_why(tmp_path):
+    system = program.place(str(tmp_path))[0]
+    (tmp_path / "b.png").write_bytes(b"")
+    found = dict(program.read_part(system, {"files": [f"{tmp_path}/{n}.png" for n in "ab"]}))
+    assert "a.png cannot be read: " in str(found[f"{tmp_path}/a.png"])
+    assert found[f"{tmp_path}/b.png"] == b""
+
+
+def test_what_fails_on_a_node_is_said_in_one_line(monkeypatch, capsys, tmp_path):
+    def fail(*_):
+        raise ray.exceptions.RayTaskError("map", "Traceback:\nOSError: no space left", None)
+
+    monkeypatch.setattr(program, "parts_of", fail)
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path), "--bundle", "b", "--out", "o"])
+    with pytest.raises(SystemExit) as stopped:
+        program.run()
+    assert f"{stopped.value}".startswith("iafvae-score-dataset: error: OSError: no space left;")
 
 
 def test_tables_without_images_are_refused_at_once(tmp_path):
