@@ -6,6 +6,7 @@ Options, answers in JSON and paths are declared by the routes.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -48,7 +49,7 @@ HEADERS = {
     "x-iafvae-precision": "In which precision",
     "x-iafvae-queue-seconds": "Time that the request waited; of a stream, its first piece",
     "x-iafvae-compute-seconds": "Time that its batches took; of a stream, its first piece",
-    "x-iafvae-seed": "Seed of the noise; absent where none was used",
+    "x-iafvae-seed": "Seed of the noise, given or drawn; absent where none was",
     "x-iafvae-altered": "How many images were resized or converted; absent where none",
     "x-iafvae-non-finite": "How many results are no numbers; absent where none",
     "x-request-id": "The caller's, or a new one",
@@ -189,22 +190,24 @@ def _error(status: int, kind: str, schema: Document, example: Document) -> Docum
 def install_openapi(app: FastAPI, registry: Registry) -> None:
     """Make ``app.openapi()`` say what is true of every route, with examples that can be sent."""
     cached: dict[str, Document] = {}  # the examples fit the default model, which may change
+    lock = threading.Lock()  # FastAPI fails where two threads make the first one
 
     def openapi() -> Document:
-        bundle = registry.find().runtime.bundle.hash if registry.ready else ""
-        if bundle not in cached:
-            document = get_openapi(
-                title=app.title,
-                version=app.version,
-                description=app.description,
-                routes=app.routes,
-                license_info={"name": "MIT", "identifier": "MIT"},
-            )
-            _complete(document)
-            _fill_examples(document, registry)
-            cached.clear()
-            cached[bundle] = document
-        return cached[bundle]
+        with lock:
+            bundle = registry.find().runtime.bundle.hash if registry.ready else ""
+            if bundle not in cached:
+                document = get_openapi(
+                    title=app.title,
+                    version=app.version,
+                    description=app.description,
+                    routes=app.routes,
+                    license_info={"name": "MIT", "identifier": "MIT"},
+                )
+                _complete(document)
+                _fill_examples(document, registry)
+                cached.clear()
+                cached[bundle] = document
+            return cached[bundle]
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way
 

@@ -85,7 +85,7 @@ class OperationRoute(APIRoute):
         outcome, answer = "ok", None
         failed: BaseException | None = None
         try:
-            request.shared.admission.quota.check(request.holder)
+            request.shared.admission.check(request.holder)
             answer = await self.answer(request, send)
         except ClientGone as error:
             outcome, failed = problem_of(error).type, error

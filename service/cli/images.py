@@ -35,15 +35,22 @@ from service.cli.options import (
 from service.codecs.folders import printable
 
 if TYPE_CHECKING:
+    from service.cli.inputs import Backend
     from service.client import Computed
 
 __all__ = ["anomaly_map", "encode", "interpolate", "reconstruct", "report", "sample", "score"]
+
+MOST = 2**31 - 1  # images of one command
 
 
 @reported
 def sample(
     n: int | None = option(
-        None, "How many images [default: 64, or one for each row of --prior-eps].", "-n", min=1
+        None,
+        "How many images [default: 64, or one for each row of --prior-eps].",
+        "-n",
+        min=1,
+        max=MOST,
     ),
     seed: SeedOption = None,
     temperature: list[float] | None = option(
@@ -93,8 +100,9 @@ def sample(
             chosen = drawn_seed() if seed is None else seed
             pieces = backend.stream(n, seed=chosen, temperature=scale, output=output)
             files.write_stream(pieces, n, out)
-            facts = {"file": str(out), "images": n, "seed": chosen}
-            made(f"{out}: {n} images, seed {chosen}", facts, as_json=as_json)
+            who = _answering(backend) | {"seed": chosen}
+            text = f"{out}: {n} images by {who['model']} {who['version']}, seed {chosen}"
+            made(text, {"file": str(out), "images": n, **who}, as_json=as_json)
             return
         with progress.shown("drawing"):
             drawn = backend.sample(
@@ -110,6 +118,15 @@ def sample(
     count = len(drawn.images)
     text = f"{out}: {counted(count, 'image')} by {drawn.model} {drawn.version}, seed {drawn.seed}"
     made(text, {"file": str(out), "images": count, **_who(drawn)}, as_json=as_json)
+
+
+def _answering(backend: Backend) -> dict[str, Any]:
+    """As `_who`, before anything is computed or of several answers."""
+    told = backend.model()
+    return {
+        "model": told["name"],
+        **{name: told[name] for name in ("version", "bundle", "provider")},
+    }
 
 
 def _who(drawn: Computed) -> dict[str, Any]:
@@ -206,13 +223,14 @@ def anomaly_map(
     with inputs.open_backend(bundle, url, model, provider) as backend:
         found = inputs.find_images(paths)
         images = inputs.read_all(backend, found, inputs.Fit(resize=resize, convert=convert))
+        who = _answering(backend)
         maps, boxes = inputs.mapped(backend, images, seed)
     if out.suffix == ".png":
         files.write_bytes(encode_png(overlay(images, maps)), out)
     else:
         files.write_array(maps, out)
     results = [{"file": str(file), "boxes": each} for file, each in zip(found, boxes, strict=True)]
-    facts = {"file": str(out), "images": len(images), "seed": seed, "results": results}
+    facts = {"file": str(out), "images": len(images), **who, "seed": seed, "results": results}
     # Names on a line each, whatever they hold.
     lines = [f"{printable(str(f))}: {box_text(b[0])}" for f, b in zip(found, boxes, strict=True)]
     lines.append(f"{out}: maps of {counted(len(images), 'image')}")
@@ -316,12 +334,13 @@ def encode(
     files.check(out, (".npy",))
     with inputs.open_backend(bundle, url, model, provider) as backend:
         images = inputs.read_all(backend, paths, inputs.Fit(resize=resize, convert=convert))
+        who = _answering(backend)
         what: Literal["latents", "prior_eps"] = "prior_eps" if prior_eps else "latents"
         latents = inputs.in_chunks(
             backend, images, lambda part: backend.encode(part, seed=seed, output=what).latents
         )
     files.write_array(latents, out)
-    facts = {"file": str(out), "holds": what, "shape": list(latents.shape), "seed": seed}
+    facts = {"file": str(out), "holds": what, "shape": list(latents.shape), **who, "seed": seed}
     made(f"{out}: {what} {list(latents.shape)}", facts, as_json=as_json)
 
 
@@ -354,13 +373,14 @@ def reconstruct(
     with inputs.open_backend(bundle, url, model, provider) as backend:
         images = inputs.read_all(backend, paths, inputs.Fit(resize=resize, convert=convert))
         files.check_pictures(out, len(images))
+        who = _answering(backend)
         again = inputs.in_chunks(
             backend,
             images,
             lambda part: backend.reconstruct(part, seed=seed, output=output).images,
         )
     files.write_pairs(images, again, out)
-    facts = {"file": str(out), "images": len(images), "seed": seed}
+    facts = {"file": str(out), "images": len(images), **who, "seed": seed}
     made(f"{out}: {counted(len(images), 'reconstruction')}", facts, as_json=as_json)
 
 
@@ -373,7 +393,7 @@ def interpolate(
     seeds: list[int] | None = option(
         None, "Start or end at the image that this seed draws.", "--from-seed", min=0
     ),
-    n: int = option(8, "How many images, both ends included.", "-n", min=2),
+    n: int = option(8, "How many images, both ends included.", "-n", min=2, max=MOST),
     seed: SeedOption = None,
     output: OutputKind = "mean",
     out: Path = to_file(

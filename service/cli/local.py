@@ -57,7 +57,9 @@ class LocalClient:
 
     def model(self) -> dict[str, Any]:
         """The part of ``GET /v1/models/{name}`` that commands need."""
-        return {"manifest": manifest_to_json(self._model.manifest)}
+        who = self._model.who
+        told = {"name": who["model"], **{k: who[k] for k in ("version", "bundle", "provider")}}
+        return told | {"manifest": manifest_to_json(self._model.manifest)}
 
     def sample(self, n: int | None, **options: Any) -> Computed:
         """Images from the prior, or changed in its noise; options as `Model.sampling` has them."""

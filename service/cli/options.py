@@ -152,6 +152,8 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 
 def _words(error: Exception) -> str:
     """An error for people: of the system's without its number."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory: ask for fewer images, or for fewer at once"
     if isinstance(error, OSError) and error.strerror:
         name = "" if error.filename is None else f"{error.filename}: "
         return f"{name}{error.strerror}"
@@ -167,4 +169,4 @@ def is_reported(error: Exception) -> bool:
     from service.settings import SettingsError, StartError
 
     ours = (BundleError, IafvaeError, KeyFileError, ProblemError, ServiceUnreachable)
-    return isinstance(error, (*ours, SettingsError, StartError, OSError))
+    return isinstance(error, (*ours, SettingsError, StartError, MemoryError, OSError))

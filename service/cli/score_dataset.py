@@ -237,8 +237,10 @@ def unfinished(parts: list[dict[str, Any]], options: Options, out: str) -> list[
             if stream.read() != mark:
                 raise InvalidInput(f"{out} holds another job: source, bundle or options differ")
     else:
-        with system.open_output_stream(file) as stream:
+        part = f"{root}/.{JOB}.{uuid.uuid4().hex}"
+        with system.open_output_stream(part) as stream:
             stream.write(mark)
+        system.move(part, file)
     rows = [{"name": f"part-{i:06d}.parquet", "part": json.dumps(p)} for i, p in enumerate(parts)]
     there = {each.base_name for each in system.get_file_info(fs.FileSelector(root))}
     return [row for row in rows if row["name"] not in there]
@@ -256,7 +258,9 @@ def main(
         "score", "score; encode: latents; map: where images are unlike others."
     ),
     importance_samples: int | None = option(None, "K of a score; default: the bundle's.", min=1),
-    seed: int | None = option(None, "Of the latents; default: the bundle's.", min=0),
+    seed: int | None = option(
+        None, "Of the noise; default: the bundle's; of encode: none, the centre.", min=0
+    ),
     resize: bool = option(False, "Take images of another size, scaled.", "--resize"),
     convert: bool = option(False, "Take colour for grey and grey for colour.", "--convert"),
     part_images: int = option(1024, "Images of a folder in a part.", min=1),

@@ -1,4 +1,4 @@
-"""Typed HTTP clients. They need httpx, NumPy and `service.codecs`, nothing else of the service."""
+"""Typed HTTP clients. They need httpx, NumPy, `service.codecs` and `service.errors`."""
 
 from service.client.async_client import AsyncClient
 from service.client.client import Client

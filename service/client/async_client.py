@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.client import calls
-from service.client.calls import Call, Output, Pieces
+from service.client.calls import Call, Output, Pieces, connected
 from service.client.client import Client
 from service.client.retries import LATE, Attempts
 
@@ -67,8 +67,7 @@ class AsyncClient:
         http: httpx.AsyncClient | None = None,
     ) -> None:
         self._model, self._seconds, self._retries = model, timeout_seconds, retries
-        headers = {"authorization": f"Bearer {key}"} if key else None
-        self._http = http or httpx.AsyncClient(base_url=base_url, headers=headers)
+        self._http = connected(http or httpx.AsyncClient(), base_url, key)
 
     async def __aenter__(self) -> Self:
         return self

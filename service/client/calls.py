@@ -31,10 +31,12 @@ __all__ = [
     "Form",
     "Output",
     "Pieces",
+    "connected",
     "stream",
 ]
 
 T = TypeVar("T")
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 Output = Literal["mean", "draw"]
 MAX_ITEMS = 2**34  # of an answer: the server is trusted more than the other way round
 # What an answer that is none of ours comes to.
@@ -48,6 +50,15 @@ class Form(Generic[T]):
 
     accept: str
     read: Callable[[httpx.Response], T]
+
+
+def connected(http: Http, base_url: str, key: str | None) -> Http:
+    """`http`, which then asks `base_url` where it has none of its own, with `key`."""
+    if not http.base_url.host:
+        http.base_url = base_url
+    if key:
+        http.headers["authorization"] = f"Bearer {key}"
+    return http
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.client import calls
-from service.client.calls import Call, Form, Output, Pieces
+from service.client.calls import Call, Form, Output, Pieces, connected
 from service.client.results import Computed, ScoreTable
 from service.client.retries import Attempts, InTime
 
@@ -35,8 +35,8 @@ class Client:
     answers. What is refused for the moment (429, 503) or not answered at all is sent again, when
     the server says so, at most `retries` times. An answer that is not whole within
     `timeout_seconds`, which the server is told, is given up; a stream may take longer. `key` is
-    sent where the server wants one. `http` replaces the HTTP client (for tests, proxies,
-    certificates).
+    sent where the server wants one. `http` replaces the HTTP client (for proxies, certificates),
+    which is this one's from then on; a `base_url` of its own is kept.
     """
 
     def __init__(
@@ -50,8 +50,7 @@ class Client:
         http: httpx.Client | None = None,
     ) -> None:
         self._model, self._seconds, self._retries = model, timeout_seconds, retries
-        headers = {"authorization": f"Bearer {key}"} if key else None
-        self._http = http or httpx.Client(base_url=base_url, headers=headers)
+        self._http = connected(http or httpx.Client(), base_url, key)
 
     def __enter__(self) -> Self:
         return self
@@ -163,7 +162,8 @@ class Client:
     ) -> ScoreTable:
         """Log-likelihoods and p-values of `images` uint8 [n, H, W] or [n, C, H, W].
 
-        altered: bool [n], which of them were resized or converted before they were sent.
+        altered: bool [n], which of them were resized or converted before they were sent; of
+        more than some 1,700 a request has no room for them.
         """
         places = None if altered is None else np.flatnonzero(altered).tolist() or None
         options = {"importance_samples": importance_samples, "seed": seed, "alpha": alpha}

@@ -81,18 +81,20 @@ class DecoderPool:
         shape: Shape,
         fit: Fit,
         limits: PixelLimits,
-        *,
         names: Sequence[str] | None = None,
+        *,
+        work: float | None = None,
         deadline: float | None = None,
         caller: str = "",
     ) -> Fitted:
-        """As `images.fit_files`.
+        """As `images.fit_files`; work: as `images.decoding_work` says it, where it is known.
 
         Raises also DeadlineExceeded, Overloaded where no process can be started, and ShuttingDown
         after `close`.
         """
         names = names or [f"image {index}" for index in range(len(files))]
-        work, _ = decoding_work(files, shape, fit, limits, names)
+        if work is None:
+            work, _ = decoding_work(files, shape, fit, limits, names)
         turns = self._quick if work <= QUICK_WORK else self._dear
         parts: list[Fitted] = []
         left = limits.total

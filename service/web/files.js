@@ -6,19 +6,22 @@ import { alpha, notesOf, verdictOf } from "./look.js";
 import { asked } from "./state.js";
 
 const AT_ONCE = 3; // requests; each may be a photo of megabytes
+const SHOWN_MS = 2000; // between two tables of those that have come
 const HEADS = ["image", "file", "verdict", "p-value", "bits/dim", "note"];
 
 let rows = []; // {file, url, result, images} or {file, url, error}; images: of the calibration
 let running = null;
+let shown = 0; // when the table was
 
 export async function scoreFiles(files) {
   running?.abort();
   const { signal } = running = new AbortController();
   for (const { url } of rows) URL.revokeObjectURL(url);
   rows = [];
+  $("stop").hidden = false;
+  showRows();
   const waiting = [...files];
   Object.assign($("progress"), { max: waiting.length, value: 0, hidden: false });
-  $("stop").hidden = false;
   // One model, K and alpha for all of them, whatever is chosen meanwhile.
   const fields = asked({ importance_samples: Number($("k").value), alpha: alpha(), resize: true, convert: true });
   const worker = async () => {
@@ -27,6 +30,7 @@ export async function scoreFiles(files) {
       const row = await scoreOne(file, fields, signal);
       if (!row || signal.aborted) return;
       rows.push(row);
+      if (Date.now() > shown + SHOWN_MS && !$("table").contains(document.activeElement)) showRows();
       $("progress").value = rows.length;
       $("files-status").textContent = `${rows.length} of ${files.length}`;
     }
@@ -65,8 +69,9 @@ export function onRow(chosen) { look = chosen; }
 
 // At another alpha the words change, and no question is asked.
 export function showRows() {
+  shown = Date.now();
   rows.sort((a, b) => (a.result?.p_value ?? 2) - (b.result?.p_value ?? 2));
-  $("save-csv").disabled = rows.length === 0;
+  $("save-csv").disabled = rows.length === 0 || !$("stop").hidden; // not of a part
   if (!rows.length) return $("table").replaceChildren();
   const all = rows.flatMap((row) => (row.error ? [] : notesOf(row)));
   const shared = [...new Set(all.filter((note, place) => all.indexOf(note) !== place))]; // said once, below

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import suppress
 from typing import Any
@@ -80,11 +79,11 @@ async def pictures(
         limits = PixelLimits(image=settings.max_image_pixels, total=settings.max_total_pixels)
         is_small = len(files) <= INLINE_COUNT and sum(map(len, files)) <= INLINE_FILES
         how = (shape, fit, limits, names)
-        work, headers = decoding_work(files, *how) if is_small else (math.inf, [])
-        if work <= INLINE_WORK:
+        work, headers = decoding_work(files, *how) if is_small else (None, [])
+        if work is not None and work <= INLINE_WORK:
             fitted = fit_files(files, *how, headers)
         else:
-            fitted = await decoders.decode(files, shape, fit, limits, names=names, **who)
+            fitted = await decoders.decode(files, *how, work=work, **who)
     request.parsed = time.perf_counter()
     return fitted
 

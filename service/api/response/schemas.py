@@ -52,7 +52,7 @@ class ImagesResponse(Response):
     """Of each image; non_finite: its mean was no number, and is shown as 0."""
     output: Output
     seed: int | None
-    """null: no seed was given where none is needed (see notes)."""
+    """null: none was given where none is needed; notes say what stood in for it."""
     temperature: list[float] | None = None
     """One per latent group; of sample only."""
     resampled: list[str] | None = None

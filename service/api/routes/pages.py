@@ -30,6 +30,16 @@ FILE_HEADERS = {
 def page_routes(app: FastAPI) -> list[Route | Mount]:
     """``/``, ``/docs`` and what they load, and the document that describes `app`."""
     files = _Files(directory=WEB)
+    rendered: tuple[dict[str, Any], str, bytes] = ({}, "", b"")
+
+    def document(root_path: str) -> bytes:
+        nonlocal rendered
+        made, root, body = app.openapi(), *rendered[1:]
+        if made is not rendered[0] or root != root_path:
+            servers = {"servers": [{"url": root_path}]} if root_path else {}
+            body = bytes(JSONResponse(made | servers).body)
+            rendered = made, root_path, body
+        return body
 
     async def page(request: Request) -> Response:
         return await files.get_response("index.html", request.scope)
@@ -38,9 +48,9 @@ def page_routes(app: FastAPI) -> list[Route | Mount]:
         return await files.get_response("docs.html", request.scope)
 
     async def openapi(request: Request) -> Response:
-        document = await asyncio.to_thread(app.openapi)  # the first time, a tenth of a second
         root_path = request.scope.get("root_path", "").rstrip("/")
-        return JSONResponse(document | ({"servers": [{"url": root_path}]} if root_path else {}))
+        body = await asyncio.to_thread(document, root_path)  # the first time, a tenth of a second
+        return Response(body, media_type="application/json")
 
     return [
         Route("/openapi.json", openapi, methods=["GET"], include_in_schema=False),

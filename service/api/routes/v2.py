@@ -35,9 +35,11 @@ from service.api.v2.schemas import (
     StatisticsDocument,
 )
 from service.api.v2.tensors import TensorInfo
+from service.bundle import Manifest
 from service.codecs import JSON
 from service.errors import ShuttingDown
 from service.metrics import Metrics
+from service.settings import Settings
 
 __all__ = ["infer_routes", "inference_router"]
 
@@ -205,7 +207,7 @@ def _add_models(router: APIRouter, shared: AppState, models: InferModels) -> Non
             name=infer.name,
             platform=PLATFORM,
             backend=loaded.runtime.engine.backend,
-            max_batch_size=settings.max_n if infer.operation == "sample" else settings.max_images,
+            max_batch_size=_most(infer.operation, loaded.runtime.manifest, settings),
             input=_configured(infer.inputs),
             output=_configured(infer.outputs),
         )
@@ -222,6 +224,16 @@ def _health(good: bool, what: str) -> HealthDocument:
     if not good:
         raise ShuttingDown(f"the server is not {what}: /readyz says why")
     return document
+
+
+def _most(operation: str, manifest: Manifest, settings: Settings) -> int:
+    """How many rows the tensors of one request may have, with the default parameters."""
+    if operation == "sample":
+        return settings.max_n
+    if operation != "score":
+        return settings.max_images
+    each = manifest.scoring.default_importance_samples
+    return max(1, min(settings.max_images, settings.max_rows // each))
 
 
 def _configured(tensors: tuple[TensorInfo, ...]) -> list[ConfigTensor]:

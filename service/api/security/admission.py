@@ -94,13 +94,14 @@ class Quota:
     def __init__(
         self, rows_a_minute: int | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self.is_bound = rows_a_minute is not None
         self._seconds_each = MINUTE / rows_a_minute if rows_a_minute else 0.0
         self._clock = clock
         self._paid: dict[str, float] = {}
 
     def charge(self, caller: str, rows: int) -> None:
         """`rows` more are had by the holder of `caller`."""
-        if not self._seconds_each:
+        if not self.is_bound:
             return
         holder, now = caller.partition("/")[0], self._clock()
         if len(self._paid) >= MAX_HOLDERS and holder not in self._paid:
@@ -152,6 +153,14 @@ class Admission:
     def in_flight(self) -> int:
         """Requests that are worked on."""
         return self._slots.held
+
+    def check(self, holder: str) -> None:
+        """Before the body is read: raises Overloaded where no slot is free, QuotaExceeded where
+        `holder` has had too much."""
+        if self._slots.held >= self._slots.capacity:
+            raise self._full()
+        if self.quota.is_bound:
+            self.quota.check(holder)
 
     def enter(self, holder: str) -> None:
         """Take a slot for a request. Raises Overloaded."""

@@ -210,6 +210,22 @@ def test_an_ipv6_network_is_one_caller(host, holder):
     assert caller_of(asking) == (f"{holder}/{host}:5000", holder)
 
 
+@pytest.mark.parametrize("more", [{}, {"access_log": True}, {"cors_origins": ("*",)}])
+def test_where_no_place_is_free_the_body_is_not_read(serve, more):
+    client = serve(max_in_flight=1, **more)
+    client.app.state.shared.admission.enter("somebody")
+    sent = []
+
+    async def body():
+        raise AssertionError("the body was read")
+
+    async def keep(message):
+        sent.append(message)
+
+    client.run(client.app(scope("/v1/score"), body, keep))
+    assert sent[0]["status"] == 429
+
+
 def test_a_place_is_left_however_a_request_ends(serve, monkeypatch):
     """Answered, refused, broken, or cancelled: nothing stays counted."""
     client = serve(max_in_flight=2)

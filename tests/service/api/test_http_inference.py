@@ -205,6 +205,21 @@ def test_health_ends_with_draining_and_faults(serve, image, refused_v2):
     refused_v2(client.post(URL, json={"inputs": [image]}), 500)
 
 
+@pytest.mark.parametrize(
+    ("operation", "most"), [("score", 12), ("sample", 300), ("encode", 40), ("decode", 40)]
+)
+def test_the_largest_batch_is_one_that_is_taken(serve, operation, most):
+    """A score has 16 rows for each image."""
+    client = serve(max_rows=200, max_importance_samples=200, max_images=40, max_n=300)
+    assert client.get(f"/v2/models/tiny.{operation}/config").json()["max_batch_size"] == most
+    if operation == "score":
+        for count, status in ((most, 200), (most + 1, 413)):
+            pixels = [0] * (16 * count)
+            image = {"name": "image", "datatype": "UINT8", "shape": [count, 1, 4, 4]}
+            body = {"inputs": [image | {"data": pixels}]}
+            assert client.post("/v2/models/tiny.score/infer", json=body).status_code == status
+
+
 def test_requests_of_both_protocols_are_counted_together(serve, image):
     client = serve()
     client.post(URL, json={"inputs": [image]})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -89,6 +91,24 @@ def test_the_document_of_the_api_is_made_beside_the_event_loop(serve, monkeypatc
 
 async def thread():
     return threading.get_ident()
+
+
+def test_the_document_of_the_api_is_made_once_for_all_who_ask_at_once(serve, monkeypatch):
+    from service.api import openapi
+
+    made, make = [], openapi.get_openapi
+
+    def slowly(**kwargs):
+        made.append(make(**kwargs))
+        time.sleep(0.1)  # the others are at it, too
+        return made[-1]
+
+    monkeypatch.setattr(openapi, "get_openapi", slowly)
+    app = serve().app
+    with ThreadPoolExecutor(3) as threads:
+        first, *others = [threads.submit(app.openapi) for _ in range(3)]
+    assert all(each.result() is first.result() for each in others)
+    assert made == [first.result()]
 
 
 def test_models(server):

@@ -248,6 +248,29 @@ def test_a_table_decides_by_the_slider_also_below_the_alpha_of_the_model(page, t
             assert page.evaluate(decide, given) is expected
 
 
+def test_a_table_grows_and_is_saved_when_it_is_whole(page, two_models):
+    opened(page, two_models)
+    page.clock.install()
+    sent = files(*np.random.default_rng(0).integers(0, 256, (6, 1, 4, 4)))
+    page.set_input_files("#many", sent)
+    page.wait_for_selector("#save-csv:enabled")
+    asked = held(page, "**/v1/score")
+    page.set_input_files("#many", sent)
+    until(page, lambda: len(asked) == 3)
+    assert page.locator("#table tr").count() == 0
+    page.clock.fast_forward(3000)
+    asked.pop().continue_()
+    page.wait_for_selector("#table tbody tr")
+    playwright.expect(page.locator("#files-status")).to_have_text("1 of 6")
+    assert page.locator("#save-csv").is_disabled()
+    for _ in range(5):
+        until(page, lambda: asked)
+        asked.pop().continue_()
+    page.wait_for_selector("#save-csv:enabled")
+    assert page.locator("#table tbody tr").count() == 6
+    assert len(saved_csv(page)) == 6
+
+
 def test_a_table_is_of_the_model_and_k_it_was_begun_with(page, two_models):
     opened(page, two_models)
     waiting = held(page, "**/v1/score")

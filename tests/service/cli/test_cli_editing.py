@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -128,3 +130,33 @@ def test_what_is_interrupted_leaves_the_old_file(tmp_path):
         files.write_stream(pieces(), 4, out)
     assert out.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_programs_are_told_who_computed(cli, digit):
+    names = {"model", "version", "bundle", "provider", "seed"}
+    told = []
+    for command in (
+        ("sample", "-n", 3, "-o", "few.npy"),
+        ("sample", "-n", 1025, "-o", "many.npy"),
+        ("encode", digit, "-o", "z.npy"),
+        ("reconstruct", digit, "-o", "again.npy"),
+        ("anomaly-map", digit, "-o", "map.npy"),
+        ("interpolate", digit, "--from-seed", 1, "-o", "way.npy"),
+    ):
+        found = json.loads(cli(*command, "--json"))
+        assert names <= set(found), command
+        told.append({name: found[name] for name in names - {"seed"}})
+    assert all(each == told[0] for each in told)
+    assert "1025 images by tiny 1.2.3, seed" in cli("sample", "-n", 1025, "-o", "many.npy")
+
+
+def test_more_than_memory_holds_is_said_in_a_line(cli, monkeypatch):
+    assert "less than or equal to 2147483647" in cli("sample", "-n", 2**63, "-o", "x.npy", code=2)
+    from service.cli.local import LocalClient
+
+    def full(*_, **__):
+        raise MemoryError("Unable to allocate 745. GiB")
+
+    monkeypatch.setattr(LocalClient, "interpolate", full)
+    way = ("interpolate", "--from-seed", 1, "--from-seed", 2, "-n", 10**9, "-o", "x.npy")
+    assert "error: there is not enough memory" in cli(*way, code=1)

@@ -134,6 +134,7 @@ def test_folders_tar_shards_and_parquet_give_the_same(pictures, tiny_bundle, exp
         worker.loop.close()
     with pytest.raises(InvalidInput, match="another job"):
         program.unfinished([{"tar": "x"}], options, str(out))
+    assert not list(out.glob(".*"))  # nothing half written is left
 
 
 def test_folders_and_shards_have_the_images_that_the_command_line_sees(tmp_path):

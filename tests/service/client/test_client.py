@@ -32,6 +32,25 @@ def test_every_operation(client, digits, tiny_model):
     assert client.models()["default"] == client.model()["name"] == "tiny"
 
 
+def test_an_http_client_of_ones_own_asks_the_same_server_with_the_same_key():
+    asked = []
+
+    def answer(request):
+        asked.append((str(request.url), request.headers.get("authorization")))
+        return httpx.Response(200, json={"default": "a", "models": []})
+
+    own = httpx.Client(transport=httpx.MockTransport(answer))
+    with Client("http://somewhere:1/below", key="secret", http=own) as client:
+        client.models()
+    placed = httpx.Client(transport=httpx.MockTransport(answer), base_url="http://elsewhere")
+    with Client(http=placed) as client:
+        client.models()
+    assert asked == [
+        ("http://somewhere:1/below/v1/models", "Bearer secret"),
+        ("http://elsewhere/v1/models", None),
+    ]
+
+
 def test_a_drawn_seed_draws_the_same_again(client):
     first = client.sample(2)
     assert np.array_equal(client.sample(2, seed=first.seed).images, first.images)
