@@ -19,7 +19,7 @@ class Rows:
 
     values: list[int]
     operation: str = "double"
-    samples = 1
+    samples: int = 1
 
     @property
     def rows(self):
@@ -141,8 +141,8 @@ class Bench:
     def queued_rows(self):
         return sum(self.scheduler.queued_rows_by_operation.values())
 
-    def submit(self, values, *, operation="double", **options):
-        work = Rows(list(values), operation)
+    def submit(self, values, *, operation="double", samples=1, **options):
+        work = Rows(list(values), operation, samples)
         return asyncio.ensure_future(self.scheduler.submit(work, **options))
 
     async def hold(self):

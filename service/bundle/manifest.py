@@ -86,7 +86,7 @@ class CalibrationSpec(Record):
 
     file: str
     images: Positive
-    fit_images: Positive
+    fit_images: Annotated[int, Field(ge=2)]
     split: str
     seed: int
     date: str

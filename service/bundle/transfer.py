@@ -86,7 +86,7 @@ def push(path: Path, url: str) -> Bundle:
             pass
         for name in (*bundle.manifest.files, MANIFEST):
             store.put(name, path / name)
-    except BaseError as error:
+    except (BaseError, OSError) as error:
         raise _failed(url, "cannot be written", error) from None
     return bundle
 
@@ -199,7 +199,7 @@ def _store(url: str, *, create: bool = False) -> ObjectStore:
     try:  # the name of a file is added with a slash: "//" is another place to most servers
         store: ObjectStore = opened(place.rstrip("/") + mark + query, **options)
         return store
-    except (BaseError, ValueError) as error:
+    except (BaseError, OSError, ValueError) as error:
         raise _failed(url, "is no place for bundles", error) from None
 
 

@@ -63,7 +63,7 @@ def verify_bundle(path: Path, engine: EngineOptions | None) -> Check:
         if engine is not None:
             with closing(make_engine(bundle, engine)) as made:
                 computed = made.provider
-    except (BundleError, IafvaeError) as error:
+    except (BundleError, IafvaeError, OSError) as error:
         return Check(path=str(path), error=str(error))
     return Check(
         path=str(path),

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -46,6 +46,10 @@ logger = logging.getLogger("iafvae")
 
 T = TypeVar("T")
 Kind = Literal["loaded", "swapped", "unchanged", "unloaded", "chosen"]
+
+
+class _TooSlow(Exception):  # noqa: N818 - no error of what was slow, which may have one of its own
+    """What was begun has not ended in time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +124,9 @@ class ModelManager:
 
     def _load_first(self, directory: str, path: Path) -> None:
         opening = _begin(lambda: self.store.open(path), f"load {directory}")
-        try:
-            model = LoadedModel(opening.result(self._settings.load_seconds), directory)
-        except TimeoutError:
-            raise self._too_slow(path) from None
+        if not wait([opening], self._settings.load_seconds).done:
+            raise self._too_slow(path)
+        model = LoadedModel(opening.result(), directory)
         self._registry.exchange(new=[model])
         self._count("loaded", model)
 
@@ -211,7 +214,7 @@ class ModelManager:
         began = time.monotonic()
         try:
             found = await self._in_time(lambda: self.store.look(directory), f"look at {directory}")
-        except TimeoutError:
+        except _TooSlow:
             raise BundleRefused(
                 f"{directory} could not be looked at within IAFVAE_LOAD_SECONDS="
                 f"{self._settings.load_seconds:g}: does the disk or network that it lies on answer?"
@@ -236,15 +239,15 @@ class ModelManager:
     async def _open(self, path: Path, directory: str) -> Model:
         try:
             return await self._in_time(lambda: self.store.open(path), f"load {directory}")
-        except TimeoutError:
+        except _TooSlow:
             raise self._too_slow(path) from None
 
     async def _in_time(self, work: Callable[[], T], name: str) -> T:
-        """What `work` gives. Raises TimeoutError, and leaves it behind."""
+        """What `work` gives. Raises _TooSlow, and leaves it behind."""
         done = asyncio.wrap_future(_begin(work, name))
         if not (await asyncio.wait([done], timeout=self._settings.load_seconds))[0]:
             done.add_done_callback(_look)
-            raise TimeoutError
+            raise _TooSlow
         return await done
 
     def _too_slow(self, path: Path) -> BundleError:

@@ -312,7 +312,10 @@ class Scheduler:
         """Wake as many threads as there are batches for."""
         self._wake_scheduled = False
         with self._lock:
-            count = max(0, min(self._resting, -(-self._queue.rows // SPREAD_ROWS)))
+            batches = 0  # each is of one operation
+            for rows in self._queue.rows_by_operation.values():
+                batches += -(-rows // SPREAD_ROWS)
+            count = max(0, min(self._resting, batches))
             self._resting -= count
         for _ in range(count):
             self._pool.wake(None)

@@ -83,7 +83,8 @@ def certified_alpha(alpha: float, n: int, confidence: float = 0.95) -> float | N
     *Conditional validity of inductive conformal predictors*), whose distribution function at alpha
     is P(Binomial(n, alpha) >= k): the largest k for which that is at least `confidence`.
     """
-    below, k = 0.0, 0
+    spread = 10 * math.sqrt(n * alpha * (1 - alpha)) + 10
+    below, k = 0.0, max(0, int(n * alpha - spread))  # what is below has less than 1e-20
     while k < n:
         below += _binomial(k, n, alpha)  # P(B <= k) = 1 - P(B >= k + 1)
         if 1.0 - below < confidence:

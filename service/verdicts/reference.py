@@ -175,7 +175,7 @@ class Reference:
     ) -> Reference:
         """As `arrays` gave it, for images of `size` (H, W). Raises ValueError where `arrays` holds
         anything else."""
-        m, n = (len(arrays.get(name, ())) for name in ("fit", "usual"))
+        m, n = (len(np.atleast_1d(arrays.get(name, ()))) for name in ("fit", "usual"))
         side = min(BOX, *size)
         boxed = (size[0] - side + 1, size[1] - side + 1)
         shapes: dict[str, tuple[int, ...]] = {"fit": (m, len(names)), "usual": (n, len(names))}

@@ -273,6 +273,7 @@ def scores(**changes):
         (scores(usual=np.ones((199, 3), np.float32)), r"must be float32 \[199\]"),
         (scores(fit=np.ones((149, 3), np.float32)), r"must be float32 \[149\]"),
         (scores(fit=np.ones((150, 2), np.float32)), r"must be float32 \[150, 3\]"),
+        (scores(fit=np.float32(1), usual=np.float32(1)), r"fit must be float32 \[1, 3\]"),
         (scores(place_mean=np.ones((4, 3), np.float32)), r"must be float32 \[4, 4\]"),
         (scores(log_likelihood_nats_k1=-np.arange(200, dtype=np.float32)), "finite and sorted"),
         (scores(log_likelihood_nats_k1=np.full(200, np.nan, np.float32)), "must be finite"),

@@ -143,6 +143,37 @@ def test_a_pull_may_take_long_if_something_comes(site, digest, tmp_path, monkeyp
         pull(site.url, digest, tmp_path / "stalled")
 
 
+def test_no_more_is_fetched_than_the_manifest_says(
+    site, digest, tmp_path, tiny_bundle, monkeypatch
+):
+    """From a server that never ends to send a disk would fill before any hash is looked at."""
+    size, pieces = (tiny_bundle / "weights.bin").stat().st_size, []
+    get = type(transfer._store(site.url)).get
+
+    class Endless:
+        def stream(self):
+            while len(pieces) < 1000:
+                pieces.append(bytes(size))
+                yield pieces[-1]
+
+    monkeypatch.setattr(
+        type(transfer._store(site.url)),
+        "get",
+        lambda self, name, **more: Endless() if name == "weights.bin" else get(self, name, **more),
+        raising=False,
+    )
+    with pytest.raises(BundleError, match=r"weights\.bin does not have the SHA-256"):
+        pull(site.url, digest, tmp_path / "m")
+    assert len(pieces) == 2
+
+
+def test_a_place_that_cannot_be_written_is_named(tiny_bundle, tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "x", Path("/proc/x")):
+        with pytest.raises(BundleError, match=f"file://{place}: "):
+            push(tiny_bundle, f"file://{place}")
+
+
 @pytest.mark.parametrize("sha256", ["", "abc", "g" * 64, "0" * 65])
 def test_what_is_no_hash_asks_nobody(site, tmp_path, sha256):
     with pytest.raises(BundleError, match="64 hexadecimal"):

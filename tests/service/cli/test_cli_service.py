@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -426,6 +428,24 @@ def test_many_bundles_are_verified_with_their_whole_hashes(cli, root, edition, p
     checks = json.loads(cli("bundle", "verify", root, "--json", "--no-canaries", code=1).output)
     assert [check["sha256"] for check in checks] == [known, None]
     assert "calibration.npz" in checks[1]["error"]
+
+
+def test_a_bundle_that_cannot_be_read_keeps_no_other_from_being_verified(
+    cli, root, edition, put, monkeypatch
+):
+    put(edition("1.10.0"), root / "b")
+    read = Path.read_bytes
+
+    def fails(path):
+        if path.parent.name == "a":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    text = cli("bundle", "verify", root, "--no-canaries", code=1).output
+    assert f"{root / 'a'}: NOT SOUND" in text
+    assert "Permission denied" in text
+    assert "1.10.0 is sound" in text
 
 
 @pytest.mark.parametrize(

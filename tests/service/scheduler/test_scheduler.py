@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import time
+import weakref
 
 import pytest
 
 from service.errors import InvalidInput
+from service.scheduler.scheduler import BATCH_SECONDS, SPREAD_ROWS
 
 
 def test_one_request(plain):
@@ -153,5 +157,63 @@ def test_what_takes_long_is_not_computed_on_the_event_loop(plain, seconds):
             for _ in range(3):
                 await bench.submit([1])
         assert threading.current_thread().name not in bench.engine.threads
+
+    plain.run(main())
+
+
+def test_those_who_come_in_one_turn_with_two_operations_have_a_worker_each(plain):
+    async def main():
+        engine = plain.FakeEngine()
+        engine.gate.clear()
+        async with plain.Bench(engine, workers=2) as bench:
+            jobs = [bench.submit([1]), bench.submit([2], operation="other")]
+            for _ in jobs:
+                await asyncio.to_thread(engine.started.acquire, timeout=5)
+            assert engine.running == 2
+            engine.gate.set()
+            await asyncio.gather(*jobs)
+
+    plain.run(main())
+
+
+def test_batches_of_a_slow_operation_are_small(plain, monkeypatch):
+    """So that nobody waits long for the work of others."""
+    clock = plain.Clock()
+    monkeypatch.setattr("service.scheduler.workers.time", clock)
+
+    async def main():
+        engine = plain.FakeEngine(seconds=8 * BATCH_SECONDS, clock=clock)
+        async with plain.Bench(engine, max_batch_rows=64, max_queue_rows=1000) as bench:
+            for _ in range(20):
+                await bench.submit(range(64))  # an eighth of these rows is what may be
+            engine.batches.clear()
+            await bench.submit(range(64))
+        assert max(map(len, engine.batches)) <= 8 == SPREAD_ROWS
+
+    plain.run(main())
+
+
+def test_images_are_whole_in_the_pieces_of_one_that_is_alone(plain):
+    async def main():
+        async with plain.Bench(workers=3, max_batch_rows=64) as bench:
+            await bench.submit(range(40), samples=10)
+        assert sorted(map(len, bench.engine.batches)) == [20, 20]
+        assert all(batch[0] % 10 == 0 for batch in bench.engine.batches)
+
+    plain.run(main())
+
+
+def test_nothing_of_a_job_is_kept_until_its_deadline(plain):
+    async def main():
+        async with plain.Bench() as bench:
+            job = bench.submit([1], deadline=time.monotonic() + 1000)
+            answer = weakref.ref((await job).arrays["y"])
+            del job
+            for _ in range(100):
+                if answer() is None:
+                    break
+                await asyncio.sleep(0.01)
+                gc.collect()
+            assert answer() is None
 
     plain.run(main())

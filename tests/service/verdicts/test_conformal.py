@@ -69,8 +69,8 @@ def test_p_values_that_cannot_be():
     assert np.isnan(got[2])
 
 
-@pytest.mark.parametrize("alpha", [0.001, 0.01, 0.05, 0.5])
-@pytest.mark.parametrize("n", [5, 60, 300, 2500])
+@pytest.mark.parametrize("alpha", [0.001, 0.01, 0.05, 0.5, 0.9])
+@pytest.mark.parametrize("n", [5, 60, 300, 2500, 50_000])
 def test_certified_alpha_is_the_beta_law_s(alpha, n):
     k = np.arange(1, n + 1)
     sound = k[stats.beta.cdf(alpha, k, n + 1 - k) >= 0.95]
