@@ -264,11 +264,12 @@ def run(rows: list[Row], base: RunConfig, options: argparse.Namespace) -> dict[s
     path = options.out / "results.json"
     kept = (read_json(path) or {}).get("results", {})
     device = prepare(Runtime(device=options.device, threads=options.threads)).device
-    document = {**machine(device), "results": kept}
+    here = machine(device)
+    document = {**here, "results": kept}
     for seed in options.seeds:
         for row in rows:
             config = row.configure(replace(base, train=replace(base.train, seed=seed)))
-            told = described(row, config, options)
+            told = described(row, config, options) | {"machine": here["machine"]}
             found = kept.get(f"{row.name}/{seed}", {})
             if any(found.get(name) != value for name, value in told.items()):
                 found = {**told, **train_row(row, config, options)}

@@ -92,22 +92,24 @@ def measure(row: Row, target: Target) -> dict[str, Any]:
 def results(options: argparse.Namespace) -> dict[str, Any]:
     """The document, written after each fit; fits that it already holds are not made again."""
     path = options.out / RESULTS
-    before = (read_json(path) or {}).get("rows", {})
-    document: dict[str, Any] = {**machine(torch.device("cpu")), "rows": {}}
+    here = machine(torch.device("cpu"))
+    kept = (read_json(path) or {}).get("rows", {})  # also rows that are not asked for now
+    document: dict[str, Any] = {**here, "rows": {}}
     target_of = cache(lambda name, dim: TARGETS[name](dim))
     rows = rows_of(options)
     for n, row in enumerate(rows, 1):
         of = {name: value for name, value in vars(row).items() if name != "config"}
         of |= {"run": row.parameters <= options.most_parameters, "width": options.width}
-        found = before.get(row.key)
+        of["machine"] = here["machine"]
+        found = kept.get(row.key)
         if found is None or any(found.get(k) != v for k, v in of.items()):
             found = dict(of)
             if of["run"]:
                 found |= measure(row, target_of(row.target, row.dim))
                 gap = f"{gap_a_latent(found):.4f} nats a latent after {found['step']} steps"
                 print(f"[{n}/{len(rows)}] {row.key}: {found['cost_ms']:.2f} ms, {gap}", flush=True)
-        document["rows"][row.key] = found
-        write_json(path, document)
+        document["rows"][row.key] = kept[row.key] = found
+        write_json(path, {**here, "rows": kept})
     return document
 
 

@@ -192,7 +192,8 @@ class Runtime:
         )
 
 
-def _part(cls: type[Any], values: Mapping[str, Any], what: str) -> Any:
+def _part(cls: type[Any], values: Any, what: str) -> Any:
+    require(isinstance(values, Mapping), f"{what} must be an object, not {values!r}")
     known = {f.name for f in fields(cls)}
     unknown = sorted(set(values) - known)
     require(not unknown, f"{what} has no field {', '.join(unknown)}; it has {sorted(known)}")

@@ -113,6 +113,7 @@ def publish_folder(path: Path, contents: Mapping[str, bytes]) -> None:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to be filled, which gets its name `path` when the block has ended well."""
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     _remove(temporary)

@@ -1,13 +1,17 @@
 """`iafvae-train evaluate-anomaly`: does a bundle tell other images from its own?"""
 
+import hashlib
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from training.cli.measure import MEASURED, keep, resumable, show
 from training.cli.options import DataDir, Measured, one_of, option, say, with_options, words
 
 __all__ = ["evaluate_anomaly"]
+
+USUAL = 300  # images of each set
+LONGEST = 60  # letters of a file's name for the sets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,7 @@ class AnomalyOptions:
         "shuffled[:SIDE], defects[:SIDE]. Default: data sets at hand (but the model's own), "
         "and all that are made.",
     )
-    limit: int = option(300, "How many images of each set, the first ones; 0: all.", min=0)
+    limit: int = option(USUAL, "How many images of each set, the first ones; 0: all.", min=0)
     importance_samples: int | None = option(
         None, "K, draws of the latents for each image; default: the bundle's.", min=1
     )
@@ -57,9 +61,10 @@ def evaluate_anomaly(options: AnomalyOptions) -> None:
         --against folder:known-bad,blurred:2,defects
       iafvae-train evaluate-anomaly --bundle bundles/mnist --into-card
     """
+    from training.data import FOLDER_PREFIX
     from training.evaluate.anomaly import AnomalyPlan, measure_anomaly
     from training.evaluate.anomaly_report import anomaly_markdown, anomaly_picture, anomaly_table
-    from training.evaluate.subject import writable
+    from training.evaluate.subject import told_apart, writable
     from training.export.revise import into_card
 
     plan = AnomalyPlan(
@@ -80,8 +85,14 @@ def evaluate_anomaly(options: AnomalyOptions) -> None:
             progress=progress,
         )
     model = "-".join(document["model"].split())
-    # Sets that were chosen take no whole table's place.
-    some = re.sub(r"[^\w.-]", "", "".join(f"-{each}" for each in plan.against))[:60]
+    # Sets that were chosen take no whole table's place; no name has a path of this machine.
+    some = "".join(f"-{PurePath(each).name}" for each in plan.against)
+    some = re.sub(r"[^\w.-]", "", some)
+    if len(some) > LONGEST or any(each.startswith(FOLDER_PREFIX) for each in plan.against):
+        told = hashlib.sha256(",".join(plan.against).encode(errors="surrogateescape"))
+        some = f"{some[:LONGEST]}-{told.hexdigest()[:8]}"
+    images = {USUAL: "", 0: "-all"}.get(options.limit, f"-first{options.limit}")
+    some += images + told_apart(None, plan.seed)
     name = f"verdicts-{plan.split}-k{document['importance_samples']}-{model}{some}"
     text, picture = anomaly_markdown(document), anomaly_picture(document)
     keep(folder, name, document, text, picture)

@@ -43,6 +43,7 @@ def bound(options: BoundOptions) -> None:
     """
     from training.evaluate.bound import BoundPlan, measure_bound
     from training.evaluate.bound_report import bound_markdown, bound_picture, bound_table
+    from training.evaluate.subject import told_apart
 
     plan = BoundPlan(
         ks=tuple(sorted(set(numbers("--k", options.k, int)))),
@@ -57,8 +58,9 @@ def bound(options: BoundOptions) -> None:
         document, partial = measure_bound(
             subject, plan, folder, memory_gib=options.memory_gib, progress=progress
         )
-    some = "" if options.limit is None else f"-first{options.limit}"
-    name = f"bound-{options.split}-k{plan.ks[-1]}-{subject.stem}{some}"
+    some = "" if plan.images is None else f"-of{plan.images}"
+    some += told_apart(options.limit, options.seed)
+    name = f"bound-{options.split}-k{'-'.join(map(str, plan.ks))}-{subject.stem}{some}"
     keep(folder, name, document, bound_markdown(document), bound_picture(document))
     partial.remove()
     show(document, bound_table, as_json=options.as_json)

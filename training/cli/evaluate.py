@@ -40,10 +40,13 @@ def evaluate(options: EvaluateOptions) -> None:
         raise ConfigError("--data goes with --bundle: a run is measured on its own images")
     from training.data import SPLITS
     from training.evaluate.run import evaluate_subject
+    from training.evaluate.subject import writable
     from training.files import write_json
 
     split = one_of("--split", options.split, SPLITS)
     subject = options.subject(options.data)
+    if options.report is not None:
+        writable(options.report.parent)  # before the work, not after it
     with progress_bar() as progress:
         found, path = evaluate_subject(
             subject,
@@ -56,10 +59,10 @@ def evaluate(options: EvaluateOptions) -> None:
         )
     if path is not None:
         say(f"written to {path}")
-    if options.report is not None:
-        write_json(options.report, found.to_dict())
-        say(f"written to {options.report}")
     if options.as_json:
         console.print_json(data=found.to_dict())
     else:
         console.print(found.table())
+    if options.report is not None:
+        write_json(options.report, found.to_dict())
+        say(f"written to {options.report}")

@@ -154,7 +154,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     numbers = text.lower().split("x")
-    if not all(n.isdigit() for n in numbers) or len(numbers) not in (1, 2):
+    if not all(n.isdecimal() for n in numbers) or len(numbers) not in (1, 2):
         raise ConfigError(f"--size is a number or HEIGHTxWIDTH, not {text!r}")
     return int(numbers[0]), int(numbers[-1])
 
@@ -232,8 +232,9 @@ def fit(options: FitOptions) -> None:
         say(line, teller)
     if options.as_json and not teller.quiet:
         facts = {"run": str(options.out), **asdict(result)}
-        # JSON knows no NaN.
-        console.print_json(data={k: None if v != v else v for k, v in facts.items()})
+        # JSON knows no numbers that are not finite.
+        strange = {k for k, v in facts.items() if isinstance(v, float) and not math.isfinite(v)}
+        console.print_json(data=facts | dict.fromkeys(strange))
     stopped = EXIT_CODES.get(result.reason, 0)
     if not stopped and not math.isfinite(result.elbo_nats):
         raise TrainingError(DIVERGED)

@@ -35,7 +35,7 @@ class InspectOptions(RuntimeOptions):
     )
     false_alarms: float = option(0.01, "How many usual images may be called anomalous, in 1.")
     minutes: float = option(
-        15.0, "For about all of it, at least some minutes; two thirds train the model."
+        15.0, "For about all of it, at least some minutes; seven tenths train the model."
     )
     as_json: AsJson = False
 

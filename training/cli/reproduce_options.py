@@ -3,6 +3,7 @@
 A command takes a dataclass of them (`training.cli.options.with_options`).
 """
 
+import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ PLACES = ("out", "data_dir", "redraw", "as_json")
 
 
 def command_line(name: str, options: ReportOptions, *, without: tuple[str, ...] = ()) -> str:
-    """What was typed, as others may repeat it: without the places of this machine."""
+    """What was typed, as others may repeat it in a shell: without the places of this machine."""
     parts = [f"iafvae-train reproduce {name} --out OUT"]
     for field in fields(options):
         value = getattr(options, field.name)
@@ -159,5 +160,5 @@ def command_line(name: str, options: ReportOptions, *, without: tuple[str, ...] 
             continue
         text = ",".join(value) if isinstance(value, list) else str(value)
         text = "folder:PATH" if text.startswith("folder:") else text
-        parts.append(f"--{field.name.replace('_', '-')} {text}")
+        parts.append(f"--{field.name.replace('_', '-')} {shlex.quote(text)}")
     return " ".join(parts)

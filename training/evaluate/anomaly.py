@@ -8,8 +8,9 @@ trained on (Nalisnick et al. 2019, arXiv:1810.09136).
 
 import asyncio
 import math
+import re
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -175,7 +176,8 @@ def _sets(
             if plan.against:
                 raise
             continue  # of what nobody asked for, what is at hand is taken
-        sets.append(found)
+        same = sum(found.name == re.sub(r" \(\d+\)$", "", each.name) for each in sets)
+        sets.append(replace(found, name=f"{found.name} ({same + 1})") if same else found)
     return sets
 
 

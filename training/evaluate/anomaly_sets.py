@@ -36,6 +36,7 @@ from training.data import (
     STATIC,
     FolderOptions,
     Split,
+    folder_path,
     load_dataset,
     whole_folder,
 )
@@ -108,6 +109,8 @@ def image_set(
         source, target = ("x".join(map(str, s)) for s in (pixels.shape[1:], shape))
         words += f", made {target} of {source}"
         pixels = fit_array(pixels, shape, Fit(resize=True, convert=True, how=fit)).images
+    if name.startswith(FOLDER_PREFIX):  # of several by its own name, which is no path
+        return ImageSet(f"{data.name} {folder_path(name, data_dir).resolve().name}", words, pixels)
     return ImageSet(data.name, words, pixels)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from training.data import Split
 from training.evaluate.evaluate import evaluate_model
 from training.evaluate.report import EvaluationReport
-from training.evaluate.subject import Subject, run_subject
+from training.evaluate.subject import Subject, run_subject, told_apart
 from training.files import write_json
 from training.runs.checkpoint import Weights
 
@@ -36,7 +36,7 @@ def evaluate_subject(
 
     `limit` takes the first so many images alone. Returns the report and the JSON file in the run's
     directory (None for a bundle); the same evaluation of the same weights replaces it, one of fewer
-    images does not.
+    images or under another seed does not.
     """
     if subject.home is not None:
         subject.place_for_results(None)  # said before the work, not after it
@@ -53,7 +53,7 @@ def evaluate_subject(
         "manifest": report.manifest_entries(command),
         **subject.identity,
     }
-    some = "" if limit is None else f"-first{limit}"
+    some = told_apart(limit, report.seed)
     name = f"evaluation-{split}-k{report.importance_samples}-{subject.stem}{some}.json"
     path = subject.home / name
     write_json(path, content)

@@ -72,6 +72,12 @@ def writable(folder: Path) -> Path:
     return folder
 
 
+def told_apart(limit: int | None, seed: int) -> str:
+    """The end of a result's name: of fewer images, or under another seed, it takes no other's
+    place."""
+    return ("" if limit is None else f"-first{limit}") + (f"-seed{seed}" if seed else "")
+
+
 def run_subject(
     run: Path, *, weights: Weights = "ema", data_dir: Path | None = None, device: str = "auto"
 ) -> Subject:

@@ -211,6 +211,8 @@ def size_from(environment: Mapping[str, str]) -> int:
     """
     given = [name for name in LAUNCHER if name in environment]
     size = _number(environment, "WORLD_SIZE") if "WORLD_SIZE" in environment else 1
+    if not size:
+        raise ConfigError("WORLD_SIZE is 0: start the processes with torchrun")
     if size > 1 and len(given) < len(LAUNCHER):
         missing = ", ".join(sorted(set(LAUNCHER) - set(given)))
         raise ConfigError(
@@ -221,7 +223,7 @@ def size_from(environment: Mapping[str, str]) -> int:
 
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment[name]
-    if not text.isdigit():
+    if not text.isdecimal():
         raise ConfigError(f"{name} is {text!r}, not a number: start the processes with torchrun")
     return int(text)
 

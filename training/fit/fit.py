@@ -103,6 +103,11 @@ def fit(
     """
     if budget_minutes is not None and not budget_minutes >= 0:  # nan too
         raise TrainingError(f"--budget-minutes must not be negative, not {budget_minutes}")
+    if config.optim.schedule == "budget" and not budget_minutes:
+        raise TrainingError(
+            "the schedule budget falls at the end of the call's minutes: say how many, with "
+            "--budget-minutes"
+        )
     data_dir = known_data_dir(run_dir, data_dir)
     notes = Console(stderr=True, quiet=console.quiet, soft_wrap=True, highlight=False, markup=False)
     train, validation = world.machine_by_machine(lambda: run_images(config, data_dir, notes.print))

@@ -27,6 +27,7 @@ from service.cli.inputs import Fit
 from service.cli.local import LocalClient
 from service.cli.output import counted
 from service.cli.report import ReportOptions, write_report
+from service.codecs.folders import EXTENSIONS
 from service.codecs.images import fit_array
 from service.codecs.png import encode_png
 from service.errors import IafvaeError
@@ -90,6 +91,11 @@ def inspect_folder(
                 f"{shown(out)} lies in {shown(looked)}, whose images it would become: give another "
                 "--out."
             )
+        if looked is not None and looked.resolve().is_relative_to(out.resolve()):
+            raise DataError(
+                f"{shown(looked)} lies in {shown(out)}, whose files are made anew each time: move "
+                "the images elsewhere."
+            )
     photos = find_photos(folder, test)
     for line in photos.lines():
         say(line)
@@ -113,7 +119,8 @@ def inspect_folder(
                 photos.size, photos.channels, share["train"], minutes=minutes, runtime=runtime
             )
             say(f"the model: {plan.line()}")
-        if broken := _prepare(out, sets, photos, plan, console):
+        sets, broken = _prepare(out, sets, photos, plan, console)
+        if broken:
             say(f"left out, {counted(len(broken), 'broken file')}: {broken[0]}")
         if not trained:
             data = {"name": f"{FOLDER_PREFIX}{(out / 'images').absolute()}", "size": plan.size}
@@ -160,6 +167,14 @@ def _refuse_others(out: Path) -> None:
     new = not out.exists() or (out.is_dir() and all(map(is_left, out.iterdir())))
     if not new and not (out / PLAN).is_file():
         raise DataError(f"{out} exists and is no inspection: give another --out.")
+    for folder in (out / "images", out / "test"):  # links, which are made anew
+        found = [path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS]
+        own = [path for path in found if not path.is_symlink()]
+        if len(own) < len(found) and own:
+            raise DataError(
+                f"{shown(own[0])} would be lost, as what is in {shown(folder)} is made anew: move "
+                "it elsewhere; --test takes the folder where it then lies."
+            )
 
 
 def _sets_before(out: Path, photos: Photos) -> dict[str, Files]:
@@ -178,8 +193,9 @@ def _sets_before(out: Path, photos: Photos) -> dict[str, Files]:
 
 def _prepare(
     out: Path, sets: Mapping[str, Files], photos: Photos, plan: Plan, console: Console
-) -> list[str]:
-    """Links to the usual images by purpose; gives what is wrong with those left out."""
+) -> tuple[dict[str, Files], list[str]]:
+    """Links to the usual images by purpose; gives those that can be read, and what is wrong with
+    the others."""
     out.mkdir(parents=True, exist_ok=True)
     plan_of = {
         purpose: {name: photos.digests[path] for name, path in files.items()}
@@ -187,16 +203,18 @@ def _prepare(
     }
     write_json(out / PLAN, plan_of)  # first: a call again may go on
     shutil.rmtree(out / "images", ignore_errors=True)
-    faults = []
-    todo = [(purpose, path) for purpose, files in sets.items() for path in files.values()]
-    for purpose, path in track(todo, "reading", console=console, disable=not console.is_terminal):
+    faults, sound = [], {purpose: dict[str, Path]() for purpose in sets}
+    todo = [(purpose, *each) for purpose, files in sets.items() for each in files.items()]
+    silent = not console.is_terminal
+    for purpose, name, path in track(todo, "reading", console=console, disable=silent):
         try:
             read_fitted(path, photos.channels, plan.size)
         except (OSError, IafvaeError) as error:
             faults.append(fault(path, error))
             continue
         _link(out / "images" / purpose / "good", path)
-    return faults
+        sound[purpose][name] = path
+    return sound, faults
 
 
 def _link(folder: Path, path: Path) -> None:

@@ -88,7 +88,7 @@ class Checkpoint:
 
 def run_directory(path: Path) -> Path:
     """The run that `path` is, or whose checkpoint it is."""
-    return path.parent.parent if (path / STATE_FILE).is_file() else path
+    return path.resolve().parent.parent if (path / STATE_FILE).is_file() else path
 
 
 def save_checkpoint(

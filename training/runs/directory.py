@@ -5,9 +5,10 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from model.config import ConfigError, ModelConfig, config_from_dict
+from model.config import ConfigError, ModelConfig
 from training.config import RunConfig, run_config_from_dict
 from training.data import FOLDER_PREFIX
 from training.errors import TrainingError
@@ -55,10 +56,12 @@ def read_config(run_dir: Path) -> RunConfig:
 
 
 def read_model(run_dir: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """The model of a run's `config.json`, and all of it as JSON has it; likewise."""
+    """The model of a run's `config.json`, and all of it as JSON has it, whole; likewise."""
     values = read_values(run_dir)
+    environment = values.pop("environment", {})
     with _named(run_dir):
-        return config_from_dict(values.get("model", {})), values
+        config = run_config_from_dict(values)
+    return config.model, {**config.to_dict(), "environment": environment}
 
 
 @contextmanager
@@ -125,9 +128,21 @@ def is_left(path: Path) -> bool:
 
 
 def refuse_taken(out: Path) -> None:
-    """Raise `TrainingError` where `out` is neither new nor an empty directory."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    """Raise `TrainingError` where `out` is neither new nor an empty directory, or cannot be made:
+    before the work, not after it."""
+    place = out.resolve()  # of a link, where it leads
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise TrainingError(f"{out} is not empty: give another --out")
+    if place == Path.cwd() or place.is_mount():  # what stands there is renamed onto
+        raise TrainingError(f"{out} itself cannot become a run: give a directory in it as --out")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=TEMPORARY, dir=place.parent):
+            pass
+    except OSError as error:
+        raise TrainingError(
+            f"{out} cannot be made ({error.strerror}): give another --out"
+        ) from error
 
 
 def _check_same(run_dir: Path, before: RunConfig, now: RunConfig) -> None:

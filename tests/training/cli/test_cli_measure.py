@@ -76,7 +76,7 @@ def test_results_lie_in_the_run_and_go_into_its_bundle(run, call, tmp_path, monk
     assert not code, err
     assert "Active units" not in out  # of four draws there are none to tell
     stems = {path.name.partition(".")[0] for path in run.iterdir() if path.is_file()}
-    name = "bound-test-k4-step-00000007-ema"
+    name = "bound-test-k1-4-step-00000007-ema-of6"
     assert stems == {"config", name}  # and nothing hidden is left
     assert (run / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (run / f"{name}.md").read_text().startswith("| K |")
@@ -96,7 +96,7 @@ def test_verdicts_on_other_images_go_into_a_bundles_card(
     command = ("evaluate-anomaly", "--bundle", bundle, "--data", f"folder:{tmp_path / 'own'}")
     code, out, err = call(*command, *SETS, "--out", tmp_path / "out", "--into-card", "--json")
     assert not code, err
-    name = "verdicts-test-k1-tiny-1.2.3-constants-draws"
+    name = "verdicts-test-k1-tiny-1.2.3-constants-draws-first6"
     document = json.loads(out)
     assert document == json.loads((tmp_path / "out" / f"{name}.json").read_text())
     assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -104,6 +104,54 @@ def test_verdicts_on_other_images_go_into_a_bundles_card(
     card = load_bundle(bundle).read("MODEL_CARD.md").decode()
     assert (tmp_path / "out" / f"{name}.md").read_text().strip() in card
     assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [("--seed", 1), ("--limit", 9), ("--images", 5), ("--k", "2,4")],
+    ids=lambda each: each[0],
+)
+def test_another_measurement_takes_no_place_of_one_that_is_there(run, call, changes) -> None:
+    ran = [call("bound", run, *BOUND, *more, "--json") for more in ((), changes)]
+    assert [code for code, *_ in ran] == [0, 0], ran
+    found = [json.loads(path.read_text()) for path in sorted(run.glob("bound-*.json"))]
+    assert len(found) == 2
+    assert all(json.loads(out) in found for _, out, _ in ran)
+
+
+def test_an_evaluation_under_another_seed_takes_no_others_place(run, call) -> None:
+    for seed in (0, 1):
+        code, _, err = call("evaluate", run, "--importance-samples", 2, "--seed", seed)
+        assert not code, err
+    found = [json.loads(path.read_text()) for path in sorted(run.glob("evaluation-*.json"))]
+    assert sorted(each["seed"] for each in found) == [0, 1]
+
+
+def test_folders_are_told_apart_without_their_paths(tiny_bundle, tiny_model, call, tmp_path):
+    for name in ("own", "a/bad", "b/bad", "b/worse"):
+        (tmp_path / name).mkdir(parents=True)
+        for i, image in enumerate(tiny_model.images(8)):
+            Image.fromarray(image[0]).save(tmp_path / name / f"{i}.png")
+    against = ",".join(f"folder:{tmp_path / name}" for name in ("a/bad", "b/bad", "b/worse"))
+    command = ("evaluate-anomaly", "--bundle", tiny_bundle, "--data", f"folder:{tmp_path / 'own'}")
+    code, out, err = call(*command, "--against", against, "--out", tmp_path / "out", "--json")
+    assert not code, err
+    assert str(tmp_path) not in out
+    for name in ("bad", "bad (2)", "worse"):
+        assert f'"a folder of images {name}"' in out
+    names = [path.name for path in (tmp_path / "out").iterdir()]
+    assert all("-bad-bad-worse-" in name for name in names)
+    assert not any(part in name for name in names for part in tmp_path.parts if len(part) > 3)
+
+
+def test_where_a_report_cannot_be_is_said_before_the_work(run, call, tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(subject_module, "load_dataset", None)
+    report = tmp_path / "file" / "x.json"
+    code, _, err = call("evaluate", run, "--importance-samples", 2, "--report", report)
+    assert code == 1
+    assert "file" in err
+    assert "Traceback" not in err
 
 
 def test_ctrl_c_keeps_what_was_measured(run, call, tmp_path, monkeypatch) -> None:

@@ -111,6 +111,28 @@ def test_distortions_are_those_of_the_shape_that_is_seen(monkeypatch, part):
         np.testing.assert_allclose(other, 1, **within)
 
 
+def test_distorted_strokes_of_a_binary_model_stay_as_certain(monkeypatch):
+    """Edges become grey where they are interpolated, and each grey pixel is drawn."""
+    model = build_model(ConvVaeConfig(image_shape=(1, 28, 28), channels=(2,), hidden=4))
+    drawn = []
+    monkeypatch.setattr(batches_module, "binarised", lambda x, u: drawn.append(x) or x.float())
+    y, x = np.mgrid[:28, :28] + 0.5
+    radii = np.linspace(4, 8, 200)[:, None, None]
+    rings = (255 * (1.9 - np.abs(np.hypot(x - 14, y - 14) - radii))).clip(0, 255)
+    plain = torch.from_numpy(rings.astype(np.uint8))[:, None]
+    shown(model, plain, 0, distorted=1.0)
+
+    def entropy(pixels):
+        p = pixels.double() / 255
+        return torch.special.entr(torch.stack([p, 1 - p])).sum() / len(p)
+
+    assert entropy(drawn[0]) / entropy(plain) == pytest.approx(1.05, abs=0.1)
+    assert drawn[0].double().mean() / plain.double().mean() == pytest.approx(1, abs=0.02)
+    turn, *others = batches_module.DISTORTIONS
+    assert turn < np.radians(10)  # a little, as `--help` says
+    assert max(others) < 0.15
+
+
 def test_noise_depends_on_a_rows_place_in_the_whole_batch_alone(grey):
     whole = noise(grey, 8, step_generator(CPU, 1, 0, 5))
     again = noise(grey, 8, step_generator(CPU, 1, 0, 5))

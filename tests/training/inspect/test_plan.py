@@ -118,6 +118,22 @@ def test_what_is_written_among_the_images_is_refused(tmp_path):
     assert len(list((tmp_path / "good").iterdir())) == 45
 
 
+def test_images_among_what_is_written_are_kept(tmp_path):
+    """What lies in OUT is removed and made anew."""
+    out, looked = tmp_path / "out", tmp_path / "out" / "test" / "returned"
+    fill(tmp_path / "good", 45)
+    fill(looked, 3)
+    (out / "inspect.json").write_text("{}")
+    for folder, test in ((tmp_path / "good", looked), (looked, None)):
+        with pytest.raises(DataError, match="move the images elsewhere"):
+            inspect_folder(folder, out, test=test, runtime=Runtime(), console=Console())
+    (out / "test" / "good").mkdir()
+    (out / "test" / "good" / "0.png").symlink_to(tmp_path / "good" / "0.png")
+    with pytest.raises(DataError, match=r"returned/\d\.png would be lost"):
+        inspect_folder(tmp_path / "good", out, runtime=Runtime(), console=Console())
+    assert len(list(looked.iterdir())) == 3
+
+
 def test_one_call_at_a_time_writes_an_inspection(tmp_path):
     fill(tmp_path / "good", 45)
     with locked(tmp_path / "out"), pytest.raises(TrainingError, match="another process"):

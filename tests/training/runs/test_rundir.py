@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -13,8 +14,16 @@ import pytest
 
 from training.config import RunConfig, run_preset
 from training.errors import TrainingError
-from training.files import write_bytes
-from training.runs.directory import locked, open_run, read_config, write_config
+from training.files import new_folder, write_bytes
+from training.runs.checkpoint import run_directory
+from training.runs.directory import (
+    locked,
+    open_run,
+    read_config,
+    read_model,
+    refuse_taken,
+    write_config,
+)
 
 CONFIG = run_preset("mnist")
 
@@ -115,3 +124,63 @@ def test_a_full_disk_is_told_with_the_file_s_name(tmp_path, monkeypatch) -> None
     with pytest.raises(OSError, match=r"No space left on device: .*/card\.md'"):
         write_bytes(tmp_path / "card.md", b"#")
     assert not list(tmp_path.iterdir())
+
+
+def test_where_a_new_run_cannot_be_is_said_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    for fine in (tmp_path / "empty", tmp_path / "link", tmp_path / "a" / "b"):
+        refuse_taken(fine)
+    assert not list((tmp_path / "empty").iterdir())
+    monkeypatch.chdir(tmp_path / "empty")
+    for place, words in (
+        (tmp_path / "file", "not empty"),
+        (tmp_path, "not empty"),
+        (tmp_path / "file" / "sub", "cannot be made"),
+        (Path(), "give a directory in it"),
+        (Path("/proc"), "not empty"),
+    ):
+        with pytest.raises(TrainingError, match=words):
+            refuse_taken(place)
+    with new_folder(tmp_path / "link") as folder:
+        (folder / "x").touch()
+    assert (tmp_path / "empty" / "x").exists()
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": 7}, "data must be an object, not 7"),
+        ({"optim": None}, "optim must be an object"),
+        ({"data": {"name": "mnist", "more": 1}}, "data has no field more"),
+    ],
+)
+def test_configurations_that_are_none(tmp_path, change, words):
+    write_config(tmp_path, CONFIG, {})
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for read in (read_config, read_model):
+        with pytest.raises(TrainingError, match=f"config.json: {words}"):
+            read(tmp_path)
+
+
+def test_what_a_configuration_leaves_out_has_its_default(tmp_path):
+    write_config(tmp_path, CONFIG, {"torch": "9"})
+    whole = read_model(tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    del content["data"]
+    path.write_text(json.dumps(content))
+    assert read_model(tmp_path) == whole
+    assert whole[1]["environment"] == {"torch": "9"}
+
+
+def test_a_checkpoint_is_found_by_a_relative_path(tmp_path, monkeypatch):
+    step = tmp_path / "checkpoints" / "step-00000001"
+    step.mkdir(parents=True)
+    (step / "state.json").touch()
+    for place, path in ((step.parent, Path(step.name)), (step, Path()), (tmp_path, Path())):
+        monkeypatch.chdir(place)
+        assert run_directory(path).resolve() == tmp_path
