@@ -292,9 +292,10 @@ def test_the_names_of_sets(monkeypatch, tmp_path):
     found = image_set("cifar10", own, **options)
     assert found.pixels.shape == (4, *SHAPE)
     assert found.description == "test images of cifar10, made 1x4x4 of 3x16x16"
-    Image.new("L", (9, 9)).save(tmp_path / "0.png")
-    folder = image_set(f"folder:{tmp_path}", own, **options)
-    assert folder.name == "a folder of images"
+    (tmp_path / "bad").mkdir()
+    Image.new("L", (9, 9)).save(tmp_path / "bad" / "0.png")
+    folder = image_set(f"folder:{tmp_path / 'bad'}", own, **options)
+    assert folder.name == "a folder of images bad"
     assert "folder:PATH" in AnomalyPlan(against=(f"folder:{tmp_path}",)).command
     for wrong in ("svhn", "constants:3", "noisy:x", "blurred:0", "noisy:nan", "defects:1.5"):
         with pytest.raises(ConfigError, match="--against"):
