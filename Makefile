@@ -93,6 +93,7 @@ locks: $(VENV)/made ## Write deploy/locks: what the images install, each file at
 	done
 
 sbom: $(VENV)/dev ## Write sbom.json (CycloneDX) of what the service and its extras install
+	rm -rf build/lib # what pip builds here keeps files that are gone
 	$(PYTHON) -m venv build/sbom && build/sbom/bin/python -m pip install --quiet --constraint constraints.txt '.[otel,remote]'
 	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o sbom.json build/sbom
 

@@ -11,6 +11,8 @@ from typing import Any
 
 RATE = "[$__rate_interval]"
 CHOSEN = '{job=~"$job", operation=~"$operation", model=~"$model"}'
+# Batches and what waits are counted by graph: an operation of HTTP chooses none, or another's.
+OF_GRAPHS = '{job=~"$job", model=~"$model"}'
 OF_JOB = '{job=~"$job"}'
 HEALTHY = "Empty in health."
 DRIFT = "Drift from the calibration: log martingale, alarm above 3"  # below 0 in health
@@ -26,9 +28,9 @@ def quantile(q: float, metric: str, by: str) -> str:
     return f"histogram_quantile({q}, {rate(f'{metric}_bucket', f'{by}, le')})"
 
 
-def mean(metric: str, by: str) -> str:
+def mean(metric: str, by: str, where: str = CHOSEN) -> str:
     """The mean of a histogram."""
-    return f"{rate(f'{metric}_sum', by)} / {rate(f'{metric}_count', by)}"
+    return f"{rate(f'{metric}_sum', by, where)} / {rate(f'{metric}_count', by, where)}"
 
 
 REFUSED = CHOSEN[:-1] + ', outcome!="ok"}'
@@ -63,30 +65,40 @@ PANELS: list[tuple[str, str, dict[str, str], str]] = [
     (
         "Rows that wait",
         "short",
-        {LEGEND: f"sum by (operation, model) (iafvae_queue_rows{CHOSEN})"},
+        {LEGEND: f"sum by (operation, model) (iafvae_queue_rows{OF_GRAPHS})"},
         "",
     ),
-    ("Rows of a batch, mean", "short", {LEGEND: mean("batch_rows", "operation, model")}, ""),
-    ("Rows computed", "rowsps", {LEGEND: rate("batch_rows_sum", "operation, model")}, ""),
+    (
+        "Rows of a batch, mean",
+        "short",
+        {LEGEND: mean("batch_rows", "operation, model", OF_GRAPHS)},
+        "",
+    ),
+    (
+        "Rows computed",
+        "rowsps",
+        {LEGEND: rate("batch_rows_sum", "operation, model", OF_GRAPHS)},
+        "",
+    ),
     (
         "Padded rows, as a share",
         "percentunit",
         {
-            LEGEND: f"{rate('padded_rows_total', 'operation, model')} / "
-            f"{rate('batch_rows_sum', 'operation, model')}"
+            LEGEND: f"{rate('padded_rows_total', 'operation, model', OF_GRAPHS)} / "
+            f"{rate('batch_rows_sum', 'operation, model', OF_GRAPHS)}"
         },
         "",
     ),
     (
         "Rows dropped by reason",
         "rowsps",
-        {"{{reason}}": rate("dropped_rows_total", "reason")},
+        {"{{reason}}": rate("dropped_rows_total", "reason", OF_GRAPHS)},
         HEALTHY,
     ),
     (
         "Batches run again",
         "ops",
-        {LEGEND: rate("batch_retries_total", "operation, model")},
+        {LEGEND: rate("batch_retries_total", "operation, model", OF_GRAPHS)},
         HEALTHY,
     ),
     (

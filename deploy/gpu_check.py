@@ -672,12 +672,14 @@ def apart(check: Check, name: str, given: list[str], share: float) -> int:
     """A section in a process of its own, which has so much of the time that is left; gives its
     exit code. What it leaves behind is ended: a service, or who holds a device's memory."""
     ends = time.monotonic() + share * (check.ends - time.monotonic())
-    with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
+    # Whatever ends it, what it has put into temporary folders goes with this one.
+    with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as folder:
         out = Path(folder) / "found.json"
         minutes = (ends - time.monotonic() - 3) / 60  # it ends its own children first
         own = ["--only", name, "--minutes", f"{minutes:.4f}", "--json", str(out)]
         command = [sys.executable, __file__, *given, *own]
-        child = subprocess.Popen(command, process_group=0 if GROUPS else -1)
+        own_place = {**os.environ, "TMPDIR": folder}
+        child = subprocess.Popen(command, env=own_place, process_group=0 if GROUPS else -1)
         check.children.append(child)
         try:
             code = child.wait(max(0.0, ends - time.monotonic()))

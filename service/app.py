@@ -87,6 +87,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     metrics.queued(registry.queued_rows)
     metrics.drifting(registry.drift)
     metrics.watch("ready", "1 if the process takes requests.", lambda: registry.ready)
+    metrics.watch(
+        "max_queue_rows", "Rows that may wait, of each model.", lambda: settings.max_queue_rows
+    )
     metrics.watch("requests_in_flight", "Requests worked on.", lambda: admission.in_flight)
     held = "Bytes of bodies that are held, and of answers that wait for their clients."
     metrics.watch("held_bytes", held, lambda: admission.bytes.held)
@@ -177,7 +180,7 @@ def _tracer() -> Tracer:
         from service.tracing import Tracer  # OpenTelemetry, which is not there otherwise
     except ImportError as error:
         raise SettingsError(
-            f"IAFVAE_TRACING: {error.name} is not installed; pip install '.[otel]' -c "
+            f"IAFVAE_TRACING: {error.name} is not installed; pip install -e '.[otel]' -c "
             "constraints.txt, or unset it"
         ) from None
     try:

@@ -19,7 +19,7 @@ def main() -> None:
             raise
         sys.stderr.write(
             f"error: training needs {error.name}, which the service alone does not install: "
-            "make install-train, or pip install '.[train]' -c constraints.txt\n"
+            "make install-train, or pip install -e '.[train]' -c constraints.txt\n"
         )
         raise SystemExit(1) from None
 

@@ -5,12 +5,14 @@ For those who live in Ray. Batching, bounds and fairness are the scheduler's wit
 
 from __future__ import annotations
 
+import math
+
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service.codecs.npy import decode_npy
-from service.errors import IafvaeError
+from service.errors import BadRequest, Overloaded
 from service.operations.model import Model
 from service.settings import SHIPPED_BUNDLE
 
@@ -28,8 +30,11 @@ class Scores:
         try:
             images = decode_npy(await request.body(), dtypes=("uint8",), max_items=2**26)
             scores = await self.model.score(images)
-        except IafvaeError as error:
+        except BadRequest as error:
             return JSONResponse({"detail": str(error)}, 400)
+        except Overloaded as error:
+            later = {"retry-after": str(math.ceil(error.retry_after_seconds))}
+            return JSONResponse({"detail": str(error)}, 429, later)
         return JSONResponse({"log_likelihood_nats": scores.log_likelihood_nats.tolist()})
 
 

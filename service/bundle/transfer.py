@@ -187,7 +187,7 @@ def _store(url: str, *, create: bool = False) -> ObjectStore:
         from obstore.store import HTTPStore, from_url
     except ImportError:
         raise BundleError(
-            "bundles elsewhere need obstore: pip install '.[remote]' -c constraints.txt"
+            "bundles elsewhere need obstore: pip install -e '.[remote]' -c constraints.txt"
         ) from None
     # Each kind of store has options of its own.
     options: dict[str, Any] = {"client_options": CLIENT, "retry_config": RETRIES}

@@ -44,7 +44,7 @@ def _program() -> Finding:
         return Finding("ok", "program", f"iafvae {version('iafvae')}, {python}")
     except PackageNotFoundError:
         return Finding(
-            "note", "program", f"iafvae is not installed ({python}): pip install . {INSTALL}"
+            "note", "program", f"iafvae is not installed ({python}): pip install -e . {INSTALL}"
         )
 
 
@@ -54,7 +54,9 @@ def _runtime() -> Finding:
             return Finding("ok", "runtime", f"{name} {version(name)}")
         except PackageNotFoundError:
             continue
-    return Finding("missing", "runtime", f"ONNX Runtime is not installed: pip install . {INSTALL}")
+    return Finding(
+        "missing", "runtime", f"ONNX Runtime is not installed: pip install -e . {INSTALL}"
+    )
 
 
 def _cores() -> Finding:
@@ -127,7 +129,7 @@ def _training() -> Finding:
     except PackageNotFoundError as error:
         text = (
             f"{error.name} is not installed; serving needs none of it. To train: make install-train"
-            f", or pip install '.[train]' {INSTALL}"
+            f", or pip install -e '.[train]' {INSTALL}"
         )
         return Finding("note", "training", text)
     return Finding("ok", "training", ", ".join(found))

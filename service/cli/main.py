@@ -334,7 +334,7 @@ def score_dataset() -> None:
         from service.cli.score_dataset import run
     except ModuleNotFoundError as error:
         raise SystemExit(
-            f"iafvae-score-dataset: error: {error.name} is not installed: pip install '.[ray]' "
+            f"iafvae-score-dataset: error: {error.name} is not installed: pip install -e '.[ray]' "
             "-c constraints.txt"
         ) from None
     run()

@@ -16,7 +16,7 @@ from service.errors import shown_url
 
 __all__ = ["LATE", "Attempts", "InTime", "no_service", "unreachable"]
 
-AGAIN = (429, 503)  # overloaded, shutting down
+AGAIN = (429, 502, 503)  # overloaded, a proxy whose server has gone, shutting down
 PASSING = (httpx.NetworkError, httpx.ConnectTimeout, httpx.RemoteProtocolError)
 LATE = "the answer is not whole at the deadline"
 FIRST_WAIT_SECONDS = 0.1  # then twice as long each time, where the server names no time

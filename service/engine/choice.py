@@ -38,7 +38,7 @@ def make_engine(bundle: Bundle, options: EngineOptions) -> EngineBase:
     if options.provider == "cuda":
         raise ProviderUnavailable(
             f"cuda was demanded but {problem}: on a machine with an NVIDIA GPU and its driver"
-            " pip install '.[cuda]' -c constraints.txt, or set the provider to auto or cpu"
+            " pip install -e '.[cuda]' -c constraints.txt, or set the provider to auto or cpu"
         )
     _tell(problem)
     return _warm(Engine(bundle, options))

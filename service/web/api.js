@@ -37,7 +37,7 @@ export async function ask(path, init = {}) {
       const isNewer = sessionStorage.getItem(KEPT) !== key; // another question has got one meanwhile
       if (isNewer || await newKey(key !== null)) continue;
     }
-    if ([429, 503].includes(response.status) && refusals < BUSY_TRIES) {
+    if ([429, 502, 503].includes(response.status) && refusals < BUSY_TRIES) {
       refusals += 1;
       const seconds = Number(response.headers.get("retry-after")) || 1;
       await pause(() => countdown(seconds, response.status === 429 ? "The server is busy." : "The server is not ready."), init.signal);

@@ -283,7 +283,10 @@ def test_monitoring_is_the_files_that_are_tested(chart):
         {"models": {"emptyDirSize": "much"}},
         {"user": {"runAsUser": 0}},
         {"env": {"IAFVAE_LOAD_SECONDS": "long"}},
+        {"env": {"IAFVAE_LOAD_SECONDS": "0.0"}},
         {"env": {"IAFVAE_ROOT_PATH": "iafvae"}},
+        {"env": {"IAFVAE_ROOT_PATH": "/a/.."}},
+        {"env": {"IAFVAE_MAXN": "3"}},
         {"envSecrets": ["Not A Name"]},
     ],
 )
@@ -333,6 +336,28 @@ def test_the_limit_of_a_start_is_of_each_bundle(chart):
     found = documents(chart, {"models": {"pull": pulled}})
     probe = container(found)["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] > 5 * 600
+
+
+def test_the_limit_of_a_start_is_of_as_many_as_a_volume_may_hold(chart):
+    from service.settings import Settings
+
+    volume = {"models": {"volume": {"emptyDir": {}}}}
+    for env, most in (
+        ({}, Settings.model_fields["max_models"].default),
+        ({"MAX_MODELS": "40"}, 40),
+    ):
+        named = {f"IAFVAE_{name}": value for name, value in env.items()}
+        probe = container(documents(chart, volume | {"env": named}))["startupProbe"]
+        assert probe["periodSeconds"] * probe["failureThreshold"] > most * 600
+
+
+def test_the_settings_that_may_be_given_are_those_that_there_are(chart):
+    from service.settings import Settings
+
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["env"]
+    (known,) = [each["enum"] for each in schema["propertyNames"]["anyOf"] if "enum" in each]
+    assert known == sorted(f"IAFVAE_{name.upper()}" for name in Settings.model_fields)
+    chart.validate_schema(chart.merge_values({"env": {"OTEL_SERVICE_NAME": "x"}}))
 
 
 def test_metrics_want_a_key_where_there_are_keys(chart):

@@ -5,6 +5,7 @@ are swapped and chosen, while callers ask without pause.
 from __future__ import annotations
 
 import shutil
+import signal
 import threading
 import time
 from pathlib import Path
@@ -83,9 +84,12 @@ def fleet(place, models):
         **variables,
     )
 
-    def restart(port: int) -> None:
-        replicas[port].terminate()
-        assert replicas[port].wait(60) == 0
+    def restart(port: int, *, kill: bool = False) -> None:
+        if kill:
+            replicas[port].kill()
+        else:
+            replicas[port].terminate()
+        assert replicas[port].wait(60) == (-signal.SIGKILL if kill else 0)
         place.serve(models, port, **DRAIN)
         replicas[port] = place.processes[-1]
 
@@ -107,6 +111,18 @@ def test_a_rolling_restart_loses_no_request(fleet, requests):
     assert not failures(callers)
     assert len({content for _, _, content in callers.answers}) == 1  # whoever computed it
     print(f"{len(callers.answers)} requests, none failed")  # noqa: T201
+
+
+def test_a_replica_that_is_killed_loses_no_request(fleet):
+    """What it had in hand is computed by the other one."""
+    url, ports, restart = fleet
+    with Callers(url) as callers:
+        for port in ports:
+            callers.more(100)
+            restart(port, kill=True)
+        callers.more(100)
+    assert not failures(callers)
+    assert len({content for _, _, content in callers.answers}) == 1
 
 
 @pytest.mark.parametrize("requests", [100, pytest.param(5000, marks=LONG)])

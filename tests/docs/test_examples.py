@@ -151,6 +151,7 @@ def slug(heading):
 def test_outputs_agree_by_numbers(pages):
     assert pages.agree("log p -83.52 nats\n", "log p  -83.521 nats")
     assert not pages.agree("log p -83.52 nats\n", "log p -84.1 nats")
+    assert pages.agree("[ -47.99 -65.05049]\n", "[-47.99  -65.0505 ]")
     assert not pages.agree("a.png 0.4\n", "b.png 0.4")
     assert pages.agree("a\nb\nc 1.0\nd\n", "a\n...\nc 1.0\nd\n")
     assert not pages.agree("a\nb\nc 1.0\n", "a\n...\nc 2.0\n")

@@ -134,4 +134,4 @@ def test_training_is_not_needed(cli, tiny_bundle, monkeypatch):
     monkeypatch.setattr(doctor, "version", version)
     state, text = found(cli, "--models", tiny_bundle)["training"]
     assert state == "note"
-    assert "pip install '.[train]' -c constraints.txt" in text
+    assert "pip install -e '.[train]' -c constraints.txt" in text

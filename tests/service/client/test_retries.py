@@ -61,7 +61,7 @@ GOOD = httpx.Response(200, json=MODELS)
 
 
 @pytest.mark.parametrize(
-    "first", [busy(), busy(503), httpx.ConnectError("no"), httpx.ReadError("cut")]
+    "first", [busy(), busy(502), busy(503), httpx.ConnectError("no"), httpx.ReadError("cut")]
 )
 def test_what_passes_is_sent_again(clock, first):
     client, requests = client_of(first, GOOD)

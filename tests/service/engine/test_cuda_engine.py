@@ -39,7 +39,9 @@ BAD_ROWS = RuntimeError("indices element out of data bounds, CUDA or not")
 
 def test_demanding_a_gpu_without_it_names_the_remedy(tiny_bundle, monkeypatch):
     monkeypatch.setattr(choice, "gpu_problem", lambda device: "there is no driver")
-    with pytest.raises(ProviderUnavailable, match=r"there is no driver.*pip install '\.\[cuda\]'"):
+    with pytest.raises(
+        ProviderUnavailable, match=r"there is no driver.*pip install -e '\.\[cuda\]'"
+    ):
         make_engine(load_bundle(tiny_bundle), EngineOptions(provider="cuda"))
 
 

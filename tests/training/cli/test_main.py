@@ -29,5 +29,5 @@ def test_without_torch_it_says_what_to_install() -> None:
     result = run("evaluate", "somewhere")
     assert result.returncode == 1
     assert "make install-train" in result.stderr
-    assert "pip install '.[train]' -c constraints.txt" in result.stderr
+    assert "pip install -e '.[train]' -c constraints.txt" in result.stderr
     assert "Traceback" not in result.stderr
