@@ -202,7 +202,12 @@ class Settings(BaseModel):
     @property
     def engine(self) -> EngineOptions:
         """What computes, as far as it is the operator's choice."""
-        return EngineOptions(provider=self.provider, device=self.device, gpu_bucket=self.gpu_bucket)
+        return EngineOptions(
+            provider=self.provider,
+            device=self.device,
+            gpu_rows=self.max_batch_rows,
+            gpu_bucket=self.gpu_bucket,
+        )
 
     @model_validator(mode="before")
     @classmethod

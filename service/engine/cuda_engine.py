@@ -35,7 +35,6 @@ from service.errors import DeviceFault, IafvaeError
 
 __all__ = ["CudaEngine", "cuda_options"]
 
-GPU_ROWS = 256
 BUCKETS = (16, 64)  # and the largest batch
 Memory = Literal["cuda", "cpu"]
 Key = tuple[str, tuple[int, ...]]  # an operation, and its sizes in the order N, R
@@ -71,7 +70,7 @@ class CudaEngine(EngineBase):
     ) -> None:
         options = replace(options or EngineOptions(), **changes)
         options = replace(options, max_rows=options.gpu_bucket or options.max_rows)
-        super().__init__(bundle, options, GPU_ROWS)
+        super().__init__(bundle, options, options.gpu_rows)
         self.provider = self._memory = memory
         self._files = Sessions(bundle)
         self._owner = _owner()

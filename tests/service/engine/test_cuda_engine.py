@@ -25,6 +25,7 @@ from service.errors import DeviceFault, EngineFailure, ProviderUnavailable
 from service.operations.model import Model
 from service.scheduler.batching import batchers
 from service.scheduler.scheduler import Scheduler
+from service.settings import Settings
 
 BUNDLES = Path(engine_module.__file__).parent.parent / "bundles"
 SHIPPED = BUNDLES / "mnist"
@@ -128,6 +129,15 @@ def test_sessions_have_fixed_sizes_and_are_deterministic(tiny_bundle):
     assert {str(value.shape[0]) for value in session.get_inputs()} == {"8"}
     assert session.get_session_options().use_deterministic_compute
     assert not session._enable_fallback
+
+
+def test_no_larger_batch_is_made_ready_than_the_operator_allows(tiny_bundle):
+    options = Settings(max_batch_rows=32).engine
+    engine = CudaEngine(load_bundle(tiny_bundle), options, memory="cpu")
+    assert engine.max_rows == 32
+    assert engine.precision == "float32; buckets=16,32"
+    usual = CudaEngine(load_bundle(tiny_bundle), Settings().engine, memory="cpu")
+    assert usual.precision == "float32; buckets=16,64,256"
 
 
 def rehearsed(bundle, **options):
