@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from service.bundle.writer import publish, sync, write_flushed
+
 __all__ = [
     "TEMPORARY",
     "named",
@@ -44,7 +46,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         with named(path):
             _write(temporary, data)
             temporary.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -93,21 +95,14 @@ def publish_folder(path: Path, contents: Mapping[str, bytes]) -> None:
     for left in path.parent.glob(f"{TEMPORARY}*"):
         _remove(left)
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    replaced = path.with_name(f"{TEMPORARY}replaced-{path.name}")
     try:
         temporary.mkdir()
         for name, data in contents.items():
             _write(temporary / name, data)
-        _sync(temporary)
-        if path.exists():  # a folder is never renamed onto a full one
-            path.rename(replaced)
-        temporary.rename(path)
-        _sync(path.parent)
+        sync(temporary)
+        publish(temporary, path)
     finally:
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
         _remove(temporary)
-        _remove(replaced)
 
 
 @contextmanager
@@ -126,21 +121,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with named(path), path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Flush the names in a folder to the disk, where the system can (Windows cannot)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with named(path):
+        write_flushed(path, data)
 
 
 def _remove(path: Path) -> None:

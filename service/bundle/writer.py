@@ -23,7 +23,7 @@ from typing import Any
 from service.bundle.manifest import is_file_name
 from service.bundle.reader import MANIFEST, Bundle, BundleError, load_bundle
 
-__all__ = ["publish", "refuse_strangers", "write_bundle"]
+__all__ = ["publish", "refuse_strangers", "sync", "write_bundle", "write_flushed"]
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
@@ -51,17 +51,18 @@ def write_bundle(
         for name, data in contents.items():
             if not is_file_name(name):
                 raise BundleError(f"{name!r} is no file name for a bundle: use a plain name")
-            _write(staging / name, data)
+            (staging / name).parent.mkdir(exist_ok=True)
+            write_flushed(staging / name, data)
         files = {
             name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
             for name, data in contents.items()
         }
         whole = {**manifest_fields, "files": files}
         text = json.dumps(whole, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-        _write(staging / MANIFEST, f"{text}\n".encode())
+        write_flushed(staging / MANIFEST, f"{text}\n".encode())
         for folder in {(staging / name).parent for name in contents}:
-            _sync(folder)
-        _sync(staging)
+            sync(folder)
+        sync(staging)
         bundle = load_bundle(staging)
         if check is not None:
             check(bundle)
@@ -85,17 +86,19 @@ def refuse_strangers(destination: Path) -> None:
     )
 
 
-def _write(file: Path, data: bytes) -> None:
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(data)
-    _sync(file)
+def write_flushed(file: Path, data: bytes) -> None:
+    """Write `file`, which is on the disk then."""
+    with file.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
-def _sync(path: Path) -> None:
-    """Flush a file or directory to disk; directories cannot be opened on every system."""
-    if path.is_dir() and sys.platform == "win32":
+def sync(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the system can (Windows cannot)."""
+    if sys.platform == "win32":
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -115,7 +118,7 @@ def publish(staging: Path, destination: Path) -> None:
             old.rename(destination)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    _sync(destination.parent)
+    sync(destination.parent)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -11,6 +11,7 @@ import torch
 from model.config import ConfigError
 from service.bundle import Bundle, BundleError, load_bundle
 from service.codecs.images import FitMode
+from training.config import RunConfig
 from training.data import (
     DATASETS,
     FOLDER_PREFIX,
@@ -143,13 +144,11 @@ def bundle_images(
     return _images(name, split, data_dir, bundle.manifest.image.shape, bundle.manifest.fit)
 
 
-def run_images(config: Mapping[str, Any], split: Split, data_dir: Path | None) -> ImageData:
+def run_images(config: RunConfig, split: Split, data_dir: Path | None) -> ImageData:
     """One split of the images that a run was trained on, at its size."""
-    data = config["data"]
-    shape = config["model"]["image_shape"]
-    name = str(data["name"])
+    name = config.data.name
     try:
-        return _images(name, split, data_dir, shape, data.get("fit", "crop"))
+        return _images(name, split, data_dir, config.model.image_shape, config.data.fit)
     except DataError as error:
         if name.startswith(FOLDER_PREFIX) and not os.path.exists(folder_path(name, data_dir)):  # noqa: PTH110
             raise DataError(

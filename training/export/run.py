@@ -2,13 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
 from service.bundle import Bundle
+from training.config import RunConfig
 from training.data import FOLDER_PREFIX, ImageData, Split, public_name
 from training.data.images import FOLDER_NAME
 from training.errors import DataError, ExportError, TrainingError
@@ -17,7 +19,7 @@ from training.export.export import BundleDetails, check_place, export_bundle
 from training.export.findings import gather
 from training.runs.checkpoint import Checkpoint, Weights, load_run, weights_used
 from training.runs.directory import known_data_dir
-from training.runs.history import until_step
+from training.runs.history import read_environment, until_step
 from training.runs.metrics import minutes_clock, read_metrics
 from training.runs.provenance import git_revision, processor
 
@@ -48,7 +50,7 @@ def export_run(
     """
     config, model, checkpoint = load_run(run, weights=weights)
     run_dir = checkpoint.run_dir
-    data = public_name(str(config["data"]["name"]))
+    data = public_name(config.data.name)
     name = name or _default_name(run_dir, config)
     check_place(out, name)  # before the images are read, and the graphs made
     details = BundleDetails(
@@ -56,7 +58,7 @@ def export_run(
         version=version,
         description=description or f"An IAF-VAE (arXiv:1606.04934) trained on {data}.",
         license=license_name or (UNSTATED if data == FOLDER_NAME else "MIT"),
-        fit=config["data"].get("fit", "crop"),
+        fit=config.data.fit,
         evaluation=tuple(_figures(run_dir, checkpoint, weights)),
         training=training_facts(run_dir, config, checkpoint, weights),
         findings=gather(run_dir, weights_used(checkpoint, weights), f"{name} {version}"),
@@ -73,15 +75,14 @@ def export_run(
     )
 
 
-def _default_name(run_dir: Path, config: Mapping[str, Any]) -> str:
+def _default_name(run_dir: Path, config: RunConfig) -> str:
     """The preset's, unless it was fitted to somebody's own images: then the run directory's."""
-    preset = str(config.get("preset", ""))
-    if preset and not str(config["data"]["name"]).startswith(FOLDER_PREFIX):
-        return preset
+    if config.preset and not config.data.name.startswith(FOLDER_PREFIX):
+        return config.preset
     return re.sub(r"[^A-Za-z0-9_-]+", "-", run_dir.resolve().name).strip("-_")[:64] or "model"
 
 
-def _shown_images(config: Mapping[str, Any], data_dir: Path | None) -> dict[str, ImageData]:
+def _shown_images(config: RunConfig, data_dir: Path | None) -> dict[str, ImageData]:
     try:
         return {split: run_images(config, split, data_dir) for split in SHOWN}
     except DataError as error:
@@ -92,27 +93,26 @@ def _shown_images(config: Mapping[str, Any], data_dir: Path | None) -> dict[str,
 
 def training_facts(
     run_dir: Path,
-    config: Mapping[str, Any],
+    config: RunConfig,
     checkpoint: Checkpoint,
     weights: Weights,
 ) -> dict[str, Any]:
     """What made the weights, for the manifest: numbers and words, no path of this machine."""
-    made = until_step(config.get("environment", {}), checkpoint.step)
+    made = until_step(read_environment(run_dir), checkpoint.step)
     environment = {"processor": processor(), **made}
     recorded = environment.pop("command", "")  # said once, above
     calls = environment.pop("calls", [])
-    batch = int(config.get("optim", {}).get("batch_size", 0))
-    clock = minutes_clock(read_metrics(run_dir), batch)
+    clock = minutes_clock(read_metrics(run_dir), config.optim.batch_size)
     return {
         "command": recorded or "iafvae-train fit --out RUN",
-        "data": public_name(str(config["data"]["name"])),
-        "preset": str(config.get("preset", "")),
+        "data": public_name(config.data.name),
+        "preset": config.preset,
         "git_revision": environment.pop("git_revision", None) or git_revision(),
         **weights_used(checkpoint, weights),
         "minutes": round(clock(checkpoint.step), 1),
-        "model": dict(config["model"]),
-        "optim": dict(config.get("optim", {})),
-        "train": dict(config.get("train", {})),
+        "model": config.model.to_dict(),
+        "optim": asdict(config.optim),
+        "train": asdict(config.train),
         "environment": environment,
         **({"calls": calls} if len(calls) > 1 else {}),
     }

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from training.config import Runtime
 from training.data import Split
 from training.evaluate.run import evaluate_run
-from training.evaluate.subject import run_images
+from training.evaluate.subject import run_images, told_apart
 from training.files import read_lines, write_lines
 from training.fit.device import choose_device, prepare
 from training.fit.distributed import World
@@ -81,21 +81,11 @@ class Evaluation(Measurement):
 
     def found(self, run_dir: Path) -> dict[str, Any] | None:
         """The evaluation of the latest step by this very protocol."""
-        contents = (_content(path) for path in run_dir.glob("evaluation-*.json"))
-        matching = [content for content in contents if content and self._is_mine(content)]
-        step = checkpoint_step(run_dir)
-        kept = [content for content in matching if content["step"] <= step]
+        some = told_apart(self.limit, self.seed)
+        mine = f"evaluation-{self.split}-k{self.importance_samples}-step-*[0-9]-ema{some}.json"
+        contents = filter(None, map(_content, run_dir.glob(mine)))
+        kept = [content for content in contents if content["step"] <= checkpoint_step(run_dir)]
         return max(kept, key=lambda content: int(content["step"]), default=None)
-
-    def _is_mine(self, content: dict[str, Any]) -> bool:
-        words = str(content.get("command", "")).split()
-        limit = words[words.index("--limit") + 1] if "--limit" in words else None
-        return (
-            (content["split"], content["importance_samples"], content["seed"])
-            == (self.split, self.importance_samples, self.seed)
-            and limit == (None if self.limit is None else str(self.limit))
-            and content.get("weights") == "ema"
-        )
 
 
 def _content(path: Path) -> dict[str, Any] | None:

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from model import build_model
 from model.contract import DensityModel
+from training.config import RunConfig
 from training.errors import CheckpointError, in_words
 from training.files import publish_folder, write_text
-from training.runs.directory import read_model
+from training.runs.directory import read_config
 
 __all__ = [
     "Checkpoint",
@@ -184,22 +185,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def load_run(
-    path: Path, *, weights: Weights = "ema"
-) -> tuple[dict[str, Any], DensityModel, Checkpoint]:
+def load_run(path: Path, *, weights: Weights = "ema") -> tuple[RunConfig, DensityModel, Checkpoint]:
     """A run's configuration, its model in eval mode on the CPU, and the checkpoint its weights are
     from.
 
     `path` is a run directory or one checkpoint in it. `weights` chooses the averaged ("ema") or the
     last ("raw") parameters; buffers are always the last. Raises `TrainingError`.
     """
-    configured, config = read_model(run_directory(path))
+    config = read_config(run_directory(path))
     checkpoint = load_checkpoint(path)
     if weights == "raw" and checkpoint.state.get(AVERAGED_ONLY):
         raise CheckpointError(
             f"{checkpoint.path} holds the averaged weights alone: use --weights ema."
         )
-    model = build_model(configured)
+    model = build_model(config.model)
     checkpoint.check_fits(model)
     averaged = checkpoint.ema if weights == "ema" else {}
     model.load_state_dict({**checkpoint.model, **averaged})

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from model.config import ConfigError, ModelConfig
+from model.config import ConfigError
 from training.config import RunConfig, run_config_from_dict
 from training.data import FOLDER_PREFIX
 from training.errors import TrainingError
@@ -21,7 +21,6 @@ __all__ = [
     "locked",
     "open_run",
     "read_config",
-    "read_model",
     "refuse_taken",
     "remember_data_dir",
     "write_config",
@@ -50,31 +49,6 @@ def write_config(run_dir: Path, config: RunConfig, environment: Mapping[str, Any
 
 def read_config(run_dir: Path) -> RunConfig:
     """Read a run's `config.json`; raises `TrainingError` saying what to do where it cannot."""
-    values = read_values(run_dir)
-    values.pop("environment", None)
-    with _named(run_dir):
-        return run_config_from_dict(values)
-
-
-def read_model(run_dir: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """The model of a run's `config.json`, and all of it as JSON has it, whole; likewise."""
-    values = read_values(run_dir)
-    environment = values.pop("environment", {})
-    with _named(run_dir):
-        config = run_config_from_dict(values)
-    return config.model, {**config.to_dict(), "environment": environment}
-
-
-@contextmanager
-def _named(run_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        raise TrainingError(f"{run_dir / CONFIG_FILE}: {error}") from error
-
-
-def read_values(run_dir: Path) -> dict[str, Any]:
-    """A run's `config.json` as it stands there."""
     path = run_dir / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +61,11 @@ def read_values(run_dir: Path) -> dict[str, Any]:
         raise TrainingError(f"{path} is not readable JSON ({error}): {PUT_BACK}") from error
     if not isinstance(values, dict):
         raise TrainingError(f"{path} holds no JSON object: {PUT_BACK}")
-    return values
+    values.pop("environment", None)
+    try:
+        return run_config_from_dict(values)
+    except ConfigError as error:
+        raise TrainingError(f"{path}: {error}") from error
 
 
 def remember_data_dir(run_dir: Path, data_dir: Path | None) -> None:

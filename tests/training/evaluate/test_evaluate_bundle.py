@@ -16,6 +16,7 @@ from model import build_model
 from model.config import ResnetVaeConfig
 from service.bundle import load_bundle
 from training.cli.main import main
+from training.config import run_preset
 from training.data import FolderOptions, ImageData, drawn_pixels
 from training.errors import DataError, EvaluationError
 from training.evaluate import subject as module
@@ -204,6 +205,7 @@ def test_the_memory_that_an_evaluation_takes_is_below_what_was_stated():
 
 
 def test_a_folder_that_was_moved_is_asked_for(tmp_path):
-    config = {"data": {"name": f"folder:{tmp_path / 'gone'}"}, "model": {"image_shape": [1, 4, 4]}}
+    config = run_preset("mnist")
+    config = replace(config, data=replace(config.data, name=f"folder:{tmp_path / 'gone'}"))
     with pytest.raises(DataError, match=r"no folder .*gone.* fit --resume --data folder:"):
         module.run_images(config, "test", None)

@@ -1,6 +1,7 @@
 """From a run directory to figures and a bundle: what the commands call."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def run(tmp_path, monkeypatch):
 def test_a_runs_model_has_the_weights_that_were_asked_for(run):
     model, averaged = save(run, 130, 1.5)
     config, loaded, checkpoint = load_run(run)
-    assert config["preset"] == "tiny"
+    assert config.preset == "tiny"
     assert checkpoint.step == 130
     assert not loaded.training
     for name, parameter in loaded.named_parameters():
@@ -181,8 +182,10 @@ def test_a_model_of_ones_own_images_is_named_after_its_run(run, tmp_path, monkey
 
 
 def test_the_program_that_trained_is_named_not_the_one_that_exports(run):
+    content = json.loads((run / "config.json").read_text())
+    content["environment"] |= {"git_revision": "abc+", "command": "iafvae-train fit --seed 1"}
+    (run / "config.json").write_text(json.dumps(content))
     config, _, checkpoint = load_run(run)
-    config["environment"] |= {"git_revision": "abc+", "command": "iafvae-train fit --seed 1"}
     facts = exporting.training_facts(run, config, checkpoint, "ema")
     assert facts["git_revision"] == "abc+"
     assert facts["command"] == "iafvae-train fit --seed 1"
@@ -211,7 +214,7 @@ def test_a_spoilt_evaluation_is_named(run, tmp_path):
 
 def test_a_folders_path_stays_at_home(run, tmp_path):
     config, _, checkpoint = load_run(run)
-    config["data"]["name"] = f"folder:{tmp_path}"
+    config = replace(config, data=replace(config.data, name=f"folder:{tmp_path}"))
     facts = exporting.training_facts(run, config, checkpoint, "ema")
     assert str(tmp_path) not in json.dumps(facts)
 

@@ -163,6 +163,6 @@ def test_a_run_gets_a_flow_and_goes_on_with_it(tmp_path: Path, call: Call) -> No
     again = tmp_path / "again"
     more = call("fit-prior", str(out), "--minutes", "0.02", "--out", str(again))
     assert more[0] == 0, more[1]
-    assert load_run(again)[0]["model"] == load_run(out)[0]["model"]
+    assert load_run(again)[0].model == load_run(out)[0].model
     measured = call("evaluate", str(again), "--importance-samples", "2", "--limit", "4")
     assert measured[0] == 0, measured[1]
