@@ -116,9 +116,7 @@ class TrainConfig:
     """How long, from which seed, towards which objective.
 
     With `importance_samples` K > 1 that is the importance-weighted bound of K draws an image
-    (Burda et al. 2016), to which neither free bits nor the KL's warm-up apply. `part` "posterior"
-    trains the encoder and the posterior alone: the density stays as it is, and bounds on it get
-    tighter.
+    (Burda et al. 2016), to which neither free bits nor the KL's warm-up apply.
     """
 
     epochs: int = 100
@@ -127,12 +125,8 @@ class TrainConfig:
     kl_warmup_epochs: float = 5.0
     kl_warmup_start: float = 0.1
     importance_samples: int = 1
-    part: Literal["all", "posterior"] = "all"
 
     def __post_init__(self) -> None:
-        require(
-            self.part in ("all", "posterior"), f"train.part is all or posterior, not {self.part!r}"
-        )
         require(self.epochs >= 1, f"train.epochs must be at least 1, not {self.epochs}")
         require(0 <= self.seed < 2**63, f"train.seed must be in [0, 2^63), not {self.seed}")
         for name in ("free_bits_nats", "kl_warmup_epochs"):

@@ -105,12 +105,6 @@ class RecipeOptions:
         "Train on the importance-weighted bound of this many draws an image, without free "
         "bits (1: the ELBO).",
     )
-    part: str | None = option(
-        None,
-        "all, or posterior: train the encoder and the posterior alone, at the end of a run. The "
-        "density stays as it is, and bounds on it get tighter, above all on images that were not "
-        "trained on, with --distorted (all).",
-    )
     seed: int | None = option(None, "Of the weights, the order, the binarisation, the noise (0).")
     settings: list[str] | None = option(
         None,
@@ -121,7 +115,7 @@ class RecipeOptions:
     resume: bool = option(
         False,
         "Go on with the run in --out, as it was configured; only --epochs, --learning-rate, "
-        "--decay-fraction, --distorted, --importance-samples and --part may differ, the number of "
+        "--decay-fraction, --distorted and --importance-samples may differ, the number of "
         "processes, and with --data the place of a folder that was moved.",
         "--resume",
     )

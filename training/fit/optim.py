@@ -33,11 +33,10 @@ PRIOR = "prior."  # what the names of a prior's parameters begin with
 def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Adamax or Adam (Kingma & Ba 2015); `set_rate` gives it the rate of a step.
 
-    The parameters of a prior's flow are a group with a rate and a weight decay of their own; what
-    is frozen is in none.
+    The parameters of a prior's flow are a group with a rate and a weight decay of their own.
     """
     cls, fastest = OPTIMIZERS[config.kind]
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    named = list(model.named_parameters())
     prior = [parameter for name, parameter in named if name.startswith(PRIOR)]
     others = [parameter for name, parameter in named if not name.startswith(PRIOR)]
     groups = [
@@ -83,8 +82,6 @@ def load_optimizer_tensors(
         if name not in parameters:
             raise TrainingError(f"the optimiser's state names {name!r}, which the model lacks")
         target = parameters[name]
-        if not target.requires_grad:  # of before it was frozen
-            continue
         # "step" counts on the CPU, but for fused kernels; the others lie in memory as their
         # parameter does, for kernels over mixed layouts are slower.
         like = target if key != "step" else value.to(target.device) if fused else value

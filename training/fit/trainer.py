@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from model import build_model
-from model.contract import DensityModel
 from model.layers import data_dependent_init
 from model.objective import ElboTerms, free_bits_objective, importance_weighted_bound
 from training.config import UNENDING_EPOCHS, RunConfig, Runtime
@@ -56,17 +55,6 @@ LOG_EVERY_STEPS = 50
 WISHES = ("SIGINT", "SIGTERM", "budget")
 
 
-def density_parameters(model: DensityModel) -> list[nn.Parameter]:
-    """Those of p(x): what the likelihood of a draw from the prior depends on."""
-    tried = copy.deepcopy(model).requires_grad_(True)  # also of one that is frozen already
-    parameters = list(tried.parameters())
-    eps = torch.zeros(1, tried.layout.dim, device=parameters[0].device)
-    with torch.enable_grad():
-        drawn = tried.generate(eps, eps.new_ones(1, len(tried.layout.groups)))
-        found = torch.autograd.grad(drawn.sum(), parameters, allow_unused=True)
-    return [p for p, grad in zip(model.parameters(), found, strict=True) if grad is not None]
-
-
 class Trainer:
     """A run in progress: model, average, optimiser, and the step it has come to."""
 
@@ -91,9 +79,6 @@ class Trainer:
         self.spent = 0.0  # of the call's minutes, a share on which all processes agree
         self.guard = StepGuard(config.optim.skip_factor)
         self._initialize()
-        if config.train.part == "posterior":
-            for parameter in density_parameters(self.model):
-                parameter.requires_grad_(False)
         self.average = copy.deepcopy(self.model).eval()
         self.ema = Ema(self.model, self.average, config.optim.ema_decay)
         self.optimizer = build_optimizer(config.optim, self.model)
@@ -317,10 +302,6 @@ class Trainer:
         checkpoint.check_fits(self.model)
         self.model.load_state_dict(checkpoint.model)
         self.average.load_state_dict({**checkpoint.model, **checkpoint.ema})
-        with torch.no_grad():
-            for last, mean in zip(self.ema.source, self.ema.target, strict=True):
-                if not last.requires_grad:  # the averaged density is the one that stays
-                    last.copy_(mean)
         load_optimizer_tensors(self.optimizer, self.model, checkpoint.optim)
         self.guard.restore(checkpoint.state["guard"])
         self.step = checkpoint.step

@@ -36,7 +36,6 @@ MAY_CHANGE = {
     "data.distorted",
     "train.epochs",
     "train.importance_samples",
-    "train.part",
     "optim.learning_rate",
     "optim.decay_fraction",
 }
@@ -140,9 +139,9 @@ def _check_same(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
     if changed:
         raise TrainingError(
             f"{run_dir} was started with another configuration ({'; '.join(changed)}); only "
-            "--epochs, --learning-rate, --decay-fraction, --distorted, --importance-samples and "
-            "--part may change at a resume, the place of a folder's images (--data), and "
-            "--accumulate where there are no free bits"
+            "--epochs, --learning-rate, --decay-fraction, --distorted and --importance-samples may "
+            "change at a resume, the place of a folder's images (--data), and --accumulate where "
+            "there are no free bits"
         )
 
 

@@ -37,7 +37,6 @@ OPTIONS = {
     "--free-bits": ("train", "free_bits_nats"),
     "--kl-warmup-epochs": ("train", "kl_warmup_epochs"),
     "--importance-samples": ("train", "importance_samples"),
-    "--part": ("train", "part"),
     "--seed": ("train", "seed"),
 }
 # Other fields that follow from the images or have an option of another form.
