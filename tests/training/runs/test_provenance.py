@@ -38,7 +38,6 @@ CHANGED = {
     "free_bits_nats": 0.5,
     "kl_warmup_epochs": 2.5,
     "importance_samples": 3,
-    "part": "posterior",
     "seed": 3,
 }
 
