@@ -32,7 +32,7 @@ class Client:
     """A server at `base_url`. Use as a context manager, or call `close`.
 
     Every method raises ProblemError where the server refuses and ServiceUnreachable where none
-    answers. What is refused for the moment (429, 503) or not answered at all is sent again, when
+    answers. What is refused for the moment (429, 502, 503) or not answered is sent again, when
     the server says so, at most `retries` times. An answer that is not whole within
     `timeout_seconds`, which the server is told, is given up; a stream may take longer. `key` is
     sent where the server wants one. `http` replaces the HTTP client (for proxies, certificates),
