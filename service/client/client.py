@@ -163,7 +163,7 @@ class Client:
         """Log-likelihoods and p-values of `images` uint8 [n, H, W] or [n, C, H, W].
 
         altered: bool [n], which of them were resized or converted before they were sent; of
-        more than some 1,700 a request has no room for them.
+        more than some 1,300 a request has no room for them.
         """
         places = None if altered is None else np.flatnonzero(altered).tolist() or None
         options = {"importance_samples": importance_samples, "seed": seed, "alpha": alpha}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from benchmarks import flows
 from benchmarks.flow_fits import Linear, Posterior, candidates, fit, gap, parameters_of
 from benchmarks.flows import gap_a_latent, markdown, plot
 
@@ -99,3 +102,24 @@ def test_the_table_compares_with_the_best_iaf_and_says_what_was_not_run(tmp_path
     assert [cell.strip() for cell in behind.split("|")[2:4]] == ["3.00", "nan"]
     plot(ROWS, tmp_path / "flows.png")
     assert (tmp_path / "flows.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_fits_that_are_not_asked_for_stay_and_those_of_other_machines_are_made_anew(
+    tmp_path, monkeypatch
+):
+    made = []
+    figures = {"cost_ms": 1.0, "gap_nats": 1.0, "step": 1}
+    monkeypatch.setattr(flows, "measure", lambda row, _: made.append(row.key) or dict(figures))
+    asked = {"out": tmp_path, "targets": ["linear"], "posteriors": ["diagonal"], "width": 8}
+    asked |= {"most_parameters": 10**9, "budget_minutes": 1.0}
+    for dim in (8, 12, 8):
+        found = flows.results(argparse.Namespace(**asked, dims=[dim]))
+        assert list(found["rows"]) == [f"linear/{dim}/diagonal"]
+    assert made == ["linear/8/diagonal", "linear/12/diagonal"]
+    path = tmp_path / flows.RESULTS
+    content = json.loads(path.read_text())
+    assert set(content["rows"]) == set(made)
+    content["rows"][made[0]]["machine"] = "another"
+    path.write_text(json.dumps(content))
+    flows.results(argparse.Namespace(**asked, dims=[8]))
+    assert made[2:] == ["linear/8/diagonal"]

@@ -81,10 +81,10 @@ class Evaluation(Measurement):
 
     def found(self, run_dir: Path) -> dict[str, Any] | None:
         """The evaluation of the latest step by this very protocol."""
-        some = told_apart(self.limit, self.seed)
+        some, step = told_apart(self.limit, self.seed), checkpoint_step(run_dir)
         mine = f"evaluation-{self.split}-k{self.importance_samples}-step-*[0-9]-ema{some}.json"
         contents = filter(None, map(_content, run_dir.glob(mine)))
-        kept = [content for content in contents if content["step"] <= checkpoint_step(run_dir)]
+        kept = [content for content in contents if content["step"] <= step]
         return max(kept, key=lambda content: int(content["step"]), default=None)
 
 

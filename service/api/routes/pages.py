@@ -30,16 +30,15 @@ FILE_HEADERS = {
 def page_routes(app: FastAPI) -> list[Route | Mount]:
     """``/``, ``/docs`` and what they load, and the document that describes `app`."""
     files = _Files(directory=WEB)
-    rendered: tuple[dict[str, Any], str, bytes] = ({}, "", b"")
+    kept: tuple[dict[str, Any], str, bytes] | None = None  # the last one, and what it was made of
 
     def document(root_path: str) -> bytes:
-        nonlocal rendered
-        made, root, body = app.openapi(), *rendered[1:]
-        if made is not rendered[0] or root != root_path:
+        nonlocal kept
+        last, made = kept, app.openapi()  # looked at once: other threads write it, too
+        if last is None or last[0] is not made or last[1] != root_path:
             servers = {"servers": [{"url": root_path}]} if root_path else {}
-            body = bytes(JSONResponse(made | servers).body)
-            rendered = made, root_path, body
-        return body
+            last = kept = made, root_path, bytes(JSONResponse(made | servers).body)
+        return last[2]
 
     async def page(request: Request) -> Response:
         return await files.get_response("index.html", request.scope)

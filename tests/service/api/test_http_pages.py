@@ -111,6 +111,19 @@ def test_the_document_of_the_api_is_made_once_for_all_who_ask_at_once(serve, mon
     assert made == [first.result()]
 
 
+def test_the_first_who_ask_at_once_all_get_the_whole_document(serve, monkeypatch):
+    """Also where one of them is done while another has begun."""
+    from service.api.routes import pages
+
+    render = pages.JSONResponse
+    monkeypatch.setattr(pages, "JSONResponse", lambda made: time.sleep(0.05) or render(made))
+    client = serve()
+    with ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(client.get, "/openapi.json") for _ in range(4)]
+    assert len({answer.result().content for answer in asked}) == 1
+    assert asked[0].result().json()["openapi"].startswith("3.")
+
+
 def test_models(server):
     models = ModelsResponse.model_validate(server.get("/v1/models").json())
     assert models.default == "tiny"

@@ -84,6 +84,7 @@ def _two_groups(names, kl_groups):
         (put(1, "noise_version"), "noise_version is 1"),
         (put("../evil", "name"), "name '../evil'"),
         (put(5, "latent", "dim"), "dim must be the sum"),
+        (put(1, "calibration", "fit_images"), "manifest.calibration.fit_images must be"),
         (put(["z", "y"], "kl_groups"), "kl_groups"),
         (put("float\u202432", "precision"), "precision"),
         (put("a\r\nx: y", "precision"), "precision"),

@@ -244,6 +244,8 @@ def test_the_environment_of_a_launcher_is_checked(monkeypatch):
         size_from({"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"})
     with pytest.raises(ConfigError, match="'many', not a number"):
         size_from({"WORLD_SIZE": "many"})
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 0"):
+        size_from({"WORLD_SIZE": "0"})
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined(1.0) as world:
         assert world == World()

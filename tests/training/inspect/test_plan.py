@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from training.inspect.plan import (
     plan_for,
     scaled,
 )
-from training.inspect.run import _plant, inspect_folder
+from training.inspect.run import _plant, _prepare, inspect_folder
 from training.inspect.words import Facts, learned, words
 from training.runs.directory import locked
 
@@ -132,6 +133,20 @@ def test_images_among_what_is_written_are_kept(tmp_path):
     with pytest.raises(DataError, match=r"returned/\d\.png would be lost"):
         inspect_folder(tmp_path / "good", out, runtime=Runtime(), console=Console())
     assert len(list(looked.iterdir())) == 3
+
+
+def test_what_cannot_be_read_is_counted_nowhere(tmp_path):
+    fill(tmp_path / "good", 41)
+    photos = find_photos(tmp_path / "good", None)
+    names = list(photos.usual)
+    photos.usual[names[1]].write_bytes(b"\x89PNG")
+    sets = {"train": {n: photos.usual[n] for n in names[:3]}, "calibration": {}}
+    plan = SimpleNamespace(size=photos.size)
+    sound, faults = _prepare(tmp_path / "out", sets, photos, plan, Console(quiet=True))
+    assert list(sound["train"]) == [names[0], names[2]]
+    assert sound["calibration"] == {}
+    assert len(faults) == 1
+    assert len(json.loads((tmp_path / "out" / "inspect.json").read_text())["train"]) == 3
 
 
 def test_one_call_at_a_time_writes_an_inspection(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +11,14 @@ from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from model.config import ConfigError, DiagonalPosterior
 from training.cli.main import app
-from training.config import RunConfig, run_preset
+from training.cli.reproduce_options import TableOptions, command_line
+from training.config import RunConfig, Runtime, run_preset
+from training.errors import TrainingError
 from training.fit import fit as fit_module
 from training.fit.fit import FitResult
 from training.overrides import with_settings
@@ -86,6 +91,43 @@ def test_the_recorded_command_starts_the_same_run(
     name = here if config.data.name.startswith("folder:") else config.data.name
     assert started == [replace(config, data=replace(config.data, name=name))]
     assert "somebody" not in fit_command(config)
+
+
+def test_a_run_that_has_no_bound_is_told_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which knows no numbers that are not finite."""
+    ended = FitResult("done", 1, 1, -math.inf, math.nan, 0)
+    monkeypatch.setattr(fit_module, "fit", lambda *_, **__: ended)
+    result = CliRunner().invoke(app, ["fit", "--out", "x", "--json"])
+    found = json.loads(result.stdout, parse_constant=pytest.fail)
+    assert found["elbo_nats"] is None
+
+
+def test_sizes_are_of_digits() -> None:
+    words = ["fit", "--data", "folder:x", "--size", "\u00b2", "--out", "x"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1
+    assert "--size is a number" in f"{result.output}{result.exception}"
+
+
+def test_a_fall_at_the_end_of_no_minutes_is_refused(tmp_path: Path) -> None:
+    config = run_preset("mnist")
+    config = replace(config, optim=replace(config.optim, schedule="budget"))
+    for minutes in (None, 0.0):
+        with pytest.raises(TrainingError, match="--budget-minutes"):
+            fit_module.fit(
+                config,
+                tmp_path,
+                runtime=Runtime(),
+                data_dir=None,
+                resume=False,
+                budget_minutes=minutes,
+                console=Console(),
+            )
+
+
+def test_what_a_shell_would_read_otherwise_is_quoted() -> None:
+    options = TableOptions(out=Path("x"), rows=["4-*", "8-*"])
+    assert "--rows '4-*,8-*'" in command_line("table1", options)
 
 
 @pytest.mark.parametrize(
