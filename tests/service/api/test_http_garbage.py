@@ -45,7 +45,7 @@ REQUESTS = {  # status, path, content type, body
     "half an array": (400, "/v1/score", NPY, npy(np.zeros((40, 4, 4), np.uint8))[:-9]),
     "no JSON": (400, "/v1/sample", JSON, b"{"),
     "numbers, for a process": (
-        400,
+        422,
         "/v1/score",
         JSON,
         b'{"images": [%s1]}' % (b"9" * 999 + b",") * 400,

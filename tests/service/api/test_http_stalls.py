@@ -55,7 +55,7 @@ ATTACKS = {
     ),
     "images that are numbers of thousands of digits": (
         *("/v1/score", b'{"images":[' + (b"9" * 4300 + b",") * 4000 + b"1]}", JSON),
-        400,
+        422,
     ),
     "one image of escapes": (
         *("/v1/score", b'{"images":["' + b"\\u0041" * 2**21 + b'"]}', JSON),

@@ -22,23 +22,24 @@ def test_every_double_is_read_as_it_is_written(numbers, encoding):
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize(
-    "number", ["0." + "1" * 39, "-1." + "9" * 38, "1" * 39 + ".5", "1." + "5" * 35 + "e-30"]
+    "number",
+    ["0." + "1" * 39, "-1." + "9" * 38, "1" * 39 + ".5", "1." + "5" * 35 + "e-30", "9" * 41],
 )
-def test_fractions_of_many_digits_are_refused(number, encoding):
+def test_numbers_of_many_digits_are_refused(number, encoding):
     assert len(number) > MAX_NUMBER_CHARACTERS
     with pytest.raises(InvalidInput, match=f"{len(number)} characters, 40 are taken"):
         loads_once(f'{{"a": [1.5, {number}]}}'.encode(encoding))
 
 
-def test_long_texts_and_integers_beside_numbers_are_no_long_numbers():
-    text = b'{"id": "' + b"0" * 100 + b'", "n": ' + b"9" * 60 + b', "x": 0.' + b"3" * 38 + b"}"
+def test_long_texts_beside_numbers_are_no_long_numbers():
+    text = b'{"id": "' + b"0" * 100 + b'", "n": ' + b"9" * 40 + b', "x": 0.' + b"3" * 38 + b"}"
     fields = loads_once(text)
-    assert fields == {"id": "0" * 100, "n": int("9" * 60), "x": 1 / 3}
+    assert fields == {"id": "0" * 100, "n": int("9" * 40), "x": 1 / 3}
 
 
-def test_numbers_between_two_doubles_take_no_time():
-    halfway = "1." + "5" * 10 + "0" * 500 + "1e-307"
-    text = f"[{','.join([halfway] * 2000)}]".encode()
+@pytest.mark.parametrize("number", ["1." + "5" * 10 + "0" * 500 + "1e-307", "9" * 4300])
+def test_numbers_between_two_doubles_and_long_integers_take_no_time(number):
+    text = f"[{','.join([number] * 2000)}]".encode()
     start = time.perf_counter()
     with pytest.raises(InvalidInput):
         loads_once(text)

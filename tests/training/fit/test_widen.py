@@ -75,7 +75,7 @@ def test_what_is_no_widening_is_refused(tmp_path: Path, call: Call) -> None:
     for setting, why in (
         ("model.channels=[4,4]", "a layer narrower: widen only makes layers wider"),
         ("model.channels=[4,6,6]", "other layers"),
-        ('model.posterior={"kind":"iaf","steps":1,"hidden":[12]}', "something else"),  # its masks
+        ("model.posterior.hidden=[6]", "a layer narrower"),
         ("model.latent_dim=6", "leaves the latents"),
         ("train.epochs=9", "wider layers of the model"),
         ("model.channels=[4,6]", "wider layers of the model"),  # as it is
@@ -85,6 +85,32 @@ def test_what_is_no_widening_is_refused(tmp_path: Path, call: Call) -> None:
         assert code in (1, 2)
         assert why in said
         assert not out.exists()
+
+
+def test_autoregressive_layers_keep_their_units_among_those_of_their_degree(
+    tmp_path: Path, call: Call
+) -> None:
+    posterior = '{"kind":"iaf","steps":2,"hidden":[7,10]}'  # 2, 1, 2, 1, 1 units of a degree
+    shape = ("model.latent_dim=5", "--set", "model.hidden=16", "--set", "model.channels=[4,6]")
+    settings = ("--set", f"model.posterior={posterior}", "--set", *shape)
+    run, out = fitted(tmp_path, call, *settings), tmp_path / "wide"
+    refused = call("widen", str(run), "--set", "model.posterior.hidden=[8,10]", "--out", str(out))
+    assert refused[0] == 1  # 2, 2, 1, 2, 1
+    assert "fewer units of some degree" in refused[1]
+    wider = ("--set", "model.posterior.hidden=[10,13]", "--set", "model.hidden=20")
+    code, said = call("widen", str(run), *wider, "--out", str(out))
+    assert code == 0, said
+    (_, old, _), (_, new, _) = load_run(run), load_run(out)
+    x, eps = torch.rand(32, 1, 8, 8), torch.randn(32, 5)
+    with torch.no_grad():
+        for was, now in zip(old(x, eps), new(x, eps), strict=True):
+            torch.testing.assert_close(now, was, rtol=1e-4, atol=1e-3)
+    code, said = call("fit", "--resume", "--epochs", "3", "--compile", "off", "--out", str(out))
+    assert code == 0, said
+    first, trained = new.state_dict(), load_checkpoint(out).model
+    name = "flow.steps.0.made.hidden.1.v"
+    fresh = first[name].eq(0) & ~trained[name].eq(0)  # what old units now read of new ones
+    assert fresh.any()
 
 
 def test_maps_of_a_ladder_that_are_cut_into_parts_are_refused(tmp_path: Path, call: Call) -> None:
