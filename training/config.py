@@ -34,7 +34,8 @@ class DataConfig:
     `size`, `channels` and `fit` ("crop": scaled and cut to the middle, "pad": scaled into black)
     are a folder's. With `horizontal_flips` every second image, drawn anew
     at each presentation, is shown to the training mirrored; of `distorted`, a share from 0 to 1,
-    they are turned, stretched and slanted a little.
+    they are turned, stretched and slanted a little. `with_validation`: the validation images are
+    trained on, too.
     """
 
     name: str = "mnist"
@@ -43,6 +44,7 @@ class DataConfig:
     fit: Literal["crop", "pad"] = "crop"
     horizontal_flips: bool = False
     distorted: float = 0.0
+    with_validation: bool = False
 
     def __post_init__(self) -> None:
         require(0 <= self.distorted <= 1, f"data.distorted must be in [0, 1], not {self.distorted}")

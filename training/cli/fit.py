@@ -65,6 +65,12 @@ class RecipeOptions:
         "Turn, stretch and slant this share of the training images a little, drawn anew at each "
         "presentation, where a model learns its images by heart: 0 (none) to 1 (0).",
     )
+    with_validation: bool | None = option(
+        None,
+        "Train on the validation images too: for a model's last epochs, when nothing is left to "
+        "choose by them. Cannot be undone.",
+        "--with-validation",
+    )
     likelihood: str | None = option(
         None, "bernoulli (binary), discretized_logistic or logistic_mixture (8-bit)."
     )
@@ -115,8 +121,8 @@ class RecipeOptions:
     resume: bool = option(
         False,
         "Go on with the run in --out, as it was configured; only --epochs, --learning-rate, "
-        "--decay-fraction, --distorted and --importance-samples may differ, the number of "
-        "processes, and with --data the place of a folder that was moved.",
+        "--decay-fraction, --distorted, --with-validation and --importance-samples may differ, "
+        "the number of processes, and with --data the place of a folder that was moved.",
         "--resume",
     )
 
@@ -142,7 +148,11 @@ class RecipeOptions:
         from training.runs.provenance import OPTIONS
 
         given: dict[str, dict[str, Any]] = {
-            "data": {"name": data_name(self.data, self.data_dir), "horizontal_flips": self.flips}
+            "data": {
+                "name": data_name(self.data, self.data_dir),
+                "horizontal_flips": self.flips,
+                "with_validation": self.with_validation,
+            }
         }
         for name, (part, key) in OPTIONS.items():
             value = getattr(self, name.removeprefix("--").replace("-", "_"))

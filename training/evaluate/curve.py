@@ -27,6 +27,7 @@ Record = Mapping[str, Any]
 Document = Mapping[str, Any]
 
 TRAIN_POINTS = 200  # of the training's own figures: means over as many stretches
+EPOCH_ENDS = ("validation", "seen")  # kinds of records
 UNITS = {"nats": "elbo_nats", "bits/dim": "bits_per_dim"}
 NOTE = (
     "Minutes of steps by the speeds that the run recorded: slices add up, the first step's "
@@ -69,7 +70,7 @@ def run_curve(run_dir: Path, last_step: int | None = None) -> dict[str, Any]:
 
 def _epochs(records: Sequence[Record], last: int) -> int:
     """How many there were in `last` steps: each, whole, ends with a validation."""
-    ends = sorted({record["step"] for record in records if record["kind"] == "validation"})
+    ends = sorted({record["step"] for record in records if record["kind"] in EPOCH_ENDS})
     if not ends:
         return 0
     each = float(statistics.median(b - a for a, b in pairwise([0, *ends])))

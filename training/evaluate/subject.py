@@ -91,7 +91,7 @@ def run_subject(
         identity=weights_used(checkpoint, weights),
         words="RUN" if weights == "ema" else f"RUN --weights {weights}",
         stem=f"{checkpoint.path.name}-{weights}",
-        images=lambda split: run_images(config, split, known_data_dir(run_dir, data_dir)),
+        images=lambda split: _unseen(config, split, known_data_dir(run_dir, data_dir)),
         home=run_dir,
     )
 
@@ -142,6 +142,14 @@ def bundle_images(
             f"images to use with --data ({', '.join(DATASETS)} or folder:PATH)."
         )
     return _images(name, split, data_dir, bundle.manifest.image.shape, bundle.manifest.fit)
+
+
+def _unseen(config: RunConfig, split: Split, data_dir: Path | None) -> ImageData:
+    if split == "validation" and config.data.with_validation:
+        raise EvaluationError(
+            "the run was trained with its validation images, too: measure it on another --split"
+        )
+    return run_images(config, split, data_dir)
 
 
 def run_images(config: RunConfig, split: Split, data_dir: Path | None) -> ImageData:

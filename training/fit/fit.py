@@ -2,10 +2,11 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -60,10 +61,19 @@ class FitResult:
 def run_images(
     config: RunConfig, data_dir: Path | None, tell: Callable[[str], None]
 ) -> list[ImageData]:
-    """The images to train on and to choose by; `tell` hears what a folder holds."""
+    """The images to train on and to choose by; `tell` hears what a folder holds.
+
+    Where the latter are trained on, too, they come behind the others.
+    """
     data = config.data
     options = FolderOptions(size=data.size, channels=data.channels, fit=data.fit)
-    return load_splits(data.name, ("train", "validation"), data_dir, options, tell=tell)
+    train, validation = load_splits(
+        data.name, ("train", "validation"), data_dir, options, tell=tell
+    )
+    if data.with_validation:
+        both = np.concatenate([train.pixels, validation.pixels])
+        train = replace(train, pixels=both, fitted=train.fitted or validation.fitted)
+    return [train, validation]
 
 
 def environment_of(trainer: Trainer) -> dict[str, Any]:
@@ -230,8 +240,11 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint | None, console: Console) 
 
 def _plan(trainer: Trainer, train: int, validation: int) -> str:
     config = trainer.config
+    held_out = f"{validation:,} to validate on"
+    if config.data.with_validation:
+        held_out = f"the {validation:,} to validate on among them"
     text = (
-        f"{train:,} images to train on, {validation:,} to validate on; "
+        f"{train:,} images to train on, {held_out}; "
         f"{trainer.steps_per_epoch:,} steps of {config.optim.batch_size} images an epoch"
     )
     if not trainer.ends:

@@ -84,6 +84,7 @@ class ConsoleObserver(Observer):
     progress: Progress
     task: TaskID
     scale: Scale
+    seen: bool  # whether the validation images are trained on
     images_per_second: float = 0.0
     skips_untold: int = 0
     skip_told_at: float = -SKIP_NEWS_SECONDS
@@ -120,14 +121,15 @@ class ConsoleObserver(Observer):
 
     def validation(self, step: int, epoch: int, figures: dict[str, float]) -> None:
         """Record the figures and print a line: of many short epochs one every few seconds."""
-        self.recorder.write(step, "validation", figures)
+        kind = "seen" if self.seen else "validation"
+        self.recorder.write(step, kind, figures)
         self.progress.update(self.task, **self.scale.at(step))
         now = time.monotonic()
         if self.epochs_told >= EPOCHS_TOLD and now - self.epoch_told_at < EPOCH_NEWS_SECONDS:
             return
         self.epochs_told, self.epoch_told_at = self.epochs_told + 1, now
         whole = "" if self.scale.epochs is None else f"/{self.scale.epochs}"
-        self._say(step, f"epoch {epoch}{whole}  validation ", figures)
+        self._say(step, f"epoch {epoch}{whole}  {kind} ", figures)
 
     def _say(self, step: int, where: str, figures: dict[str, float]) -> None:
         self.told_at = time.monotonic()
@@ -188,12 +190,14 @@ def shown(
     step: int,
     epochs: int | None,
     budget: Budget,
+    seen: bool = False,
 ) -> Iterator[ConsoleObserver]:
     """Show a bar while the run goes on inside: from `step` to `total_steps`, or over the minutes
     of the budget, where there is one.
 
     `total_steps` and `epochs` are None for a run that its minutes alone end. Only on a terminal:
-    a log file gets the lines of the epochs, with the time that is left.
+    a log file gets the lines of the epochs, with the time that is left. Where the validation images
+    are trained on, their figures are called "seen".
     """
     scale = Scale(budget, total_steps, epochs, step)
     columns = (
@@ -208,4 +212,4 @@ def shown(
         task = progress.add_task(
             "training", total=scale.total, nats="", bits="", speed="", **scale.at(step)
         )
-        yield ConsoleObserver(console, recorder, progress, task, scale)
+        yield ConsoleObserver(console, recorder, progress, task, scale, seen)

@@ -94,4 +94,5 @@ class Session:
             step=trainer.step,
             epochs=trainer.config.train.epochs if trainer.ends else None,
             budget=budget,
+            seen=trainer.config.data.with_validation,
         )

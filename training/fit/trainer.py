@@ -98,6 +98,12 @@ class Trainer:
         """What tells these training images from others."""
         return identity(self.pixels.cpu().numpy())
 
+    def _without_validation(self, count: int) -> dict[str, Any] | None:
+        """What tells the first `count` images from others, where others have come behind them."""
+        if not self.config.data.with_validation:
+            return None
+        return identity(self.pixels[:count].cpu().numpy())
+
     def _initialize(self) -> None:
         generator = step_generator(self.backend.device, self.config.train.seed, STREAM_INIT, 0)
         fitting = INIT_PIXELS // (self.pixels.shape[-2] * self.pixels.shape[-1])
@@ -294,7 +300,8 @@ class Trainer:
         Raises `TrainingError` where the training images are not those of then: their order and
         the number of steps an epoch would be others.
         """
-        if (before := checkpoint.state["images"]) != (now := self.images):
+        before, now = checkpoint.state["images"], self.images
+        if before not in (now, self._without_validation(before["count"])):
             raise TrainingError(
                 f"the training images are not those that the run was started with "
                 f"({before['count']} then, {now['count']} now): put them back, or start a new run"

@@ -127,6 +127,8 @@ def _check_same(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
     may_change = set(MAY_CHANGE)
     if not now.train.free_bits_nats:  # micro-batches then add up to the same step
         may_change.add("optim.accumulate")
+    if now.data.with_validation:  # what has been learned is not forgotten
+        may_change.add("data.with_validation")
     old, new = before.to_dict(), now.to_dict()
     if all(each.data.name.startswith(FOLDER_PREFIX) for each in (before, now)):
         may_change.add("data.name")  # a folder that was moved: its images are compared
@@ -139,9 +141,9 @@ def _check_same(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
     if changed:
         raise TrainingError(
             f"{run_dir} was started with another configuration ({'; '.join(changed)}); only "
-            "--epochs, --learning-rate, --decay-fraction, --distorted and --importance-samples may "
-            "change at a resume, the place of a folder's images (--data), and --accumulate where "
-            "there are no free bits"
+            "--epochs, --learning-rate, --decay-fraction, --distorted, --with-validation and "
+            "--importance-samples may change at a resume, the place of a folder's images (--data), "
+            "and --accumulate where there are no free bits"
         )
 
 

@@ -31,7 +31,10 @@ class Recorder:
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, kind: str, figures: dict[str, float]) -> None:
-        """Record `figures` under `kind` ("train", "validation", "skipped"); null if not finite."""
+        """Record `figures` under `kind`; null if not finite.
+
+        Kinds are "train", "skipped", and "validation", or "seen" where that is trained on.
+        """
         finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}
         record = {"step": step, "kind": kind, **finite}
         with named(self.path):

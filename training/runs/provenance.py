@@ -40,7 +40,7 @@ OPTIONS = {
     "--seed": ("train", "seed"),
 }
 # Other fields that follow from the images or have an option of another form.
-ELSEWHERE = ("data.name", "data.horizontal_flips", "model.image_shape")
+ELSEWHERE = ("data.name", "data.horizontal_flips", "data.with_validation", "model.image_shape")
 
 
 def fit_command(config: RunConfig) -> str:
@@ -70,6 +70,8 @@ def _options(base: RunConfig, config: RunConfig) -> list[str]:
             words.append(f"{option} {'x'.join(map(str, value)) if size else value}")
     if config.data.horizontal_flips != base.data.horizontal_flips:
         words.append("--flips" if config.data.horizontal_flips else "--no-flips")
+    if config.data.with_validation and not base.data.with_validation:
+        words.append("--with-validation")
     named = {f"{part}.{key}" for part, key in OPTIONS.values()}
     settings = differences(base, config, without={*named, *ELSEWHERE})
     return words + [f"--set {shlex.quote(setting)}" for setting in settings]
