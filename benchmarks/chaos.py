@@ -114,7 +114,7 @@ def faults(one: Suffered, calm: Suffered) -> list[str]:
 def arguments() -> argparse.Namespace:
     parser = parser_of(__doc__)
     add, parts = parser.add_argument, ("storm", "attacks")
-    add("parts", nargs="*", choices=[*parts, []], default=list(parts), help="default: both")
+    add("parts", nargs="*", metavar="storm|attacks", help="default: both")
     add("--seconds", type=float, default=120.0, help="of the storm (default 120)")
     add("--clients", type=int, default=24, help=f"at least {len(HABITS)}, one for each habit")
     add("--seed", type=int, default=0, help="of what clients choose")
@@ -123,6 +123,9 @@ def arguments() -> argparse.Namespace:
     add("--bundle", type=Path, default=SHIPPED / "mnist", help="that is attacked")
     add("--json", type=Path, help="write the outcome to this file")
     given = parser.parse_args()
+    if not set(given.parts) <= set(parts):
+        parser.error(f"what there is to run: {' and '.join(parts)}")
+    given.parts = given.parts or list(parts)
     if given.clients < len(HABITS):
         parser.error(f"--clients must be at least {len(HABITS)}, one for each habit")
     return given

@@ -38,7 +38,7 @@ import onnxruntime as ort
 import torch
 
 from benchmarks.harness import parser_of, table, write_json
-from benchmarks.score_graph import graph_file, session
+from benchmarks.score_graph import session
 from benchmarks.timing import best_rate, machine, machine_line, measured_peak, repeated
 from service.bundle import OPERATIONS, Bundle, BundleError, load_bundle
 from service.engine.choice import make_engine
@@ -126,12 +126,15 @@ def noise_of(given: Arrays) -> Callable[[], object]:
     return partial(normal, 0, np.arange(rows, dtype=np.uint64), 0, dim)
 
 
-def operator_shares(bundle: Bundle, operation: str, batch: int) -> list[tuple[str, int, float]]:
+def operator_shares(
+    bundle: Bundle, operation: str, batch: int, form: Form
+) -> list[tuple[str, int, float]]:
     """Operators by time: kind, how many, share. A node's time is the lower quartile of its runs."""
     given = inputs(bundle, operation, batch)
     with tempfile.TemporaryDirectory() as folder:
         prefix = str(Path(folder) / "profile")
-        opened = session(graph_file(bundle.path, operation), profile=prefix)
+        graph = getattr(bundle.manifest.graphs[operation], form)
+        opened = session(bundle.path / graph, profile=prefix)
         for _ in range(20):
             opened.run(None, given)
         events = json.loads(Path(opened.end_profiling()).read_text())
@@ -205,9 +208,10 @@ def main() -> None:
     print(table(head, rows), end="\n\n")
     for bundle in map(load_bundle, args.bundles * args.profile):
         for operation in args.operations:
-            print(f"{bundle.path.name} {operation}")
-            for kind, nodes, share in operator_shares(bundle, operation, 32):
-                print(f"    {kind:16} {nodes:4}  {share:.1%}")
+            for form in args.forms:
+                print(f"{bundle.path.name} {operation} {form}")
+                for kind, nodes, share in operator_shares(bundle, operation, 32, form):
+                    print(f"    {kind:16} {nodes:4}  {share:.1%}")
     if args.json is not None:
         document = [{**case._asdict(), **one._asdict()} for case, one in found.items()]
         write_json(args.json, {"machine": facts, "cases": document})

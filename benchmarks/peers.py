@@ -110,6 +110,8 @@ class Run:
                 raise
             self.document["failures"][system.name] = f"{type(error).__name__}: {error}"
             print(f"{system.name}: {error}", file=sys.stderr, flush=True)
+        else:
+            self.document["failures"].pop(system.name, None)
         self.save()
 
     def _add(
@@ -186,7 +188,7 @@ def verdicts(document: dict[str, Any]) -> list[tuple[str, float, bool]]:
     found = []
     ours, theirs = capacity(document, OURS), capacity(document, peer)
     if ours and theirs:
-        found.append((f"one image, 32 clients: throughput / {peer}, >= 1.3", ours / theirs, 1.3))
+        found.append((f"one image, 32 clients: throughput / {peer}, >= 1.7", ours / theirs, 1.7))
     ours, theirs = p99(OURS), p99(peer)
     if ours and theirs:
         found.append((f"p99 at 80% of {peer}'s capacity / its p99, <= 0.7", theirs / ours, 1 / 0.7))
@@ -213,10 +215,13 @@ def arguments() -> argparse.Namespace:
 
 
 def begun(options: argparse.Namespace) -> Any:
-    if options.add and (document := read_json(options.json)):
-        return document
     versions = {s.name: s.environment.version() for s in PEERS if s.environment}
-    return {"bundle": str(options.bundle), "versions": versions, "entries": [], "failures": {}}
+    facts = {"bundle": str(options.bundle), "versions": versions}
+    if options.add and (document := read_json(options.json)):
+        if document | facts != document:
+            raise SystemExit(f"{options.json} is of another bundle or other versions of the peers")
+        return document
+    return {**facts, "entries": [], "failures": {}}
 
 
 def main() -> None:

@@ -71,13 +71,17 @@ async def run(args: argparse.Namespace) -> bool:
     return sound
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = parser_of(__doc__)
     default = sorted(path for path in SHIPPED.iterdir() if path.is_dir())
     parser.add_argument("--bundles", nargs="+", type=Path, default=default)
     parser.add_argument("--turns", type=int, default=60)
     parser.add_argument("--callers", type=int, default=16, help="at once")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
     print(machine_line(machine(torch.device("cpu"))))
     raise SystemExit(not asyncio.run(run(args)))
 

@@ -23,7 +23,7 @@ __all__ = [
 # than its few characters.
 MAX_JSON_BYTES = 2**20  # but of images, which are parsed in another process
 MAX_JSON_VALUES = 2**17
-MAX_JSON_OPTIONS = 2**10  # values of a body that has no payload, or of one option
+MAX_JSON_OPTIONS = 2**10  # values of one option
 MAX_OPTION_BYTES = 2**14  # of all options beside images, as JSON
 MAX_KEYS = 64  # of an object
 MAX_COLONS = 2**13
@@ -34,34 +34,31 @@ OF_NUMBERS = bytes.maketrans(b"123456789.eE+-", b"0" * 14)
 LONG_NUMBER = b"0" * (MAX_NUMBER_CHARACTERS + 1)
 
 
-def json_fields(body: bytes, payload: str | None, max_items: int) -> tuple[dict[str, Any], Any]:
+def json_fields(body: bytes, payload: str, max_items: int) -> tuple[dict[str, Any], Any]:
     """The object in `body` without its field `payload`, and the value of that.
 
     Raises MalformedBody, InvalidInput, PayloadTooLarge.
     """
-    if payload is None:
-        check_values(body, most=MAX_JSON_OPTIONS)
-    else:
-        size = len(body) if payload == "images" else MAX_JSON_BYTES
-        check_values(body, f", or {payload} as {NPY}", max_bytes=size)
+    size = len(body) if payload == "images" else MAX_JSON_BYTES
+    check_values(body, f", or {payload} as {NPY}", max_bytes=size)
     if body.count(b":") > MAX_COLONS:  # of fields, and of data: URLs
         raise PayloadTooLarge("the JSON body has more fields than any request takes")
     fields = loads_once(body)
     if not isinstance(fields, dict):
         raise MalformedBody('the body must be a JSON object, such as {"n": 4}')
-    value = None if payload is None else fields.pop(payload, None)
+    value = fields.pop(payload, None)
     for name, option in fields.items():
         if isinstance(option, list | str) and len(option) > MAX_JSON_OPTIONS:
             unit = "characters" if isinstance(option, str) else "entries"
-            instead = f" of an option; {payload} are the field {payload!r}" if payload else ""
             raise InvalidInput(
-                f"{name[:60]!r} has {len(option)} {unit}, {MAX_JSON_OPTIONS} are taken{instead}"
+                f"{name[:60]!r} has {len(option)} {unit}, {MAX_JSON_OPTIONS} are taken of an "
+                f"option; {payload} are the field {payload!r}"
             )
         parts = option if isinstance(option, list) else (option,)
         if not {list, dict}.isdisjoint(map(type, parts)):  # however deep: nothing follows it
             raise InvalidInput(f"{name[:60]!r} must be one value, or a list of such")
     if isinstance(value, list) and len(value) > max_items:
-        raise PayloadTooLarge(too_many(len(value), max_items, payload or ""))
+        raise PayloadTooLarge(too_many(len(value), max_items, payload))
     return fields, value
 
 
@@ -85,9 +82,7 @@ def of_base64(images: object) -> list[bytes]:
     return [decode_base64(text, f"image {i}") for i, text in enumerate(images)]
 
 
-def check_values(
-    text: bytes, other: str = "", *, most: int = MAX_JSON_VALUES, max_bytes: int = MAX_JSON_BYTES
-) -> None:
+def check_values(text: bytes, other: str = "", *, max_bytes: int = MAX_JSON_BYTES) -> None:
     """Raises PayloadTooLarge where the JSON in `text` is too much to be parsed.
 
     other: says in what other form it may be sent.
@@ -96,9 +91,10 @@ def check_values(
         raise PayloadTooLarge(
             f"the JSON has {len(text)} bytes, {max_bytes} are taken: send less{other}"
         )
-    if (values := sum(map(text.count, (b",", b"[", b"{")))) > most:
+    if (values := sum(map(text.count, (b",", b"[", b"{")))) > MAX_JSON_VALUES:
         raise PayloadTooLarge(
-            f"the JSON body has some {values} values, {most} are taken: send fewer{other}"
+            f"the JSON body has some {values} values, {MAX_JSON_VALUES} are taken: send "
+            f"fewer{other}"
         )
 
 

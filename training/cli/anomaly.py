@@ -58,16 +58,17 @@ def evaluate_anomaly(options: AnomalyOptions) -> None:
     Examples:
       iafvae-train evaluate-anomaly --bundle bundles/mnist --out results
       iafvae-train evaluate-anomaly --bundle bundles/photos --limit 0 \\
-        --against folder:known-bad,blurred:2,defects
+        --data folder:photos --against folder:known-bad,blurred:2,defects
       iafvae-train evaluate-anomaly --bundle bundles/mnist --into-card
     """
     from training.data import FOLDER_PREFIX
     from training.evaluate.anomaly import AnomalyPlan, measure_anomaly
     from training.evaluate.anomaly_report import anomaly_markdown, anomaly_picture, anomaly_table
-    from training.evaluate.subject import told_apart, writable
+    from training.evaluate.subject import data_stem, told_apart, writable
     from training.export.revise import into_card
 
     plan = AnomalyPlan(
+        data=options.data,
         against=tuple(words(options.against)),
         limit=options.limit or None,
         importance_samples=options.importance_samples,
@@ -80,7 +81,6 @@ def evaluate_anomaly(options: AnomalyOptions) -> None:
             options.bundle,
             plan,
             folder,
-            data=options.data,
             data_dir=options.data_dir,
             progress=progress,
         )
@@ -92,7 +92,7 @@ def evaluate_anomaly(options: AnomalyOptions) -> None:
         told = hashlib.sha256(",".join(plan.against).encode(errors="surrogateescape"))
         some = f"{some[:LONGEST]}-{told.hexdigest()[:8]}"
     images = {USUAL: "", 0: "-all"}.get(options.limit, f"-first{options.limit}")
-    some += images + told_apart(None, plan.seed)
+    some += images + told_apart(None, plan.seed) + data_stem(plan.data)
     name = f"verdicts-{plan.split}-k{document['importance_samples']}-{model}{some}"
     text, picture = anomaly_markdown(document), anomaly_picture(document)
     keep(folder, name, document, text, picture)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.config import ConfigError
 from training.cli.measure import ModelOptions, progress_bar
 from training.cli.options import console, one_of, option, say, with_options
 
@@ -14,7 +13,6 @@ __all__ = ["evaluate"]
 class EvaluateOptions(ModelOptions):
     """The likelihood on a split."""
 
-    data: str | None = option(None, "With --bundle: other images than it was trained on.")
     split: str = option("test", "train, validation, calibration or test.")
     importance_samples: int = option(128, "K of the importance-weighted bound.", min=1)
     limit: int | None = option(None, "Only the first N images.", min=1)
@@ -36,15 +34,13 @@ def evaluate(options: EvaluateOptions) -> None:
       iafvae-train evaluate runs/mnist --split test --importance-samples 128
       iafvae-train evaluate --bundle bundles/mnist --limit 1000
     """
-    if options.run is not None and options.data is not None:
-        raise ConfigError("--data goes with --bundle: a run is measured on its own images")
     from training.data import SPLITS
     from training.evaluate.run import evaluate_subject
     from training.evaluate.subject import writable
     from training.files import write_json
 
     split = one_of("--split", options.split, SPLITS)
-    subject = options.subject(options.data)
+    subject = options.subject()
     if options.report is not None:
         writable(options.report.parent)  # before the work, not after it
     with progress_bar() as progress:

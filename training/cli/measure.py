@@ -42,6 +42,9 @@ class ModelOptions:
 
     run: Path | None = argument(None, "A run directory, or one checkpoint in it.")
     bundle: Path | None = option(None, "Measure an exported bundle instead of a run.")
+    data: str | None = option(
+        None, "With --bundle: other images than it was trained on, or folder:PATH."
+    )
     seed: int = option(0, "Of the latents, of binarised and of made images.", min=0)
     weights: Weights = "ema"
     data_dir: DataDir = None
@@ -49,19 +52,18 @@ class ModelOptions:
     memory_gib: float = option(2.0, "About how much memory the draws may take at once.", min=0.01)
     as_json: bool = option(False, "Print JSON, not a table.", "--json")
 
-    def subject(self, data: str | None = None) -> Subject:
-        """The model; of a bundle with the images of `data`.
-
-        Raises `ConfigError` where it is named twice or not at all.
-        """
+    def subject(self) -> Subject:
+        """The model. Raises `ConfigError` where it is named twice or not at all."""
         from training.evaluate.subject import bundle_subject, run_subject
 
         if (self.run is None) == (self.bundle is None):
             raise ConfigError("give either a run directory or --bundle DIRECTORY")
+        if self.run is not None and self.data is not None:
+            raise ConfigError("--data goes with --bundle: a run is measured on its own images")
         weights = one_of("--weights", self.weights, ("ema", "raw"))
         shared: dict[str, Any] = {"data_dir": self.data_dir, "device": self.device}
         if self.bundle is not None:
-            return bundle_subject(self.bundle, data=data, **shared)
+            return bundle_subject(self.bundle, data=self.data, **shared)
         return run_subject(self.run or Path(), weights=weights, **shared)
 
 

@@ -28,7 +28,7 @@ from training.data import FOLDER_PREFIX, Split
 from training.errors import DataError, EvaluationError
 from training.evaluate.anomaly_sets import DRAWS, ImageSet, default_names, image_set
 from training.evaluate.resume import Partial, digest
-from training.evaluate.subject import bundle_images
+from training.evaluate.subject import bundle_images, data_words
 from training.runs.provenance import processor
 
 __all__ = ["PART", "AnomalyPlan", "measure_anomaly"]
@@ -58,9 +58,11 @@ PART = "p/"  # before the name of a statistic whose own two-sided p-value is the
 class AnomalyPlan:
     """Which sets, how many images of each (None: all), and how they are scored.
 
-    importance_samples: None is the bundle's default.
+    data: the bundle's own images (None: those that it was trained on); importance_samples: None is
+    the bundle's default.
     """
 
+    data: str | None = None
     against: tuple[str, ...] = ()
     limit: int | None = 300
     importance_samples: int | None = None
@@ -80,7 +82,7 @@ class AnomalyPlan:
         names = ["folder:PATH" if n.startswith(FOLDER_PREFIX) else n for n in self.against]
         k = self.importance_samples
         words = [
-            "iafvae-train evaluate-anomaly --bundle BUNDLE",
+            f"iafvae-train evaluate-anomaly --bundle BUNDLE{data_words(self.data)}",
             *([f"--against {','.join(names)}"] if names else []),
             f"--split {self.split}",
             *([] if k is None else [f"--importance-samples {k}"]),
@@ -94,15 +96,13 @@ def measure_anomaly(
     plan: AnomalyPlan,
     folder: Path,
     *,
-    data: str | None = None,
     data_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], list[Partial]]:
     """Score all sets; give the document as JSON values, and what is to be removed afterwards.
 
-    `data` is what the bundle's own images are taken from (None: what it was trained on). After an
-    interruption the scores so far lie in `folder`, and the same call goes on from them. Raises
-    `EvaluationError` where the bundle is none, or nothing says what is usual for it.
+    After an interruption the scores so far lie in `folder`, and the same call goes on from them.
+    Raises `EvaluationError` where the bundle is none, or nothing says what is usual for it.
     """
     try:
         model = Model.load(bundle)
@@ -115,7 +115,7 @@ def measure_anomaly(
     with asyncio.Runner() as runner:
         runner.run(model.start())
         try:
-            sets = _sets(runner, model, plan, data, data_dir)
+            sets = _sets(runner, model, plan, data_dir)
             partials = [_partial(model, k, plan.seed, item, folder) for item in sets]
             total, done = sum(len(s.pixels) for s in sets), sum(p.done for p in partials)
             task = progress.add_task("scoring", total=total, completed=done)
@@ -146,11 +146,11 @@ def _check_calibrated(model: Model, k: int) -> None:
 
 
 def _sets(
-    runner: asyncio.Runner, model: Model, plan: AnomalyPlan, data: str | None, data_dir: Path | None
+    runner: asyncio.Runner, model: Model, plan: AnomalyPlan, data_dir: Path | None
 ) -> list[ImageSet]:
     """The model's own images, then the others, made ones from images that are not among the
     former where there are enough."""
-    whole = bundle_images(model.bundle, data, plan.split, data_dir)
+    whole = bundle_images(model.bundle, plan.data, plan.split, data_dir)
     own, limit = whole.first(plan.limit), plan.limit or len(whole)
     spoilt = whole.pixels[limit : 2 * limit]
     if len(spoilt) < len(own):

@@ -1,5 +1,6 @@
 """What the measuring commands measure: the weights of a run, or a bundle as it is served."""
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ __all__ = [
     "Subject",
     "bundle_images",
     "bundle_subject",
+    "data_stem",
+    "data_words",
     "run_images",
     "run_subject",
     "writable",
@@ -125,10 +128,24 @@ def bundle_subject(
         scorer=scorer,
         name=f"{manifest.name} {manifest.version}",
         identity={"bundle": manifest.name, "version": manifest.version, "sha256": bundle.hash},
-        words="--bundle BUNDLE",
-        stem=f"{manifest.name}-{manifest.version}",
+        words=f"--bundle BUNDLE{data_words(data)}",
+        stem=f"{manifest.name}-{manifest.version}{data_stem(data)}",
         images=lambda split: bundle_images(bundle, data, split, data_dir),
     )
+
+
+def data_words(data: str | None) -> str:
+    """The option that names a bundle's images, without a path of this machine."""
+    if data is None:
+        return ""
+    return f" --data {'folder:PATH' if data.startswith(FOLDER_PREFIX) else data}"
+
+
+def data_stem(data: str | None) -> str:
+    """What sets a result on images that were named apart from others, in its file's name."""
+    if data is None or not data.startswith(FOLDER_PREFIX):
+        return "" if data is None else f"-{data}"
+    return f"-folder-{hashlib.sha256(data.encode(errors='surrogateescape')).hexdigest()[:8]}"
 
 
 def bundle_images(

@@ -138,7 +138,7 @@ def _of_calibration(facts: Facts) -> str:
             f"False alarms: {n} images to compare with have no p-value below {1 / (n + 1):.2g}, so "
             f"that {rate:g} is out of reach; verdicts here are at {reached}, and those of other "
             f"images with --alpha {reached} (`iafvae report`, `iafvae score`). About "
-            f"{6 * least_images(rate) + 3} good images in all would do."
+            f"{3 * least_images(rate)} good images in all would do."
         )
     certain = certified_images(rate)
     average = (

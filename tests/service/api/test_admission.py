@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.api.security.admission import Admission, Quota, Shares, caller_of
+from service.app import create_app
 from service.errors import Overloaded, QuotaExceeded
 from service.metrics import Metrics
+from service.settings import Settings
 
 
 def scope(path="/v1/score", method="POST", **state):
@@ -119,6 +121,23 @@ def test_probes_pages_and_operators_are_never_refused(admit, path, method):
     admission = admit(1)
     admission.enter("a")
     assert not admission.refuses(scope(path, method))
+
+
+@pytest.mark.parametrize(
+    ("setting", "shared"), [("none", True), ("forwarded_allow_ips", False), ("keys_file", False)]
+)
+def test_an_address_is_one_caller_but_behind_a_proxy_or_with_keys(tmp_path, setting, shared):
+    keys = tmp_path / "keys"
+    keys.write_text(f"{'0' * 64} somebody\n")
+    given = {"forwarded_allow_ips": ("192.0.2.9",), "keys_file": keys}
+    more = {setting: given[setting]} if setting in given else {}
+
+    async def arrivals():
+        app = create_app(Settings(models=tmp_path, max_in_flight=8, **more))
+        return [app.state.shared.admission.refuses(scope()) for _ in range(5)]
+
+    # Of eight slots one caller has four; who theirs are, requests' tasks tell elsewhere.
+    assert asyncio.run(arrivals()) == [False] * 4 + [shared]
 
 
 def test_an_address_that_has_its_share_is_refused_as_early(admit):

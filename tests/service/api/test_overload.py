@@ -143,7 +143,7 @@ def test_a_place_that_is_free_again_is_taken(full):
 
 
 @pytest.mark.parametrize("setting", ["IAFVAE_ACCESS_LOG", "IAFVAE_CORS_ORIGINS"])
-def test_what_every_answer_must_go_through_refusals_do(launch, setting):
+def test_what_every_answer_must_go_through_refusals_do(launch, setting, capfd):
     value = {"IAFVAE_ACCESS_LOG": "true", "IAFVAE_CORS_ORIGINS": "https://example.org"}[setting]
     running = launch(IAFVAE_MAX_IN_FLIGHT="1", **{setting: value})
     with connected(running.port) as holder:
@@ -161,3 +161,5 @@ def test_what_every_answer_must_go_through_refusals_do(launch, setting):
         assert refused.headers["x-request-id"] == refused.json()["request_id"]
     running.process.terminate()
     assert running.process.wait(20) == 0
+    log = "".join(capfd.readouterr())
+    assert (refused.json()["request_id"] in log) == (setting == "IAFVAE_ACCESS_LOG")

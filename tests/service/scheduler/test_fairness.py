@@ -70,6 +70,21 @@ def test_every_row_leaves_the_queue_once_and_in_order(jobs, capacity, discarded,
     assert queue.rows == 0
 
 
+@pytest.mark.parametrize("rows", [1, 20])
+def test_where_more_wait_than_a_batch_has_rows_they_have_it_in_turn(rows):
+    queue = FairQueue(1000)
+    for caller in "abcdef":
+        for _ in range(20 // rows):
+            queue.push(Queued("x", caller, rows))
+    had = Counter[str]()
+    for _ in range(6):
+        taken = queue.take(lambda operation: 4)
+        assert taken is not None
+        for job, start, stop in taken[1]:
+            had[job.caller] += stop - start
+    assert had == dict.fromkeys("abcdef", 4)
+
+
 def test_a_batch_is_shared_equally_and_the_rest_goes_to_who_can_use_it():
     queue = FairQueue(1000)
     for caller, rows in (("huge", 500), ("large", 40), ("small", 1)):

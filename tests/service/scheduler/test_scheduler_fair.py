@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 
 from service.errors import Overloaded
+from service.scheduler.work import Job
 
 
 def test_a_huge_request_shares_every_batch_with_small_ones(plain):
@@ -61,6 +63,34 @@ def clock(plain, monkeypatch):
     return made
 
 
+def test_the_time_in_the_queue_ends_where_the_first_batch_begins(plain, clock, monkeypatch):
+    monkeypatch.setattr("service.scheduler.work.time", clock)
+
+    async def main():
+        engine = plain.FakeEngine(seconds=0.25, clock=clock)
+        async with plain.Bench(engine) as bench:
+            holder = await bench.hold()
+            waiting = bench.submit(range(20))  # three batches
+            await asyncio.sleep(0.01)
+            clock.sleep(0.5)
+            bench.engine.gate.set()
+            result = await waiting
+            assert result.queue_seconds == pytest.approx(0.75)  # with the holder's batch
+            assert result.compute_seconds == pytest.approx(0.75)
+            assert (await holder).queue_seconds == 0.0
+
+    plain.run(main())
+
+
+def test_of_batches_that_end_out_of_order_the_first_counts(plain):
+    job = Job(plain.Rows(list(range(16))))
+    part = {"y": np.zeros(8)}
+    job.add(8, 16, part, began=job.submitted + 2.0, seconds=1.0)
+    job.add(0, 8, part, began=job.submitted + 1.0, seconds=2.5)
+    assert job.queue_seconds == pytest.approx(1.0)
+    assert job.compute_seconds == 3.5
+
+
 def test_a_dear_operation_gets_no_more_time_than_a_cheap_one(plain, clock):
     """Batches of "double" take four times as long: "other" has four batches for each of them."""
 
@@ -102,21 +132,23 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(plain):
     plain.run(main())
 
 
-def test_the_time_to_come_back_is_what_the_queue_will_cost(plain, clock):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_time_to_come_back_is_what_the_queue_will_cost(plain, clock, workers):
     async def main():
         engine = plain.FakeEngine(seconds=0.05, clock=clock)
-        async with plain.Bench(engine, max_queue_rows=80) as bench:
+        async with plain.Bench(engine, max_queue_rows=80, workers=workers) as bench:
             for _ in range(3):
                 await bench.submit(range(8))
-            await bench.hold()
+            held = [await bench.hold() for _ in range(workers)]
             waiting = bench.submit(range(80))
             await asyncio.sleep(0.01)
             with pytest.raises(Overloaded) as caught:
                 await bench.submit([1], caller="b")
-            # Ten batches of 50 ms, and a row that runs.
-            assert caught.value.retry_after_seconds == pytest.approx(0.5 + 0.05 / 8)
+            # Ten batches of 50 ms, and a row that runs on each worker.
+            whole = 0.5 + workers * 0.05 / 8
+            assert caught.value.retry_after_seconds == pytest.approx(whole / workers)
             bench.engine.gate.set()
-            await waiting
+            await asyncio.gather(waiting, *held)
 
     plain.run(main())
 

@@ -96,9 +96,12 @@ def test_verdicts_on_other_images_go_into_a_bundles_card(
     command = ("evaluate-anomaly", "--bundle", bundle, "--data", f"folder:{tmp_path / 'own'}")
     code, out, err = call(*command, *SETS, "--out", tmp_path / "out", "--into-card", "--json")
     assert not code, err
-    name = "verdicts-test-k1-tiny-1.2.3-constants-draws-first6"
+    (written,) = (tmp_path / "out").glob("*.json")
+    name = written.stem
+    assert name.startswith("verdicts-test-k1-tiny-1.2.3-constants-draws-first6-folder-")
     document = json.loads(out)
-    assert document == json.loads((tmp_path / "out" / f"{name}.json").read_text())
+    assert document == json.loads(written.read_text())
+    assert "--bundle BUNDLE --data folder:PATH --against constants,draws" in document["command"]
     assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "out").iterdir())) == 3  # and nothing hidden is left
     card = load_bundle(bundle).read("MODEL_CARD.md").decode()
@@ -117,6 +120,25 @@ def test_another_measurement_takes_no_place_of_one_that_is_there(run, call, chan
     found = [json.loads(path.read_text()) for path in sorted(run.glob("bound-*.json"))]
     assert len(found) == 2
     assert all(json.loads(out) in found for _, out, _ in ran)
+
+
+def test_a_bundle_of_a_folder_is_measured_on_the_folder_that_is_named(
+    tiny_bundle, tiny_model, call, tmp_path
+):
+    for name in ("own", "others"):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(tiny_model.images(8)):
+            Image.fromarray(image[0]).save(tmp_path / name / f"{i}.png")
+    command = ("bound", "--bundle", tiny_bundle, *BOUND, "--out", tmp_path / "out")
+    code, _, err = call(*command)
+    assert code == 1
+    assert "say which images to use with --data" in err
+    for name in ("own", "others"):
+        code, out, err = call(*command, "--data", f"folder:{tmp_path / name}", "--json")
+        assert not code, err
+        told = json.loads(out)["command"]
+        assert told.startswith("iafvae-train bound --bundle BUNDLE --data folder:PATH --split test")
+    assert len(list((tmp_path / "out").glob("bound-*.json"))) == 2
 
 
 def test_an_evaluation_under_another_seed_takes_no_others_place(run, call) -> None:

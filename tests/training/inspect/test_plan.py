@@ -220,6 +220,10 @@ def test_every_image_has_one_purpose(n):
     assert min(map(len, sets.values())) >= 4
     if n >= 300:
         assert len(sets["calibration"]) >= least_images(0.01)
+    for rate in (0.05, 0.01, 0.002):  # as many as `inspect` says would do, and no fewer
+        enough = 3 * least_images(rate)
+        shares = [counts(k, rate, given_test=False) for k in (enough - 1, enough)]
+        assert [s["calibration"] >= least_images(rate) for s in shares] == [False, True]
     if n >= 600:
         assert expected_rate(0.01, len(sets["calibration"])) > 0.0095
 
