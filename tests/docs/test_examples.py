@@ -5,8 +5,8 @@ With WRITE_OUTPUTS=1 in the environment, what is shown and was not printed is wr
 
 from __future__ import annotations
 
-import os
 import importlib
+import os
 import re
 import shlex
 import subprocess
