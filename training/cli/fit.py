@@ -253,7 +253,8 @@ def fit(options: FitOptions) -> None:
 
 def _ending(options: FitOptions, result: FitResult) -> list[str]:
     ended = (
-        f"{result.reason}: step {result.step} of {result.total_steps}, validation ELBO "
+        f"{result.reason}: step {result.step} of {result.total_steps}, "
+        f"{'seen' if result.seen else 'validation'} ELBO "
         f"{result.elbo_nats:.2f} nats, {result.bits_per_dim:.4f} bits/dim, "
         f"{result.skipped} steps skipped"
     )

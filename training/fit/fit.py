@@ -45,7 +45,8 @@ class FitResult:
     """How a call ended: `reason` is "done", "budget", "SIGINT" or "SIGTERM".
 
     `minutes` are those that count, from the first step done; `start_seconds` what came before
-    them, compilation above all.
+    them, compilation above all; `seen`: whether the validation images, whose bound this is, were
+    trained on.
     """
 
     reason: str
@@ -56,6 +57,7 @@ class FitResult:
     skipped: int
     minutes: float = 0.0
     start_seconds: float = 0.0
+    seen: bool = False
 
 
 def run_images(
@@ -152,6 +154,7 @@ def fit(
         skipped=trainer.guard.skipped,
         minutes=minutes,
         start_seconds=budget.start_seconds,
+        seen=config.data.with_validation,
     )
 
 

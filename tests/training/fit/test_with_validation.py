@@ -48,7 +48,8 @@ def test_the_last_epochs_are_of_all_images_but_those_of_calibration_and_test(
     assert code == 0, said
     both = len(train) + len(validation)
     assert f"{both} images to train on, the {len(validation)} to validate on among them" in said
-    assert "seen ELBO" in said
+    assert "validation ELBO" not in said
+    assert said.count("seen ELBO") == 2
     config = read_config(run)
     assert config.data.with_validation
     pixels = run_images(config, None, lambda _: None)[0].pixels
