@@ -36,15 +36,17 @@ def require_counts(name: str, values: tuple[int, ...], *, least: int = 1) -> Non
 
 def construct(cls: type[C], values: Mapping[str, Any], what: str) -> C:
     """Call a configuration's class; a value of the wrong type is a `ConfigError` naming `what`."""
-    for name, hint in get_type_hints(cls).items():
+    hints = get_type_hints(cls)
+    for name, hint in hints.items():
         if name in values and not _fits(values[name], hint):
             raise ConfigError(
                 f"{what} has a value of the wrong type: {what}.{name} must be {_words(hint)}, not "
                 f"{values[name]!r}"
             )
+    whole = {n for n, hint in hints.items() if hint is float and isinstance(values.get(n), int)}
     try:
-        return cls(**values)
-    except (TypeError, AttributeError) as error:
+        return cls(**{**values, **{name: float(values[name]) for name in whole}})
+    except (TypeError, AttributeError, OverflowError) as error:
         raise ConfigError(f"{what} has a value of the wrong type ({error}): {values}") from error
 
 

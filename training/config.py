@@ -29,7 +29,7 @@ UNENDING_EPOCHS = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images: "mnist", "fashion-mnist", "cifar10" or "folder:PATH".
+    """Which images: "mnist", "mnist-static", "fashion-mnist", "cifar10" or "folder:PATH".
 
     `size`, `channels` and `fit` ("crop": scaled and cut to the middle, "pad": scaled into black)
     are a folder's. With `horizontal_flips` every second image, drawn anew
@@ -127,6 +127,11 @@ class TrainConfig:
     kl_warmup_epochs: float = 5.0
     kl_warmup_start: float = 0.1
     importance_samples: int = 1
+
+    @property
+    def has_free_bits(self) -> bool:
+        """Whether the objective has them: then means of micro-batches are not the batch's."""
+        return self.free_bits_nats > 0 and self.importance_samples == 1
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"train.epochs must be at least 1, not {self.epochs}")

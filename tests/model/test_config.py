@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from model import build_model
 from model.config import (
     ConfigError,
     ConvVaeConfig,
@@ -54,6 +55,18 @@ def test_presets_round_trip_through_json(name: str) -> None:
 def test_what_is_wrong_is_named(change: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         config_from_dict({**ConvVaeConfig().to_dict(), **change})
+
+
+def test_whole_numbers_are_numbers() -> None:
+    config = config_from_dict(
+        {**ConvVaeConfig().to_dict(), "posterior": {"kind": "iaf", "gate_bias": 2}}
+    )
+    assert isinstance(config.posterior.gate_bias, float)
+    build_model(config)
+    with pytest.raises(ConfigError, match="too large"):
+        config_from_dict(
+            {**ConvVaeConfig().to_dict(), "posterior": {"kind": "iaf", "gate_bias": 10**400}}
+        )
 
 
 def test_unknown_preset_lists_the_known_ones() -> None:

@@ -122,7 +122,8 @@ class RecipeOptions:
         False,
         "Go on with the run in --out, as it was configured; only --epochs, --learning-rate, "
         "--decay-fraction, --distorted, --with-validation and --importance-samples may differ, "
-        "the number of processes, and with --data the place of a folder that was moved.",
+        "the number of processes, with --data the place of a folder that was moved, and without "
+        "free bits --accumulate.",
         "--resume",
     )
 

@@ -89,7 +89,7 @@ def load_splits(
         )
     if options != FolderOptions():
         extent = "32x32 with 3 channels" if name == CIFAR10 else "28x28 with 1 channel"
-        raise DataError(f"size and channels are options of a folder; {name} is {extent}.")
+        raise DataError(f"size, channels and fit are options of a folder; {name} is {extent}.")
     return [
         ImageData(_published(name, split, data_dir, download=download), name, split)
         for split in splits

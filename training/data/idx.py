@@ -87,7 +87,8 @@ def read_images(
     folders = [root / archive.folder / below for root in places for below in ("raw", "")]
     folders += places[:1]  # the data directory itself
     names = (file, file.removesuffix(".gz"))
-    path = first_file(folder / name for folder in folders for name in names)
+    found = (folder / name for folder in folders for name in names)
+    path = first_file(place for place in found if not _is_of_another(place, dataset, part))
     if path is None and not download:
         raise DataError(
             f"{file} of {dataset} is not under {data_dir}: put it at "
@@ -103,6 +104,15 @@ def read_images(
     shape = np.frombuffer(content, ">u4", 3, offset=4)
     # A copy, for an array over bytes cannot be written to, and torch wants that of its arrays
     return np.frombuffer(content, np.uint8, offset=16).reshape(shape).copy()
+
+
+def _is_of_another(path: Path, dataset: str, part: str) -> bool:
+    """Whether a sound file of another data set is there: both have files of the same names."""
+    others = {a.checksums[part][1] for name, a in ARCHIVES.items() if name != dataset}
+    try:
+        return path.is_file() and hashlib.sha256(_unpacked(path)).hexdigest() in others
+    except (DataError, OSError):  # said where it is read
+        return False
 
 
 def _unpacked(path: Path) -> bytes:

@@ -136,7 +136,7 @@ def fit(
         world.from_first(lambda: recorders.append(_record(held, trainer, run_dir, data_dir)))
         recorder = next(iter(recorders), None)
         batch, parts = config.optim.batch_size, config.optim.accumulate
-        if parts > 1 and config.train.free_bits_nats:
+        if parts > 1 and config.train.has_free_bits:
             note = ACCUMULATED_FREE_BITS.format(rows=batch // parts, batch=batch)
             console.print(note, style="yellow", soft_wrap=True)
         notes.print(_plan(trainer, len(train.pixels), len(validation.pixels)))

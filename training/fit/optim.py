@@ -113,7 +113,8 @@ class Ema:
 class StepGuard:
     """Decides whether a step is taken: never with a gradient that is not finite or explodes.
 
-    Its five numbers are the state that a resumed run needs.
+    Its numbers are the state that a resumed run needs; those "in a row" are since the last step
+    that was taken.
     """
 
     factor: float
@@ -121,7 +122,8 @@ class StepGuard:
     taken: int = 0
     skipped_nonfinite: int = 0
     skipped_exploding: int = 0
-    in_a_row: int = 0
+    nonfinite_in_a_row: int = 0
+    exploding_in_a_row: int = 0
 
     @property
     def skipped(self) -> int:
@@ -135,21 +137,21 @@ class StepGuard:
         """
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.skipped_nonfinite += 1
-            self.in_a_row += 1
-            if self.in_a_row >= DIVERGED_AFTER:
+            self.nonfinite_in_a_row += 1
+            if self.nonfinite_in_a_row >= DIVERGED_AFTER:
                 raise TrainingError(
-                    f"{self.in_a_row} steps in a row had no finite gradient: training has "
-                    "diverged. Use --resume with --bf16 off, or start a new run with a lower "
+                    f"{self.nonfinite_in_a_row} steps in a row had no finite gradient: training "
+                    "has diverged. Use --resume with --bf16 off, or start a new run with a lower "
                     "--learning-rate."
                 )
             return False
         settled = self.factor > 0 and self.taken >= NORM_SETTLED
         explodes = settled and norm > self.factor * self.mean_norm
-        if explodes and self.in_a_row < ESCAPE_AFTER:
+        if explodes and self.exploding_in_a_row < ESCAPE_AFTER:
             self.skipped_exploding += 1
-            self.in_a_row += 1
+            self.exploding_in_a_row += 1
             return False
-        self.in_a_row = 0
+        self.nonfinite_in_a_row = self.exploding_in_a_row = 0
         self.taken += 1
         weight = 1.0 if explodes else max(1 - NORM_DECAY, 1 / self.taken)
         self.mean_norm += weight * (norm - self.mean_norm)
@@ -162,4 +164,5 @@ class StepGuard:
     def restore(self, state: Mapping[str, float]) -> None:
         """Put back what `state` gave."""
         for key in self.state():
-            setattr(self, key, type(getattr(self, key))(state[key]))
+            value = getattr(self, key)  # kept where an older checkpoint has none
+            setattr(self, key, type(value)(state.get(key, value)))

@@ -80,13 +80,12 @@ def fit_flow(
 
     It keeps the averaged weights that were best on latents of the validation images, looked at
     every 200 steps: more steps than the training images bear do no harm. Raises `TrainingError`
-    where the model has no flow or ends before the first step.
+    where the model has no flow, or its time is over before the first step.
     """
     flow = model.prior
     if not list(flow.parameters()):
         raise TrainingError("the model's prior has nothing to fit: it is standard normal")
     budget = Budget(plan.minutes)
-    budget.begin()
     encoder = _Encoder(model, backend, plan.seed, flips=flips)
     held_out = torch.cat(list(encoder.latents(validation, range(len(validation)), draws=1)))
     best = _Best(flow, held_out)
@@ -94,19 +93,23 @@ def fit_flow(
     ema = Ema(flow, average, plan.ema_decay)
     adam, fastest = OPTIMIZERS["adam"]
     optimizer = adam(flow.parameters(), lr=plan.learning_rate, **fastest)
-    reason = ""
+    reason, taken = "", 0
+    budget.begin()
     batches = _batches(encoder, train, plan, budget, observer.stop)
-    for step, z in enumerate(batches, start=1):
+    for z in batches:
         reason = observer.stop() or ("done" if budget.spent_up else "")
         if reason:
             break
         fall = min(1.0, (1 - budget.share) / plan.decay_fraction)
         optimizer.param_groups[0]["lr"] = fall * plan.learning_rate
         _step(flow, optimizer, z, plan.clip_norm)
-        ema.update(step)
-        observer.step(step, budget.spent)
-        if step % CHECK_EVERY_STEPS == 0:
+        taken += 1
+        ema.update(taken)
+        observer.step(taken, budget.spent)
+        if taken % CHECK_EVERY_STEPS == 0:
             observer.checked(best.offer(average))
+    if not taken:
+        raise TrainingError("the fit was over before its first step: give it more --minutes")
     observer.checked(best.offer(average))
     flow.load_state_dict(best.state)
     return reason or observer.stop() or "done"

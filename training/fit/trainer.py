@@ -313,4 +313,6 @@ class Trainer:
         self.guard.restore(checkpoint.state["guard"])
         self.step = checkpoint.step
         since = checkpoint.state["optimizer_since"]
-        self.optimizer_since = since if checkpoint.optim else checkpoint.step
+        # A run none of whose steps was taken has no optimiser's state, and loses none.
+        kept = checkpoint.optim or not self.guard.taken
+        self.optimizer_since = since if kept else checkpoint.step

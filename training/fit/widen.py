@@ -58,7 +58,8 @@ def widen(
     before = read_config(run_dir)
     refuse_taken(out)
     config = with_settings(before, settings)
-    if config == before or replace(config, model=before.model) != before:
+    same_images = config.model.image_shape == before.model.image_shape
+    if config == before or not same_images or replace(config, model=before.model) != before:
         raise TrainingError(
             "widen takes --set with wider layers of the model, such as model.channels=[16,48,64]"
         )
@@ -72,6 +73,7 @@ def widen(
         out,
         config,
         command=f"iafvae-train widen RUN {' '.join(f'--set {s}' for s in settings)} --out RUN",
+        averaged=True,
         model_state=new.state_dict(),
         ema_state=dict(new.named_parameters()),
         data_dir=data_dir,

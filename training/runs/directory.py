@@ -125,7 +125,7 @@ def refuse_taken(out: Path) -> None:
 
 def _check_same(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
     may_change = set(MAY_CHANGE)
-    if not now.train.free_bits_nats:  # micro-batches then add up to the same step
+    if not now.train.has_free_bits:  # micro-batches then add up to the same step
         may_change.add("optim.accumulate")
     if now.data.with_validation:  # what has been learned is not forgotten
         may_change.add("data.with_validation")

@@ -110,6 +110,4 @@ def rate_note(before: RunConfig, config: RunConfig, step: int, steps_per_epoch: 
     )
     if abs(now - then) <= 0.01 * max(now, then):
         return ""
-    return f"note: with these settings the learning rate goes on at {now:.3g}, not {then:.3g}: " + (
-        "it had begun to fall, and jumps back" if now > then else "its fall has begun already"
-    )
+    return f"note: with these settings the learning rate goes on at {now:.3g}, not {then:.3g}"

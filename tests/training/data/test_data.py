@@ -126,6 +126,27 @@ def test_changed_content_is_refused_by_name(archive):
         load_dataset("mnist", "test", root)
 
 
+def test_another_data_sets_files_of_the_same_names_are_passed_over(archive, monkeypatch):
+    root, images = archive
+    for name in idx.NAMES.values():  # laid flat, where either may lie
+        (root / "MNIST" / "raw" / name).rename(root / name)
+    assert np.array_equal(load_dataset("mnist", "test", root).pixels[:, 0], images["test"])
+    fetched = []
+
+    def fetch(file, mirrors, md5, folder):
+        fetched.append(folder)
+        raise DataError("no network")
+
+    monkeypatch.setattr(idx, "fetch", fetch)
+    other = replace(
+        idx.ARCHIVES["mnist"], folder="FashionMNIST", checksums=dict.fromkeys(idx.NAMES, ("", ""))
+    )
+    monkeypatch.setitem(idx.ARCHIVES, "fashion-mnist", other)
+    with pytest.raises(DataError, match="no network"):
+        load_dataset("fashion-mnist", "test", root)
+    assert fetched == [root / "FashionMNIST" / "raw"]
+
+
 @pytest.mark.parametrize(
     "damage", [lambda b: b[: len(b) // 2], lambda b: b"no gzip", lambda b: b""]
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from model.config import ConvVaeConfig, IafPosterior
 from training.config import OptimConfig, RunConfig, Runtime, TrainConfig
@@ -16,8 +17,11 @@ from training.errors import TrainingError
 from training.fit import trainer as module
 from training.fit.averages import Step
 from training.fit.batches import presented, step_generator
+from training.fit.progress import Budget
+from training.fit.session import Session
 from training.fit.trainer import Trainer
 from training.runs.checkpoint import load_checkpoint
+from training.runs.metrics import Recorder
 
 MODEL = ConvVaeConfig(
     image_shape=(1, 12, 12),
@@ -237,6 +241,57 @@ def test_a_step_without_a_finite_gradient_changes_nothing(
     assert trainer.guard.skipped_nonfinite == 1
     monkeypatch.setattr(trainer, "forward", forward)
     assert trainer.train_step().taken
+
+
+def test_a_run_whose_steps_were_all_skipped_goes_on_as_if_it_had_not_stopped(
+    tmp_path: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = Trainer(CONFIG, EAGER, digits)
+    forward = straight.forward
+    nothing = lambda x, eps: tuple(t * float("nan") for t in forward(x, eps))  # noqa: E731
+    monkeypatch.setattr(straight, "forward", nothing)
+    for _ in range(3):
+        assert not straight.train_step().taken
+    monkeypatch.setattr(straight, "forward", forward)
+    straight.save(tmp_path)
+    resumed = Trainer(CONFIG, EAGER, digits)
+    resumed.restore(load_checkpoint(tmp_path))
+    for trainer in (straight, resumed):
+        for _ in range(3):
+            trainer.train_step()
+    assert_identical(state_of(straight), state_of(resumed))
+
+
+@pytest.mark.parametrize(("seconds", "saves"), [(0.0, 1), (20.0, 2), (70.0, 4)])
+def test_a_checkpoint_a_minute_is_kept_at_the_ends_of_epochs(
+    tmp_path: Path,
+    digits: ImageData,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    saves: int,
+) -> None:
+    """Four epochs, each as long as the clock says; the end is kept always."""
+    config = replace(CONFIG, train=replace(CONFIG.train, epochs=4))
+    trainer, kept, now = Trainer(config, EAGER, digits), [], [0.0]
+    validate, save = trainer.validate, trainer.save
+
+    def validated(data: ImageData) -> dict[str, float]:
+        now[0] += seconds
+        return validate(data)
+
+    def saved(run_dir: Path, *, optimizer: bool = True) -> Path:
+        kept.append(trainer.step)
+        return save(run_dir, optimizer=optimizer)
+
+    monkeypatch.setattr(trainer, "validate", validated)
+    monkeypatch.setattr(trainer, "save", saved)
+    monkeypatch.setattr("training.fit.session.time.monotonic", lambda: now[0])
+    recorder = Recorder(tmp_path, 0)
+    session = Session(trainer, tmp_path, digits, recorder, Console(quiet=True), True)
+    assert session.train(Budget(None)) == "done"
+    recorder.close()
+    assert len(kept) == saves
+    assert kept[-1] == trainer.total_steps
 
 
 def test_every_step_binarises_anew_with_the_grey_value_as_probability() -> None:

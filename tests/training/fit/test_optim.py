@@ -31,6 +31,19 @@ def test_the_guard_skips_explosions_but_accepts_a_new_level() -> None:
     assert all(guard.allows(1.0, norm) for norm in (1e6, 3e6, 1e6))  # the level is known now
 
 
+def test_steps_without_a_gradient_are_no_new_level() -> None:
+    guard = StepGuard(10.0)
+    assert all(guard.allows(1.0, 1.0) for _ in range(NORM_SETTLED))
+    assert not any(guard.allows(float("nan"), 1.0) for _ in range(ESCAPE_AFTER))
+    assert not guard.allows(1.0, 1e30)
+    assert guard.allows(1.0, 1.0)
+    # Nor are explosions steps without a gradient.
+    assert not any(guard.allows(1.0, 1e30) for _ in range(ESCAPE_AFTER))
+    assert not any(guard.allows(float("nan"), 1.0) for _ in range(DIVERGED_AFTER - 1))
+    with pytest.raises(TrainingError, match=f"^{DIVERGED_AFTER} steps"):
+        guard.allows(float("nan"), 1.0)
+
+
 def test_the_guard_gives_up_on_a_diverged_run() -> None:
     guard = StepGuard(10.0)
     assert not any(guard.allows(float("nan"), 1.0) for _ in range(DIVERGED_AFTER - 1))
@@ -42,9 +55,14 @@ def test_the_guards_state_round_trips() -> None:
     guard = StepGuard(10.0)
     guard.allows(1.0, 2.0)
     guard.allows(float("inf"), 2.0)
+    guard.allows(1.0, 1e9)
     copy = StepGuard(10.0)
     copy.restore(guard.state())
     assert copy == guard
+    older = {k: v for k, v in guard.state().items() if not k.endswith("in_a_row")}
+    copy = StepGuard(10.0)
+    copy.restore(older | {"in_a_row": 2})
+    assert (copy.taken, copy.exploding_in_a_row) == (guard.taken, 0)
 
 
 def test_the_average_follows_the_parameters() -> None:

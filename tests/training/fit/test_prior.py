@@ -116,6 +116,8 @@ def test_there_must_be_something_to_fit() -> None:
         fit_flow(bare, images, images, PriorPlan(), prepare(EAGER))
     with pytest.raises(TrainingError, match="--minutes"):
         PriorPlan(minutes=float("nan"))
+    with pytest.raises(TrainingError, match="before its first step: give it more --minutes"):
+        fit_flow(build_model(MODEL), images, images, PriorPlan(minutes=1e-9), prepare(EAGER))
 
 
 def test_a_run_gets_a_flow_and_goes_on_with_it(tmp_path: Path, call: Call) -> None:

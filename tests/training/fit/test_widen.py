@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from tests.training.fit.conftest import Call
+from training.errors import TrainingError
 from training.runs.checkpoint import load_checkpoint, load_run
 from training.runs.metrics import read_metrics
 
@@ -42,6 +44,8 @@ def test_a_wider_run_computes_the_same_and_uses_its_new_units(tmp_path: Path, ca
     sizes = [sum(p.numel() for p in model.parameters()) for model in (old, new)]
     assert f"{sizes[1]:,} parameters, {sizes[0]:,} before" in said
     assert sizes[0] < sizes[1]
+    with pytest.raises(TrainingError, match="averaged weights alone"):
+        load_run(out, weights="raw")
     x, eps = torch.rand(32, 1, 8, 8), torch.randn(32, 4)
     with torch.no_grad():
         for was, now in zip(old(x, eps), new(x, eps), strict=True):
@@ -77,6 +81,7 @@ def test_what_is_no_widening_is_refused(tmp_path: Path, call: Call) -> None:
         ("model.channels=[4,6,6]", "other layers"),
         ("model.posterior.hidden=[6]", "a layer narrower"),
         ("model.latent_dim=6", "leaves the latents"),
+        ("model.image_shape=[1,16,16]", "wider layers of the model"),
         ("train.epochs=9", "wider layers of the model"),
         ("model.channels=[4,6]", "wider layers of the model"),  # as it is
         ("model.chanels=[8]", "no such field"),
