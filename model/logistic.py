@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MIN_LOG_SCALE = -7.0  # a quarter of a bin: keeps gradients finite where a pixel is constant
+MAX_LOG_SCALE = 7.0  # a thousand ranges: beyond, a bin's probability is lost in float32
 
 
 def at_least_float32(t: Tensor) -> Tensor:
@@ -61,7 +62,6 @@ class DiscretizedLogistic:
     """
 
     kind = "discretized_logistic"
-    min_log_scale = MIN_LOG_SCALE
 
     def __init__(self, image_shape: tuple[int, int, int]) -> None:
         self.channels = image_shape[0]
@@ -78,7 +78,7 @@ class DiscretizedLogistic:
 
     def _split(self, params: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_scale = at_least_float32(params).chunk(2, dim=1)
-        return mean, log_scale.clamp_min(self.min_log_scale)
+        return mean, log_scale.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE)
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         """Log-probability of the levels x, `[B]`."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.logistic import (
+    MAX_LOG_SCALE,
     MIN_LOG_SCALE,
     as_share_of_255,
     at_least_float32,
@@ -23,7 +24,6 @@ from model.logistic import (
 # Parameters of zero stand for a broad density: components spread over the range, this wide each.
 START_LOG_SCALE = -2.5
 START_SPREAD = 0.45
-MAX_LOG_SCALE = 7.0  # a thousand ranges: beyond, a bin's probability is lost in float32
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,10 @@ def test_generate_at_prior_eps_equals_decode_at_z(name: str) -> None:
     torch.testing.assert_close(inference.params, decoded)
 
 
-@pytest.mark.parametrize("name", ["iaf", "two steps", "diagonal", "mixture", "iaf, bottom-up"])
+@pytest.mark.parametrize(
+    "name",
+    ["iaf", "two steps", "diagonal", "mixture", "iaf, bottom-up", "a scale for each pixel"],
+)
 def test_scores_of_the_strangest_images_are_numbers(name: str) -> None:
     """Where a network answers with numbers that are far beyond those of training."""
     model, x, eps = prepared(CONFIGS[name])
