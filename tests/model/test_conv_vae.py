@@ -156,7 +156,9 @@ def test_bfloat16_keeps_densities_float32() -> None:
     model, x, eps = prepared(SMALL)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         log_px_z, kl = model(x, eps)
-    assert log_px_z.dtype == kl.dtype == torch.float32
+        mean, log_scale, *_ = model.bottom_up(x)
+    found = {t.dtype for t in (log_px_z, kl, mean, log_scale)}
+    assert found == {torch.float32}
 
 
 def test_the_papers_preset() -> None:

@@ -230,8 +230,13 @@ def test_initialisation_survives_the_compiler() -> None:
 def test_bfloat16_keeps_latents_and_densities_float32(inference: str) -> None:
     model, x, eps = prepared(replace(COLOUR, inference=inference), rows=32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = model.infer(model.bottom_up(x), eps)
+        features = model.bottom_up(x)
+        result = model.infer(features, eps)
         log_px_z, kl = model(x, eps)
+        stem = model._stem_maps(x)
+    assert stem.dtype == torch.float32
+    # Not numbers of eight bits in a wider type: half a level of a pixel needs more.
+    assert (result.params != result.params.bfloat16().float()).float().mean() > 0.5
     assert {t.dtype for t in (result.z, result.kl, result.params, log_px_z, kl)} == {torch.float32}
     exact, exact_kl = model(x, eps)
     assert (log_px_z / exact - 1).abs().max() < 0.02

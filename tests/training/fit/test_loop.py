@@ -219,6 +219,16 @@ def test_it_is_the_averaged_weights_that_are_validated(digits: ImageData) -> Non
     assert np.isfinite(wanted["elbo_nats"])
 
 
+def test_every_part_of_the_validation_images_has_noise_of_its_own(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.fit.validate.ROWS", 4)
+    trainer = Trainer(CONFIG, EAGER, digits)
+    four = replace(digits, pixels=digits.pixels[:4])
+    twice = replace(digits, pixels=np.concatenate([four.pixels, four.pixels]))
+    assert trainer.validate(four)["elbo_nats"] != trainer.validate(twice)["elbo_nats"]
+
+
 def test_a_stop_is_obeyed_before_the_next_step(digits: ImageData) -> None:
     trainer = Trainer(CONFIG, EAGER, digits)
     reasons = trainer.run(Silent(), lambda: "SIGTERM" if trainer.step == 3 else "", digits)
