@@ -17,6 +17,7 @@ from model.config import ConvVaeConfig
 from model.contract import DensityModel, Features, Inference, LatentGroup, LatentLayout
 from model.densities import (
     at_least_float32,
+    bounded,
     build_likelihood,
     gaussian_log_prob,
     standard_normal_log_prob,
@@ -103,7 +104,9 @@ class ConvVae(DensityModel):
     def bottom_up(self, x: Tensor) -> Features:
         """Give `(mean [B, D], log_scale [B, D])` of q(z_0|x), then the flow's conditions."""
         h = self.encoder(self.likelihood.network_input(x))
-        mean, log_scale = at_least_float32(self.mean(h)), at_least_float32(self.log_scale(h))
+        mean, log_scale = bounded(
+            at_least_float32(self.mean(h)), at_least_float32(self.log_scale(h))
+        )
         return mean, log_scale, *self.flow.condition(h)
 
     def infer(self, features: Features, eps: Tensor) -> Inference:

@@ -17,6 +17,15 @@ from model.logistic import DiscretizedLogistic, at_least_float32
 from model.mixture import LogisticMixture
 
 LOG_2PI = math.log(2 * math.pi)
+# Gaussians are bounded: of images unlike those of training, numbers would grow beyond float32 from
+# layer to layer, and a score be no number. Those of training have means within 16 and log-scales
+# from -5 to 3 where it was looked at.
+MOST_MEAN, LOG_SCALES = 100.0, (-10.0, 5.0)
+
+
+def bounded(mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """A Gaussian's mean and log-scale, cut to what float32 bears in the layers that follow."""
+    return mean.clamp(-MOST_MEAN, MOST_MEAN), log_scale.clamp(*LOG_SCALES)
 
 
 def gaussian_log_prob(z: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -117,6 +126,7 @@ __all__ = [
     "Likelihood",
     "LogisticMixture",
     "at_least_float32",
+    "bounded",
     "build_likelihood",
     "gaussian_log_prob",
     "standard_normal_log_prob",

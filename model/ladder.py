@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.config import ResnetVaeConfig
 from model.contract import Inference
-from model.densities import at_least_float32
+from model.densities import at_least_float32, bounded
 from model.flows.flow import build_conv_flow, conv_context_channels
 from model.flows.prior import Prior
 from model.ladder_layers import Double, PartedConv, Parts, Residual, Subsample
@@ -19,10 +19,6 @@ from model.layers import Conv, ConvTranspose
 # What every convolution's maps start with, as in the authors' code: posterior and prior begin close
 # to each other, and residual branches far below what they are added to.
 INIT_SCALE = 0.1
-# Gaussians are bounded: of images unlike those of training, numbers would grow beyond float32 from
-# layer to layer, and a score be no number. Those of training have means within 16 and log-scales
-# from -5 to 3 where it was looked at.
-MOST_MEAN, LOG_SCALES = 100.0, (-10.0, 5.0)
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,7 @@ def prior_of(parts: Parts) -> tuple[Tensor, Tensor]:
 
 def _halves(maps: Tensor) -> tuple[Tensor, Tensor]:
     half = maps.shape[1] // 2
-    return maps[:, :half].clamp(-MOST_MEAN, MOST_MEAN), maps[:, half:].clamp(*LOG_SCALES)
+    return bounded(maps[:, :half], maps[:, half:])
 
 
 @dataclass(frozen=True)

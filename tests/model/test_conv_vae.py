@@ -152,6 +152,18 @@ def test_folding_changes_no_number(name: str) -> None:
         torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_scores_of_the_strangest_images_are_numbers(name: str) -> None:
+    """Where a network answers with numbers that are far beyond those of training."""
+    model, x, eps = prepared(CONFIGS[name])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 6
+        log_px_z, kl = model(x, eps)
+    assert kl.max() > 1e4
+    assert torch.isfinite(log_px_z - kl.sum(dim=1)).all()
+
+
 def test_bfloat16_keeps_densities_float32() -> None:
     model, x, eps = prepared(SMALL)
     with torch.autocast("cpu", dtype=torch.bfloat16):
