@@ -82,4 +82,9 @@ def test_every_form_is_measured(tiny_bundle):
     }
     assert all(one.seconds > 0 and one.flops > 0 for one in found.values())
     bundle = load_bundle(tiny_bundle)
-    assert sum(share for *_, share in operator_shares(bundle, "score", 2)) == pytest.approx(1)
+    kinds = []
+    for form in ("cpu", "portable"):
+        shares = operator_shares(bundle, "score", 2, form)
+        assert sum(share for *_, share in shares) == pytest.approx(1)
+        kinds.append({kind for kind, *_ in shares})
+    assert ["Elu" in found for found in kinds] == [False, True]

@@ -53,11 +53,11 @@ def results(crowd: float = 700.0, p99: float = 6.0) -> dict:
 
 def test_promises_are_against_the_best_peer():
     assert best_peer(results()) == "b"
-    rate, wait = verdicts(results())
-    assert rate[1:] == (pytest.approx(1.4), True)
+    rate, wait = verdicts(results(crowd=850.0))
+    assert rate[1:] == (pytest.approx(1.7), True)
     assert wait[1:] == (pytest.approx(0.6), True)
-    rate, wait = verdicts(results(crowd=600.0, p99=8.0))
-    assert rate[1:] == (pytest.approx(1.2), False)
+    rate, wait = verdicts(results(crowd=845.0, p99=8.0))
+    assert rate[1:] == (pytest.approx(1.69), False)
     assert wait[1:] == (pytest.approx(0.8), False)
 
 
