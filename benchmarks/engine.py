@@ -134,7 +134,8 @@ def operator_shares(
     with tempfile.TemporaryDirectory() as folder:
         prefix = str(Path(folder) / "profile")
         graph = getattr(bundle.manifest.graphs[operation], form)
-        opened = session(bundle.path / graph, profile=prefix)
+        weights = bundle.path / bundle.manifest.weights_file
+        opened = session(bundle.path / graph, profile=prefix, weights=weights)
         for _ in range(20):
             opened.run(None, given)
         events = json.loads(Path(opened.end_profiling()).read_text())

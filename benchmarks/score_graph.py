@@ -33,15 +33,23 @@ def graph_file(bundle: Path, operation: str) -> Path:
     raise FileNotFoundError(f"{bundle} has no graph of {operation!r}")
 
 
-def session(model: Path | str, profile: str | None = None) -> ort.InferenceSession:
-    """A one-thread session with the service's options; profile: the prefix of a profile."""
+def session(
+    model: Path | str, profile: str | None = None, weights: Path | None = None
+) -> ort.InferenceSession:
+    """A one-thread session with the service's options; profile: the prefix of a profile; weights:
+    the file of a graph that does not lie beside it."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # as in the service's engine, for ragged batches
     options.log_severity_level = 3
+    content: bytes | str = str(model)
+    if weights is not None:
+        blob = weights.read_bytes()
+        options.add_external_initializers_from_files_in_memory([weights.name], [blob], [len(blob)])
+        content = Path(model).read_bytes()
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
-    return ort.InferenceSession(str(model), options, ["CPUExecutionProvider"])
+    return ort.InferenceSession(content, options, ["CPUExecutionProvider"])
 
 
 class ScoreGraph:
