@@ -17,7 +17,7 @@ from model.config import ConvVaeConfig
 from model.contract import DensityModel, Features, Inference, LatentGroup, LatentLayout
 from model.densities import (
     at_least_float32,
-    bounded,
+    bounded_gaussian,
     build_likelihood,
     gaussian_log_prob,
     standard_normal_log_prob,
@@ -104,7 +104,7 @@ class ConvVae(DensityModel):
     def bottom_up(self, x: Tensor) -> Features:
         """Give `(mean [B, D], log_scale [B, D])` of q(z_0|x), then the flow's conditions."""
         h = self.encoder(self.likelihood.network_input(x))
-        mean, log_scale = bounded(
+        mean, log_scale = bounded_gaussian(
             at_least_float32(self.mean(h)), at_least_float32(self.log_scale(h))
         )
         return mean, log_scale, *self.flow.condition(h)

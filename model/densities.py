@@ -23,7 +23,7 @@ LOG_2PI = math.log(2 * math.pi)
 MOST_MEAN, LOG_SCALES = 100.0, (-10.0, 5.0)
 
 
-def bounded(mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+def bounded_gaussian(mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
     """A Gaussian's mean and log-scale, cut to what float32 bears in the layers that follow."""
     return mean.clamp(-MOST_MEAN, MOST_MEAN), log_scale.clamp(*LOG_SCALES)
 
@@ -126,7 +126,7 @@ __all__ = [
     "Likelihood",
     "LogisticMixture",
     "at_least_float32",
-    "bounded",
+    "bounded_gaussian",
     "build_likelihood",
     "gaussian_log_prob",
     "standard_normal_log_prob",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.config import ResnetVaeConfig
 from model.contract import Inference
-from model.densities import at_least_float32, bounded
+from model.densities import at_least_float32, bounded_gaussian
 from model.flows.flow import build_conv_flow, conv_context_channels
 from model.flows.prior import Prior
 from model.ladder_layers import Double, PartedConv, Parts, Residual, Subsample
@@ -128,7 +128,7 @@ def prior_of(parts: Parts) -> tuple[Tensor, Tensor]:
 
 def _halves(maps: Tensor) -> tuple[Tensor, Tensor]:
     half = maps.shape[1] // 2
-    return bounded(maps[:, :half], maps[:, half:])
+    return bounded_gaussian(maps[:, :half], maps[:, half:])
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.download import fetch, first_file, roots
+from training.data.download import fetch, roots
 from training.errors import DataError, in_words
 
 __all__ = ["ARCHIVES", "read_images"]
@@ -87,16 +87,24 @@ def read_images(
     folders = [root / archive.folder / below for root in places for below in ("raw", "")]
     folders += places[:1]  # the data directory itself
     names = (file, file.removesuffix(".gz"))
-    found = (folder / name for folder in folders for name in names)
-    path = first_file(place for place in found if not _is_of_another(place, dataset, part))
-    if path is None and not download:
-        raise DataError(
-            f"{file} of {dataset} is not under {data_dir}: put it at "
-            f"{archive.folder}/raw/{file} there, or allow the download."
-        )
-    path = path or fetch(file, archive.mirrors, md5, folders[0])
-    content = _unpacked(path)
-    if hashlib.sha256(content).hexdigest() != sha256:
+    others = {each.checksums[part][1] for each in ARCHIVES.values()} - {sha256}
+    for path in (folder / name for folder in folders for name in names):
+        if not path.is_file():
+            continue
+        content = _unpacked(path)
+        found = hashlib.sha256(content).hexdigest()
+        if found not in others:  # another data set's files have the same names
+            break
+    else:
+        if not download:
+            raise DataError(
+                f"{file} of {dataset} is not under {data_dir}: put it at "
+                f"{archive.folder}/raw/{file} there, or allow the download."
+            )
+        path = fetch(file, archive.mirrors, md5, folders[0])
+        content = _unpacked(path)
+        found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
         raise DataError(
             f"{path} has not the published content of {dataset}: delete it and it is fetched again."
         )
@@ -104,15 +112,6 @@ def read_images(
     shape = np.frombuffer(content, ">u4", 3, offset=4)
     # A copy, for an array over bytes cannot be written to, and torch wants that of its arrays
     return np.frombuffer(content, np.uint8, offset=16).reshape(shape).copy()
-
-
-def _is_of_another(path: Path, dataset: str, part: str) -> bool:
-    """Whether a sound file of another data set is there: both have files of the same names."""
-    others = {a.checksums[part][1] for name, a in ARCHIVES.items() if name != dataset}
-    try:
-        return path.is_file() and hashlib.sha256(_unpacked(path)).hexdigest() in others
-    except (DataError, OSError):  # said where it is read
-        return False
 
 
 def _unpacked(path: Path) -> bytes:

@@ -18,13 +18,15 @@ __all__ = ["FOLDER_NAME", "ImageData", "drawn_pixels", "identity"]
 class ImageData:
     """One split of a data set: pixels uint8 [N, C, H, W] in 0..255; `name` is for people.
 
-    `fitted`: whether any was of another size or colour.
+    `fitted`: whether any was of another size or colour; `joined`: how many of them, the last, are
+    the validation split's.
     """
 
     pixels: NDArray[np.uint8]
     name: str
     split: str
     fitted: bool = False
+    joined: int = 0
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4:

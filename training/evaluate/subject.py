@@ -88,13 +88,18 @@ def run_subject(
     """The newest checkpoint of a run, or the checkpoint `run` itself."""
     config, model, checkpoint = load_run(run, weights=weights)
     run_dir = checkpoint.run_dir
+
+    def images(split: Split) -> ImageData:
+        _refuse_seen(split, with_validation=config.data.with_validation)
+        return run_images(config, split, known_data_dir(run_dir, data_dir))
+
     return Subject(
         scorer=ModelScorer(model.to(choose_device(device))),
         name=run_dir.resolve().name,
         identity=weights_used(checkpoint, weights),
         words="RUN" if weights == "ema" else f"RUN --weights {weights}",
         stem=f"{checkpoint.path.name}-{weights}",
-        images=lambda split: _unseen(config, split, known_data_dir(run_dir, data_dir)),
+        images=images,
         home=run_dir,
     )
 
@@ -152,7 +157,10 @@ def bundle_images(
     bundle: Bundle, data: str | None, split: Split, data_dir: Path | None
 ) -> ImageData:
     """One split of the images that a bundle is for, at its size."""
-    name = data or str(bundle.manifest.training.get("data", ""))
+    trained = bundle.manifest.training
+    if data is None:
+        _refuse_seen(split, with_validation=trained.get("with_validation") is True)
+    name = data or str(trained.get("data", ""))
     if not (name in DATASETS or name.startswith(FOLDER_PREFIX)):
         raise EvaluationError(
             f"{bundle.path} was trained on {name or 'images that it does not name'}: say which "
@@ -161,12 +169,11 @@ def bundle_images(
     return _images(name, split, data_dir, bundle.manifest.image.shape, bundle.manifest.fit)
 
 
-def _unseen(config: RunConfig, split: Split, data_dir: Path | None) -> ImageData:
-    if split == "validation" and config.data.with_validation:
+def _refuse_seen(split: Split, *, with_validation: bool) -> None:
+    if split == "validation" and with_validation:
         raise EvaluationError(
-            "the run was trained with its validation images, too: measure it on another --split"
+            "the model was trained with its validation images, too: measure it on another --split"
         )
-    return run_images(config, split, data_dir)
 
 
 def run_images(config: RunConfig, split: Split, data_dir: Path | None) -> ImageData:

@@ -106,6 +106,7 @@ def training_facts(
     return {
         "command": recorded or "iafvae-train fit --out RUN",
         "data": public_name(config.data.name),
+        **({"with_validation": True} if config.data.with_validation else {}),
         "preset": config.preset,
         "git_revision": environment.pop("git_revision", None) or git_revision(),
         **weights_used(checkpoint, weights),

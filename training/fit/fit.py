@@ -74,7 +74,8 @@ def run_images(
     )
     if data.with_validation:
         both = np.concatenate([train.pixels, validation.pixels])
-        train = replace(train, pixels=both, fitted=train.fitted or validation.fitted)
+        fitted = train.fitted or validation.fitted
+        train = replace(train, pixels=both, fitted=fitted, joined=len(validation))
     return [train, validation]
 
 

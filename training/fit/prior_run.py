@@ -10,6 +10,7 @@ from model import build_model
 from model.config import CouplingPrior, PriorConfig
 from model.contract import DensityModel
 from training.config import RunConfig, Runtime
+from training.errors import TrainingError
 from training.fit.device import prepare
 from training.fit.distributed import World
 from training.fit.fit import run_images
@@ -51,12 +52,17 @@ def fit_prior(
 
     `out` is evaluated, exported and gone on with as any run; its optimiser starts afresh. `tell`
     hears what a folder of images holds. A run that has a flow already goes on from it, unless
-    `prior` asks for one of another shape. Raises `TrainingError` where `run` is none or `out` is
-    taken.
+    `prior` asks for one of another shape. Raises `TrainingError` where `run` is none or was trained
+    with its validation images, or `out` is taken.
     """
     run_dir = run_directory(run)
     before = read_config(run_dir)
     refuse_taken(out)
+    if before.data.with_validation:
+        raise TrainingError(
+            "fit-prior keeps what is best on validation images, and this run was trained with "
+            "them: fit the prior before `fit --with-validation`"
+        )
     data_dir = known_data_dir(run_dir, data_dir)
     train, validation = run_images(before, data_dir, tell)
     _, trained, checkpoint = load_run(run)

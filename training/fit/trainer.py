@@ -71,6 +71,7 @@ class Trainer:
         torch.manual_seed(config.train.seed)
         self.backend: Backend = prepare(runtime, world, config.optim.accumulate)
         self.pixels = torch.from_numpy(data.pixels).to(self.backend.device)
+        self.joined = data.joined
         self.batches = Batches(self.pixels, config.optim.batch_size, config.train.seed)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.total_steps = config.train.epochs * self.steps_per_epoch
@@ -97,12 +98,6 @@ class Trainer:
     def images(self) -> dict[str, Any]:
         """What tells these training images from others."""
         return identity(self.pixels.cpu().numpy())
-
-    def _without_validation(self, count: int) -> dict[str, Any] | None:
-        """What tells the first `count` images from others, where others have come behind them."""
-        if not self.config.data.with_validation:
-            return None
-        return identity(self.pixels[:count].cpu().numpy())
 
     def _initialize(self) -> None:
         generator = step_generator(self.backend.device, self.config.train.seed, STREAM_INIT, 0)
@@ -301,7 +296,9 @@ class Trainer:
         the number of steps an epoch would be others.
         """
         before, now = checkpoint.state["images"], self.images
-        if before not in (now, self._without_validation(before["count"])):
+        own = len(self.pixels) - self.joined
+        # A run may have been without the validation images, which come last.
+        if before != now and before != identity(self.pixels[:own].cpu().numpy()):
             raise TrainingError(
                 f"the training images are not those that the run was started with "
                 f"({before['count']} then, {now['count']} now): put them back, or start a new run"

@@ -138,7 +138,7 @@ def _among(old: Tensor, new: Tensor) -> Tensor:
         raise TrainingError(NARROWER)
     nth = torch.arange(len(old)) - torch.searchsorted(old, old)
     place = torch.searchsorted(new, old) + nth
-    if not torch.equal(new[place.clamp(max=len(new) - 1)], old):
+    if not torch.equal(new[place], old):
         raise TrainingError(
             "these settings leave an autoregressive layer fewer units of some degree: give a "
             "multiple of the width that it has, or of the number of latents"

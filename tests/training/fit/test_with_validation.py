@@ -66,6 +66,32 @@ def test_the_last_epochs_are_of_all_images_but_those_of_calibration_and_test(
     assert code == 1
     assert "trained with its validation images" in said
     assert call("evaluate", str(run), "--split", "calibration")[0] == 0
+    code, said = call("fit-prior", str(run), "--out", str(tmp_path / "flow"))
+    assert code == 1
+    assert "fit the prior before `fit --with-validation`" in said
+    code, said = call("export", str(run), "--out", str(tmp_path / "bundle"), "--no-calibration")
+    assert code == 0, said
+    bundle = ("evaluate", "--bundle", str(tmp_path / "bundle"), "--split", "validation")
+    code, said = call(*bundle)
+    assert code == 1
+    assert "trained with its validation images" in said
+    assert call(*bundle, "--data", f"folder:{photos}", "--limit", "2")[0] == 0  # as is asked for
+
+
+def test_images_that_came_since_are_not_taken_for_validation_images(
+    tmp_path: Path, call: Call
+) -> None:
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    images(photos, 0)
+    code, said = call(
+        "fit", "--data", f"folder:{photos}", "--epochs", "1", *SMALL, "--out", str(run)
+    )
+    assert code == 0, said
+    for i in range(20):  # behind the others in the order of names, most of them for training
+        Image.new("L", (8, 8), i).save(photos / f"z{i:03d}.png")
+    code, said = call(*RESUME, "--with-validation", "--epochs", "2", "--out", str(run))
+    assert code == 1
+    assert "not those that the run was started with" in said
 
 
 def test_other_images_are_refused_with_it_as_without(tmp_path: Path, call: Call) -> None:
